@@ -1,0 +1,21 @@
+"""One console on standard error for the log and the progress bar, so that neither writes over the other."""
+
+import logging
+
+import rich
+from rich.console import Console
+
+rich.reconfigure(stderr=True)
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes log messages above the progress bar, unwrapped, so that paths and commands can be copied."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "bold red" if record.levelno >= logging.ERROR else None
+        rich.get_console().print(self.format(record), soft_wrap=True, markup=False, highlight=False, style=style)
+
+
+def output() -> Console:
+    """Standard output, for results."""
+    return Console()

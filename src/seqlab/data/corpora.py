@@ -1,0 +1,198 @@
+"""A corpus as its YAML describes it: finding its files, holding them against their checksums, encoding them once."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqlab.data import download
+from seqlab.data.cache import Encoded, cache_folder, load, store, write_whole
+from seqlab.data.encoding import Unit, Vocabulary
+from seqlab.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """One file: its name below the corpus's folder and, where known, its checksum and how many tokens it holds."""
+
+    file: str
+    sha256: str | None = None
+    tokens: int | None = None
+
+
+class Corpus:
+    """Files that are split into training, validation and test text.
+
+    Args:
+        name: in messages and in the cache.
+        unit: what a token is.
+        folder: of the files, below ``dir``.
+        files: ``file``, ``sha256`` and ``tokens`` of either each split or, with ``fractions``, of the one file
+            ``all``; without a checksum the file is taken as it is.
+        fractions: share of the characters that goes to training, validation and test, one after the other.
+        vocab_size: how many different tokens there must be.
+        source: where to download the files, as ``download.fetch`` takes it.
+        dir: holds the folder; where it does not, or is None, the files are downloaded.
+        cache_dir: keeps downloaded files and encoded tokens; None for the default.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        unit: Unit,
+        folder: str,
+        files: Mapping[str, Mapping[str, Any]],
+        fractions: list[float] | None,
+        vocab_size: int | None,
+        source: Mapping[str, Any] | None,
+        dir: str | None,
+        cache_dir: str | None,
+    ):
+        self.name, self.unit, self.folder, self.vocab_size = name, unit, folder, vocab_size
+        self.files = _parse_files(files, fractions)
+        self.fractions = None if fractions is None else _parse_fractions(fractions)
+        self.source = source
+        if source is not None:
+            download.check_source(source)
+        self.dir = None if dir is None else Path(dir).expanduser()
+        self.cache = cache_folder(cache_dir)
+
+    def encoded(self) -> tuple[str, Encoded]:
+        """A key that stands for the encoded corpus, and the corpus: from the cache if that has it whole."""
+        contents = self._contents()
+        sums = {role: hashlib.sha256(content).hexdigest() for role, content in contents.items()}
+        key = hashlib.sha256(json.dumps([FORMAT, self.unit, self.fractions, sums]).encode()).hexdigest()
+        entry = self.cache / "tokens" / f"{self.name}-{key[:16]}.tokens"
+        cached = load(entry)
+        encoded = cached or self._encode(contents)
+        self._check_counts(encoded)
+        if cached is None:
+            store(entry, encoded)
+            encoded = load(entry) or encoded
+        return key, encoded
+
+    def _contents(self) -> dict[str, bytes]:
+        """Every file's bytes, by role: from ``dir``, from an earlier download or from the network."""
+        given = None if self.dir is None else self._read(self.dir)
+        if given is not None:
+            for role, content in given.items():
+                self._check_sum(role, content, self.dir / self.folder)
+            return given
+        kept = self._read(self.cache / "files")
+        if kept is not None and all(self._has_sum(role, content) for role, content in kept.items()):
+            return kept
+        fetched = self._fetch()
+        for role, content in fetched.items():
+            self._check_sum(role, content, "the download")
+        for role, content in fetched.items():
+            write_whole(self.cache / "files" / self.folder / self.files[role].file, content)
+        return fetched
+
+    def _paths(self, root: Path) -> dict[str, Path]:
+        return {role: root / self.folder / spec.file for role, spec in self.files.items()}
+
+    def _read(self, root: Path) -> dict[str, bytes] | None:
+        """The files below a folder, or None unless it holds all of them."""
+        paths = self._paths(root)
+        if not all(path.is_file() for path in paths.values()):
+            return None
+        return {role: path.read_bytes() for role, path in paths.items()}
+
+    def _fetch(self) -> dict[str, bytes]:
+        where = self.cache / "files" if self.dir is None else self.dir
+        paths = self._paths(where).values()
+        missing = [path for path in paths if not path.is_file()] or paths
+        names = ", ".join(str(path.relative_to(where)) for path in missing)
+        value = "null" if self.dir is None else self.dir
+        give = f"Set data.dir=... or SEQLAB_DATA_DIR to the folder that holds {self.folder}/"
+        if self.source is None:
+            raise UserError("data.dir", value, f"{names} not found in {where}, and no download is described", give)
+        log.info("Downloading %s (%s)", self.name, names)
+        try:
+            return download.fetch(self.source, {role: spec.file for role, spec in self.files.items()})
+        except download.DownloadError as error:
+            rule = f"{names} not found in {where}, and the download failed ({error})"
+            raise UserError("data.dir", value, rule, f"{give}, or connect to the network") from error
+
+    def _has_sum(self, role: str, content: bytes) -> bool:
+        expected = self.files[role].sha256
+        return expected is None or hashlib.sha256(content).hexdigest() == expected.lower()
+
+    def _check_sum(self, role: str, content: bytes, where: Path | str) -> None:
+        if self._has_sum(role, content):
+            return
+        expected, found = self.files[role].sha256, hashlib.sha256(content).hexdigest()
+        rule = f"{self.files[role].file} in {where} has the SHA-256 {found[:12]}..., so it is not the published file"
+        remedy = f"Get the published file, or set data.files.{role}.sha256=null (and tokens, vocab_size) to take it as it is"
+        raise UserError(f"data.files.{role}.sha256", f"{expected[:12]}...", rule, remedy)
+
+    def _encode(self, contents: dict[str, bytes]) -> Encoded:
+        texts = {role: self._decode(role, content) for role, content in contents.items()}
+        if self.fractions is not None:
+            texts = split_text(texts["all"], self.fractions, self.unit)
+        vocabulary = Vocabulary.of(texts, self.unit)
+        tokens = {}
+        for split in SPLITS:
+            role = split if self.fractions is None else "all"
+            tokens[split] = vocabulary.encode(texts[split], f"data.files.{role}", self.files[role].file)
+        return Encoded(vocabulary.symbols, tokens)
+
+    def _decode(self, role: str, content: bytes) -> str:
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            rule = f"is not UTF-8 text (byte {error.start:,})"
+            remedy = "Convert the file to UTF-8"
+            raise UserError(f"data.files.{role}.file", self.files[role].file, rule, remedy) from error
+        return text + "\n" if self.unit == "word" and text and not text.endswith("\n") else text
+
+    def _check_counts(self, encoded: Encoded) -> None:
+        counts = {split: len(tokens) for split, tokens in encoded.splits.items()}
+        if self.fractions is not None:
+            counts = {"all": sum(counts.values())}
+        expected = {f"data.files.{role}.tokens": (spec.tokens, counts[role]) for role, spec in self.files.items()}
+        expected["data.vocab_size"] = (self.vocab_size, len(encoded.vocabulary))
+        for key, (wanted, found) in expected.items():
+            if wanted not in (None, found):
+                rule = f"{self.name} has {found:,} by {self.unit}s"
+                raise UserError(key, wanted, rule, f"Set {key}={found}, or null to take any number")
+
+
+def split_text(text: str, fractions: tuple[float, ...], unit: Unit) -> dict[str, str]:
+    """Cut a text at the given shares of its characters; by words, at the next end of a line."""
+    shares = fractions[0], fractions[0] + fractions[1]
+    cuts = [int(round(len(text) * share, 6)) for share in shares]  # 0.7 + 0.2 is a little less than 0.9
+    if unit == "word":
+        cuts = [text.find("\n", max(cut - 1, 0)) + 1 or len(text) for cut in cuts]
+    return {"train": text[: cuts[0]], "validation": text[cuts[0] : cuts[1]], "test": text[cuts[1] :]}
+
+
+def _parse_files(files: Mapping[str, Mapping[str, Any]], fractions: list[float] | None) -> dict[str, CorpusFile]:
+    roles = SPLITS if fractions is None else ("all",)
+    if set(files) != set(roles):
+        rule = f"must be {', '.join(roles)} when data.fractions={'null' if fractions is None else fractions}"
+        remedy = "Give either train, validation and test, or one file `all` and data.fractions=[0.8,0.1,0.1]"
+        raise UserError("data.files", ", ".join(files), rule, remedy)
+    parsed = {}
+    for role in roles:
+        spec = files[role]
+        if not {"file"} <= set(spec) <= {"file", "sha256", "tokens"}:
+            rule = "must give `file`, and may give `sha256` and `tokens`"
+            raise UserError(f"data.files.{role}", dict(spec), rule, "Correct the data YAML")
+        parsed[role] = CorpusFile(**spec)
+    return parsed
+
+
+def _parse_fractions(fractions: list[float]) -> tuple[float, ...]:
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        rule = "must be three positive shares (training, validation, test) that add up to 1"
+        raise UserError("data.fractions", list(fractions), rule, "For example data.fractions=[0.8,0.1,0.1]")
+    return tuple(fractions)

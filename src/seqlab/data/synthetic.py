@@ -1,0 +1,162 @@
+"""Sequence-to-sequence regression that needs memory, generated from a seed."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqlab.data.batch import Batch
+from seqlab.data.streams import check_batch_size, epoch_items, uniform
+from seqlab.errors import UserError
+
+
+class Regression:
+    """Outputs that depend on the values at the last marked position, a variable distance back.
+
+    Each position carries a marker and ``d_input - 1`` values, uniform on [-1, 1). With r the last marked position up
+    to t (the first is always marked) and bend(u) = 4 u (1 - |u|), output k is bend(v_k at r) * v_(k+1 at t) + noise,
+    the values' numbers counted in a circle. One example with ``d_input`` 3, ``d_output`` 1 and no noise::
+
+        t         0     1     2     3     4     5
+        marker    1     0     0     1     0     0
+        v_0     0.5   0.3  -0.9  -0.2   0.7   0.1     bend(0.5) = 1, bend(-0.2) = -0.64
+        v_1     0.8  -0.4   0.1   0.5   0.9  -1.0
+        y       0.8  -0.4   0.1 -0.32 -0.58  0.64     = bend(v_0 at r) * v_1
+
+    A model that sees one position at a time cannot solve it: away from the markers bend(v_k at r) is independent of
+    the position's own features and 0 on average, so the best such prediction there is 0, and its R^2 over all
+    positions is the marked share of them (``per_position_r2``), where y = bend(v_k) * v_(k+1) is of one position.
+
+    Everything is computed with exactly rounded arithmetic, so that the seed gives the same bytes on every machine.
+
+    Args:
+        length: positions in a sample.
+        d_input: width of the features, the marker among them.
+        d_output: width of the outputs, at most ``d_input - 1``.
+        n_train: samples to train on.
+        n_validation: samples to select by.
+        n_test: samples for the final figures.
+        marker_probability: that a position after the first is marked; its inverse is the mean distance of markers.
+        noise: standard deviation of what is added to the outputs (uniform).
+        seed: of the data; the order of batches has its own.
+        selection: name of the validation metric that chooses the checkpoint.
+        metrics: what to measure besides the loss, by name.
+    """
+
+    tokens = False
+    unit = "sample"
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        d_input: int,
+        d_output: int,
+        n_train: int,
+        n_validation: int,
+        n_test: int,
+        marker_probability: float,
+        noise: float,
+        seed: int,
+        selection: str = "loss",
+        metrics: dict[str, Any] | None = None,
+    ):
+        self.length, self.d_input, self.d_output = length, d_input, d_output
+        self.marker_probability, self.noise, self.seed = marker_probability, noise, seed
+        self.selection, self.metrics = selection, metrics or {}
+        self.train_size = n_train
+        sizes = {"train": n_train, "validation": n_validation, "test": n_test}
+        self._check(sizes)
+        self._splits = {split: self._generate(split, size) for split, size in sizes.items()}
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        least = {"length": (self.length, 1), "d_input": (self.d_input, 3), "noise": (self.noise, 0)}
+        least |= {f"n_{split}": (size, 1) for split, size in sizes.items()}
+        for key, (value, bound) in least.items():
+            if value < bound:
+                raise UserError(f"data.{key}", value, f"must be at least {bound}", f"Set data.{key}={bound} or more")
+        if not 1 <= self.d_output < self.d_input:
+            rule = f"must lie between 1 and d_input - 1 = {self.d_input - 1}, for each output has a value of its own"
+            raise UserError("data.d_output", self.d_output, rule, f"Set data.d_output={self.d_input - 1} or less")
+        if not 0 <= self.marker_probability <= 1:
+            rule = "must lie between 0 and 1"
+            remedy = "For example data.marker_probability=0.125"
+            raise UserError("data.marker_probability", self.marker_probability, rule, remedy)
+
+    def _generate(self, split: str, size: int) -> Batch:
+        """The samples of a split: (n, L, d_input) and (n, L, d_output)."""
+
+        def draw(what: str, width: int) -> np.ndarray:
+            return uniform(self.seed, f"regression {split} {what}", 0, (size, self.length, width))
+
+        marked = draw("markers", 1) < self.marker_probability  # (n, L, 1)
+        marked[:, 0] = True
+        values = (2 * draw("values", self.d_input - 1) - 1).astype(np.float32).astype(np.float64)  # (n, L, d_input - 1)
+        positions = np.arange(self.length)[:, None]  # (L, 1)
+        last = np.maximum.accumulate(np.where(marked, positions, 0), axis=1)  # (n, L, 1)
+        held = np.take_along_axis(values, last, axis=1)[..., : self.d_output]  # (n, L, d_output)
+        partner = np.roll(values, -1, axis=2)[..., : self.d_output]  # (n, L, d_output)
+        noise = self.noise * math.sqrt(3) * (2 * draw("noise", self.d_output) - 1)  # (n, L, d_output)
+        targets = 4 * held * (1 - np.abs(held)) * partner + noise
+        inputs = np.concatenate([marked, values], axis=2)  # (n, L, d_input)
+        return Batch(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets.astype(np.float32)))
+
+    @property
+    def best_r2(self) -> float:
+        """The expected R^2 of the function itself: all but the noise. A product's variance is 8/15 * 1/3."""
+        return 1 / (1 + self.noise**2 * 45 / 8)
+
+    @property
+    def per_position_r2(self) -> float:
+        """The expected R^2 of the best model that sees one position at a time."""
+        marked = (1 + (self.length - 1) * self.marker_probability) / self.length
+        return marked * self.best_r2
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the samples of all splits."""
+        digest = hashlib.sha256()
+        for split in self._splits.values():
+            for tensor in split:
+                digest.update(tensor.numpy())
+        return digest.hexdigest()[:12]
+
+    @property
+    def description(self) -> str:
+        """The data set in one line."""
+        sizes = " + ".join(f"{len(inputs):,}" for inputs, _ in self._splits.values())
+        widths = f"{self.d_input} features to {self.d_output} outputs"
+        return f"regression: {sizes} samples of {self.length:,} positions, {widths}, seed {self.seed}"
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse a batch that one epoch cannot fill."""
+        check_batch_size(batch_size, self.train_size, "samples")
+
+    def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
+        """Batch number ``index`` of the endless training stream: (B, L, d_input) and (B, L, d_output)."""
+        self.check_batch_size(batch_size)
+        _, items = epoch_items(index, batch_size, seed, self.train_size)
+        inputs, targets = self._splits["train"]
+        chosen = torch.from_numpy(items)  # (B,)
+        return Batch(inputs[chosen], targets[chosen])
+
+    def evaluation_batches(self, split: Literal["validation", "test"], batch_size: int) -> Iterator[Batch]:
+        """A split once, in order; the last batch may be smaller."""
+        inputs, targets = self._splits[split]
+        yield from map(Batch, inputs.split(batch_size), targets.split(batch_size))
+
+    def evaluation_size(self, split: Literal["validation", "test"], batch_size: int) -> int:
+        """How many batches ``evaluation_batches`` yields."""
+        return -(-len(self._splits[split].inputs) // batch_size)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Squared error in float32, averaged over the outputs: (B, L, d_output) twice to (B, L)."""
+        return (outputs.float() - targets).square().mean(dim=-1)
+
+    def mask(self, targets: Tensor) -> Tensor:
+        """The positions that count, (B, L): all."""
+        return torch.ones(targets.shape[:-1], dtype=torch.bool, device=targets.device)

@@ -1,0 +1,162 @@
+"""Language modelling: windows of a text, each position predicting the next token."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqlab.data.batch import Batch
+from seqlab.data.corpora import Corpus
+from seqlab.data.encoding import Vocabulary
+from seqlab.data.streams import check_batch_size, epoch_items, integers
+from seqlab.errors import UserError
+
+IGNORED = -100
+
+
+class TextData:
+    """A text corpus, described by its YAML alone, as windows of tokens and the tokens that follow them.
+
+    By characters and with ``length`` 4, the text "To be, or" holds such windows as::
+
+        inputs    T o _ b     the training stream draws windows at random (``sampled``), or lays them end to end
+        targets   o _ b e     from a random phase and hands them out in random order (``contiguous``)
+
+    Training windows that are ``contiguous`` take the split as a ring, its first token after its last, so that every
+    epoch has the same number of them: every token is predicted once an epoch, but for fewer than ``length``, which
+    are others each epoch. Validation and test are cut from the first token on, without overlap and to the last token.
+
+    Args:
+        name: of the corpus, in messages and file names.
+        unit: what a token is. Words are separated by white space, and each line ends with ``<eos>``.
+        folder: of the corpus's files, below ``dir``.
+        files: ``file`` (a name in the folder), ``sha256`` and ``tokens`` for each of train, validation and test, or
+            for ``all`` when ``fractions`` splits one file. Leave out ``sha256`` to take a file as it is.
+        fractions: shares of the characters of the one file that go to train, validation and test, in this order.
+        vocab_size: how many different tokens there must be; None for any.
+        download: where the files are when ``dir`` does not hold them, as ``seqlab.data.download.fetch`` takes it.
+        dir: holds the folders of corpora.
+        cache_dir: keeps encoded corpora and downloads; by default ``$SEQLAB_CACHE_DIR`` or ``~/.cache/seqlab``.
+        length: positions in a window.
+        windows: how the training stream chooses them.
+        selection: name of the validation metric that chooses the checkpoint.
+        metrics: what to measure besides the loss, by name.
+    """
+
+    tokens = True
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        unit: Literal["character", "word"],
+        folder: str,
+        files: dict[str, dict[str, Any]],
+        length: int,
+        windows: Literal["sampled", "contiguous"],
+        fractions: list[float] | None = None,
+        vocab_size: int | None = None,
+        download: dict[str, Any] | None = None,
+        dir: str | None = None,
+        cache_dir: str | None = None,
+        selection: str = "loss",
+        metrics: dict[str, Any] | None = None,
+    ):
+        corpus = Corpus(name, unit, folder, files, fractions, vocab_size, download, dir, cache_dir)
+        self._key, encoded = corpus.encoded()
+        self._splits = encoded.splits
+        self._vocabulary = Vocabulary(encoded.vocabulary, unit)
+        self.name, self.unit, self.length, self.windows = name, unit, length, windows
+        self.selection, self.metrics = selection, metrics or {}
+        self.d_input = self.d_output = len(encoded.vocabulary)
+        self._check_length()
+        self.train_size = len(self._splits["train"]) // length
+
+    def _check_length(self) -> None:
+        split, tokens = min(self._splits.items(), key=lambda item: len(item[1]))
+        if not 1 <= self.length < len(tokens):
+            count = len(tokens)
+            rule = f"the {split} split of {self.name} holds {count:,} {self.unit}s"
+            remedy = f"Take a length from 1 to {count - 1:,}" if count > 1 else "Give it more text"
+            raise UserError("data.length", self.length, rule, remedy)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The symbol that each token id stands for."""
+        return self._vocabulary.symbols
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the tokens of all splits, whatever the windows."""
+        return self._key[:12]
+
+    @property
+    def description(self) -> str:
+        """The data set in one line."""
+        sizes = " + ".join(f"{len(tokens):,}" for tokens in self._splits.values())
+        vocabulary = f"vocabulary {self.d_input:,}"
+        return f"{self.name}: {sizes} {self.unit}s, {vocabulary}, {self.windows} windows of {self.length:,}"
+
+    def encode(self, text: str) -> Tensor:
+        """The token ids of a text, (N,) int64."""
+        return torch.from_numpy(self._vocabulary.encode(text))
+
+    def decode(self, ids: Iterable[int] | Tensor) -> str:
+        """The text that token ids (N,) stand for."""
+        return self._vocabulary.decode(ids.tolist() if isinstance(ids, Tensor) else ids)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse a batch that one epoch cannot fill."""
+        check_batch_size(batch_size, self.train_size, "windows")
+
+    def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
+        """Batch number ``index`` of the endless training stream: (B, L) and (B, L)."""
+        self.check_batch_size(batch_size)
+        tokens = self._splits["train"]
+        starts = self._starts(index, batch_size, seed, len(tokens))  # (B,)
+        places = starts[:, None] + np.arange(self.length + 1)  # (B, L + 1)
+        windows = torch.from_numpy(tokens.take(places, mode="wrap").astype(np.int64))  # (B, L + 1)
+        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+
+    def _starts(self, index: int, batch_size: int, seed: int, size: int) -> np.ndarray:
+        """Where the windows of a batch begin in a split of ``size`` tokens, (B,)."""
+        if self.windows == "sampled":
+            return integers(seed, "sampled windows", index, batch_size, size - self.length)
+        epochs, items = epoch_items(index, batch_size, seed, self.train_size)
+        phases = {epoch: integers(seed, "phase of an epoch", epoch, 1, size)[0] for epoch in set(epochs.tolist())}
+        return np.array([phases[epoch] for epoch in epochs.tolist()]) + items * self.length
+
+    def evaluation_batches(self, split: Literal["validation", "test"], batch_size: int) -> Iterator[Batch]:
+        """A split once, in order, every token but the first predicted once; a last shorter window comes by itself."""
+        tokens = self._splits[split]
+        full = (len(tokens) - 1) // self.length
+        for first in range(0, full, batch_size):
+            rows = min(batch_size, full - first)
+            yield _windows(tokens, first * self.length, rows, self.length)
+        rest = (len(tokens) - 1) % self.length
+        if rest:
+            yield _windows(tokens, full * self.length, 1, rest)
+
+    def evaluation_size(self, split: Literal["validation", "test"], batch_size: int) -> int:
+        """How many batches ``evaluation_batches`` yields."""
+        full, rest = divmod(len(self._splits[split]) - 1, self.length)
+        return -(-full // batch_size) + (rest > 0)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats, in float32: logits (B, L, V) and ids (B, L) to (B, L); 0 where masked."""
+        logits = outputs.float().flatten(0, 1)  # (B L, V)
+        loss = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)  # (B L,)
+        return loss.view_as(targets)
+
+    def mask(self, targets: Tensor) -> Tensor:
+        """The positions that count, (B, L)."""
+        return targets != IGNORED
+
+
+def _windows(tokens: np.ndarray, start: int, rows: int, length: int) -> Batch:
+    """``rows`` adjacent windows: (rows, length) and (rows, length)."""
+    piece = torch.from_numpy(tokens[start : start + rows * length + 1].astype(np.int64))
+    return Batch(piece[:-1].view(rows, length), piece[1:].view(rows, length))

@@ -1,0 +1,64 @@
+"""How a run can end early, each with the message and the exit status that its user gets."""
+
+from pathlib import Path
+from typing import Any
+
+
+def sentence(text: str) -> str:
+    """Text with a full stop, unless it ends in a mark of its own."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+class UserError(Exception):
+    """A setting, file or folder that cannot be used, said in one or two lines.
+
+    Args:
+        key: the setting or the thing that is wrong, as the user would type it (``size.n_heads``).
+        value: what it is now.
+        rule: what it would have to be, and why.
+        remedy: what to type or do instead.
+    """
+
+    exit_status = 2
+
+    def __init__(self, key: str, value: Any, rule: str, remedy: str):
+        super().__init__(key, value, rule, remedy)
+        self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}: {sentence(self.rule)}\n{sentence(self.remedy)}"
+
+
+class Diverged(Exception):
+    """The loss stopped being a number, several steps in a row."""
+
+    exit_status = 1
+
+    def __init__(self, step: int, steps_in_a_row: int, folder: Path):
+        super().__init__(step, steps_in_a_row, folder)
+        self.step, self.steps_in_a_row, self.folder = step, steps_in_a_row, folder
+
+    def __str__(self) -> str:
+        return (
+            f"The loss or its gradient was not finite in {self.steps_in_a_row} steps in a row, up to step {self.step}; "
+            f"the last good checkpoint is kept in {self.folder / 'checkpoints'}.\n"
+            "Lower optimizer.lr, lengthen schedule.warmup, or use trainer.precision=float32."
+        )
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; a checkpoint was written first."""
+
+    def __init__(self, signal: int, step: int, folder: Path):
+        super().__init__(signal, step, folder)
+        self.signal, self.step, self.folder = signal, step, folder
+
+    @property
+    def exit_status(self) -> int:
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        return (
+            f"Stopped at step {self.step}; the checkpoint is written. "
+            f"Continue with:\npython train.py 'resume={self.folder}'"
+        )

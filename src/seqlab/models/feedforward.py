@@ -1,0 +1,40 @@
+"""Feed-forward halves of a layer: (B, L, D) -> (B, L, D), each position alone."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Two linear maps with a ReLU between them (Vaswani et al. 2017, equation 2).
+
+    Args:
+        d_model: width D.
+        d_ff: hidden width.
+        bias: biases in both maps.
+    """
+
+    def __init__(self, d_model: int, *, d_ff: int, bias: bool = True):
+        super().__init__()
+        self.in_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.out_proj = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(F.relu(self.in_proj(x)))
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward, silu(x V) * (x W) projected back (Shazeer 2020, equation 6).
+
+    It has three matrices where ``MLP`` has two, so its hidden width is two thirds of ``d_ff``, rounded up to a
+    multiple of 8: the same ``d_ff`` then means the same number of parameters and FLOPs in both.
+    """
+
+    def __init__(self, d_model: int, *, d_ff: int):
+        super().__init__()
+        d_hidden = -(-2 * d_ff // 24) * 8
+        self.in_proj = nn.Linear(d_model, 2 * d_hidden, bias=False)
+        self.out_proj = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.in_proj(x).chunk(2, dim=-1)
+        return self.out_proj(F.silu(gate) * value)

@@ -1,0 +1,18 @@
+"""Mixers: modules that map (B, L, D) to (B, L, D) causally.
+
+A mixer is built as ``Mixer(d_model, **settings)`` and has
+
+- ``forward(x)``: the whole sequence, (B, L, D) -> (B, L, D);
+- ``initial_state(batch_size)``: what it remembers before the first position;
+- ``step(x, state)``: one position, (B, D) -> (B, D), and the state after it; equal to ``forward`` at that position.
+
+A projection that writes into the residual stream is called ``out_proj``, so that the model can rescale it.
+A mixer whose arithmetic torch's FLOP counter cannot see says it in ``uncounted_flops(batch_size, length)``.
+"""
+
+from seqlab.models.mixers.attention import Attention
+from seqlab.models.mixers.dense import Dense
+from seqlab.models.mixers.lstm import LSTM
+from seqlab.models.mixers.mamba import Mamba
+
+__all__ = ["LSTM", "Attention", "Dense", "Mamba"]

@@ -1,0 +1,89 @@
+"""Causal multi-head self-attention (Vaswani et al. 2017), with rotary positions (Su et al. 2021) if asked.
+
+Symbols: B batch, L length, H heads, P width of a head, D = H P model width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqlab.errors import UserError
+
+
+class Cache(NamedTuple):
+    """Keys and values of the positions so far, each (B, H, L, P)."""
+
+    k: Tensor
+    v: Tensor
+
+
+def rotate(x: Tensor, start: int, base: float) -> Tensor:
+    """Rotary position embedding: turn each pair (x_i, x_{i + P/2}) at position t by the angle t base^(-2i/P).
+
+    Su et al. 2021, equation 34, with the halves of a head as the pairs. x is (B, H, L, P), its first position
+    number ``start``; angles and products are float32, the result has x's dtype.
+    """
+    length, width = x.shape[-2:]
+    position = torch.arange(start, start + length, device=x.device, dtype=torch.float32)
+    frequency = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
+    angle = position[:, None] * frequency  # (L, P/2)
+    cos, sin = angle.cos(), angle.sin()
+    first, second = x.float().chunk(2, dim=-1)  # (B, H, L, P/2)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Softmax attention over all positions up to one's own.
+
+    Args:
+        d_model: width D, divisible by ``n_heads``.
+        n_heads: heads H.
+        rotary: turn queries and keys by their position; without it the mixer knows no order but causality.
+        rotary_base: the largest wavelength over 2 pi.
+        bias: biases in the projections.
+    """
+
+    def __init__(
+        self, d_model: int, *, n_heads: int, rotary: bool = True, rotary_base: float = 10_000.0, bias: bool = False
+    ):
+        super().__init__()
+        if n_heads < 1 or d_model % n_heads:
+            divisors = [str(h) for h in range(1, min(d_model, 64) + 1) if d_model % h == 0]
+            raise UserError(
+                "size.n_heads", n_heads, f"must divide d_model={d_model}", f"Choose one of {', '.join(divisors)}"
+            )
+        d_head = d_model // n_heads
+        if rotary and d_head % 2:
+            rule = f"rotary positions turn pairs, and d_model / n_heads = {d_head} is odd"
+            raise UserError("size.n_heads", n_heads, rule, "Choose n_heads so that d_model / n_heads is even")
+        self.n_heads, self.rotary, self.rotary_base = n_heads, rotary, rotary_base
+        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
+
+    def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (
+            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, L, P)
+            for part in self.in_proj(x).chunk(3, dim=-1)
+        )
+        if self.rotary:
+            q, k = (rotate(part, start, self.rotary_base) for part in (q, k))
+        return q, k, v
+
+    def _merge(self, y: Tensor) -> Tensor:
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self._project(x, start=0)
+        return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def initial_state(self, batch_size: int) -> Cache:
+        weight = self.in_proj.weight
+        empty = weight.new_empty(batch_size, self.n_heads, 0, weight.shape[1] // self.n_heads)
+        return Cache(empty, empty)
+
+    def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+        q, k, v = self._project(x[:, None], start=state.k.shape[2])
+        state = Cache(torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2))
+        return self._merge(F.scaled_dot_product_attention(q, *state))[:, 0], state

@@ -1,0 +1,20 @@
+"""The mixer that mixes nothing: each position alone."""
+
+from torch import Tensor, nn
+
+
+class Dense(nn.Module):
+    """A linear map and a ReLU at each position, the hidden layer of a multilayer perceptron."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.linear = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu()
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def step(self, x: Tensor, state: None) -> tuple[Tensor, None]:
+        return self(x), state

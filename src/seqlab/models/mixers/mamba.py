@@ -1,0 +1,125 @@
+"""Mamba-1 (Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces").
+
+Symbols, the paper's: B batch, L length, D model width, E = expand D inner width, N state size, K width of the
+convolution, R rank of delta; A (E, N) decay, B and C (B, L, N) input and output maps, delta (B, L, E) step.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from seqlab.ops import (
+    causal_conv1d,
+    causal_conv1d_update,
+    selective_scan,
+    selective_scan_flops,
+    selective_state_update,
+)
+
+
+class State(NamedTuple):
+    """What one Mamba layer remembers, the same size at every length."""
+
+    conv: Tensor  # (B, K - 1, E), the last inputs of the convolution
+    ssm: Tensor  # (B, E, N), float32
+
+
+def log_uniform_step_bias(width: int, smallest: float, largest: float) -> Tensor:
+    """A bias b (width,) for which softplus(b) is log-uniform in [smallest, largest] (the paper's section 3.6)."""
+    low, high = math.log(smallest), math.log(largest)
+    step = torch.exp(low + (high - low) * torch.rand(width))
+    return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
+
+
+class Mamba(nn.Module):
+    """The block of figure 3: projection, causal convolution, selective scan, gate, projection.
+
+    Args:
+        d_model: width D.
+        d_state: state size N.
+        d_conv: width K of the causal depthwise convolution.
+        expand: inner width E over D.
+        dt_rank: rank R of delta; ``None`` is ceil(D / 16).
+        dt_min, dt_max: range of the steps at the start.
+        scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        scan_backend: str = "auto",
+    ):
+        super().__init__()
+        d_inner = expand * d_model
+        self.d_inner, self.d_state, self.scan_backend = d_inner, d_state, scan_backend
+        self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)
+
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        bound = d_conv**-0.5  # torch's own bound for a depthwise convolution
+        self.conv_weight = nn.Parameter(torch.empty(d_inner, d_conv).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.empty(d_inner).uniform_(-bound, bound))
+        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
+        with torch.no_grad():
+            self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            self.dt_proj.bias.copy_(log_uniform_step_bias(d_inner, dt_min, dt_max))
+        decay = torch.arange(1, d_state + 1, dtype=torch.float32)
+        self.A_log = nn.Parameter(decay.log().repeat(d_inner, 1))  # (E, N): A = -exp(A_log) = -(1..N)
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.A_log.no_weight_decay = True
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The input-dependent delta (before bias and softplus), B and C: what makes the scan selective."""
+        dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        return nn.functional.linear(dt, self.dt_proj.weight), B, C
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802
+        return -torch.exp(self.A_log.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
+        u = causal_conv1d(u, self.conv_weight, self.conv_bias, activation="silu")
+        delta, B, C = self._select(u)
+        y = selective_scan(
+            u,
+            delta,
+            self.A,
+            B,
+            C,
+            self.D,
+            z,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            backend=self.scan_backend,
+        )
+        return self.out_proj(y)
+
+    def initial_state(self, batch_size: int) -> State:
+        weight = self.conv_weight
+        return State(
+            conv=weight.new_zeros(batch_size, weight.shape[1] - 1, self.d_inner),
+            ssm=weight.new_zeros(batch_size, self.d_inner, self.d_state, dtype=torch.float32),
+        )
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, E) each
+        u, conv = causal_conv1d_update(state.conv, u, self.conv_weight, self.conv_bias, activation="silu")
+        delta, B, C = self._select(u)
+        y, ssm = selective_state_update(
+            state.ssm, u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True
+        )
+        return self.out_proj(y), State(conv, ssm)
+
+    def uncounted_flops(self, batch_size: int, length: int) -> int:
+        return selective_scan_flops(batch_size, length, self.d_inner, self.d_state)

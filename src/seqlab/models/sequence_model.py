@@ -1,0 +1,198 @@
+"""The one model: embed, layers of mixer and feed-forward, norm, head.
+
+Symbols: B batch, L length, D model width.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from seqlab.errors import UserError
+
+Factory = Callable[..., nn.Module]
+
+
+class ModelState(NamedTuple):
+    """What the model remembers between two calls of ``step``."""
+
+    position: int
+    layers: list[Any]
+
+
+class Branch(nn.Module):
+    """Half a layer: x + dropout(inner(norm(x))), or inner(norm(x)) where there is no residual stream."""
+
+    def __init__(self, inner: nn.Module, norm: nn.Module, *, residual: bool, dropout: float):
+        super().__init__()
+        self.norm, self.inner, self.residual = norm, inner, residual
+        self.dropout = nn.Dropout(dropout)
+
+    def _join(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.dropout(y) if self.residual else self.dropout(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._join(x, self.inner(self.norm(x)))
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, state = self.inner.step(self.norm(x), state)
+        return self._join(x, y), state
+
+
+class Layer(nn.Module):
+    """A mixer, then a feed-forward if there is one."""
+
+    def __init__(self, mixer: Branch, feedforward: Branch | None):
+        super().__init__()
+        self.mixer, self.feedforward = mixer, feedforward
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(x)
+        return x if self.feedforward is None else self.feedforward(x)
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        x, state = self.mixer.step(x, state)
+        return x if self.feedforward is None else self.feedforward(x), state
+
+
+class SequenceModel(nn.Module):
+    """Maps tokens (B, L) or features (B, L, d_input) to logits or values (B, L, d_output), causally.
+
+    The data object gives the first four arguments, the configuration the rest.
+
+    Args:
+        tokens: inputs are token ids below ``d_input``; otherwise they are features of that width.
+        d_input: vocabulary size or feature width.
+        d_output: vocabulary size or output width.
+        max_length: the longest window, which sizes learned positions.
+        d_model: width D of the residual stream.
+        n_layers: number of layers; 0 leaves embedding and head.
+        pattern: names of the layers' mixers, repeated over the depth.
+        mixers: how to build each name in ``pattern``, given D.
+        feedforward: how to build the feed-forward after each mixer, given D.
+        norm: how to build the norm before each half layer and before the head, given D.
+        residual: add each half layer to its input.
+        positions: ``learned`` adds a vector for each position; ``none`` leaves order to the mixers.
+        tie_embeddings: the head uses the embedding's matrix (tokens only; features have none to share).
+        embedding_std: standard deviation of the embedding at the start.
+        dropout: on the embedding and on each half layer's output.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: bool,
+        d_input: int,
+        d_output: int,
+        max_length: int,
+        d_model: int,
+        n_layers: int,
+        pattern: list[str],
+        mixers: dict[str, Factory],
+        feedforward: Factory | None = None,
+        norm: Factory | None = None,
+        residual: bool = True,
+        positions: Literal["none", "learned"] = "none",
+        tie_embeddings: bool = False,
+        embedding_std: float = 0.02,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        check_pattern(pattern, n_layers, mixers)
+        self.tokens, self.max_length = tokens, max_length
+        self.embed = nn.Embedding(d_input, d_model) if tokens else nn.Linear(d_input, d_model)
+        self.positions = nn.Embedding(max_length, d_model) if positions == "learned" else None
+        self.dropout = nn.Dropout(dropout)
+
+        def branch(inner: nn.Module) -> Branch:
+            return Branch(inner, norm(d_model) if norm else nn.Identity(), residual=residual, dropout=dropout)
+
+        self.layers = nn.ModuleList(
+            Layer(
+                branch(mixers[pattern[i % len(pattern)]](d_model)),
+                branch(feedforward(d_model)) if feedforward else None,
+            )
+            for i in range(n_layers)
+        )
+        self.norm = norm(d_model) if norm else nn.Identity()
+        tied = tokens and tie_embeddings
+        self.head = nn.Linear(d_model, d_output, bias=not tied)
+        if residual:
+            self._rescale_residual_projections()
+        self._initialise_embeddings(embedding_std)
+        if tied:
+            self.head.weight = self.embed.weight
+        elif tokens:
+            self.embed.weight.no_weight_decay = True
+
+    def _rescale_residual_projections(self) -> None:
+        """Divide what each half layer adds by the square root of how many add (GPT-2, section 2.3)."""
+        projections = [m.out_proj.weight for m in self.layers.modules() if hasattr(m, "out_proj")]
+        with torch.no_grad():
+            for weight in projections:
+                weight /= len(projections) ** 0.5
+
+    def _initialise_embeddings(self, std: float) -> None:
+        if self.tokens:
+            nn.init.normal_(self.embed.weight, std=std)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=std)
+            self.positions.weight.no_weight_decay = True
+
+    def _check_length(self, length: int) -> None:
+        if self.positions is not None and length > self.max_length:
+            raise UserError(
+                "model.positions",
+                "learned",
+                f"a sequence of {length} is past the {self.max_length} positions that this model has",
+                "Shorten the sequence, raise data.length, or use rotary positions or a recurrent mixer",
+            )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = self.embed(inputs)  # (B, L, D)
+        if self.positions is not None:
+            self._check_length(x.shape[1])
+            x = x + self.positions.weight[: x.shape[1]]
+        x = self.dropout(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+    def initial_state(self, batch_size: int) -> ModelState:
+        """The state before the first position."""
+        return ModelState(0, [layer.mixer.inner.initial_state(batch_size) for layer in self.layers])
+
+    def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
+        x = self.embed(inputs)  # (B, D)
+        if self.positions is not None:
+            self._check_length(state.position + 1)
+            x = x + self.positions.weight[state.position]
+        x = self.dropout(x)
+        after = []
+        for layer, before in zip(self.layers, state.layers, strict=True):
+            x, layer_state = layer.step(x, before)
+            after.append(layer_state)
+        return self.head(self.norm(x)), ModelState(state.position + 1, after)
+
+
+def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:
+    """Refuse a pattern that names an unknown mixer or that the depth would cut."""
+    unknown = [name for name in pattern if name not in mixers]
+    if unknown:
+        raise UserError(
+            "model.pattern",
+            list(pattern),
+            f"{unknown[0]!r} is not under model.mixers",
+            f"Use {', '.join(map(repr, mixers)) or 'a mixer'}, or describe {unknown[0]!r} there",
+        )
+    if n_layers < 0 or (n_layers > 0 and not pattern):
+        raise UserError("model.n_layers", n_layers, "needs a pattern of mixers", "Name at least one in model.pattern")
+    if len(pattern) > n_layers > 0:
+        raise UserError(
+            "model.pattern",
+            list(pattern),
+            f"{len(pattern)} mixers do not fit into n_layers={n_layers}, so the last would never be built",
+            f"Set n_layers to {len(pattern)} or more, or shorten the pattern",
+        )

@@ -1,0 +1,16 @@
+"""Operations on tensors: pure functions, each with one reference and one or more faster backends.
+
+Each operation is a package, and its public function bears the package's name: ``seqlab.ops.selective_scan`` is the
+function, ``from seqlab.ops.selective_scan import resolve_backend`` reads from the package.
+"""
+
+from seqlab.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
+from seqlab.ops.selective_scan import selective_scan, selective_scan_flops, selective_state_update
+
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "selective_scan",
+    "selective_scan_flops",
+    "selective_state_update",
+]

@@ -1,0 +1,36 @@
+"""Choosing among the implementations of one operation.
+
+A backend is a module inside the operation's package; its file name is its name. It holds the operation itself and
+``why_unavailable(device, dtype) -> str | None``: the reason it cannot run there, or None. It must import anywhere.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+
+def load(package: str, name: str) -> ModuleType:
+    """The backend ``name`` of the operation whose package is ``package``."""
+    return import_module(f"{package}.{name}")
+
+
+def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The name of the backend that runs: ``backend`` itself, or for "auto" the first of ``order`` that can.
+
+    Raises:
+        ValueError: there is no backend of that name, or it cannot run on this device with this dtype. A backend
+            asked for by name is never replaced by another.
+    """
+    operation = package.rpartition(".")[2]
+    if backend != "auto" and backend not in order:
+        choices = ", ".join(("auto", *order))
+        raise ValueError(f"{operation} has no backend {backend!r}; choose one of {choices}")
+    device = torch.device(device)
+    reasons = {}
+    for name in order if backend == "auto" else (backend,):
+        reasons[name] = load(package, name).why_unavailable(device, dtype)
+        if reasons[name] is None:
+            return name
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise ValueError(f"{operation} backend={backend!r} cannot run on {device} with {dtype} ({why})")

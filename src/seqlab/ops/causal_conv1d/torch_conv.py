@@ -1,0 +1,31 @@
+"""The causal convolution by PyTorch's own grouped convolution, one group for each channel.
+
+Symbols as in ``reference.py``.
+"""
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None: PyTorch brings a convolution for every device and dtype of the contract."""
+    return None
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor) -> Tensor:
+    """y (Bt, L, D) in x's dtype; arguments as in ``causal_conv1d``, the state always given.
+
+    Parameters are rounded to x's dtype; the sums inside the convolution are in float32.
+    """
+    window = torch.cat([state.transpose(1, 2), x.transpose(1, 2)], dim=2)  # (Bt, D, K - 1 + L)
+    weight = weight.to(x.dtype).unsqueeze(1)  # (D, 1, K)
+    bias = None if bias is None else bias.to(x.dtype)
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        y = F.conv1d(window, weight, bias, groups=x.shape[2])  # (Bt, D, L)
+    if activation == "silu":
+        y = F.silu(y)
+    return y.transpose(1, 2)  # (Bt, L, D)

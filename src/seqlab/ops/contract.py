@@ -1,0 +1,62 @@
+"""What every operation asks of its tensors: shapes that agree, one device, dtypes it can accumulate.
+
+A shape is written as axis names, for instance ``("batch", "length", "d_inner")``. The first tensor that has an axis
+fixes its size; the tensors after it have to agree.
+"""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in: float64 for float64, float32 for float32, bfloat16 and float16."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_shapes(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor | None], sizes: dict[str, int]) -> None:
+    """Hold ``tensors`` to ``shapes``, in the order of ``shapes``; None passes.
+
+    Args:
+        shapes: the axis names of every argument.
+        tensors: the arguments.
+        sizes: the sizes of the axes known so far. Axes met for the first time are added, at least 1 long.
+
+    Raises:
+        ValueError: names the argument, its shape and the expected shape.
+    """
+    for name, axes in shapes.items():
+        tensor = tensors[name]
+        if tensor is None:
+            continue
+        shape = tuple(tensor.shape)
+        if len(shape) != len(axes) or any(
+            actual < 1 if axis not in sizes else actual != sizes[axis] for actual, axis in zip(shape, axes, strict=True)
+        ):
+            expected = ", ".join(str(sizes.get(axis, "at least 1")) for axis in axes)
+            raise ValueError(f"{name} has shape {shape}, expected ({', '.join(axes)}) = ({expected})")
+        sizes.update(zip(axes, shape, strict=True))
+
+
+def check_dtypes(tensors: dict[str, Tensor | None]) -> None:
+    """One device for all; float64 for all or for none. The first tensor sets both, None passes.
+
+    float32, bfloat16 and float16 may be mixed, as they are under autocast (parameters in float32).
+
+    Raises:
+        ValueError: names the argument, what it is and what was expected.
+    """
+    (first, reference), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} is {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
+        if tensor.device != reference.device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {reference.device} like {first}")
+        if (tensor.dtype == torch.float64) != (reference.dtype == torch.float64):
+            raise ValueError(
+                f"{name} is {tensor.dtype} but {first} is {reference.dtype}: "
+                "expected torch.float64 for every tensor or for none"
+            )

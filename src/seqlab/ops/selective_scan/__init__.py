@@ -1,0 +1,103 @@
+"""The selective scan of Mamba (Gu and Dao 2023, arXiv:2312.00752, Algorithm 2), channels last.
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        state, one row of N numbers for each channel
+    y_t = C_t h_t + D u_t                                 output
+    y_t = y_t silu(z_t)                                   gate, where z is given
+
+``selective_scan`` is the whole sequence, ``selective_state_update`` one position of it for generation.
+"""
+
+import torch
+from torch import Tensor
+
+from seqlab.ops import backends
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_shapes
+from seqlab.ops.selective_scan.flops import selective_scan_flops
+from seqlab.ops.selective_scan.step import selective_state_update
+
+__all__ = ["BACKENDS", "resolve_backend", "selective_scan", "selective_scan_flops", "selective_state_update"]
+
+BACKENDS = ("parallel", "reference")
+"""Fastest first; each is the file of that name in this folder."""
+
+SHAPES = {
+    "u": ("batch", "length", "d_inner"),
+    "delta": ("batch", "length", "d_inner"),
+    "A": ("d_inner", "d_state"),
+    "B": ("batch", "length", "d_state"),
+    "C": ("batch", "length", "d_state"),
+    "D": ("d_inner",),
+    "z": ("batch", "length", "d_inner"),
+    "delta_bias": ("d_inner",),
+    "initial_state": ("batch", "d_inner", "d_state"),
+}
+
+
+def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The backend that ``selective_scan(..., backend=backend)`` uses for u on ``device`` in ``dtype``.
+
+    A pure function: call it to record what "auto" chose. Raises ValueError as ``selective_scan`` does.
+    """
+    return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the selective scan over a sequence; differentiable in every tensor.
+
+    The discretisation is the paper's code's: exp(delta A) for the state (equation 4) and the simplified delta B for
+    the input. Arithmetic is in float32, or in float64 if the arguments are float64, also under autocast. float32,
+    bfloat16 and float16 arguments may be mixed.
+
+    Args:
+        u: (batch, length, d_inner) the input, at least one position long.
+        delta: (batch, length, d_inner) step sizes, before ``delta_bias`` and softplus.
+        A: (d_inner, d_state) the diagonal of the state matrix of each channel, negative in a stable model.
+        B: (batch, length, d_state) what enters the state.
+        C: (batch, length, d_state) what is read from it.
+        D: (d_inner,) the skip: D u is added to y, before the gate.
+        z: (batch, length, d_inner) the gate: y is multiplied by silu(z).
+        delta_bias: (d_inner,) added to delta.
+        delta_softplus: whether the step sizes are softplus(delta + delta_bias).
+        initial_state: (batch, d_inner, d_state) the state before the first position, float32 (float64 if u is);
+            zeros if None.
+        return_final_state: whether to return the state after the last position too.
+        backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
+
+    Returns:
+        y (batch, length, d_inner) in u's dtype, or (y, final state) with the state as ``initial_state``.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or a backend that does not exist or cannot run.
+    """
+    tensors = {
+        "u": u,
+        "delta": delta,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+        "initial_state": initial_state,
+    }
+    check_shapes(SHAPES, tensors, {})
+    check_dtypes(tensors)
+    if initial_state is not None and initial_state.dtype != accumulation_dtype(u.dtype):
+        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(u.dtype)}")
+    scan = backends.load(__name__, resolve_backend(backend, u.device, u.dtype)).scan
+    y, final_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    return (y, final_state) if return_final_state else y

@@ -1,0 +1,298 @@
+"""The selective scan in plain PyTorch, a chunk of positions at a time, with its gradient written out.
+
+The expanded states (Bt, L, N, D) are N times the input, so they are never held whole: the forward pass keeps the
+state at the boundaries between chunks, and the backward pass computes each chunk's states again from there. Inside
+a chunk the recurrence is linear, so neighbours combine in pairs and the depth is logarithmic. Decays are only ever
+multiplied, never divided by: where they underflow, the past is forgotten and nothing else happens.
+
+Symbols (arXiv:2312.00752, Algorithm 2; state before channels inside this file, so that the innermost axis is long):
+
+    Bt, L, D, N   batch, length, channels (d_inner), state size (d_state)
+    T             positions in a chunk; t counts them from 1, and 0 is the boundary before the chunk
+    dt            (Bt, T, D) step sizes, after bias and softplus
+    a             (Bt, T, N, D) decays exp(dt A); a_t leads from position t - 1 to t
+    h             (Bt, T + 1, N, D) states, h_t = a_t h_{t-1} + dt_t B_t u_t
+    g             (Bt, T + 1, N, D) gradients of the loss by the states, g_t = C_t dy_t + a_{t+1} g_{t+1}
+    y             (Bt, T, D) outputs before the gate, y_t = sum over n of C_t h_t, plus D u_t
+    d...          gradient of the loss by what follows the d
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seqlab.ops.contract import accumulation_dtype
+
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**24}
+"""Size of one chunk's expansion (Bt, T, N, D): small enough for the cache of a CPU, large enough to keep a GPU busy
+between launches."""
+
+SHORTEST_CHUNK = 8
+"""Fewer positions would make the boundary states the largest tensor of all."""
+
+SEQUENTIAL = 16
+"""Up to so many positions are walked one by one: one pass over memory instead of about three."""
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None: plain PyTorch runs everywhere."""
+    return None
+
+
+@torch.compiler.disable
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y (Bt, L, D) in u's dtype and the final state (Bt, D, N); arguments as in ``selective_scan``."""
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return _SelectiveScan.apply(*tensors, delta_softplus)
+    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y, final_state, _, _ = _forward(inputs, initial_state, keep=False)
+    return y, final_state
+
+
+class _Inputs(NamedTuple):
+    """The arguments of one scan, as they were given."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+
+
+class _Chunk(NamedTuple):
+    """The inputs of T positions in the accumulation dtype."""
+
+    u: Tensor  # (Bt, T, D)
+    dt: Tensor  # (Bt, T, D)
+    drive: Tensor  # (Bt, T, D) dt u
+    A: Tensor  # (N, D)
+    B: Tensor  # (Bt, T, N)
+    C: Tensor  # (Bt, T, N)
+    slope: Tensor | None  # (Bt, T, D) derivative of dt by delta, None where it is 1
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """Saves its arguments, the boundary states and, if there is a gate, y: nothing of size N times the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        initial_state: Tensor | None,
+        delta_softplus: bool,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        out, final_state, boundaries, y = _forward(inputs, initial_state, keep=True)
+        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, boundaries, y)
+        ctx.delta_softplus = delta_softplus
+        return out, final_state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_final_state: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, boundaries, y = ctx.saved_tensors
+        gradients = _backward(_Inputs(*tensors, ctx.delta_softplus), boundaries, y, d_out, d_final_state)
+        return *(d if need else None for d, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
+
+
+def _forward(
+    inputs: _Inputs, initial_state: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The output, the final state, and for the backward pass, if ``keep``, the boundary states and y."""
+    u, D, z = inputs.u, inputs.D, inputs.z
+    batch, _, d_inner = u.shape
+    d_state = inputs.A.shape[1]
+    chunks = _chunks(u, d_state)
+    dtype = accumulation_dtype(u.dtype)
+
+    if initial_state is None:
+        initial_state = torch.zeros(batch, d_inner, d_state, dtype=dtype, device=u.device)
+    state = initial_state.transpose(1, 2)  # (Bt, N, D)
+    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    boundaries = torch.empty(len(chunks), *state.shape, dtype=dtype, device=u.device) if keep else None
+    y_kept = torch.empty_like(out) if keep and z is not None else None
+    longest = chunks[0].stop
+    a_space = torch.empty(batch, longest, d_state, d_inner, dtype=dtype, device=u.device)
+    h_space = torch.empty(batch, longest + 1, d_state, d_inner, dtype=dtype, device=u.device)
+
+    for index, span in enumerate(chunks):
+        chunk = _read_chunk(inputs, span)
+        if boundaries is not None:
+            boundaries[index] = state
+        length = span.stop - span.start
+        a, h = a_space[:, :length], h_space[:, : length + 1]
+        _states(chunk, state, a, h)
+        state = h[:, length].clone()  # (Bt, N, D)
+        y = torch.mul(h[:, 1:], chunk.C.unsqueeze(3), out=a).sum(dim=2)  # (Bt, T, D)
+        if D is not None:
+            y.addcmul_(chunk.u, D.to(dtype))
+        if y_kept is not None:
+            y_kept[:, span] = y
+        if z is not None:
+            y.mul_(F.silu(z[:, span].to(dtype)))
+        out[:, span] = y
+    return out, state.transpose(1, 2).contiguous(), boundaries, y_kept
+
+
+def _backward(
+    inputs: _Inputs, boundaries: Tensor, y: Tensor | None, d_out: Tensor, d_final_state: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients by u, delta, A, B, C, D, z, delta_bias and initial_state, from the last chunk to the first."""
+    batch, _, d_inner = inputs.u.shape
+    d_state = inputs.A.shape[1]
+    chunks = _chunks(inputs.u, d_state)
+    dtype, device = boundaries.dtype, boundaries.device
+
+    du, d_delta, dB, dC = (
+        torch.empty(t.shape, dtype=t.dtype, device=device) for t in (inputs.u, inputs.delta, inputs.B, inputs.C)
+    )
+    dz = None if inputs.z is None else torch.empty(inputs.z.shape, dtype=inputs.z.dtype, device=device)
+    dA = torch.zeros(d_state, d_inner, dtype=dtype, device=device)
+    dD = torch.zeros(d_inner, dtype=dtype, device=device)
+    d_bias = torch.zeros(d_inner, dtype=dtype, device=device)
+    longest = chunks[0].stop
+    a_space, work = torch.empty(2, batch, longest, d_state, d_inner, dtype=dtype, device=device)
+    h_space, g_space = torch.empty(2, batch, longest + 1, d_state, d_inner, dtype=dtype, device=device)
+
+    carry = d_final_state.transpose(1, 2)  # (Bt, N, D)
+    for index, span in reversed(list(enumerate(chunks))):
+        chunk = _read_chunk(inputs, span)
+        length = span.stop - span.start
+        a, h, g = a_space[:, :length], h_space[:, : length + 1], g_space[:, : length + 1]
+        dy = d_out[:, span].to(dtype)  # (Bt, T, D)
+        if dz is not None:
+            dy, dz[:, span] = _gate_gradients(dy, y[:, span], inputs.z[:, span])
+        _states(chunk, boundaries[index], a, h)
+        _state_gradients(chunk, dy, carry, a, g)
+        carry = g[:, 0].clone()  # (Bt, N, D)
+        d_drive, d_dt, dA_chunk, dB[:, span], dC[:, span] = _chunk_gradients(chunk, dy, a, h, g, work[:, :length])
+
+        dA += dA_chunk
+        dD += (dy * chunk.u).sum(dim=(0, 1))
+        d_dt.addcmul_(d_drive, chunk.u)
+        if chunk.slope is not None:
+            d_dt *= chunk.slope
+        d_bias += d_dt.sum(dim=(0, 1))
+        d_delta[:, span] = d_dt
+        du_chunk = d_drive * chunk.dt
+        du[:, span] = du_chunk if inputs.D is None else du_chunk.addcmul_(dy, inputs.D.to(dtype))
+
+    dA = dA.t().to(inputs.A.dtype)  # (D, N)
+    dD = None if inputs.D is None else dD.to(inputs.D.dtype)
+    d_bias = None if inputs.delta_bias is None else d_bias.to(inputs.delta_bias.dtype)
+    return du, d_delta, dA, dB, dC, dD, dz, d_bias, carry.transpose(1, 2)
+
+
+def _chunks(u: Tensor, d_state: int) -> list[slice]:
+    """The chunks of the sequence, all of one length but the last."""
+    batch, length, d_inner = u.shape
+    elements = CHUNK_ELEMENTS.get(u.device.type, CHUNK_ELEMENTS["cuda"])
+    longest = max(SHORTEST_CHUNK, elements // (batch * d_inner * d_state))
+    return [slice(start, min(start + longest, length)) for start in range(0, length, longest)]
+
+
+def _read_chunk(inputs: _Inputs, span: slice) -> _Chunk:
+    """The positions of one chunk, with their step sizes."""
+    dtype = accumulation_dtype(inputs.u.dtype)
+    u, dt, B, C = (t[:, span].to(dtype) for t in (inputs.u, inputs.delta, inputs.B, inputs.C))
+    if inputs.delta_bias is not None:
+        dt = dt + inputs.delta_bias.to(dtype)
+    slope = None
+    if inputs.delta_softplus:
+        dt, slope = F.softplus(dt), torch.sigmoid(dt)
+    return _Chunk(u, dt, dt * u, inputs.A.t().to(dtype), B, C, slope)
+
+
+def _states(chunk: _Chunk, start: Tensor, a: Tensor, h: Tensor) -> None:
+    """Fill in the decays a (Bt, T, N, D) and, from ``start`` (Bt, N, D), the states h (Bt, T + 1, N, D)."""
+    torch.mul(chunk.dt.unsqueeze(2), chunk.A, out=a).exp_()  # (Bt, T, N, D)
+    h[:, 0] = start
+    torch.mul(chunk.drive.unsqueeze(2), chunk.B.unsqueeze(3), out=h[:, 1:])  # (Bt, T, N, D)
+    _accumulate(h, a)
+
+
+def _state_gradients(chunk: _Chunk, dy: Tensor, carry: Tensor, a: Tensor, g: Tensor) -> None:
+    """Fill in g (Bt, T + 1, N, D), where ``carry`` (Bt, N, D) is what later chunks add to the last state's.
+
+    g_0 is what this chunk adds to the gradient of the state it started from.
+    """
+    g[:, 0] = 0
+    torch.mul(dy.unsqueeze(2), chunk.C.unsqueeze(3), out=g[:, 1:])  # (Bt, T, N, D)
+    g[:, -1] += carry
+    _accumulate(g, a, backwards=True)
+
+
+def _chunk_gradients(
+    chunk: _Chunk, dy: Tensor, a: Tensor, h: Tensor, g: Tensor, work: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by drive and dt (Bt, T, D), the latter through the decays alone, A (N, D), B and C (Bt, T, N).
+
+    ``a`` and ``work`` (Bt, T, N, D) are overwritten.
+    """
+    g = g[:, 1:]  # (Bt, T, N, D)
+    dC = torch.mul(h[:, 1:], dy.unsqueeze(2), out=work).sum(dim=3)  # (Bt, T, N)
+    dB = torch.mul(g, chunk.drive.unsqueeze(2), out=work).sum(dim=3)  # (Bt, T, N)
+    d_drive = torch.mul(g, chunk.B.unsqueeze(3), out=work).sum(dim=2)  # (Bt, T, D)
+    d_exponent = torch.mul(g, a, out=work).mul_(h[:, :-1])  # (Bt, T, N, D), by dt A
+    d_dt = torch.mul(d_exponent, chunk.A, out=a).sum(dim=2)  # (Bt, T, D)
+    dA = d_exponent.mul_(chunk.dt.unsqueeze(2)).sum(dim=(0, 1))  # (N, D)
+    return d_drive, d_dt, dA, dB, dC
+
+
+def _gate_gradients(d_out: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by y and z of y silu(z); silu'(z) = sigma(z) (1 + z (1 - sigma(z)))."""
+    z = z.to(d_out.dtype)
+    sigma = torch.sigmoid(z)
+    return d_out * z * sigma, d_out * y * sigma * (1 + z * (1 - sigma))
+
+
+def _accumulate(x: Tensor, links: Tensor, backwards: bool = False) -> None:
+    """Solve x_{t+1} += links_t x_t for all t in order, in place; backwards, x_t += links_t x_{t+1} from the end.
+
+    x is (Bt, K, N, D) and links (Bt, K - 1, N, D). A long sequence is halved: each pair of neighbours is joined into
+    one element, the pairs are solved as a sequence of their own, and the elements between them follow from their
+    neighbours. That is about three passes over memory in 3 log2(K) launches.
+    """
+    length = x.shape[1]
+    if length <= SEQUENTIAL + 1:
+        for t in range(length - 1):
+            source, target = (length - 1 - t, length - 2 - t) if backwards else (t, t + 1)
+            x[:, target].addcmul_(links[:, min(source, target)], x[:, source])
+        return
+    even, odd = x[:, 0::2], x[:, 1::2]
+    within, between = links[:, 0::2], links[:, 1::2]
+    pairs, gaps = odd.shape[1], between.shape[1]
+    if backwards:
+        even[:, :pairs].addcmul_(within, odd)
+        _accumulate(even, within[:, :gaps] * between, backwards)
+        odd[:, :gaps].addcmul_(between, even[:, 1:])
+    else:
+        odd.addcmul_(within, even[:, :pairs])
+        _accumulate(odd, between[:, : pairs - 1] * within[:, 1:], backwards)
+        even[:, 1:].addcmul_(between, odd[:, :gaps])

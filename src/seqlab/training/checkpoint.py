@@ -1,0 +1,139 @@
+"""Checkpoints: ``checkpoints/step-00000100/`` with ``model.safetensors``, ``state.pt`` and ``manifest.json``.
+
+A checkpoint is written under a temporary name and renamed when it is whole, so a folder with a checkpoint's name
+is complete unless the disk damaged it, which the manifest's sums show.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from seqlab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def existing(folder: Path) -> list[Path]:
+    """All checkpoints by name, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], *, best_step: int | None) -> None:
+    """Write a checkpoint, then delete those that nobody needs any more.
+
+    The last two are kept, each with the best one it knew, so that the one before the last is a whole place to go
+    back to. On any failure what was there before is untouched and nothing half-made stays.
+    """
+    target, temporary = path_of(folder, step), folder / f".{path_of(folder, step).name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_model(model, str(temporary / WEIGHTS))
+        torch.save(state, temporary / STATE)
+        sums = {name: digest(temporary / name) for name in (WEIGHTS, STATE)}
+        manifest = {"step": step, "best_step": best_step, "sha256": sums}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for name in (WEIGHTS, STATE, MANIFEST):
+            sync(temporary / name)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    prune(folder)
+
+
+def prune(folder: Path) -> None:
+    """Delete all but the last two checkpoints, the best that each of them knew, and what a crash left half-written."""
+    needed = set()
+    for path in existing(folder)[-2:]:
+        needed |= {path, path_of(folder, manifest_of(path).get("best_step") or step_of(path))}
+    for path in existing(folder):
+        if path not in needed:
+            shutil.rmtree(path)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, empty where it cannot be read."""
+    try:
+        return json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or ``None``."""
+    sums = manifest_of(path).get("sha256")
+    if not sums:
+        return f"{MANIFEST} is missing or damaged"
+    try:
+        wrong = [name for name, expected in sums.items() if digest(path / name) != expected]
+    except OSError as error:
+        return str(error)
+    return f"{', '.join(wrong)} changed after it was written" if wrong else None
+
+
+def latest(folder: Path) -> Path:
+    """The newest checkpoint that is whole; each damaged one passed over is named in the log."""
+    for path in reversed(existing(folder)):
+        problem = damage(path)
+        if problem is None:
+            return path
+        log.warning("Checkpoint %s cannot be used (%s); trying the one before it.", path, problem)
+    raise UserError(
+        "resume",
+        folder.parent,
+        f"no whole checkpoint lies in {folder}",
+        "Name a run folder that has one, or start the run again without resume",
+    )
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights into a model of the same shape, wherever its parameters are."""
+    problem = damage(path)
+    if problem is not None:
+        raise UserError(
+            "checkpoint", path, f"it cannot be used ({problem})", "Use another checkpoint, or run again without resume"
+        )
+    load_model(model, str(path / WEIGHTS))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Everything beside the weights, on the CPU."""
+    return torch.load(path / STATE, map_location="cpu", weights_only=True)

@@ -1,0 +1,55 @@
+"""Where a run stands: plain numbers, saved with every checkpoint."""
+
+import dataclasses
+import math
+
+from seqlab.training.update import Outcome
+
+
+@dataclasses.dataclass
+class Counters:
+    """Steps, time, the running mean of the loss, and the best validation loss.
+
+    ``seconds`` is time in updates alone, ``wall_seconds`` all time since the start, earlier parts of a resumed run
+    included. ``evaluated_step`` is the last step whose validation is complete.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    wall_seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    evaluated_step: int = 0
+    best_step: int | None = None
+    best_loss: float = math.inf
+    evaluations_without_gain: int = 0
+
+    def updated(self, outcome: Outcome, seconds: float) -> None:
+        """Count an update, taken or thrown away."""
+        self.step += 1
+        self.seconds += seconds
+        if outcome.taken:
+            self.loss_sum += outcome.loss
+            self.loss_steps += 1
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+
+    def take_mean_loss(self) -> float:
+        """The mean loss of the updates taken since this was last asked."""
+        mean = self.loss_sum / self.loss_steps if self.loss_steps else math.nan
+        self.loss_sum, self.loss_steps = 0.0, 0
+        return mean
+
+    def evaluated(self, loss: float) -> None:
+        """Note the validation loss of this step; the first is the best until a lower one comes."""
+        self.evaluated_step = self.step
+        if self.best_step is None or loss < self.best_loss:
+            self.best_loss = loss if math.isfinite(loss) else math.inf
+            self.best_step = self.step
+            self.evaluations_without_gain = 0
+        else:
+            self.evaluations_without_gain += 1

@@ -1,0 +1,95 @@
+"""Optimizers, built for a model: which parameters decay, and which update serves which.
+
+Each function returns a list of torch optimizers; the trainer steps them together.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+Parameters = list[nn.Parameter]
+
+
+def trainable(model: nn.Module) -> Parameters:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def decays(parameter: nn.Parameter) -> bool:
+    """Weight decay is for matrices; vectors (norms, biases, skips) and what says ``no_weight_decay`` go without."""
+    return parameter.ndim >= 2 and not getattr(parameter, "no_weight_decay", False)
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups with and without decay, in a fixed order."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if decays(p)], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def on_cuda(model: nn.Module) -> bool:
+    return any(p.is_cuda for p in model.parameters())
+
+
+def adamw(
+    model: nn.Module,
+    *,
+    lr: float = 1e-3,
+    betas: list[float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> list[Optimizer]:
+    """Adam with decoupled decay (Loshchilov and Hutter 2019), one fused kernel on a GPU."""
+    groups = decay_groups(trainable(model), weight_decay)
+    return [torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=on_cuda(model))]
+
+
+def adam(
+    model: nn.Module, *, lr: float = 1e-3, betas: list[float] = (0.9, 0.999), eps: float = 1e-8
+) -> list[Optimizer]:
+    """Adam without decay (Kingma and Ba 2015)."""
+    return [torch.optim.Adam(trainable(model), lr=lr, betas=tuple(betas), eps=eps, fused=on_cuda(model))]
+
+
+def sgd(
+    model: nn.Module,
+    *,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+) -> list[Optimizer]:
+    """Stochastic gradient descent with momentum."""
+    groups = decay_groups(trainable(model), weight_decay)
+    return [torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)]
+
+
+def muon(
+    model: nn.Module,
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.95,
+    betas: list[float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> list[Optimizer]:
+    """Muon (Jordan et al. 2024) for the layers' linear maps, AdamW for the rest.
+
+    Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that one rate serves both.
+    """
+    hidden = [m.weight for m in model.layers.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+    taken = {id(p) for p in hidden}
+    rest = decay_groups((p for p in trainable(model) if id(p) not in taken), weight_decay)
+    optimizers: list[Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=tuple(betas), eps=eps, fused=on_cuda(model))]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers

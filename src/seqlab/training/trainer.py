@@ -1,0 +1,250 @@
+"""The trainer: one loop for every model, task and device.
+
+``Trainer`` is the settings, ``Fit`` one model being trained under them. Between two updates it evaluates if that is
+due, then writes a checkpoint if that is due; so a run that continues from a checkpoint repeats exactly what it would
+have done. Batch number ``step`` is a function of the seed alone, so the step is all there is to save of the data.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import nn
+from torch.optim import Optimizer
+
+from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.training import checkpoint
+from seqlab.training.budget import total_steps
+from seqlab.training.counters import Counters
+from seqlab.training.evaluate import Evaluation, evaluate
+from seqlab.training.flops import training_flops
+from seqlab.training.progress import ProgressBar
+from seqlab.training.signals import StopRequest
+from seqlab.training.update import Precision, Update, autocast
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Trainer:
+    """Settings of a training run.
+
+    Args:
+        optimizer: given the model, its torch optimizers (``seqlab.training.optim``).
+        schedule: given step and total, the factor on the learning rate (``seqlab.training.schedule``).
+        batch_size: windows in an update.
+        steps, epochs, tokens: the budget, exactly one of them.
+        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole.
+        clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
+        precision: of the model's arithmetic; parameters are always float32.
+        compile: train through ``torch.compile``.
+        evaluate_every: steps between evaluations; ``None`` is an epoch.
+        checkpoint_every: steps between checkpoints, besides those of each better validation loss and of the end;
+            ``None`` is ``evaluate_every``.
+        log_every: steps between training records.
+        patience: evaluations without a better validation loss before stopping; ``None`` goes on to the end.
+        max_skipped: steps in a row whose loss or gradient is not finite before giving up.
+        evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
+    """
+
+    optimizer: Callable[[nn.Module], list[Optimizer]]
+    schedule: Callable[[int, int], float]
+    batch_size: PositiveInt
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    tokens: PositiveInt | None = None
+    accumulate: PositiveInt = 1
+    clip_norm: PositiveFloat | None = 1.0
+    precision: Precision = "float32"
+    compile: bool = False
+    evaluate_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None
+    log_every: PositiveInt = 10
+    patience: PositiveInt | None = None
+    max_skipped: PositiveInt = 5
+    evaluation_batch_size: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                "trainer.accumulate",
+                self.accumulate,
+                f"must divide batch_size={self.batch_size}, so that the parts are alike",
+                "Change one of the two",
+            )
+
+
+class Fit:
+    """One model being trained on one data object.
+
+    Args:
+        trainer: the settings.
+        model: on ``device``, in float32.
+        data: a data object.
+        device: where to train.
+        seed: of the order of the data.
+        folder: the run folder; checkpoints go beneath it.
+        stop: whether somebody asked to stop.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: nn.Module,
+        data: Any,
+        *,
+        device: torch.device,
+        seed: int,
+        folder: Path,
+        stop: StopRequest,
+    ):
+        self.trainer, self.model, self.data, self.device, self.seed = trainer, model, data, device, seed
+        self.folder, self.checkpoints, self.stop = folder, folder / "checkpoints", stop
+        data.check_batch_size(trainer.batch_size)
+        self.total = total_steps(trainer, data)
+        self.evaluate_every = trainer.evaluate_every or max(1, data.train_size // trainer.batch_size)
+        self.checkpoint_every = trainer.checkpoint_every or self.evaluate_every
+        self.tokens_per_step = trainer.batch_size * data.length
+        self.flops_per_step = trainer.batch_size * training_flops(model, data)
+        self.update = Update(
+            model,
+            data,
+            optimizer=trainer.optimizer,
+            device=device,
+            precision=trainer.precision,
+            accumulate=trainer.accumulate,
+            clip_norm=trainer.clip_norm,
+            compile=trainer.compile,
+        )
+        self.counters = Counters()
+        self._saved: Counters | None = None
+
+    def restore(self) -> None:
+        """Go back to the newest whole checkpoint of the run folder."""
+        path = checkpoint.latest(self.checkpoints)
+        checkpoint.load_weights(path, self.model)
+        state = checkpoint.load_state(path)
+        self.update.load_state_dict(state["update"])
+        self.counters = Counters(**state["counters"])
+        self._saved = dataclasses.replace(self.counters)
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        log.info("Continuing from %s.", path)
+
+    def is_settled(self, record: dict[str, Any]) -> bool:
+        """Whether a record of metrics is from before the present state, and so will not be made again."""
+        last = {"train": self.counters.step, "validation": self.counters.evaluated_step}
+        return record["step"] <= last.get(record["split"], -1)
+
+    def run(self, record: Callable[[dict[str, Any]], None]) -> None:
+        """Train to the end of the budget, then put the best weights by validation into the model.
+
+        Each record of metrics is given to ``record``.
+        """
+        self.record = record
+        self._started = time.perf_counter() - self.counters.wall_seconds
+        with ProgressBar("training", total=self.total, completed=self.counters.step) as bar:
+            while True:
+                self._evaluate_if_due(bar)
+                self._save_if_due()
+                if self.counters.step >= self.total or self.stopped_early:
+                    break
+                self._train_step(bar)
+                self._stop_if_asked()
+        checkpoint.load_weights(self.best_checkpoint, self.model)
+
+    def test(self) -> Evaluation:
+        """Measure the model on the test split, once, after training."""
+        with ProgressBar("testing", total=self.total, completed=self.counters.step) as bar:
+            return self.evaluate("test", bar)
+
+    @property
+    def wall_seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return checkpoint.path_of(self.checkpoints, self.counters.best_step)
+
+    @property
+    def stopped_early(self) -> bool:
+        patience = self.trainer.patience
+        return patience is not None and self.counters.evaluations_without_gain >= patience
+
+    def _train_step(self, bar: ProgressBar) -> None:
+        began = time.perf_counter()
+        counters = self.counters
+        batch = self.data.train_batch(counters.step, self.trainer.batch_size, self.seed)
+        outcome = self.update(batch, self.trainer.schedule(counters.step, self.total))
+        counters.updated(outcome, time.perf_counter() - began)
+        if counters.step % self.trainer.log_every == 0 or counters.step == self.total:
+            loss, norm = counters.take_mean_loss(), outcome.grad_norm
+            self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped)
+        bar.step(counters.step, outcome.loss, counters.best_loss)
+        if counters.skipped_in_a_row >= self.trainer.max_skipped:
+            raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
+
+    def _record(self, split: str, **values: float) -> None:
+        step, seconds = self.counters.step, self.counters.seconds
+        spent = {"tokens": step * self.tokens_per_step, "flops": step * self.flops_per_step, "seconds": seconds}
+        self.record({"step": step, "split": split} | spent | values)
+
+    def _evaluate_if_due(self, bar: ProgressBar) -> None:
+        counters = self.counters
+        due = counters.step % self.evaluate_every == 0 or counters.step == self.total
+        if not due or counters.step == counters.evaluated_step:
+            return
+        loss = self.evaluate("validation", bar).metrics["loss"]
+        counters.evaluated(loss)
+        log.info("Step %d of %d: validation loss %.4f, best %.4f.", counters.step, self.total, loss, counters.best_loss)
+
+    def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
+        """Measure the model as it is now on a whole split, and record it."""
+        size = self.trainer.evaluation_batch_size or self.trainer.batch_size
+
+        def on_batch() -> None:
+            bar.evaluated_batch()
+            self._stop_if_asked()
+
+        bar.begin_evaluation(split, self.data.evaluation_size(split, size))
+        result = evaluate(
+            self.model,
+            self.data,
+            split,
+            batch_size=size,
+            device=self.device,
+            autocast=lambda: autocast(self.device, self.trainer.precision),
+            on_batch=on_batch,
+        )
+        bar.end_evaluation()
+        self._record(split, **result.metrics)
+        return result
+
+    def _save_if_due(self) -> None:
+        counters = self.counters
+        due = counters.step % self.checkpoint_every == 0 or counters.step in (counters.best_step, self.total)
+        if (due or self.stopped_early) and counters != self._saved:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        counters = self.counters
+        counters.wall_seconds = self.wall_seconds
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters), "rng": rng}
+        checkpoint.save(self.checkpoints, counters.step, self.model, state, best_step=counters.best_step)
+        self._saved = dataclasses.replace(counters)
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.signal is not None:
+            if self.counters != self._saved:
+                self.save()
+            raise Interrupted(self.stop.signal, self.counters.step, self.folder)

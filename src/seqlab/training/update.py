@@ -1,0 +1,114 @@
+"""One update: accumulate the gradient of a batch, clip it, and step the optimizers if it is sound."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a model computes in a precision; its parameters stay float32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
+
+
+class Outcome(NamedTuple):
+    """What an update did: the batch's mean loss, the gradient's norm before clipping, whether it was taken."""
+
+    loss: float
+    grad_norm: float
+    taken: bool
+
+
+class Update:
+    """Everything that changes a model's weights.
+
+    Args:
+        model: on ``device``, in float32.
+        data: a data object.
+        optimizer: given the model, its torch optimizers.
+        device, precision: where and in which arithmetic.
+        accumulate: parts that a batch is cut into; the gradient is that of the whole.
+        clip_norm: largest norm of the gradient, or ``None``.
+        compile: go through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        optimizer: Callable[[nn.Module], list[Optimizer]],
+        device: torch.device,
+        precision: Precision,
+        accumulate: int,
+        clip_norm: float | None,
+        compile: bool,
+    ):
+        self.data, self.device, self.precision = data, device, precision
+        self.accumulate, self.clip_norm = accumulate, clip_norm or math.inf
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = optimizer(model)
+        self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.model = torch.compile(model) if compile else model
+
+    @property
+    def lr(self) -> float:
+        """The rate of the first parameter group."""
+        return self.optimizers[0].param_groups[0]["lr"]
+
+    def __call__(self, batch: Any, rate: float) -> Outcome:
+        """Train on one batch with every learning rate times ``rate``; unsound gradients are thrown away."""
+        for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
+            for group, base in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = base * rate
+        loss, norm = self._gradient(batch)
+        taken = self._is_sound(loss, norm)
+        for optimizer in self.optimizers:
+            if taken:
+                self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        return Outcome(loss, norm, taken)
+
+    def _gradient(self, batch: Any) -> tuple[float, float]:
+        """Accumulate the gradient of the batch's mean loss; that loss, and the norm before clipping."""
+        inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
+        count = self.data.mask(targets).sum()
+        loss = torch.zeros((), device=self.device)
+        for part_inputs, part_targets in zip(
+            inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True
+        ):
+            with autocast(self.device, self.precision):
+                outputs = self.model(part_inputs)
+            part_loss = self.data.loss(outputs, part_targets).sum() / count
+            self.scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        loss, norm = torch.stack((loss, norm)).tolist()  # the update's only wait for the device
+        return loss, norm
+
+    def _is_sound(self, loss: float, norm: float) -> bool:
+        """Whether to take the step. A gradient past fp16's range is the scaler's to mend while it can scale down."""
+        mendable = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        return math.isfinite(loss) and (math.isfinite(norm) or mendable)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizers and loss scale."""
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])

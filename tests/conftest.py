@@ -1,0 +1,57 @@
+"""Running the real command line inside the test process."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import ROOT, Job
+
+# A job small enough to run hundreds of: the main job's data, less of it.
+SMALL = [
+    "trainer=smoke",
+    "trainer.steps=2",
+    "data.length=16",
+    "data.n_train=32",
+    "data.n_validation=8",
+    "data.n_test=8",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test encodes stays out of the person's own cache."""
+    monkeypatch.setenv("SEQLAB_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    """Run ``python train.py`` with overrides, in this process; by default in a fresh folder on the small data."""
+    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which cli.run sets; put back afterwards
+
+    def run(*overrides: str, folder: str = "run", small: bool = True) -> Job:
+        target = tmp_path / folder
+        resumed = any(override.startswith("resume=") for override in overrides)
+        arguments = [*(SMALL if small and not resumed else []), *overrides]
+        if not resumed:
+            arguments.append(f"hydra.run.dir={target}")
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            script.cli.run(script.main)
+        return Job(target, exit_info.value.code)
+
+    run.small = SMALL
+    return run
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """The environment for a run in a process of its own."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}

@@ -1,0 +1,157 @@
+"""The same weights give the same logits as the models of ``transformers`` and torch, float32 on the CPU."""
+
+import pytest
+import torch
+import transformers
+from hydra.utils import instantiate
+from torch import nn
+
+from support import compose_config
+
+VOCABULARY, LENGTH = 97, 33
+
+
+def ours(name: str, **size: int) -> nn.Module:
+    torch.manual_seed(0)
+    cfg = compose_config(f"model={name}", *(f"size.{key}={value}" for key, value in size.items()))
+    return instantiate(
+        cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=LENGTH, _convert_="all"
+    ).eval()
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def mamba_names(n_layers: int) -> dict[str, str]:
+    """Our parameter names, and what ``MambaForCausalLM`` calls the same matrices."""
+    names = {"embed.weight": "backbone.embeddings.weight", "norm.weight": "backbone.norm_f.weight"}
+    inner = {
+        "in_proj.weight": "in_proj.weight",
+        "conv_weight": "conv1d.weight",
+        "conv_bias": "conv1d.bias",
+        "x_proj.weight": "x_proj.weight",
+        "dt_proj.weight": "dt_proj.weight",
+        "dt_proj.bias": "dt_proj.bias",
+        "A_log": "A_log",
+        "D": "D",
+        "out_proj.weight": "out_proj.weight",
+    }
+    for i in range(n_layers):
+        names[f"layers.{i}.mixer.norm.weight"] = f"backbone.layers.{i}.norm.weight"
+        for own, theirs in inner.items():
+            names[f"layers.{i}.mixer.inner.{own}"] = f"backbone.layers.{i}.mixer.{theirs}"
+    return names | {"head.weight": "lm_head.weight"}
+
+
+def their_mamba() -> nn.Module:
+    config = transformers.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=48, state_size=16, num_hidden_layers=3, expand=2, conv_kernel=4
+    )
+    torch.manual_seed(2)
+    return transformers.MambaForCausalLM(config).eval()
+
+
+class TestMamba:
+    def test_our_weights_in_theirs(self):
+        model, other = ours("mamba", d_model=48, n_layers=3), their_mamba()
+        state = other.state_dict()
+        for own, theirs in mamba_names(3).items():
+            state[theirs] = model.state_dict()[own].view_as(state[theirs])
+        other.load_state_dict(state)
+        self.assert_same_logits(model, other)
+
+    def test_their_weights_in_ours(self):
+        model, other = ours("mamba", d_model=48, n_layers=3), their_mamba()
+        with torch.no_grad():
+            other.backbone.embeddings.weight.mul_(20)  # so that logits are of the size that training gives
+        names = mamba_names(3)
+        assert set(names) == set(model.state_dict())
+        state = {own: other.state_dict()[theirs] for own, theirs in names.items()}
+        model.load_state_dict({own: value.view_as(model.state_dict()[own]) for own, value in state.items()})
+        self.assert_same_logits(model, other)
+
+    def assert_same_logits(self, model, other):
+        with torch.no_grad():
+            difference = (model(tokens()) - other(tokens(), use_cache=False).logits).abs().max()
+        assert difference < 1e-5
+
+
+def test_transformer_is_llama():
+    """RMSNorm, rotary positions by halves and SwiGLU: what the Llama family computes."""
+    d_model, n_layers = 48, 2
+    model = ours("transformer", d_model=d_model, n_layers=n_layers, n_heads=4, d_ff=96)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=d_model,
+        intermediate_size=64,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    other = transformers.LlamaForCausalLM(config).eval()
+    own = model.state_dict()
+    state = {
+        "model.embed_tokens.weight": own["embed.weight"],
+        "model.norm.weight": own["norm.weight"],
+        "lm_head.weight": own["head.weight"],
+    }
+    for i in range(n_layers):
+        here, there = f"layers.{i}", f"model.layers.{i}"
+        q, k, v = own[f"{here}.mixer.inner.in_proj.weight"].chunk(3)
+        gate, up = own[f"{here}.feedforward.inner.in_proj.weight"].chunk(2)
+        state |= {
+            f"{there}.input_layernorm.weight": own[f"{here}.mixer.norm.weight"],
+            f"{there}.self_attn.q_proj.weight": q,
+            f"{there}.self_attn.k_proj.weight": k,
+            f"{there}.self_attn.v_proj.weight": v,
+            f"{there}.self_attn.o_proj.weight": own[f"{here}.mixer.inner.out_proj.weight"],
+            f"{there}.post_attention_layernorm.weight": own[f"{here}.feedforward.norm.weight"],
+            f"{there}.mlp.gate_proj.weight": gate,
+            f"{there}.mlp.up_proj.weight": up,
+            f"{there}.mlp.down_proj.weight": own[f"{here}.feedforward.inner.out_proj.weight"],
+        }
+    other.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens()), other(tokens()).logits, rtol=0, atol=1e-5)
+
+
+def test_vanilla_layer_is_torchs_encoder_layer():
+    """LayerNorm first, attention with biases, ReLU feed-forward: torch's own layer under a causal mask."""
+    model = ours("transformer_vanilla", d_model=32, n_layers=1, n_heads=4, d_ff=64)
+    layer = model.layers[0].double()
+    other = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True).double()
+    attention, feedforward = layer.mixer, layer.feedforward
+    pairs = {
+        other.self_attn.in_proj_weight: attention.inner.in_proj.weight,
+        other.self_attn.in_proj_bias: attention.inner.in_proj.bias,
+        other.self_attn.out_proj.weight: attention.inner.out_proj.weight,
+        other.self_attn.out_proj.bias: attention.inner.out_proj.bias,
+        other.linear1.weight: feedforward.inner.in_proj.weight,
+        other.linear1.bias: feedforward.inner.in_proj.bias,
+        other.linear2.weight: feedforward.inner.out_proj.weight,
+        other.linear2.bias: feedforward.inner.out_proj.bias,
+        other.norm1.weight: attention.norm.weight,
+        other.norm2.weight: feedforward.norm.weight,
+    }
+    with torch.no_grad():
+        for theirs, own in pairs.items():
+            theirs.copy_(own)
+        x = torch.randn(2, 7, 32, dtype=torch.float64)
+        mask = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
+        torch.testing.assert_close(layer(x), other(x, src_mask=mask, is_causal=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rotary_scores_depend_on_distance_alone(seed):
+    """Su et al. 2021, equation 16."""
+    from seqlab.models.mixers.attention import rotate
+
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+    def score(m: int, n: int) -> torch.Tensor:
+        return (rotate(q, m, 10_000.0) * rotate(k, n, 10_000.0)).sum()
+
+    torch.testing.assert_close(score(3, 1), score(103, 101), rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(score(3, 1), score(3, 2))

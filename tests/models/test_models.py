@@ -1,0 +1,179 @@
+"""What every model must be, found by glob: causal, the same step by step, of the size that a formula says."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from support import compose_config, options
+
+MODELS = options("model")
+SMALLEST = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_ff=40"]
+D_INPUT, D_OUTPUT, LENGTH = 11, 11, 9
+
+
+def build(name: str, *, tokens: bool = True, overrides: tuple[str, ...] = (), length: int = LENGTH) -> nn.Module:
+    torch.manual_seed(0)
+    cfg = compose_config(f"model={name}", *SMALLEST, *overrides)
+    model = instantiate(
+        cfg.model, tokens=tokens, d_input=D_INPUT, d_output=D_OUTPUT, max_length=length, _convert_="all"
+    )
+    return model.eval()
+
+
+def inputs(*, tokens: bool, length: int = LENGTH) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if tokens:
+        return torch.randint(D_INPUT, (3, length), generator=generator)
+    return torch.randn(3, length, D_INPUT, generator=generator)
+
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    """Building ends in a message for the user, which Hydra wraps in its own exception."""
+    with pytest.raises(InstantiationException) as caught:
+        yield
+    assert isinstance(caught.value.__cause__, UserError)
+    assert re.search(message, str(caught.value.__cause__))
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+class TestEveryModel:
+    def test_gives_an_output_for_each_position(self, name, tokens):
+        assert build(name, tokens=tokens)(inputs(tokens=tokens)).shape == (3, LENGTH, D_OUTPUT)
+
+    def test_is_causal(self, name, tokens):
+        model, x = build(name, tokens=tokens), inputs(tokens=tokens)
+        changed = x.clone()
+        changed[:, 5:] = (changed[:, 5:] + 1) % D_INPUT
+        before, after = model(x), model(changed)
+        torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
+        assert not torch.allclose(before[:, 5], after[:, 5])
+
+    def test_steps_give_what_the_whole_gives(self, name, tokens):
+        model, x = build(name, tokens=tokens), inputs(tokens=tokens)
+        state, steps = model.initial_state(len(x)), []
+        for position in range(LENGTH):
+            y, state = model.step(x[:, position], state)
+            steps.append(y)
+        torch.testing.assert_close(torch.stack(steps, dim=1), model(x), rtol=1e-5, atol=1e-6)
+
+    def test_every_parameter_has_a_gradient(self, name, tokens):
+        model = build(name, tokens=tokens)
+        model(inputs(tokens=tokens)).square().sum().backward()
+        without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not without
+
+
+def linear(d_in: int, d_out: int, *, bias: bool = True) -> int:
+    return d_in * d_out + bias * d_out
+
+
+def expected_parameters(name: str, *, d: int, layers: int, d_ff: int) -> int:
+    """Counted by hand from the papers' equations, for tokens."""
+    e, n, k, r = 2 * d, 16, 4, -(-d // 16)
+    mamba = (
+        linear(d, 2 * e, bias=False)
+        + e * (k + 1)
+        + linear(e, r + 2 * n, bias=False)
+        + linear(r, e)
+        + e * n
+        + e
+        + linear(e, d, bias=False)
+    )
+    hidden = 8 * -(-2 * d_ff // 24)
+    tied, untied = D_INPUT * d, D_INPUT * d + linear(d, D_OUTPUT)
+    base = "mamba" if name.startswith("mamba") else name
+    return {
+        "mamba": tied + layers * (mamba + d) + d,
+        "transformer": tied + layers * (4 * d * d + 3 * d * hidden + 2 * d) + d,
+        "transformer_vanilla": untied
+        + LENGTH * d
+        + layers * (4 * linear(d, d) + linear(d, d_ff) + linear(d_ff, d) + 4 * d)
+        + 2 * d,
+        "self_attention": untied + LENGTH * d + 4 * d * d,
+        "lstm": tied + layers * (8 * d * d + 8 * d + d) + d,
+        "mlp": untied + layers * linear(d, d),
+        "linear": untied,
+    }[base]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_number_of_parameters(name):
+    count = sum(p.numel() for p in build(name).parameters())
+    assert count == expected_parameters(name, d=16, layers=2, d_ff=40)
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large", "wide", "deep"])
+def test_the_named_sizes_are_the_sizes(size):
+    named, sized = compose_config(f"model=mamba_{size}"), compose_config("model=mamba", f"size={size}")
+    assert named.size == sized.size
+    assert named.model == sized.model
+    assert compose_config(f"model=mamba_{size}", "size=tiny").size.d_model == 64  # the command line has the last word
+
+
+def test_a_hybrid_is_yaml_alone():
+    model = build(
+        "mamba",
+        overrides=(
+            "model.pattern=[mamba,lstm]",
+            "+model.mixers.lstm={_target_: seqlab.models.mixers.LSTM, _partial_: true}",
+        ),
+    )
+    assert [type(layer.mixer.inner).__name__ for layer in model.layers] == ["Mamba", "LSTM"]
+
+
+def test_learned_positions_end():
+    with pytest.raises(UserError, match=r"sequence of 10 is past the 9 positions"):
+        build("transformer_vanilla")(inputs(tokens=True, length=10))
+
+
+def test_dropout_acts_in_training_alone():
+    model, x = build("transformer", overrides=("model.dropout=0.5",)), inputs(tokens=True)
+    torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.pattern=[mamba,mamba,mamba]",), r"model\.pattern=.*3 mixers do not fit into n_layers=2"),
+        (("model.pattern=[mambo]",), r"'mambo' is not under model\.mixers.*\n.*'mamba'"),
+        (("model.pattern=[]",), r"model\.n_layers=2: needs a pattern"),
+    ],
+)
+def test_patterns_that_cannot_be(overrides, message):
+    with refused(message):
+        build("mamba", overrides=overrides)
+
+
+def test_heads_must_divide_the_width():
+    with refused(r"size\.n_heads=3: must divide d_model=16.*\n.*1, 2, 4, 8, 16"):
+        build("transformer", overrides=("size.n_heads=3",))
+    with refused(r"size\.n_heads=16: .*odd"):
+        build("transformer", overrides=("size.n_heads=16",))
+
+
+class TestMambaAtTheStart:
+    """Section 3.6 and appendix of the paper, and mamba's published initialisation."""
+
+    def mixer(self):
+        return build("mamba", overrides=("size.d_model=512", "size.n_heads=8")).layers[0].mixer.inner
+
+    def test_decay_is_minus_one_to_n(self):
+        A = self.mixer().A
+        torch.testing.assert_close(A, -torch.arange(1.0, 17).expand(1024, 16), rtol=1e-6, atol=0)
+
+    def test_steps_are_log_uniform_in_the_range(self):
+        step = nn.functional.softplus(self.mixer().dt_proj.bias.detach()).log10()
+        assert step.min() >= -3.0001
+        assert step.max() <= -0.9999
+        quantiles = torch.quantile(step, torch.tensor([0.25, 0.5, 0.75]))  # uniform between -3 and -1
+        torch.testing.assert_close(quantiles, torch.tensor([-2.5, -2.0, -1.5]), rtol=0, atol=0.1)
+
+    def test_residual_projections_are_rescaled(self):
+        alone = build("mamba", overrides=("size.n_layers=1",)).layers[0].mixer.inner.out_proj.weight
+        sixteen = build("mamba", overrides=("size.n_layers=16",)).layers[0].mixer.inner.out_proj.weight
+        torch.testing.assert_close(sixteen * 4, alone)

@@ -1,0 +1,78 @@
+"""What several tests need: composed configurations, a toy data set, what a run left."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
+
+from seqlab.data import Batch
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+
+class Job(NamedTuple):
+    """What a run left."""
+
+    folder: Path
+    status: int
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def options(group: str) -> list[str]:
+    """The names of a configuration group's options, found by glob."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """A composed configuration whose ``hydra:`` interpolations resolve, as they do under ``hydra.main``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+class Echo:
+    """The smallest data object: the target is the input token, one in eight is masked."""
+
+    tokens, d_input, d_output, length, unit, train_size = True, 7, 7, 8, "token", 64
+
+    def __init__(self, metrics: dict | None = None):
+        self.metrics = metrics or {}
+
+    def _batch(self, seed: int, batch_size: int) -> Batch:
+        tokens = torch.randint(7, (batch_size, 8), generator=torch.Generator().manual_seed(seed))
+        return Batch(tokens, tokens.where(torch.arange(8) > 0, -100))
+
+    def check_batch_size(self, batch_size: int) -> None:
+        pass
+
+    def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
+        return self._batch(1000 * seed + index, batch_size)
+
+    def evaluation_size(self, split: str, batch_size: int) -> int:
+        return 2
+
+    def evaluation_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        return (self._batch(-seed - (split == "test"), batch_size) for seed in (10, 20))
+
+    def mask(self, targets: Tensor) -> Tensor:
+        return targets != -100
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs.float().transpose(1, 2), targets, reduction="none")

@@ -1,0 +1,283 @@
+"""What people meet: the table, the run folder, resuming, and messages for mistakes, through the real entry point."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seqlab.training import checkpoint
+from support import ROOT, Job
+
+
+def final_weights(folder):
+    return load_file(checkpoint.latest(folder / "checkpoints") / checkpoint.WEIGHTS)
+
+
+def timeless(records):
+    """Records without what two runs of the same job may differ in."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def assert_same_run(a: Job, b: Job):
+    assert timeless(a.records) == timeless(b.records)
+    assert a.summary["test"] == b.summary["test"]
+    ours, theirs = final_weights(a.folder), final_weights(b.folder)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class TestARun:
+    def test_leaves_its_files(self, train):
+        job = train()
+        assert job.status == 0
+        names = {path.name for path in job.folder.iterdir()}
+        assert names == {".hydra", "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "train.log"}
+        assert "validation loss" in (job.folder / "train.log").read_text()
+
+    def test_summary_has_all_of_the_table_and_where_it_came_from(self, train):
+        summary = train("seed=7", "trainer.steps=3").summary
+        assert summary["status"] == "completed"
+        assert (summary["model"], summary["data"], summary["seed"]) == ("mamba", "synthetic", 7)
+        assert (summary["steps"], summary["samples"], summary["tokens"]) == (3, 24, 24 * 16)
+        assert summary["scan_backend"] in ("parallel", "reference", "cpu")
+        assert summary["device"] == "cpu"
+        assert set(summary["versions"]) == {"python", "torch", "triton", "seqlab"}
+        assert summary["flops"] > 6 * 0.5 * summary["parameters"] * summary["tokens"]
+        assert summary["command"].startswith("python ")
+        assert set(summary["test"]) == set(summary["best_validation"])
+        assert len(summary["test_loss_by_position"]) == 16
+        for key in ("parameters", "wall_seconds", "tokens_per_second", "peak_memory_bytes", "git_commit", "folder"):
+            assert key in summary
+
+    def test_prints_the_table(self, train, capsys):
+        train()
+        out = capsys.readouterr().out
+        for name in (
+            "parameters",
+            "training FLOPs",
+            "steps",
+            "seen",
+            "wall time",
+            "throughput",
+            "scan backend",
+            "run folder",
+            "best validation",
+        ):
+            assert name in out
+
+    def test_records(self, train):
+        records = train().records
+        assert [record["split"] for record in records] == ["train", "train", "validation", "test"]
+        assert {"step", "tokens", "flops", "seconds", "loss", "lr", "grad_norm"} <= set(records[0])
+
+    def test_is_repeatable_bitwise(self, train):
+        assert_same_run(train(folder="a"), train(folder="b"))
+
+    def test_another_seed_is_another_run(self, train):
+        a, b = train("seed=1", folder="a"), train("seed=2", folder="b")
+        assert a.records[0]["loss"] != b.records[0]["loss"]
+
+    def test_tensorboard(self, train):
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        job = train("logger=tensorboard")
+        events = EventAccumulator(str(job.folder / "tensorboard"))
+        events.Reload()
+        assert events.Scalars("train/loss")[0].value == pytest.approx(job.records[0]["loss"], rel=1e-5)
+
+
+class TestResume:
+    LONG = (
+        "trainer.steps=12",
+        "trainer.evaluate_every=4",
+        "trainer.checkpoint_every=3",
+        "model=transformer",
+        "model.dropout=0.1",
+    )
+
+    def test_a_killed_run_continues_to_the_same_end(self, train, tmp_path, environment):
+        """kill -9 in the middle, then ``resume=``: bitwise the weights and metrics of a run never touched."""
+        whole = train(*self.LONG, folder="whole")
+        folder = tmp_path / "killed"
+        arguments = [*train.small, *self.LONG, f"hydra.run.dir={folder}"]
+        code = (
+            "import os, signal, sys; from seqlab.training.trainer import Fit; step = Fit._train_step\n"
+            "def mortal(self, bar):\n"
+            "    step(self, bar)\n"
+            "    if self.counters.step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "Fit._train_step = mortal\n"
+            f"sys.argv = ['train.py', *{arguments!r}]\n"
+            f"import runpy; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+        )
+        killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        records = Job(folder, 0).records
+        assert records[-1]["step"] == 8
+        assert train(f"resume={folder}").status == 0
+        assert_same_run(Job(folder, 0), whole)
+
+    def test_from_the_checkpoint_before_a_damaged_one(self, train, caplog):
+        whole = train(*self.LONG, folder="whole")
+        job = train(*self.LONG)
+        last = checkpoint.existing(job.folder / "checkpoints")[-1]
+        (last / checkpoint.WEIGHTS).write_bytes(b"damaged")
+        assert train(f"resume={job.folder}").status == 0
+        assert f"{last} cannot be used" in caplog.text
+        assert_same_run(job, whole)
+
+    def test_with_a_larger_budget(self, train):
+        job = train("schedule=constant", "trainer.steps=4")
+        assert train(f"resume={job.folder}", "trainer.steps=6").status == 0
+        assert job.summary["steps"] == 6
+
+    def test_keeps_what_hydra_composed_first(self, train):
+        job = train("model=mlp")
+        before = (job.folder / ".hydra" / "config.yaml").read_text()
+        train(f"resume={job.folder}")
+        assert (job.folder / ".hydra" / "config.yaml").read_text() == before
+        assert job.summary["model"] == "mlp"
+
+    def test_refuses_to_change_the_model(self, train, capsys):
+        job = train()
+        assert train(f"resume={job.folder}", "model=lstm").status == 2
+        assert "a resumed run keeps its model" in capsys.readouterr().err
+
+    def test_of_no_run_folder(self, train, capsys, tmp_path):
+        assert train(f"resume={tmp_path / 'nothing'}").status == 2
+        assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals(train, tmp_path, environment, number, status):
+    """A checkpoint first, then how to go on, then the status that shells expect."""
+    folder = tmp_path / "run"
+    arguments = [*train.small, "trainer.steps=100000", "trainer.log_every=1", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    step = int(re.search(r"Stopped at step (\d+)", error).group(1))
+    assert f"python train.py 'resume={folder}'" in error.replace("\n", "")
+    assert checkpoint.latest(folder / "checkpoints") == checkpoint.path_of(folder / "checkpoints", step)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("interrupted", step)
+
+
+MISTAKES = {
+    "unknown option": (["model=mambo"], r"model=mambo: is no option of model\.\n.*'mamba'"),
+    "unknown group": (["modle=mamba"], r"modle=mamba: .*\n.*'model'"),
+    "unknown setting": (["trainer.stepz=3"], r"trainer\.stepz=3: .*\n.*'trainer\.steps'"),
+    "unknown setting, new": (["+trainer.stepz=3"], r"trainer\.stepz=3: .*\n.*'steps'"),
+    "wrong type": (["trainer.steps=soon"], r"trainer\.steps=soon: input should be a valid integer"),
+    "bad syntax": (["trainer.steps=["], r"command line.*trainer\.steps=\["),
+    "two budgets": (["trainer.epochs=1"], r"trainer\.steps, trainer\.epochs=2, 1: .*exactly one"),
+    "heads": (["model=transformer", "size.n_heads=5"], r"size\.n_heads=5: must divide d_model=64"),
+    "pattern longer than depth": (
+        ["model.pattern=[mamba,mamba,mamba]"],
+        r"model\.pattern=.*do not fit into n_layers=2",
+    ),
+    "batch larger than the data": (["trainer.batch_size=64"], r"trainer\.batch_size=64: .*32"),
+    "no such device": (["device=tpu"], r"device=tpu: "),
+    "unknown backend": (["model.mixers.mamba.scan_backend=cude"], r"scan_backend=cude: .*\n.*parallel"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_get_a_message(train, capsys, overrides, message):
+    job = train(*overrides)
+    error = capsys.readouterr().err
+    assert job.status == 2, error
+    assert re.search(message, error)
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) <= 3
+
+
+def test_debug_shows_the_traceback(train, capsys):
+    assert train("trainer.steps=soon", "debug=true").status == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_shows_its_traceback(train, capsys, monkeypatch):
+    from seqlab.training.trainer import Fit
+
+    monkeypatch.setattr(Fit, "_train_step", lambda self, bar: 1 / 0)
+    assert train().status == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_no_space_left(train, capsys, monkeypatch):
+    save, calls = checkpoint.save, []
+
+    def full(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
+        save(*arguments, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    job = train("trainer.checkpoint_every=1")
+    error = capsys.readouterr().err
+    assert job.status == 2
+    assert "no space left" in error
+    assert "Traceback" not in error
+    assert job.summary["status"] == "failed"
+    assert checkpoint.damage(checkpoint.latest(job.folder / "checkpoints")) is None
+
+
+def test_divergence_is_said(train, capsys):
+    job = train(
+        "optimizer=sgd", "optimizer.lr=1.0e+30", "trainer.steps=40", "trainer.clip_norm=null", "schedule.warmup=0"
+    )
+    assert job.status == 1
+    assert "not finite" in capsys.readouterr().err
+    assert job.summary["status"] == "diverged"
+
+
+def script(*arguments: str, environment: dict[str, str], folder) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_help_and_cfg(environment, tmp_path):
+    shown = script("--help", environment=environment, folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"^model=\n", shown.stdout, re.MULTILINE)
+    assert re.search(r"^  mamba +\S.*Mamba-1", shown.stdout, re.MULTILINE)
+    composed = script("model=lstm", "--cfg", "job", environment=environment, folder=tmp_path)
+    assert composed.returncode == 0, composed.stderr
+    assert "seqlab.models.mixers.LSTM" in composed.stdout
+
+
+def test_sweep(train, environment, tmp_path):
+    """One folder with a folder a job, named by its overrides; the default folder is named by model, data and time."""
+    swept = script(*train.small, "-m", "model=mlp,linear", "seed=1,2", environment=environment, folder=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    (sweep,) = (tmp_path / "outputs").glob("sweep_*")
+    jobs = {path.parent.name for path in sweep.rglob("summary.json")}
+    assert {re.search(r"model=\w+,seed=\d", name).group() for name in jobs} == {
+        f"model={model},seed={seed}" for model in ("mlp", "linear") for seed in (1, 2)
+    }
+    alone = script(*train.small, "model=linear", environment=environment, folder=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    (run,) = (tmp_path / "outputs").glob("linear_synthetic_*")
+    assert (run / "summary.json").is_file()

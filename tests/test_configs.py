@@ -1,0 +1,91 @@
+"""Every YAML, found by glob, runs end to end; every setting is held against its constructor."""
+
+import pytest
+
+from seqlab.config import check, describe_options, first_comment
+from seqlab.errors import UserError
+from support import CONF, compose_config, options
+
+YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
+
+
+def plain(*overrides: str) -> dict:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(compose_config(*overrides), resolve=True)
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_trains(train, model):
+    job = train(f"model={model}", "size=tiny")
+    assert job.status == 0
+    assert job.summary["status"] == "completed"
+    assert job.summary["model"] == model
+
+
+@pytest.mark.parametrize("size", options("size"))
+def test_every_size_trains(train, size):
+    assert train(f"size={size}", "data.length=4", "trainer.steps=1", "trainer.batch_size=2").status == 0
+
+
+@pytest.mark.parametrize("name", options("optimizer"))
+def test_every_optimizer_trains(train, name):
+    assert train(f"optimizer={name}").status == 0
+
+
+@pytest.mark.parametrize("name", options("schedule"))
+def test_every_schedule_trains(train, name):
+    job = train(f"schedule={name}", "trainer.steps=4")
+    rates = [record["lr"] for record in job.records if record["split"] == "train"]
+    assert len(rates) == 4
+    assert len(set(rates)) == 4 or name == "constant"
+
+
+@pytest.mark.parametrize("name", options("trainer"))
+def test_every_trainer_trains(train, name):
+    assert train(f"trainer={name}", "trainer.epochs=null", "trainer.steps=2").status == 0
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(CONF)))
+def test_every_option_says_what_it_is(path):
+    description = first_comment(path)
+    assert 10 < len(description) <= 120
+
+
+def test_help_has_every_option():
+    lines = describe_options().splitlines()
+    for group in (path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
+        assert f"{group.name}=" in lines
+        for name in options(group.name):
+            assert any(line.split()[:1] == [name] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.steps=abc"], r"trainer\.steps=abc: input should be a valid integer.*\n.*int"),
+        (["trainer.steps=1.5"], r"trainer\.steps=1\.5: input should be a valid integer"),
+        (["trainer.batch_size=0"], r"trainer\.batch_size=0: input should be greater than 0"),
+        (["optimizer.lr=fast"], r"optimizer\.lr=fast: input should be a valid number"),
+        (["trainer.precision=float16"], r"trainer\.precision=float16: input should be 'float32', 'bf16' or 'fp16'"),
+        (["model.positions=rotary"], r"model\.positions=rotary: input should be 'none' or 'learned'"),
+        (["model.mixers.mamba.d_state=many"], r"model\.mixers\.mamba\.d_state=many: input should be a valid integer"),
+        (["+model.mixers.mamba.d_stat=8"], r"model\.mixers\.mamba\.d_stat=8: .*\n.*'d_state'"),
+        (["+trainer.stesp=8"], r"trainer\.stesp=8: .*\n.*'steps'"),
+        (["model._target_=seqlab.models.SequenceModle"], r"model\._target_=.*cannot be imported"),
+    ],
+)
+def test_a_setting_that_its_constructor_refuses(overrides, message):
+    with pytest.raises(UserError, match=message):
+        check(plain(*overrides))
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("data", options("data"))
+def test_what_is_shipped_passes_the_check(model, data):
+    check(plain(f"model={model}", f"data={data}"))
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes(experiment):
+    check(plain(f"experiment={experiment}"))

@@ -1,0 +1,102 @@
+"""Checkpoints are whole or absent, and the one before the last is a place to go back to."""
+
+import errno
+
+import pytest
+import torch
+from torch import nn
+
+from seqlab.errors import UserError
+from seqlab.training import checkpoint
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+def save(folder, step, model, best=None):
+    checkpoint.save(folder, step, model, {"step": step}, best_step=best)
+
+
+def steps(folder):
+    return [checkpoint.step_of(path) for path in checkpoint.existing(folder)]
+
+
+def test_there_and_back(tmp_path, model):
+    save(tmp_path, 7, model)
+    other = nn.Linear(3, 2)
+    path = checkpoint.latest(tmp_path)
+    checkpoint.load_weights(path, other)
+    assert torch.equal(other.weight, model.weight)
+    assert checkpoint.load_state(path) == {"step": 7}
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+    model[1].weight = model[0].weight
+    save(tmp_path, 1, model)
+    before = model[0].weight.detach().clone()
+    nn.init.zeros_(model[0].weight)
+    checkpoint.load_weights(checkpoint.latest(tmp_path), model)
+    assert torch.equal(model[1].weight, before)
+    assert model[1].weight is model[0].weight
+
+
+def test_the_last_two_and_the_best_of_each_are_kept(tmp_path, model):
+    for step, best in [(0, None), (10, 10), (20, 20), (30, 20), (40, 20), (50, 50)]:
+        save(tmp_path, step, model, best)
+    assert steps(tmp_path) == [20, 40, 50]
+    save(tmp_path, 60, model, 50)
+    assert steps(tmp_path) == [50, 60]
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.STATE, checkpoint.MANIFEST])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, model, caplog, name, damage):
+    save(tmp_path, 1, model)
+    save(tmp_path, 2, model)
+    file = checkpoint.path_of(tmp_path, 2) / name
+    content = bytearray(file.read_bytes())
+    if damage == "delete":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        middle = content.index(b"sha256") if name == checkpoint.MANIFEST else len(content) // 2
+        content[middle] ^= 1
+        file.write_bytes(content)
+    assert checkpoint.latest(tmp_path) == checkpoint.path_of(tmp_path, 1)
+    assert "step-00000002 cannot be used" in caplog.text
+    with pytest.raises(UserError, match="it cannot be used"):
+        checkpoint.load_weights(checkpoint.path_of(tmp_path, 2), model)
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.latest(tmp_path / "checkpoints")
+
+
+def test_no_space_left_leaves_what_was_there(tmp_path, model, monkeypatch):
+    save(tmp_path, 1, model)
+
+    def full(state, path):
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2, model)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert checkpoint.damage(checkpoint.latest(tmp_path)) is None
+
+
+def test_what_a_crash_left_half_written_is_cleared_and_never_read(tmp_path, model):
+    half = tmp_path / ".step-00000009.tmp"
+    half.mkdir()
+    (half / checkpoint.WEIGHTS).write_bytes(b"half")
+    with pytest.raises(UserError):
+        checkpoint.latest(tmp_path)
+    save(tmp_path, 1, model)
+    assert not half.exists()

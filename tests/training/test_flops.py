@@ -1,0 +1,104 @@
+"""Counted training FLOPs against closed formulas, for each mixer and feed-forward.
+
+A product of an (m, k) with a (k, n) matrix is 2 m k n; a linear map costs it once forward and twice backward, except
+that nothing asks for the gradient of the data itself.
+"""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch.nn import functional as F
+
+from seqlab.training.flops import training_flops
+from support import compose_config
+
+D, D_FF, LAYERS, HEADS, VOCABULARY = 32, 96, 3, 4, 50
+
+
+class Tokens:
+    """As much of a data object as counting needs."""
+
+    tokens, d_input, d_output = True, VOCABULARY, VOCABULARY
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def train_batch(self, index, batch_size, seed):
+        tokens = torch.zeros(batch_size, self.length, dtype=torch.int64)
+        return tokens, tokens
+
+    def loss(self, outputs, targets):
+        return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+
+
+def counted(name: str, length: int) -> int:
+    size = [f"size.d_model={D}", f"size.n_layers={LAYERS}", f"size.n_heads={HEADS}", f"size.d_ff={D_FF}"]
+    cfg, data = compose_config(f"model={name}", *size), Tokens(length)
+    model = instantiate(
+        cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=length, _convert_="all"
+    )
+    return training_flops(model, data)
+
+
+def linear(length: int, d_in: int, d_out: int) -> int:
+    return 3 * 2 * length * d_in * d_out
+
+
+def attention(length: int) -> int:
+    """Projections, and two products over the square of positions, each with two more backward."""
+    return linear(length, D, 3 * D) + linear(length, D, D) + 2 * 3 * 2 * length * length * D
+
+
+def mamba(length: int) -> int:
+    e, n, k, r = 2 * D, 16, 4, 2
+    products = linear(length, D, 2 * e) + linear(length, e, r + 2 * n) + linear(length, r, e) + linear(length, e, D)
+    convolution = 3 * 2 * length * e * k
+    from seqlab.ops import selective_scan_flops
+
+    return products + convolution + 3 * selective_scan_flops(1, length, e, n)
+
+
+def lstm(length: int) -> int:
+    """Four gates from the input and four from the hidden state, which at the start is data and asks no gradient."""
+    return linear(length, D, 4 * D) + linear(length, D, 4 * D) - 2 * D * 4 * D
+
+
+def swiglu(length: int) -> int:
+    return linear(length, D, 2 * 64) + linear(length, 64, D)
+
+
+def mlp(length: int) -> int:
+    return linear(length, D, D_FF) + linear(length, D_FF, D)
+
+
+FORMULAS = {
+    "mamba": lambda n: LAYERS * mamba(n),
+    "transformer": lambda n: LAYERS * (attention(n) + swiglu(n)),
+    "transformer_vanilla": lambda n: LAYERS * (attention(n) + mlp(n)),
+    "self_attention": attention,
+    "lstm": lambda n: LAYERS * lstm(n),
+    "mlp": lambda n: LAYERS * linear(n, D, D),
+    "linear": lambda n: 0,
+}
+
+
+@pytest.mark.parametrize("length", [8, 33])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_closed_formula(name, length):
+    expected = FORMULAS[name](length) + linear(length, D, VOCABULARY)
+    assert counted(name, length) == expected
+
+
+def test_six_times_parameters_times_tokens_in_the_limit():
+    """Kaplan et al. 2020, section 2.1: where the width is far above the length, 6 N FLOPs a token."""
+    model_parameters = LAYERS * (4 * D * D + 3 * D * 64) + D * VOCABULARY
+    assert counted("transformer", 1) == pytest.approx(6 * model_parameters, rel=0.01)
+
+
+def test_the_model_is_left_alone():
+    cfg = compose_config("model=mamba", f"size.d_model={D}")
+    model = instantiate(cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=8, _convert_="all")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training_flops(model, Tokens(8))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,113 @@
+"""Metrics against their definitions, written out in numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from seqlab.training import metrics
+from seqlab.training.evaluate import LossByPosition, counted_positions
+
+POSITIONS, CLASSES = 200, 9
+
+
+@pytest.fixture
+def language():
+    generator = torch.Generator().manual_seed(0)
+    preds = 3 * torch.randn(POSITIONS, CLASSES, generator=generator)
+    target = torch.randint(CLASSES, (POSITIONS,), generator=generator)
+    return {"preds": preds, "target": target, "loss": F.cross_entropy(preds, target, reduction="none")}
+
+
+def in_batches(collection, parts, size=37):
+    """Update in pieces, as evaluation does."""
+    for start in range(0, POSITIONS, size):
+        collection.update(**{name: part[start : start + size] for name, part in parts.items()})
+    return {name: float(value) for name, value in collection.compute().items()}
+
+
+def probabilities(preds):
+    e = np.exp(preds.double().numpy())
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_language(language):
+    kinds = {
+        "perplexity": metrics.Perplexity(),
+        "bits_per_character": metrics.BitsPerCharacter(),
+        "top1_accuracy": lambda preds, target: metrics.top_k_accuracy(preds, target, k=1),
+        "top5_accuracy": lambda preds, target: metrics.top_k_accuracy(preds, target, k=5),
+    }
+    measured = in_batches(metrics.collect(kinds), language)
+    p, t = probabilities(language["preds"]), language["target"].numpy()
+    nats = -np.log(p[np.arange(POSITIONS), t]).mean()
+    order = np.argsort(-p, axis=1)
+    expected = {
+        "loss": nats,
+        "perplexity": math.exp(nats),
+        "bits_per_character": nats / math.log(2),
+        "top1_accuracy": (order[:, 0] == t).mean(),
+        "top5_accuracy": (order[:, :5] == t[:, None]).any(axis=1).mean(),
+    }
+    assert measured == pytest.approx(expected, rel=1e-5)
+
+
+def test_calibration_error(language):
+    measured = in_batches(metrics.collect({"error": metrics.CalibrationError(n_bins=10)}), language)["error"]
+    p, t = probabilities(language["preds"]), language["target"].numpy()
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == t
+    expected = 0.0
+    for low in np.arange(10) / 10:
+        inside = (confidence > low) & (confidence <= low + 0.1)
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert measured == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_calibrated_model_has_no_calibration_error():
+    """Targets drawn from the model's own probabilities: the error is sampling noise."""
+    generator = torch.Generator().manual_seed(0)
+    preds = torch.randn(200_000, 4, generator=generator)
+    target = torch.multinomial(preds.softmax(-1), 1, generator=generator)[:, 0]
+    error = metrics.CalibrationError()
+    error.update(preds, target)
+    assert error.compute() < 0.01
+    error.reset()
+    error.update(5 * preds, target)  # the same order, five times too sure
+    assert error.compute() > 0.2
+
+
+def test_a_logit_that_ties_with_the_target_does_not_beat_it():
+    preds = torch.tensor([[1.0, 1.0, 0.0]])
+    assert metrics.top_k_accuracy(preds, torch.tensor([1]), k=1).item()
+    assert not metrics.top_k_accuracy(preds, torch.tensor([2]), k=2).item()
+
+
+def test_within_tolerance():
+    preds, target = torch.tensor([0.0, 0.25, 1.0]), torch.tensor([0.25, 0.0, 1.5])
+    assert metrics.within_tolerance(preds, target, tolerance=0.25).tolist() == [True, True, False]
+
+
+def test_each_evaluation_starts_from_nothing(language):
+    kinds = {"perplexity": metrics.Perplexity()}
+    first = in_batches(metrics.collect(kinds), language)
+    assert in_batches(metrics.collect(kinds), language) == first
+
+
+def test_masked_positions_do_not_count():
+    outputs = torch.arange(24.0).view(2, 3, 4)
+    targets, mask = torch.tensor([[0, -100, 2], [-100, 1, 3]]), torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.bool)
+    loss = torch.where(mask, 1.0, 0.0)
+    seen = counted_positions(outputs, targets, loss, mask, tokens=True)
+    assert seen["target"].tolist() == [0, 2, 1, 3]
+    assert seen["preds"][:, 0].tolist() == [0, 8, 16, 20]
+    assert seen["loss"].tolist() == [1, 1, 1, 1]
+
+
+def test_loss_by_position_with_a_shorter_last_window():
+    by_position = LossByPosition(torch.device("cpu"))
+    by_position.update(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool))
+    by_position.update(torch.tensor([[3.0, 4.0, 5.0]]), torch.ones(1, 3, dtype=torch.bool))
+    assert by_position.compute() == [2.0, 3.0, 5.0]

@@ -1,0 +1,275 @@
+"""The loop: budgets, accumulation, selection, skipped steps, precision, and stopping."""
+
+import math
+import signal
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.training.optim import adamw, sgd
+from seqlab.training.schedule import constant
+from seqlab.training.signals import StopRequest
+from seqlab.training.trainer import Fit, Trainer
+from support import Echo, compose_config
+
+
+def transformer(*overrides):
+    cfg = compose_config("model=transformer", "size.d_model=16", "size.n_heads=2", "size.d_ff=32", *overrides)
+    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all")
+
+
+def build(tmp_path, *, model=None, data=None, optimizer=adamw, schedule=constant, **settings):
+    settings = {"batch_size": 4, "steps": 6, "evaluate_every": 3, "log_every": 1} | settings
+    if model is None:
+        torch.manual_seed(0)
+        model = transformer()
+    trainer = Trainer(optimizer=optimizer, schedule=schedule, **settings)
+    stop = StopRequest()
+    return Fit(trainer, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path, stop=stop)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Broken(Echo):
+    """Some training losses are not a number."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad, self.calls = bad, 0
+
+    def train_batch(self, index, batch_size, seed):
+        self.index = index
+        return super().train_batch(index, batch_size, seed)
+
+    def loss(self, outputs, targets):
+        loss = super().loss(outputs, targets)
+        return loss * math.nan if torch.is_grad_enabled() and self.index in self.bad else loss
+
+
+class TestBudget:
+    @pytest.mark.parametrize(
+        ("budget", "steps"),
+        [
+            ({"steps": 5}, 5),
+            ({"steps": None, "epochs": 2}, 32),
+            ({"steps": None, "epochs": 0.1}, 2),
+            ({"steps": None, "tokens": 100}, 4),
+        ],
+    )
+    def test_steps(self, tmp_path, budget, steps):
+        assert build(tmp_path, **budget).total == steps
+
+    @pytest.mark.parametrize("budget", [{"epochs": 1}, {"steps": None}, {"tokens": 9, "epochs": 1}])
+    def test_exactly_one(self, tmp_path, budget):
+        with pytest.raises(UserError, match="exactly one of steps, epochs and tokens"):
+            build(tmp_path, **budget)
+
+
+class TestGradient:
+    def test_accumulation_is_the_whole_batch(self, tmp_path):
+        whole, parts = (
+            build(tmp_path / str(n), optimizer=lambda m: sgd(m, lr=0.1), accumulate=n, clip_norm=None) for n in (1, 4)
+        )
+        for fit in (whole, parts):
+            fit.run(lambda record: None)
+        torch.testing.assert_close(weights(whole.model), weights(parts.model), rtol=1e-4, atol=1e-6)
+
+    def test_accumulate_must_divide(self, tmp_path):
+        with pytest.raises(UserError, match=r"accumulate=3: must divide batch_size=4"):
+            build(tmp_path, accumulate=3)
+
+    def test_the_norm_is_clipped(self, tmp_path):
+        fit = build(tmp_path, optimizer=lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False), clip_norm=0.01, steps=1)
+        before = weights(fit.model)
+        fit.run(lambda record: None)
+        assert (weights(fit.model) - before).norm() == pytest.approx(0.01, rel=1e-3)
+
+    def test_a_batch_gives_the_mean_over_what_counts(self, tmp_path):
+        records, fit = [], build(tmp_path, steps=1)
+        data, model = fit.data, fit.model
+        batch = data.train_batch(0, 4, 1)
+        expected = data.loss(model(batch.inputs), batch.targets)[:, 1:].mean().item()
+        fit.run(records.append)
+        assert records[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class TestRecords:
+    def test_what_is_recorded(self, tmp_path):
+        records, fit = [], build(tmp_path, log_every=2)
+        fit.run(records.append)
+        assert [(r["step"], r["split"]) for r in records] == [
+            (2, "train"),
+            (3, "validation"),
+            (4, "train"),
+            (6, "train"),
+            (6, "validation"),
+        ]
+        last = records[-1]
+        assert last["tokens"] == 6 * 4 * 8
+        assert last["flops"] == 6 * fit.flops_per_step
+        assert last["seconds"] > 0
+        assert {"loss", "lr", "grad_norm", "skipped"} <= set(records[0])
+
+    def test_the_schedule_is_run(self, tmp_path):
+        records = []
+        fit = build(tmp_path, schedule=lambda step, total: (step + 1) / total, optimizer=lambda m: adamw(m, lr=0.6))
+        fit.run(records.append)
+        rates = [r["lr"] for r in records if r["split"] == "train"]
+        assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+
+    def test_the_order_of_data_does_not_depend_on_the_model(self, tmp_path):
+        seen = []
+        for model in (None, nn.Embedding(7, 7)):
+            data = Echo()
+            original, batches = data.train_batch, []
+            data.train_batch = lambda *args, o=original, b=batches, **kw: b.append(o(*args, **kw)) or b[-1]
+            optimizer = adamw if model is None else lambda m: [torch.optim.SGD(m.parameters(), lr=0.1)]
+            build(tmp_path / str(len(seen)), model=model, data=data, optimizer=optimizer).run(lambda record: None)
+            seen.append(torch.stack([batch.inputs for batch in batches if len(batch.inputs) == 4]))
+        assert torch.equal(*seen)
+
+
+class TestSelection:
+    def losses(self, fit, values):
+        """Let validation find these losses, one after the other."""
+        values = iter(values)
+
+        class Result:
+            def __init__(self, loss):
+                self.metrics, self.loss_by_position = {"loss": loss}, []
+
+        fit.evaluate = lambda split, bar: Result(next(values))
+        return fit
+
+    def test_the_best_weights_are_kept(self, tmp_path):
+        fit = self.losses(build(tmp_path, steps=5, evaluate_every=1), [3, 1, 2, 2, 2])
+        seen = {}
+        original = fit._save_if_due
+        fit._save_if_due = lambda: (seen.setdefault(fit.counters.step, weights(fit.model)), original())
+        fit.run(lambda record: None)
+        assert fit.counters.best_step == 2
+        assert torch.equal(weights(fit.model), seen[2])
+
+    def test_patience(self, tmp_path):
+        fit = self.losses(build(tmp_path, steps=9, evaluate_every=1, patience=2), [3, 2, 2, 1, 2, 2, 0])
+        fit.run(lambda record: None)
+        assert fit.stopped_early
+        assert (fit.counters.step, fit.counters.best_step) == (6, 4)
+
+    def test_a_validation_that_is_no_number_never_wins(self, tmp_path):
+        fit = self.losses(build(tmp_path, steps=3, evaluate_every=1), [math.nan, 5, math.nan])
+        fit.run(lambda record: None)
+        assert (fit.counters.best_step, fit.counters.best_loss) == (2, 5)
+
+
+class TestUnsoundSteps:
+    def test_are_skipped_and_counted(self, tmp_path):
+        fit = build(tmp_path, data=Broken({1, 2}), steps=4)
+        fit.run(lambda record: None)
+        assert fit.counters.skipped == 2
+        assert torch.isfinite(weights(fit.model)).all()
+
+    def test_change_no_weight(self, tmp_path):
+        fit = build(tmp_path, data=Broken({0, 1}), steps=2, max_skipped=9)
+        before = weights(fit.model)
+        fit.run(lambda record: None)
+        assert torch.equal(weights(fit.model), before)
+
+    def test_several_in_a_row_stop_the_run_with_a_checkpoint(self, tmp_path):
+        fit = build(tmp_path, data=Broken({4, 5, 6}), steps=20, max_skipped=3)
+        with pytest.raises(Diverged, match="3 steps in a row, up to step 7"):
+            fit.run(lambda record: None)
+        again = build(tmp_path, data=Echo(), steps=20)
+        again.restore()
+        assert torch.isfinite(weights(again.model)).all()
+        assert again.counters.step in (3, 6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains_and_keeps_float32_parameters(tmp_path, precision):
+    records, fit = (
+        [],
+        build(tmp_path, precision=precision, steps=40, evaluate_every=40, optimizer=lambda m: adamw(m, lr=1e-2)),
+    )
+    fit.run(records.append)
+    assert all(p.dtype is torch.float32 for p in fit.model.parameters())
+    train = [r["loss"] for r in records if r["split"] == "train"]
+    assert train[-1] < 0.6 * train[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compile_trains_the_same(tmp_path):
+    plain, compiled = [], []
+    build(tmp_path / "a", steps=3).run(plain.append)
+    build(tmp_path / "b", steps=3, compile=True).run(compiled.append)
+    for a, b in zip(plain, compiled, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def stop_at(fit, step, number=signal.SIGTERM):
+    original = fit.update
+
+    def update(batch, rate):
+        if fit.counters.step + 1 == step:
+            fit.stop.signal = number
+        return original(batch, rate)
+
+    update.state_dict, update.load_state_dict = original.state_dict, original.load_state_dict
+    update.lr = 0.0
+    fit.update = update
+
+
+class TestStopping:
+    def test_a_stopped_run_continues_bitwise(self, tmp_path):
+        def fresh(folder):
+            torch.manual_seed(0)
+            model = transformer("model.dropout=0.1")
+            return build(folder, model=model, steps=9)
+
+        whole = fresh(tmp_path / "whole")
+        whole.run(lambda record: None)
+        for step in (1, 4, 6, 9):
+            folder = tmp_path / str(step)
+            stopped = fresh(folder)
+            stop_at(stopped, step)
+            with pytest.raises(Interrupted) as ending:
+                stopped.run(lambda record: None)
+            assert ending.value.exit_status == 143
+            assert ending.value.step == step
+            torch.manual_seed(99)
+            again = fresh(folder)
+            again.restore()
+            again.run(lambda record: None)
+            assert torch.equal(weights(again.model), weights(whole.model))
+
+    def test_within_an_evaluation(self, tmp_path):
+        fit = build(tmp_path)
+        original = fit.data.evaluation_batches
+
+        def stopping(split, batch_size):
+            for batch in original(split, batch_size):
+                fit.stop.signal = signal.SIGINT
+                yield batch
+
+        fit.data.evaluation_batches = stopping
+        with pytest.raises(Interrupted) as ending:
+            fit.run(lambda record: None)
+        assert ending.value.exit_status == 130
+        again = build(tmp_path)
+        again.restore()
+        assert (again.counters.step, again.counters.evaluated_step) == (3, 0)
+
+    def test_in_the_test_split_the_checkpoint_stays_the_last(self, tmp_path):
+        fit = build(tmp_path, steps=6)
+        fit.run(lambda record: None)
+        fit.stop.signal = signal.SIGTERM
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(Interrupted):
+            fit.test()
+        assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}

@@ -1,0 +1,15 @@
+"""Train one model on one data set: python train.py model=mamba data=wikitext2 (python train.py --help lists all)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from seqlab import cli, experiment
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float:
+    return experiment.run(cfg)
+
+
+if __name__ == "__main__":
+    cli.run(main)
