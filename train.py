@@ -8,7 +8,7 @@ from seqlab import cli, experiment
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
-    return experiment.run(cfg)
+    return cli.job(experiment.run, cfg)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Running the real command line inside the test process."""
 
-import importlib.util
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,9 +31,6 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
     """Run ``python train.py`` with overrides, in this process; by default in a fresh folder on the small data."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which cli.run sets; put back afterwards
 
     def run(*overrides: str, folder: str = "run", small: bool = True) -> Job:
@@ -44,7 +41,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]
             arguments.append(f"hydra.run.dir={target}")
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
         with pytest.raises(SystemExit) as exit_info:
-            script.cli.run(script.main)
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         return Job(target, exit_info.value.code)
 
     run.small = SMALL

@@ -125,13 +125,13 @@ class TestResume:
         assert train(f"resume={folder}").status == 0
         assert_same_run(Job(folder, 0), whole)
 
-    def test_from_the_checkpoint_before_a_damaged_one(self, train, caplog):
+    def test_from_the_checkpoint_before_a_damaged_one(self, train, capsys):
         whole = train(*self.LONG, folder="whole")
         job = train(*self.LONG)
         last = checkpoint.existing(job.folder / "checkpoints")[-1]
         (last / checkpoint.WEIGHTS).write_bytes(b"damaged")
         assert train(f"resume={job.folder}").status == 0
-        assert f"{last} cannot be used" in caplog.text
+        assert f"{last} cannot be used" in capsys.readouterr().err
         assert_same_run(job, whole)
 
     def test_with_a_larger_budget(self, train):
@@ -198,18 +198,18 @@ MISTAKES = {
     ),
     "batch larger than the data": (["trainer.batch_size=64"], r"trainer\.batch_size=64: .*32"),
     "no such device": (["device=tpu"], r"device=tpu: "),
-    "unknown backend": (["model.mixers.mamba.scan_backend=cude"], r"scan_backend=cude: .*\n.*parallel"),
+    "unknown backend": (["model.mixers.mamba.scan_backend=cude"], r"scan_backend=cude: .*auto, parallel, reference"),
 }
 
 
 @pytest.mark.parametrize(("overrides", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_get_a_message(train, capsys, overrides, message):
+def test_mistakes_get_a_message(train, capsys, caplog, overrides, message):
     job = train(*overrides)
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err or caplog.messages[-1]  # before Hydra sets up its own log, or after
     assert job.status == 2, error
     assert re.search(message, error)
     assert "Traceback" not in error
-    assert len(error.strip().splitlines()) <= 3
+    assert len(error.strip().splitlines()) <= 2
 
 
 def test_debug_shows_the_traceback(train, capsys):
@@ -262,7 +262,7 @@ def test_help_and_cfg(environment, tmp_path):
     shown = script("--help", environment=environment, folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^model=\n", shown.stdout, re.MULTILINE)
-    assert re.search(r"^  mamba +\S.*Mamba-1", shown.stdout, re.MULTILINE)
+    assert re.search(r"^  mamba +Mamba-1", shown.stdout, re.MULTILINE)
     composed = script("model=lstm", "--cfg", "job", environment=environment, folder=tmp_path)
     assert composed.returncode == 0, composed.stderr
     assert "seqlab.models.mixers.LSTM" in composed.stdout
@@ -270,7 +270,7 @@ def test_help_and_cfg(environment, tmp_path):
 
 def test_sweep(train, environment, tmp_path):
     """One folder with a folder a job, named by its overrides; the default folder is named by model, data and time."""
-    swept = script(*train.small, "-m", "model=mlp,linear", "seed=1,2", environment=environment, folder=tmp_path)
+    swept = script("-m", *train.small, "model=mlp,linear", "seed=1,2", environment=environment, folder=tmp_path)
     assert swept.returncode == 0, swept.stderr
     (sweep,) = (tmp_path / "outputs").glob("sweep_*")
     jobs = {path.parent.name for path in sweep.rglob("summary.json")}

@@ -10,7 +10,10 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config import CONFIG_FOLDER, known_settings, nearest
@@ -32,6 +35,16 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
+    """Run one job. Alone, it ends the process itself, before Hydra adds a line of its own to a mistake's message."""
+    try:
+        return task(cfg)
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        sys.exit(report(error))
+
+
 def report(error: Exception) -> int:
     """Say what went wrong; the traceback only for faults of ours and with ``debug=true``. Returns the exit status."""
     ending = translate(error)
@@ -51,7 +64,7 @@ def translate(error: BaseException | None) -> UserError | Diverged | Interrupted
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "Free some, then continue with resume=<run folder>; what was written before is whole"
             return UserError(error.filename or "disk", "full", "there is no space left to write", remedy)
-        if isinstance(error, HydraException | OmegaConfBaseException) and error.__cause__ is None:
+        if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
             return composition_error(str(error))
         error = error.__cause__ or error.__context__
     return None

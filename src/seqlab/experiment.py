@@ -1,6 +1,6 @@
 """From a configuration to a finished run: data, model, trainer, then what is left in the run folder."""
 
-import logging
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from seqlab.errors import Diverged, Interrupted, UserError
 from seqlab.training.loggers import MetricsFile
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
-
-log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,27 +69,27 @@ def run(cfg: DictConfig) -> float:
     with StopRequest() as stop:
         data = instantiate(cfg.data, _convert_="all")
         model = build_model(cfg, data, device)
+        backend = facts.scan_backend(model, device)
         trainer = instantiate(cfg.trainer, _convert_="all")
         fit = Fit(trainer, model, data, device=device, seed=cfg.seed, folder=folder, stop=stop)
         if cfg.resume is not None:
             fit.restore()
-        return execute(cfg, fit, folder)
+        return execute(cfg, fit, folder, describe(cfg, fit, folder) | {"scan_backend": backend})
 
 
-def execute(cfg: DictConfig, fit: Fit, folder: Path) -> float:
+def execute(cfg: DictConfig, fit: Fit, folder: Path, summary: facts.Summary) -> float:
     """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment."""
-    summary = describe(cfg, fit, folder)
-    facts.write(folder, summary | {"status": "running"})
-    metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
     logger = instantiate(cfg.logger)
     logger.start(folder, OmegaConf.to_container(cfg))
-    records: list[dict[str, Any]] = metrics_file.kept
+    metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
+    records = metrics_file.kept
 
     def record(values: dict[str, Any]) -> None:
         records.append(values)
         metrics_file.log(values)
         logger.log(values)
 
+    facts.write(folder, summary | {"status": "running"})
     try:
         fit.run(record)
         test = fit.test()
@@ -117,10 +115,9 @@ def execute(cfg: DictConfig, fit: Fit, folder: Path) -> float:
 def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
     """What is known of a run before it starts."""
     return (
-        {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": str(folder)}
+        {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": os.path.relpath(folder)}
         | facts.count_parameters(fit.model)
         | {
-            "scan_backend": facts.scan_backend(fit.model, fit.device),
             "precision": fit.trainer.precision,
             "batch_size": fit.trainer.batch_size,
             "length": fit.data.length,

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from seqlab import __version__
+from seqlab.errors import UserError
 from seqlab.ops.selective_scan import resolve_backend
 from seqlab.training.loggers import finite
 
@@ -67,7 +68,11 @@ def environment(device: torch.device) -> Summary:
 def scan_backend(model: nn.Module, device: torch.device) -> str | None:
     """The backend that the model's selective scans run on, ``None`` for a model without one."""
     asked = {m.scan_backend for m in model.modules() if hasattr(m, "scan_backend")}
-    return ", ".join(sorted(resolve_backend(name, device, torch.float32) for name in asked)) or None
+    try:
+        return ", ".join(sorted(resolve_backend(name, device, torch.float32) for name in asked)) or None
+    except ValueError as error:
+        remedy = "Use scan_backend=auto, which picks the fastest that can run"
+        raise UserError("scan_backend", ", ".join(sorted(asked)), str(error), remedy) from error
 
 
 def count_parameters(model: nn.Module) -> Summary:

@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 from seqlab.data import download
 from seqlab.data.download import DownloadError, check_source, fetch, fetch_rows, join_rows
 from seqlab.errors import UserError
+from support import CONF
 
 FILES = {"train": "ptb.train.txt", "test": "ptb.test.txt"}
 HUB = {"hub": "someone/texts", "config": "v1", "revision": "abc", "blank_row": " \n"}
@@ -99,8 +99,7 @@ def test_the_library_reads_a_data_set_by_configuration_and_split(tmp_path, monke
     assert not datasets.are_progress_bars_disabled()
 
 
-@pytest.mark.parametrize("name", ["wikitext2", "ptb"])
-@pytest.mark.parametrize("offline", ["0", "1"])
+@pytest.mark.parametrize("name, offline", [("wikitext2", "0"), ("wikitext2", "1"), ("ptb", "0")])
 def test_without_files_or_network_the_real_libraries_give_up_at_once(tmp_path, environment, name, offline):
     code = """if True:
         import sys, yaml
@@ -116,7 +115,7 @@ def test_without_files_or_network_the_real_libraries_give_up_at_once(tmp_path, e
     """
     unreachable = {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_PROXY": ""}
     environment |= {"HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path / "hub"), **unreachable}
-    yaml = os.path.join(os.path.dirname(__file__), "..", "..", "conf", "data", f"{name}.yaml")
+    yaml = CONF / "data" / f"{name}.yaml"
     start = time.monotonic()
     job = subprocess.run(
         [sys.executable, "-c", code, yaml, str(tmp_path)], env=environment, capture_output=True, text=True

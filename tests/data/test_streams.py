@@ -1,5 +1,7 @@
 """Random streams: the same everywhere, independent of the order in which they are asked for, and uniform."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,22 @@ from seqlab.data.streams import bits, check_batch_size, epoch_items, integers, p
 from seqlab.errors import UserError
 
 
-def test_words_are_pinned():
-    expected = [1961586182961446937, 5661034450508593567, 17353577103497180671]
-    assert bits(1, "example", 2, 3).tolist() == expected
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """One block of Philox4x64-10, as its authors define it (Salmon et al. 2011)."""
+    a, b, c, d = counter
+    k, m = key
+    for _ in range(10):
+        left, right = 0xD2E7470EE14C6C93 * a, 0xCA5A826395121157 * c
+        a, b, c, d = (right >> 64) ^ b ^ k, right % 2**64, (left >> 64) ^ d ^ m, left % 2**64
+        k, m = (k + 0x9E3779B97F4A7C15) % 2**64, (m + 0xBB67AE8584CAA73B) % 2**64
+    return [a, b, c, d]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_the_stream_is_philox_keyed_by_seed_and_purpose_and_counted_from_the_index(seed):
+    name = int.from_bytes(hashlib.blake2b(b"example", digest_size=8).digest(), "little")
+    expected = [word for block in (1, 2, 3) for word in philox([block, 0, 0, 5], [seed, name])]
+    assert bits(seed, "example", 5, 12).tolist() == expected
 
 
 def test_a_longer_draw_begins_with_the_shorter():

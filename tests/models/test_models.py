@@ -1,10 +1,16 @@
 """What every model must be, found by glob: causal, the same step by step, of the size that a formula says."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
+from seqlab.errors import UserError
 from support import compose_config, options
 
 MODELS = options("model")

@@ -10,11 +10,13 @@ from types import ModuleType
 import torch
 
 
+@torch.compiler.assume_constant_result
 def load(package: str, name: str) -> ModuleType:
     """The backend ``name`` of the operation whose package is ``package``."""
     return import_module(f"{package}.{name}")
 
 
+@torch.compiler.assume_constant_result
 def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """The name of the backend that runs: ``backend`` itself, or for "auto" the first of ``order`` that can.
 

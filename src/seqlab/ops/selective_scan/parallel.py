@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from seqlab.ops.contract import accumulation_dtype
 
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**24}
+CHUNK_ELEMENTS = {"cpu": 2**21, "accelerator": 2**24}
 """Size of one chunk's expansion (Bt, T, N, D): small enough for the cache of a CPU, large enough to keep a GPU busy
 between launches."""
 
@@ -82,12 +82,12 @@ class _Chunk(NamedTuple):
     """The inputs of T positions in the accumulation dtype."""
 
     u: Tensor  # (Bt, T, D)
+    raw: Tensor  # (Bt, T, D) delta + bias, before softplus
     dt: Tensor  # (Bt, T, D)
     drive: Tensor  # (Bt, T, D) dt u
     A: Tensor  # (N, D)
     B: Tensor  # (Bt, T, N)
     C: Tensor  # (Bt, T, N)
-    slope: Tensor | None  # (Bt, T, D) derivative of dt by delta, None where it is 1
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -149,7 +149,7 @@ def _forward(
         a, h = a_space[:, :length], h_space[:, : length + 1]
         _states(chunk, state, a, h)
         state = h[:, length].clone()  # (Bt, N, D)
-        y = torch.mul(h[:, 1:], chunk.C.unsqueeze(3), out=a).sum(dim=2)  # (Bt, T, D)
+        y = h[:, 1:].mul_(chunk.C.unsqueeze(3)).sum(dim=2)  # (Bt, T, D)
         if D is not None:
             y.addcmul_(chunk.u, D.to(dtype))
         if y_kept is not None:
@@ -187,17 +187,19 @@ def _backward(
         a, h, g = a_space[:, :length], h_space[:, : length + 1], g_space[:, : length + 1]
         dy = d_out[:, span].to(dtype)  # (Bt, T, D)
         if dz is not None:
-            dy, dz[:, span] = _gate_gradients(dy, y[:, span], inputs.z[:, span])
+            z = inputs.z[:, span].to(dtype)  # (Bt, T, D)
+            dz[:, span] = torch.ops.aten.silu_backward(dy * y[:, span], z)
+            dy = dy * F.silu(z)
         _states(chunk, boundaries[index], a, h)
         _state_gradients(chunk, dy, carry, a, g)
-        carry = g[:, 0].clone()  # (Bt, N, D)
+        carry = g[:, 0]  # (Bt, N, D), read by the next chunk before it is overwritten
         d_drive, d_dt, dA_chunk, dB[:, span], dC[:, span] = _chunk_gradients(chunk, dy, a, h, g, work[:, :length])
 
         dA += dA_chunk
         dD += (dy * chunk.u).sum(dim=(0, 1))
         d_dt.addcmul_(d_drive, chunk.u)
-        if chunk.slope is not None:
-            d_dt *= chunk.slope
+        if inputs.delta_softplus:
+            d_dt = torch.ops.aten.softplus_backward(d_dt, chunk.raw, beta=1, threshold=20)
         d_bias += d_dt.sum(dim=(0, 1))
         d_delta[:, span] = d_dt
         du_chunk = d_drive * chunk.dt
@@ -212,7 +214,7 @@ def _backward(
 def _chunks(u: Tensor, d_state: int) -> list[slice]:
     """The chunks of the sequence, all of one length but the last."""
     batch, length, d_inner = u.shape
-    elements = CHUNK_ELEMENTS.get(u.device.type, CHUNK_ELEMENTS["cuda"])
+    elements = CHUNK_ELEMENTS["cpu" if u.device.type == "cpu" else "accelerator"]
     longest = max(SHORTEST_CHUNK, elements // (batch * d_inner * d_state))
     return [slice(start, min(start + longest, length)) for start in range(0, length, longest)]
 
@@ -220,13 +222,11 @@ def _chunks(u: Tensor, d_state: int) -> list[slice]:
 def _read_chunk(inputs: _Inputs, span: slice) -> _Chunk:
     """The positions of one chunk, with their step sizes."""
     dtype = accumulation_dtype(inputs.u.dtype)
-    u, dt, B, C = (t[:, span].to(dtype) for t in (inputs.u, inputs.delta, inputs.B, inputs.C))
+    u, raw, B, C = (t[:, span].to(dtype) for t in (inputs.u, inputs.delta, inputs.B, inputs.C))
     if inputs.delta_bias is not None:
-        dt = dt + inputs.delta_bias.to(dtype)
-    slope = None
-    if inputs.delta_softplus:
-        dt, slope = F.softplus(dt), torch.sigmoid(dt)
-    return _Chunk(u, dt, dt * u, inputs.A.t().to(dtype), B, C, slope)
+        raw = raw + inputs.delta_bias.to(dtype)
+    dt = F.softplus(raw) if inputs.delta_softplus else raw
+    return _Chunk(u, raw, dt, dt * u, inputs.A.t().to(dtype).contiguous(), B, C)
 
 
 def _states(chunk: _Chunk, start: Tensor, a: Tensor, h: Tensor) -> None:
@@ -242,9 +242,9 @@ def _state_gradients(chunk: _Chunk, dy: Tensor, carry: Tensor, a: Tensor, g: Ten
 
     g_0 is what this chunk adds to the gradient of the state it started from.
     """
-    g[:, 0] = 0
     torch.mul(dy.unsqueeze(2), chunk.C.unsqueeze(3), out=g[:, 1:])  # (Bt, T, N, D)
     g[:, -1] += carry
+    g[:, 0] = 0
     _accumulate(g, a, backwards=True)
 
 
@@ -263,13 +263,6 @@ def _chunk_gradients(
     d_dt = torch.mul(d_exponent, chunk.A, out=a).sum(dim=2)  # (Bt, T, D)
     dA = d_exponent.mul_(chunk.dt.unsqueeze(2)).sum(dim=(0, 1))  # (N, D)
     return d_drive, d_dt, dA, dB, dC
-
-
-def _gate_gradients(d_out: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients by y and z of y silu(z); silu'(z) = sigma(z) (1 + z (1 - sigma(z)))."""
-    z = z.to(d_out.dtype)
-    sigma = torch.sigmoid(z)
-    return d_out * z * sigma, d_out * y * sigma * (1 + z * (1 - sigma))
 
 
 def _accumulate(x: Tensor, links: Tensor, backwards: bool = False) -> None:

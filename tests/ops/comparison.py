@@ -1,0 +1,44 @@
+"""How backends are found and held to their reference."""
+
+import pkgutil
+from importlib import import_module
+
+import pytest
+import torch
+from torch import Tensor
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+"""Largest relative error, norm(actual - expected) / norm(expected), by the dtype of the input."""
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
+
+
+def backends_in(package: str) -> list[str]:
+    """The names of the backends of an operation: the files of its package that say where they can run."""
+    names = [module.name for module in pkgutil.iter_modules(import_module(package).__path__)]
+    return [name for name in names if hasattr(import_module(f"{package}.{name}"), "why_unavailable")]
+
+
+def skip_unless_available(package: str, backend: str, device: str, dtype: torch.dtype) -> None:
+    reason = import_module(f"{package}.{backend}").why_unavailable(torch.device(device), dtype)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Hold each tensor to the tolerance of ``dtype``; a zero has to be met exactly."""
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert actual[name].shape == expected[name].shape, name
+        difference = torch.linalg.vector_norm(actual[name].double() - expected[name].double()).item()
+        norm = torch.linalg.vector_norm(expected[name].double()).item()
+        assert difference <= TOLERANCE[dtype] * norm, f"{name}: relative error {difference / (norm or 1):.1e}"
