@@ -1,6 +1,7 @@
 """How backends are found and held to their reference."""
 
 import pkgutil
+from collections.abc import Callable, Iterable
 from importlib import import_module
 
 import pytest
@@ -42,3 +43,40 @@ def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], dty
         difference = torch.linalg.vector_norm(actual[name].double() - expected[name].double()).item()
         norm = torch.linalg.vector_norm(expected[name].double()).item()
         assert difference <= TOLERANCE[dtype] * norm, f"{name}: relative error {difference / (norm or 1):.1e}"
+
+
+def weighted_sum(outputs: Iterable[Tensor]) -> Tensor:
+    """A random combination of all elements of all outputs, its weights the same in every dtype and on every device."""
+    generator = torch.Generator().manual_seed(1)
+    terms = [(out * torch.randn(out.shape, generator=generator).bfloat16().to(out)).sum() for out in outputs]
+    return sum(terms)
+
+
+def results(
+    operation: Callable[..., tuple[Tensor, Tensor]], arguments: dict[str, Tensor], **settings
+) -> dict[str, Tensor]:
+    """y, the final state and the gradient of a random combination of both by every argument; checks their dtypes."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
+    y, state = operation(**leaves, return_final_state=True, **settings)
+    gradients = torch.autograd.grad(weighted_sum((y, state)), list(leaves.values()))
+    assert y.dtype == next(iter(arguments.values())).dtype
+    for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+        assert gradient.dtype == leaf.dtype
+    return {"y": y, "state": state, **named_gradients(leaves, gradients)}
+
+
+def named_gradients(leaves: dict[str, Tensor], gradients: Iterable[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(("d" + name for name in leaves), gradients, strict=True))
+
+
+def doubled(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.double() for name, tensor in arguments.items()}
+
+
+def restrided(tensor: Tensor, layout: str) -> Tensor:
+    """The same shape in another memory layout."""
+    if layout == "interleaved":
+        return torch.stack([tensor, tensor], dim=-1)[..., 0]
+    if layout == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    return tensor[:1].expand_as(tensor)

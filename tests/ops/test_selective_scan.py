@@ -8,7 +8,17 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from comparison import DEVICES, assert_all_close, backends_in, skip_unless_available
+from comparison import (
+    DEVICES,
+    assert_all_close,
+    backends_in,
+    doubled,
+    named_gradients,
+    restrided,
+    results,
+    skip_unless_available,
+    weighted_sum,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -63,34 +73,12 @@ def make_arguments(
     return {name: tensor.to(device) for name, tensor in arguments.items() if name not in OPTIONS or name in options}
 
 
-def weighted_sum(y: Tensor, state: Tensor) -> Tensor:
-    """A random combination of both outputs, its weights exact in y's dtype."""
-    generator = torch.Generator().manual_seed(1)
-    weights = (torch.randn(out.shape, generator=generator).bfloat16().to(out) for out in (y, state))
-    return sum((out * weight).sum(dtype=out.dtype) for out, weight in zip((y, state), weights, strict=True))
-
-
-def results(arguments: dict[str, Tensor], backend: str, **settings) -> dict[str, Tensor]:
-    """y, the final state and the gradient of a random combination of both by every argument."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
-    y, state = selective_scan(**leaves, return_final_state=True, backend=backend, **settings)
-    gradients = torch.autograd.grad(weighted_sum(y, state), list(leaves.values()))
-    assert y.dtype == arguments["u"].dtype
-    for leaf, gradient in zip(leaves.values(), gradients, strict=True):
-        assert gradient.dtype == leaf.dtype
-    return {"y": y, "state": state, **dict(zip(("d" + name for name in leaves), gradients, strict=True))}
-
-
-def doubled(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.double() for name, tensor in arguments.items()}
-
-
 def compare(arguments: dict[str, Tensor], backend: str, **settings) -> None:
     """Hold a backend to the float64 reference in outputs, final state and every gradient."""
     dtype = arguments["u"].dtype
     skip_unless_available(PACKAGE, backend, arguments["u"].device.type, dtype)
-    expected = results(doubled(arguments), "reference", **settings)
-    assert_all_close(results(arguments, backend, **settings), expected, dtype)
+    expected = results(selective_scan, doubled(arguments), backend="reference", **settings)
+    assert_all_close(results(selective_scan, arguments, backend=backend, **settings), expected, dtype)
 
 
 def set_chunk(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
@@ -219,13 +207,7 @@ class TestEveryBackend:
     @kernel_test
     def test_strided_arguments(self, backend, device, layout):
         arguments = make_arguments(2, 29, 5, 3, dtype=torch.float32, device=device)
-        for name, tensor in arguments.items():
-            if layout == "interleaved":
-                arguments[name] = torch.stack([tensor, tensor], dim=-1)[..., 0]
-            elif layout == "transposed":
-                arguments[name] = tensor.transpose(0, -1).contiguous().transpose(0, -1)
-            else:
-                arguments[name] = tensor[:1].expand_as(tensor)
+        arguments = {name: restrided(tensor, layout) for name, tensor in arguments.items()}
         compare(arguments, backend, delta_softplus=True)
 
     @every_device
@@ -255,10 +237,10 @@ class TestEveryBackend:
     def test_gradient_of_one_argument_alone(self, backend, device, differentiable):
         skip_unless_available(PACKAGE, backend, device, torch.float32)
         arguments = make_arguments(2, 29, 5, 3, dtype=torch.float32, device=device)
-        expected = results(doubled(arguments), "reference")["d" + differentiable]
+        expected = results(selective_scan, doubled(arguments), backend="reference")["d" + differentiable]
         leaf = arguments[differentiable].requires_grad_()
         outputs = selective_scan(**arguments, return_final_state=True, backend=backend)
-        (actual,) = torch.autograd.grad(weighted_sum(*outputs), leaf)
+        (actual,) = torch.autograd.grad(weighted_sum(outputs), leaf)
         assert_all_close({"d": actual}, {"d": expected}, torch.float32)
 
     @every_device
@@ -268,7 +250,7 @@ class TestEveryBackend:
     def test_a_cut_with_the_state_carried_changes_nothing(self, backend, device, cut):
         skip_unless_available(PACKAGE, backend, device, torch.float32)
         arguments = make_arguments(2, 41, 5, 3, dtype=torch.float32, device=device)
-        whole = results(arguments, backend, delta_softplus=True)
+        whole = results(selective_scan, arguments, backend=backend, delta_softplus=True)
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
         state, outputs = leaves["initial_state"], []
         for span in (slice(0, cut), slice(cut, None)):
@@ -279,8 +261,8 @@ class TestEveryBackend:
             y, state = selective_scan(**part, delta_softplus=True, return_final_state=True, backend=backend)
             outputs.append(y)
         y = torch.cat(outputs, dim=1)
-        gradients = torch.autograd.grad(weighted_sum(y, state), list(leaves.values()))
-        halves = {"y": y, "state": state, **dict(zip(("d" + name for name in leaves), gradients, strict=True))}
+        gradients = torch.autograd.grad(weighted_sum((y, state)), list(leaves.values()))
+        halves = {"y": y, "state": state, **named_gradients(leaves, gradients)}
         assert_all_close(halves, whole, torch.float32)
 
     @every_backend
@@ -350,17 +332,18 @@ class TestEveryBackend:
     def test_autocast_changes_nothing(self, backend):
         skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
         arguments = make_arguments(2, 29, 5, 3, dtype=torch.float32)
-        expected = results(arguments, backend, delta_softplus=True)
+        expected = results(selective_scan, arguments, backend=backend, delta_softplus=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = results(arguments, backend, delta_softplus=True)
+            actual = results(selective_scan, arguments, backend=backend, delta_softplus=True)
         for name in expected:
             assert torch.equal(actual[name], expected[name]), name
 
     @every_backend
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's own, after a graph break
     def test_compiles(self, backend):
         skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
         arguments = make_arguments(2, 5, 3, 2, dtype=torch.float32)
-        expected = results(arguments, backend, delta_softplus=True)
+        expected = results(selective_scan, arguments, backend=backend, delta_softplus=True)
         leaves = {name: tensor.requires_grad_() for name, tensor in arguments.items()}
 
         @torch.compile(backend="aot_eager")

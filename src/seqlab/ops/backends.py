@@ -4,16 +4,19 @@ A backend is a module inside the operation's package; its file name is its name.
 ``why_unavailable(device, dtype) -> str | None``: the reason it cannot run there, or None. It must import anywhere.
 """
 
+import sys
 from importlib import import_module
 from types import ModuleType
 
 import torch
 
 
-@torch.compiler.assume_constant_result
 def load(package: str, name: str) -> ModuleType:
-    """The backend ``name`` of the operation whose package is ``package``."""
-    return import_module(f"{package}.{name}")
+    """The backend ``name`` of the operation whose package is ``package``.
+
+    Looks among the loaded modules first: torch.compile follows that, but not an import.
+    """
+    return sys.modules.get(f"{package}.{name}") or import_module(f"{package}.{name}")
 
 
 @torch.compiler.assume_constant_result

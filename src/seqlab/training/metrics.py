@@ -52,15 +52,20 @@ class BitsPerCharacter(MeanLoss):
 
 
 class CalibrationError(BinaryCalibrationError):
-    """Expected calibration error of the top-1 prediction (Guo et al. 2017, equation 3), in ``n_bins`` equal bins."""
+    """Expected calibration error of the top-1 prediction (Guo et al. 2017, equation 3), in ``n_bins`` equal bins.
+
+    The loss is cross-entropy, so with the target's logit it gives the log of the softmax's denominator, which over
+    a vocabulary is the expensive part.
+    """
 
     def __init__(self, n_bins: int = 15):
         super().__init__(n_bins=n_bins, norm="l1", validate_args=False)
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        preds = preds.float()
+    def update(self, preds: Tensor, target: Tensor, loss: Tensor) -> None:
         top, predicted = preds.max(dim=-1)
-        super().update((top - preds.logsumexp(dim=-1)).exp(), (predicted == target).long())
+        own = preds.gather(-1, target[:, None])[:, 0]
+        confidence = (top.float() - own.float() - loss).exp()
+        super().update(confidence.clamp(max=1), (predicted == target).long())
 
 
 class PositionMean(MeanMetric):
@@ -75,9 +80,9 @@ class PositionMean(MeanMetric):
 
 
 def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int) -> Tensor:
-    """Whether fewer than k logits exceed the target's, (P, V) and (P,) to (P,)."""
-    own = preds.gather(-1, target[:, None])
-    return (preds > own).sum(dim=-1) < k
+    """Whether the target is among the k largest logits, (P, V) and (P,) to (P,)."""
+    largest = preds.topk(min(k, preds.shape[-1]), dim=-1, sorted=False).indices  # (P, k)
+    return (largest == target[:, None]).any(dim=-1)
 
 
 def within_tolerance(preds: Tensor, target: Tensor, *, tolerance: float) -> Tensor:

@@ -208,7 +208,8 @@ def _backward(
     dA = dA.t().to(inputs.A.dtype)  # (D, N)
     dD = None if inputs.D is None else dD.to(inputs.D.dtype)
     d_bias = None if inputs.delta_bias is None else d_bias.to(inputs.delta_bias.dtype)
-    return du, d_delta, dA, dB, dC, dD, dz, d_bias, carry.transpose(1, 2)
+    d_initial_state = carry.transpose(1, 2).clone(memory_format=torch.contiguous_format)  # (Bt, D, N)
+    return du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial_state
 
 
 def _chunks(u: Tensor, d_state: int) -> list[slice]:

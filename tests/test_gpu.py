@@ -1,0 +1,33 @@
+"""On a CUDA device: every model trains in every precision, and agrees with the CPU."""
+
+import pytest
+import torch
+from support import options
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+@pytest.mark.parametrize("model", [name for name in options("model") if not name.startswith("mamba_")])
+def test_every_model_trains_in_every_precision(train, model, precision):
+    job = train("device=cuda", f"model={model}", f"trainer.precision={precision}", "trainer.steps=6")
+    assert job.status == 0
+    assert job.summary["device"] == "cuda"
+    assert job.summary["skipped_steps"] == 0
+    assert job.summary["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("model", ["mamba", "transformer", "lstm"])
+def test_the_losses_are_those_of_the_cpu(train, model):
+    on_cpu, on_gpu = (train(f"device={device}", f"model={model}", folder=device) for device in ("cpu", "cuda"))
+    for a, b in zip(on_cpu.records, on_gpu.records, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_a_run_continues(train):
+    job = train("device=cuda", "trainer.steps=4", "schedule=constant")
+    assert train(f"resume={job.folder}", "device=cuda", "trainer.steps=6").status == 0
+    assert job.summary["steps"] == 6
