@@ -52,6 +52,18 @@ def test_the_last_two_and_the_best_of_each_are_kept(tmp_path, model):
     assert steps(tmp_path) == [50, 60]
 
 
+def test_weights_that_share_a_storage(tmp_path, model):
+    """As cuDNN lays out an LSTM's on a GPU: views of one flat tensor, each to be saved for itself."""
+    flat = torch.randn(8)
+    model.weight = nn.Parameter(flat[:6].view(2, 3))
+    model.bias = nn.Parameter(flat[6:])
+    save(tmp_path, 1, model)
+    other = nn.Linear(3, 2)
+    checkpoint.load_weights(checkpoint.latest(tmp_path), other)
+    assert torch.equal(other.weight, model.weight)
+    assert torch.equal(other.bias, model.bias)
+
+
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.STATE, checkpoint.MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, model, caplog, name, damage):

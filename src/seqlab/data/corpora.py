@@ -131,7 +131,9 @@ class Corpus:
             return
         expected, found = self.files[role].sha256, hashlib.sha256(content).hexdigest()
         rule = f"{self.files[role].file} in {where} has the SHA-256 {found[:12]}..., so it is not the published file"
-        remedy = f"Get the published file, or set data.files.{role}.sha256=null (and tokens, vocab_size) to take it as it is"
+        remedy = (
+            f"Get the published file, or set data.files.{role}.sha256=null (tokens and vocab_size too) to take this one"
+        )
         raise UserError(f"data.files.{role}.sha256", f"{expected[:12]}...", rule, remedy)
 
     def _encode(self, contents: dict[str, bytes]) -> Encoded:

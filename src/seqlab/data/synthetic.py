@@ -18,14 +18,14 @@ class Regression:
     """Outputs that depend on the values at the last marked position, a variable distance back.
 
     Each position carries a marker and ``d_input - 1`` values, uniform on [-1, 1). With r the last marked position up
-    to t (the first is always marked) and bend(u) = 4 u (1 - |u|), output k is bend(v_k at r) * v_(k+1 at t) + noise,
+    to t (the first is always marked) and bend(u) = u (2 - |u|), output k is bend(v_k at r) * v_(k+1 at t) + noise,
     the values' numbers counted in a circle. One example with ``d_input`` 3, ``d_output`` 1 and no noise::
 
         t         0     1     2     3     4     5
         marker    1     0     0     1     0     0
-        v_0     0.5   0.3  -0.9  -0.2   0.7   0.1     bend(0.5) = 1, bend(-0.2) = -0.64
-        v_1     0.8  -0.4   0.1   0.5   0.9  -1.0
-        y       0.8  -0.4   0.1 -0.32 -0.58  0.64     = bend(v_0 at r) * v_1
+        v_0     0.5   0.3  -0.9  -0.5   0.7   0.1     bend(0.5) = 0.75, bend(-0.5) = -0.75
+        v_1     0.8  -0.4   0.2   0.4   0.8  -1.0
+        y       0.6  -0.3  0.15  -0.3  -0.6  0.75     = bend(v_0 at r) * v_1
 
     A model that sees one position at a time cannot solve it: away from the markers bend(v_k at r) is independent of
     the position's own features and 0 on average, so the best such prediction there is 0, and its R^2 over all
@@ -101,7 +101,7 @@ class Regression:
         held = np.take_along_axis(values, last, axis=1)[..., : self.d_output]  # (n, L, d_output)
         partner = np.roll(values, -1, axis=2)[..., : self.d_output]  # (n, L, d_output)
         noise = self.noise * math.sqrt(3) * (2 * draw("noise", self.d_output) - 1)  # (n, L, d_output)
-        targets = 4 * held * (1 - np.abs(held)) * partner + noise
+        targets = held * (2 - np.abs(held)) * partner + noise
         inputs = np.concatenate([marked, values], axis=2)  # (n, L, d_input)
         return Batch(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets.astype(np.float32)))
 

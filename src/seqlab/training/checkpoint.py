@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from seqlab.errors import UserError
 
@@ -51,6 +51,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name in a model's state, and the first name of the same tensor: another one where weights are tied."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state with each tensor once, on the CPU and in storage of its own (cuDNN lays an LSTM's end to end)."""
+    state = model.state_dict()
+    return {first: state[first].cpu().contiguous().clone() for first in dict.fromkeys(first_names(model).values())}
+
+
 def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], *, best_step: int | None) -> None:
     """Write a checkpoint, then delete those that nobody needs any more.
 
@@ -61,7 +73,7 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], *, be
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_model(model, str(temporary / WEIGHTS))
+        save_file(weights_of(model), temporary / WEIGHTS)
         torch.save(state, temporary / STATE)
         sums = {name: digest(temporary / name) for name in (WEIGHTS, STATE)}
         manifest = {"step": step, "best_step": best_step, "sha256": sums}
@@ -131,7 +143,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
         raise UserError(
             "checkpoint", path, f"it cannot be used ({problem})", "Use another checkpoint, or run again without resume"
         )
-    load_model(model, str(path / WEIGHTS))
+    saved = load_file(path / WEIGHTS)
+    model.load_state_dict({name: saved[first] for name, first in first_names(model).items()})
 
 
 def load_state(path: Path) -> dict[str, Any]:
