@@ -149,7 +149,7 @@ def test_the_interface():
     data = Regression(**SMALL, metrics={"m": 1})
     assert not data.tokens
     assert (data.d_input, data.d_output, data.length, data.unit, data.train_size) == (4, 2, 12, "sample", 30)
-    assert (data.selection, data.metrics) == ("loss", {"m": 1})
+    assert data.metrics == {"m": 1}
     assert data.description == "regression: 30 + 7 + 5 samples of 12 positions, 4 features to 2 outputs, seed 0"
 
 

@@ -43,7 +43,7 @@ def test_the_interface(words):
     data = TextData(**words(metrics={"m": 1}))
     assert data.tokens
     assert data.d_input == data.d_output == len(data.vocabulary) == 14
-    assert (data.length, data.unit, data.selection, data.metrics) == (16, "word", "loss", {"m": 1})
+    assert (data.length, data.unit, data.metrics) == (16, "word", {"m": 1})
     sizes = [len(stream(data, split)) for split in ("train", "validation", "test")]
     assert data.train_size == sizes[0] // 16
     assert data.description == (

@@ -43,7 +43,6 @@ class Regression:
         marker_probability: that a position after the first is marked; its inverse is the mean distance of markers.
         noise: standard deviation of what is added to the outputs (uniform).
         seed: of the data; the order of batches has its own.
-        selection: name of the validation metric that chooses the checkpoint.
         metrics: what to measure besides the loss, by name.
     """
 
@@ -62,12 +61,11 @@ class Regression:
         marker_probability: float,
         noise: float,
         seed: int,
-        selection: str = "loss",
         metrics: dict[str, Any] | None = None,
     ):
         self.length, self.d_input, self.d_output = length, d_input, d_output
         self.marker_probability, self.noise, self.seed = marker_probability, noise, seed
-        self.selection, self.metrics = selection, metrics or {}
+        self.metrics = metrics or {}
         self.train_size = n_train
         sizes = {"train": n_train, "validation": n_validation, "test": n_test}
         self._check(sizes)

@@ -42,7 +42,6 @@ class TextData:
         cache_dir: keeps encoded corpora and downloads; by default ``$SEQLAB_CACHE_DIR`` or ``~/.cache/seqlab``.
         length: positions in a window.
         windows: how the training stream chooses them.
-        selection: name of the validation metric that chooses the checkpoint.
         metrics: what to measure besides the loss, by name.
     """
 
@@ -62,7 +61,6 @@ class TextData:
         download: dict[str, Any] | None = None,
         dir: str | None = None,
         cache_dir: str | None = None,
-        selection: str = "loss",
         metrics: dict[str, Any] | None = None,
     ):
         corpus = Corpus(name, unit, folder, files, fractions, vocab_size, download, dir, cache_dir)
@@ -70,7 +68,7 @@ class TextData:
         self._splits = encoded.splits
         self._vocabulary = Vocabulary(encoded.vocabulary, unit)
         self.name, self.unit, self.length, self.windows = name, unit, length, windows
-        self.selection, self.metrics = selection, metrics or {}
+        self.metrics = metrics or {}
         self.d_input = self.d_output = len(encoded.vocabulary)
         self._check_length()
         self.train_size = len(self._splits["train"]) // length

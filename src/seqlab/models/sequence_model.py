@@ -149,8 +149,12 @@ class SequenceModel(nn.Module):
                 "Shorten the sequence, raise data.length, or use rotary positions or a recurrent mixer",
             )
 
+    def _embed(self, inputs: Tensor) -> Tensor:
+        """The start of the residual stream, which keeps the parameters' precision under autocast too."""
+        return self.embed(inputs).to(self.embed.weight.dtype)
+
     def forward(self, inputs: Tensor) -> Tensor:
-        x = self.embed(inputs)  # (B, L, D)
+        x = self._embed(inputs)  # (B, L, D)
         if self.positions is not None:
             self._check_length(x.shape[1])
             x = x + self.positions.weight[: x.shape[1]]
@@ -165,7 +169,7 @@ class SequenceModel(nn.Module):
 
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
-        x = self.embed(inputs)  # (B, D)
+        x = self._embed(inputs)  # (B, D)
         if self.positions is not None:
             self._check_length(state.position + 1)
             x = x + self.positions.weight[state.position]

@@ -73,7 +73,8 @@ def evaluate(
             on_batch()
     finally:
         model.train(training)
-    return Evaluation({name: float(v) for name, v in metrics.compute().items()}, by_position.compute())
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    return Evaluation({"loss": values["loss"]} | values, by_position.compute())
 
 
 def counted_positions(
