@@ -20,7 +20,7 @@ ALLOWED = {
     "inference": {"models", "data", "ops", "errors", "console"},
     "analysis": {"models", "data", "ops", "errors", "console"},
 }
-TOP = {"experiment", "config", "cli"}  # all that knows Hydra
+TOP = {"experiment", "config", "resume", "cli"}  # all that knows Hydra
 
 
 def imports(path: Path) -> set[str]:

@@ -1,9 +1,8 @@
 """What people meet: the table, the run folder, resuming, and messages for mistakes, through the real entry point."""
 
-import errno
 import json
-import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -85,6 +84,21 @@ class TestARun:
         a, b = train("seed=1", folder="a"), train("seed=2", folder="b")
         assert a.records[0]["loss"] != b.records[0]["loss"]
 
+    @pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+    def test_optional_loggers(self, train, monkeypatch, tmp_path, logger):
+        pytest.importorskip(logger)
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        job = train(f"logger={logger}")
+        assert job.status == 0
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 0
+
+    @pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+    def test_a_logger_that_is_not_installed(self, train, capsys, monkeypatch, logger):
+        monkeypatch.setitem(sys.modules, logger, None)
+        assert train(f"logger={logger}").status == 2
+        assert f"pip install 'seqlab[{logger}]'" in capsys.readouterr().err
+
     def test_tensorboard(self, train):
         pytest.importorskip("tensorboard")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -151,16 +165,39 @@ class TestResume:
         assert train(f"resume={job.folder}", "model=lstm").status == 2
         assert "a resumed run keeps its model" in capsys.readouterr().err
 
-    def test_of_no_run_folder(self, train, capsys, tmp_path):
+    def test_of_no_run_folder(self, train, capsys, caplog, tmp_path):
         assert train(f"resume={tmp_path / 'nothing'}").status == 2
-        assert "is no run folder" in capsys.readouterr().err
+        error = capsys.readouterr().err or caplog.messages[-1]  # before Hydra sets up its own log, or after
+        assert re.search(r"resume=.*nothing: is no run folder.*\nName a folder", error)
+        assert not (tmp_path / "nothing").exists()
+
+    @pytest.mark.parametrize(
+        "override", ["trainer=default", "trainer.batch_size=4", "trainer.precision=bf16", "seed=9"]
+    )
+    def test_refuses_what_would_make_it_another_run(self, train, capsys, override):
+        job = train()
+        assert train(f"resume={job.folder}", override).status == 2
+        assert "a resumed run keeps" in capsys.readouterr().err
+
+    def test_that_is_refused_leaves_the_run_as_it_was(self, train):
+        job = train("trainer.steps=2")
+        before = (job.folder / "config.yaml").read_text()
+        assert train(f"resume={job.folder}", "trainer.epochs=1").status == 2
+        assert (job.folder / "config.yaml").read_text() == before
+        assert job.summary["status"] == "completed"
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 0
+
+    def test_a_fresh_run_leaves_another_alone(self, train, capsys):
+        job = train("seed=1")
+        before = final_weights(job.folder)
+        assert train("seed=2").status == 2
+        assert "holds a run already" in capsys.readouterr().err
+        after = final_weights(job.folder)
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals(train, tmp_path, environment, number, status):
-    """A checkpoint first, then how to go on, then the status that shells expect."""
-    folder = tmp_path / "run"
-    arguments = [*train.small, "trainer.steps=100000", "trainer.log_every=1", f"hydra.run.dir={folder}"]
+def stopped(arguments, metrics, number, environment, tmp_path):
+    """Exit status and messages of a run that gets a signal once it has recorded its first steps."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments],
         env=environment,
@@ -169,18 +206,37 @@ def test_signals(train, tmp_path, environment, number, status):
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    metrics = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == status, error
+    return process.returncode, error
+
+
+ENDLESS = ("trainer.steps=100000", "trainer.log_every=1")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals(train, tmp_path, environment, number, status):
+    """A checkpoint first, then how to go on, then the status that shells expect."""
+    folder = tmp_path / "run"
+    arguments = [*train.small, *ENDLESS, f"hydra.run.dir={folder}"]
+    code, error = stopped(arguments, folder / "metrics.jsonl", number, environment, tmp_path)
+    assert code == status, error
     step = int(re.search(r"Stopped at step (\d+)", error).group(1))
-    assert f"python train.py 'resume={folder}'" in error.replace("\n", "")
+    assert f"python train.py 'resume=\"{folder}\"'" in error
     assert checkpoint.latest(folder / "checkpoints") == checkpoint.path_of(folder / "checkpoints", step)
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("interrupted", step)
+
+
+def test_a_signal_ends_the_whole_sweep(train, tmp_path, environment):
+    arguments = ["-m", *train.small, *ENDLESS, "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${seed}"]
+    code, error = stopped(arguments, tmp_path / "1" / "metrics.jsonl", signal.SIGINT, environment, tmp_path)
+    assert code == 130, error
+    assert "Stopped at step" in error
+    assert not (tmp_path / "2").exists()
 
 
 MISTAKES = {
@@ -197,14 +253,20 @@ MISTAKES = {
         r"model\.pattern=.*do not fit into n_layers=2",
     ),
     "batch larger than the data": (["trainer.batch_size=64"], r"trainer\.batch_size=64: .*32"),
-    "no such device": (["device=tpu"], r"device=tpu: "),
+    "no such device": (["device=tpu"], r"device=tpu: .*'auto', 'cpu' or 'cuda'"),
+    "no number": (["seed=abc"], r"seed=abc: input should be a valid integer.*\nGive it a whole number"),
+    "a width of nothing": (["size.d_model=0"], r"size\.d_model=0: input should be greater than 0"),
+    "a negative rate": (["optimizer.lr=-1"], r"optimizer\.lr=-1: input should be greater than 0"),
+    "a missing setting": (["~data.length"], r"data\.length=missing: seqlab\.data\.synthetic\.Regression needs it"),
+    "a launcher that is not installed": (["hydra/launcher=joblib"], r"hydra/launcher=joblib: .*plugin"),
+    "no data files": (["data=ptb", "data.dir=/nowhere", "data.download=null"], r"data\.dir=/nowhere: ptb/ptb\.train"),
     "unknown backend": (["model.mixers.mamba.scan_backend=cude"], r"scan_backend=cude: .*auto, parallel, reference"),
 }
 
 
 @pytest.mark.parametrize(("overrides", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_get_a_message(train, capsys, caplog, overrides, message):
-    job = train(*overrides)
+    job = train(*overrides, small="data=ptb" not in overrides)
     error = capsys.readouterr().err or caplog.messages[-1]  # before Hydra sets up its own log, or after
     assert job.status == 2, error
     assert re.search(message, error)
@@ -225,23 +287,23 @@ def test_a_fault_of_ours_shows_its_traceback(train, capsys, monkeypatch):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_no_space_left(train, capsys, monkeypatch):
-    save, calls = checkpoint.save, []
-
-    def full(*arguments, **keywords):
-        calls.append(1)
-        if len(calls) > 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
-        save(*arguments, **keywords)
-
-    monkeypatch.setattr(checkpoint, "save", full)
-    job = train("trainer.checkpoint_every=1")
-    error = capsys.readouterr().err
-    assert job.status == 2
-    assert "no space left" in error
-    assert "Traceback" not in error
-    assert job.summary["status"] == "failed"
-    assert checkpoint.damage(checkpoint.latest(job.folder / "checkpoints")) is None
+def test_no_space_left(train, environment, tmp_path):
+    """A limit on the size of files, which the weights of the first checkpoint pass: writing fails as on a full disk."""
+    folder = tmp_path / "run"
+    arguments = [*train.small, f"hydra.run.dir={folder}"]
+    code = (
+        "import resource, signal, sys, runpy\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"sys.argv = ['train.py', *{arguments!r}]\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert "no space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+    assert not list((folder / "checkpoints").iterdir())
 
 
 def test_divergence_is_said(train, capsys):
@@ -269,14 +331,46 @@ def test_help_and_cfg(environment, tmp_path):
 
 
 def test_sweep(train, environment, tmp_path):
-    """One folder with a folder a job, named by its overrides; the default folder is named by model, data and time."""
-    swept = script("-m", *train.small, "model=mlp,linear", "seed=1,2", environment=environment, folder=tmp_path)
-    assert swept.returncode == 0, swept.stderr
-    (sweep,) = (tmp_path / "outputs").glob("sweep_*")
-    jobs = {path.parent.name for path in sweep.rglob("summary.json")}
-    assert {re.search(r"model=\w+,seed=\d", name).group() for name in jobs} == {
-        f"model={model},seed={seed}" for model in ("mlp", "linear") for seed in (1, 2)
+    """One folder with a folder a job, named by its overrides; a job that fails is said and does not stop the others."""
+    sweep = ("-m", *train.small, "model=mlp,linear", "trainer.batch_size=64,8")
+    swept = script(*sweep, environment=environment, folder=tmp_path)
+    assert swept.returncode == 2, swept.stderr
+    assert swept.stderr.count("trainer.batch_size=64: ") == 2
+    assert "Traceback" not in swept.stderr
+    (folder,) = (tmp_path / "outputs").glob("sweep_*")
+    status = {}
+    for path in folder.rglob("summary.json"):
+        name = re.search(r"model=\w+,.*trainer.batch_size=\d+", path.parent.name).group()
+        status[name.split(",")[0], name[-2:]] = json.loads(path.read_text())["status"]
+        assert (path.parent / "train.log").stat().st_size
+    assert status == {
+        ("model=mlp", "64"): "failed",
+        ("model=linear", "64"): "failed",
+        ("model=mlp", "=8"): "completed",
+        ("model=linear", "=8"): "completed",
     }
+
+
+def test_a_swept_job_continues_with_the_command_that_was_printed(train, environment, tmp_path):
+    arguments = [
+        "-m",
+        *train.small,
+        *ENDLESS,
+        "seed=1,2",
+        f"hydra.sweep.dir={tmp_path}",
+        "hydra.sweep.subdir='a=1,s=${seed}'",
+    ]
+    folder = tmp_path / "a=1,s=1"
+    code, error = stopped(arguments, folder / "metrics.jsonl", signal.SIGTERM, environment, tmp_path)
+    assert code == 143, error
+    printed = re.search(r"python train.py (.*)", error).group(1)
+    steps = json.loads((folder / "summary.json").read_text())["steps"] + 1
+    again = script(*shlex.split(printed), f"trainer.steps={steps}", environment=environment, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "summary.json").read_text())["steps"] == steps
+
+
+def test_the_default_folder_is_named_by_model_data_and_time(train, environment, tmp_path):
     alone = script(*train.small, "model=linear", environment=environment, folder=tmp_path)
     assert alone.returncode == 0, alone.stderr
     (run,) = (tmp_path / "outputs").glob("linear_synthetic_*")

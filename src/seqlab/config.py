@@ -6,23 +6,21 @@ signature, so that a mistyped one is refused with its place and the nearest name
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from seqlab.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "conf"
-RESUMABLE = ("trainer", "logger", "device", "debug", "resume", "data.dir", "data.cache_dir", "hydra")
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -53,19 +51,43 @@ def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{prefix}{name}.")
 
 
-def check(node: Any, key: str = "") -> None:
-    """Hold every setting beneath a resolved configuration node against the signature of its ``_target_``."""
+TOP_LEVEL: dict[str, Any] = {
+    "seed": Annotated[int, Field(ge=0, lt=2**63)],
+    "device": Literal["auto", "cpu", "cuda"],
+    "resume": str | None,
+    "debug": bool,
+}
+
+
+def check_all(cfg: DictConfig) -> None:
+    """Refuse a configuration with a setting of a wrong name or type, before anything is built."""
+    resolved, raw = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (True, False))
+    for key, annotation in TOP_LEVEL.items():
+        check_type(resolved[key], annotation, key)
+    check(resolved, raw)
+
+
+def check(node: Any, raw: Any = None, key: str = "") -> None:
+    """Hold every setting beneath a resolved configuration node against the signature of its ``_target_``.
+
+    Args:
+        node: resolved.
+        raw: the same node with its interpolations, which tell where a value comes from.
+        key: the node's place.
+    """
     if isinstance(node, list):
         for i, item in enumerate(node):
-            check(item, f"{key}[{i}]")
+            check(item, None, f"{key}[{i}]")
     if not isinstance(node, dict):
         return
     annotations = signature_of(node, key) if "_target_" in node else {}
     for name, value in node.items():
+        below = raw.get(name) if isinstance(raw, dict) else None
         place = f"{key}.{name}" if key else str(name)
-        check(value, place)
+        check(value, below, place)
         if name in annotations and not builds_parts(value):
-            check_type(value, annotations[name], place)
+            origin = re.fullmatch(r"\$\{([\w.]+)\}", below) if isinstance(below, str) else None
+            check_type(value, annotations[name], origin.group(1) if origin else place)
 
 
 def builds_parts(value: Any) -> bool:
@@ -75,21 +97,28 @@ def builds_parts(value: Any) -> bool:
     return isinstance(value, list) and any(map(builds_parts, value))
 
 
+GIVEN_LATER = {"tokens", "d_input", "d_output", "max_length"}  # to a model, by the data
+
+
 def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
-    """The annotations of a target's parameters; a setting that is none of them is refused."""
+    """The annotations of a target's parameters; a setting that is none of them, or a missing one, is refused."""
     try:
-        target = get_object(node["_target_"])
+        parameters = inspect.signature(get_object(node["_target_"]), eval_str=True).parameters.values()
     except Exception as error:
         remedy = "Write the full path of a class or function that can be imported"
-        raise UserError(f"{key}._target_", node["_target_"], f"cannot be imported ({error})", remedy) from error
-    parameters = inspect.signature(target, eval_str=True).parameters.values()
-    names = {p.name: p.annotation for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        why = str(error).splitlines()[0]
+        raise UserError(f"{key}._target_", node["_target_"], f"cannot be used ({why})", remedy) from error
+    named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in node:
-            if name not in names and name not in SPECIAL:
+            if name not in named and name not in SPECIAL:
                 rule = f"{node['_target_']} has no setting {name!r}"
-                raise UserError(f"{key}.{name}", node[name], rule, nearest(name, names))
-    return {name: kind for name, kind in names.items() if kind is not inspect.Parameter.empty}
+                raise UserError(f"{key}.{name}", node[name], rule, nearest(name, named))
+    for name, parameter in named.items():
+        missing = parameter.default is parameter.empty and name not in node and name not in GIVEN_LATER
+        if missing and not node.get("_partial_"):
+            raise UserError(f"{key}.{name}", "missing", f"{node['_target_']} needs it", f"Set +{key}.{name}=...")
+    return {name: p.annotation for name, p in named.items() if p.annotation is not p.empty}
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
@@ -103,45 +132,24 @@ def check_type(value: Any, annotation: Any, key: str) -> None:
     except ValidationError as error:
         rules = dict.fromkeys(detail["msg"] for detail in error.errors())
         rule = " or ".join(message[0].lower() + message[1:] for message in rules)
-        kind = inspect.formatannotation(annotation).replace("typing.", "")
-        raise UserError(key, value, rule, f"Give it a value of type {kind}") from error
+        raise UserError(key, value, rule, f"Give it {in_words(annotation)}") from error
 
 
-def settings_for(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration to run: as composed, or that of the run which ``resume`` names.
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
-    A resumed run keeps what it was started with; only settings that leave its mathematics alone, and the budget,
-    may be given anew.
 
-    Args:
-        cfg: as composed.
-        overrides: the command line's.
-    """
-    if cfg.resume is None:
-        return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    folder = Path(cfg.resume)
-    try:
-        saved = OmegaConf.load(folder / "config.yaml")
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        rule = f"is no run folder: config.yaml cannot be read there ({type(error).__name__})"
-        raise UserError("resume", folder, rule, "Name a folder that an earlier run left under outputs/") from error
-    OmegaConf.set_struct(saved, True)
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        if key != "resume" and not key.startswith(RESUMABLE):
-            raise UserError(
-                key,
-                override.partition("=")[2],
-                "a resumed run keeps its model, data, optimizer and seed",
-                f"Leave it out; what may change is {', '.join(RESUMABLE[:4])} and data.dir",
-            )
-        if "." in key and not key.startswith("hydra"):
-            OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
-    for key in ("device", "debug", "resume"):
-        saved[key] = cfg[key]
-    if any(override.startswith("logger=") for override in overrides):
-        saved.logger = cfg.logger
-    return saved
+def in_words(annotation: Any) -> str:
+    """What a type admits, for a person."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return in_words(arguments[0])
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, arguments))
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(map(in_words, arguments))
+    if get_origin(annotation) is list:
+        return f"a list, of {in_words(arguments[0])} each"
+    return WORDS.get(annotation, f"a value of type {getattr(annotation, '__name__', annotation)}")
 
 
 def first_comment(path: Path) -> str:
@@ -163,16 +171,4 @@ def describe_options() -> str:
     return "\n".join(lines)
 
 
-def run_folder(resume: str | None, fresh: str) -> str:
-    """Where a run writes: its own new folder, or the one that it continues."""
-    return fresh if resume is None else resume
-
-
-def hydra_folder(resume: str | None) -> str:
-    """Where Hydra keeps what it composed; a resumed run adds to what the first one left."""
-    return ".hydra" if resume is None else f".hydra/resumed_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-
-
 OmegaConf.register_new_resolver("seqlab.describe_options", describe_options, replace=True)
-OmegaConf.register_new_resolver("seqlab.run_folder", run_folder, replace=True)
-OmegaConf.register_new_resolver("seqlab.hydra_folder", hydra_folder, replace=True)

@@ -9,6 +9,11 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
+def resume_command(folder: Path) -> str:
+    """How to continue a run, quoted for the shell and for Hydra (a sweep's folders have = and , in their names)."""
+    return f"python train.py 'resume=\"{folder}\"'"
+
+
 class UserError(Exception):
     """A setting, file or folder that cannot be used, said in one or two lines.
 
@@ -58,7 +63,4 @@ class Interrupted(Exception):
         return 128 + self.signal
 
     def __str__(self) -> str:
-        return (
-            f"Stopped at step {self.step}; the checkpoint is written. "
-            f"Continue with:\npython train.py 'resume={self.folder}'"
-        )
+        return f"Stopped at step {self.step}; the checkpoint is written. Continue with:\n{resume_command(self.folder)}"

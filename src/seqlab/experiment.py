@@ -8,23 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from seqlab import summary as facts
-from seqlab.config import check, settings_for
+from seqlab.config import check_all
 from seqlab.console import output
 from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.resume import continued, keep, refuse_used_folder
 from seqlab.training.loggers import MetricsFile
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
 
+ENDINGS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
+
 
 def choose_device(name: str) -> torch.device:
     """The device that a setting names; ``auto`` is the GPU where there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError("device", name, "is no device", "Use device=auto, device=cpu or device=cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device", name, "torch sees no CUDA device here", "Use device=auto or device=cpu")
     if name == "auto":
@@ -32,11 +34,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def seed_everything(seed: int) -> None:
-    """Begin every source of chance anew, so that a job does not depend on those before it in the process."""
+def begin_anew(seed: int) -> None:
+    """Put back whatever an earlier job of the same process may have changed: chance, precision, caches, counters."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float32)
+    torch.backends.fp32_precision = "ieee"  # float32 is float32 for every model, in cuDNN too
+    torch.compiler.reset()
+    facts.reset_peak_memory()
 
 
 def build_model(cfg: DictConfig, data: Any, device: torch.device) -> nn.Module:
@@ -58,55 +64,70 @@ def run(cfg: DictConfig) -> float:
     Returns:
         The best validation loss, which a hyper-parameter search may minimise.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    cfg = settings_for(cfg, list(HydraConfig.get().overrides.task))
-    check(OmegaConf.to_container(cfg, resolve=True))
-    OmegaConf.save(cfg, folder / "config.yaml")
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    check_all(cfg)
+    if cfg.resume is not None:
+        if hydra.mode is RunMode.MULTIRUN:
+            raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
+        cfg = continued(cfg, list(hydra.overrides.task))
+        return execute(cfg, prepare(cfg, folder, resume=True), folder)
+    refuse_used_folder(folder)
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    try:
+        fit = prepare(cfg, folder, resume=False)
+    except Exception as error:
+        known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
+        facts.write(folder, known | {"status": "failed", "error": str(error)})
+        raise
+    return execute(cfg, fit, folder)
+
+
+def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> Fit:
+    """Build data, model and trainer; from here on the folder holds a run."""
     device = choose_device(cfg.device)
-    seed_everything(cfg.seed)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with StopRequest() as stop:
-        data = instantiate(cfg.data, _convert_="all")
-        model = build_model(cfg, data, device)
-        backend = facts.scan_backend(model, device)
-        trainer = instantiate(cfg.trainer, _convert_="all")
-        fit = Fit(trainer, model, data, device=device, seed=cfg.seed, folder=folder, stop=stop)
-        if cfg.resume is not None:
-            fit.restore()
-        return execute(cfg, fit, folder, describe(cfg, fit, folder) | {"scan_backend": backend})
+    begin_anew(cfg.seed)
+    data = instantiate(cfg.data, _convert_="all")
+    model = build_model(cfg, data, device)
+    facts.scan_backend(model, device)  # one that cannot run is refused before anything else is done
+    fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
+    if resume:
+        fit.restore()
+    keep(cfg, folder)
+    return fit
 
 
-def execute(cfg: DictConfig, fit: Fit, folder: Path, summary: facts.Summary) -> float:
+def execute(cfg: DictConfig, fit: Fit, folder: Path) -> float:
     """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment."""
-    logger = instantiate(cfg.logger)
-    logger.start(folder, OmegaConf.to_container(cfg))
+    summary = describe(cfg, fit, folder)
+    facts.write(folder, summary | {"status": "running"})
     metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
-    records = metrics_file.kept
+    logger = instantiate(cfg.logger)
+    status = "failed"
 
     def record(values: dict[str, Any]) -> None:
-        records.append(values)
         metrics_file.log(values)
         logger.log(values)
 
-    facts.write(folder, summary | {"status": "running"})
     try:
-        fit.run(record)
-        test = fit.test()
+        logger.start(folder, OmegaConf.to_container(cfg), fit.counters.step)
+        with StopRequest() as stop:
+            fit.run(record, stop)
+            test = fit.test()
+        status = "completed"
     except BaseException as error:
-        status = {Interrupted: "interrupted", Diverged: "diverged"}.get(type(error), "failed")
+        status = ENDINGS.get(type(error), "failed")
         facts.write(folder, summary | progress_of(fit) | {"status": status, "error": str(error)})
         raise
     finally:
         metrics_file.close()
-        logger.close()
-    best = next(r for r in records if r["split"] == "validation" and r["step"] == fit.counters.best_step)
-    summary |= progress_of(fit) | {
-        "status": "completed",
-        "best_validation": {name: best[name] for name in test.metrics},
+        logger.close(status)
+    results = {
+        "best_validation": fit.counters.best_metrics,
         "test": test.metrics,
         "test_loss_by_position": test.loss_by_position,
     }
+    summary |= progress_of(fit) | results | {"status": status}
     facts.write(folder, summary)
     output().print(facts.table(summary))
     return fit.counters.best_loss
@@ -118,6 +139,7 @@ def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
         {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": os.path.relpath(folder)}
         | facts.count_parameters(fit.model)
         | {
+            "scan_backend": facts.scan_backend(fit.model, fit.device),
             "precision": fit.trainer.precision,
             "batch_size": fit.trainer.batch_size,
             "length": fit.data.length,

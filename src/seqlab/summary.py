@@ -1,9 +1,10 @@
 """What is known about a run besides its curves: ``summary.json`` and the table at its end."""
 
+import contextlib
 import json
 import math
 import platform
-import resource
+import re
 import shlex
 import subprocess
 import sys
@@ -87,16 +88,32 @@ def count_parameters(model: nn.Module) -> Summary:
     return {"parameters": total, "parameters_without_embeddings": total - sum(lookups.values())}
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's on a CPU."""
+PROCESS = Path("/proc/self")  # on Linux
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure the peak anew, so that it is one job's and not the process's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if PROCESS.is_dir():
+        with contextlib.suppress(OSError):  # a kernel may refuse; the peak then includes earlier jobs
+            (PROCESS / "clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the allocator's peak on a GPU, the process's on a CPU under Linux, unknown elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if not PROCESS.is_dir():
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())
+    return int(found.group(1)) * 1024 if found else None
 
 
 def write(folder: Path, summary: Summary) -> None:
     """Put ``summary.json`` in place whole."""
     temporary = folder / "summary.json.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
     temporary.write_text(json.dumps(without_nan(summary), indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / "summary.json")
 

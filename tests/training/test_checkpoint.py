@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, and the one before the last is a place to go back to."""
 
-import errno
+import resource
+import signal
 
 import pytest
 import torch
@@ -81,8 +82,18 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, model, caplog, name
         file.write_bytes(content)
     assert checkpoint.latest(tmp_path) == checkpoint.path_of(tmp_path, 1)
     assert "step-00000002 cannot be used" in caplog.text
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["damaged-step-00000002", "step-00000001"]
     with pytest.raises(UserError, match="it cannot be used"):
-        checkpoint.load_weights(checkpoint.path_of(tmp_path, 2), model)
+        checkpoint.load_weights(tmp_path / "damaged-step-00000002", model)
+
+
+def test_one_whose_best_is_damaged_is_passed_over(tmp_path, model):
+    for step, best in [(0, None), (10, 10), (20, 10)]:
+        save(tmp_path, step, model, best)
+    (checkpoint.path_of(tmp_path, 10) / checkpoint.WEIGHTS).unlink()
+    assert steps(tmp_path) == [10, 20]
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.latest(tmp_path)
 
 
 def test_no_checkpoint_at_all(tmp_path):
@@ -90,16 +101,17 @@ def test_no_checkpoint_at_all(tmp_path):
         checkpoint.latest(tmp_path / "checkpoints")
 
 
-def test_no_space_left_leaves_what_was_there(tmp_path, model, monkeypatch):
+def test_no_space_left_leaves_what_was_there(tmp_path, model):
     save(tmp_path, 1, model)
 
-    def full(state, path):
-        path.write_bytes(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path, 2, model)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # past the limit a write then fails, as on a full disk
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(tmp_path, 2, model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.damage(checkpoint.latest(tmp_path)) is None
 

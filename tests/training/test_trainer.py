@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from seqlab.errors import Diverged, Interrupted, UserError
-from seqlab.training.optim import adamw, sgd
+from seqlab.training.optim import adamw, muon, sgd
 from seqlab.training.schedule import constant
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit, Trainer
@@ -27,8 +27,11 @@ def build(tmp_path, *, model=None, data=None, optimizer=adamw, schedule=constant
         torch.manual_seed(0)
         model = transformer()
     trainer = Trainer(optimizer=optimizer, schedule=schedule, **settings)
-    stop = StopRequest()
-    return Fit(trainer, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path, stop=stop)
+    return Fit(trainer, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path)
+
+
+def run(fit, record=lambda values: None, stop=None):
+    fit.run(record, stop or StopRequest())
 
 
 def weights(model):
@@ -76,7 +79,7 @@ class TestGradient:
             build(tmp_path / str(n), optimizer=lambda m: sgd(m, lr=0.1), accumulate=n, clip_norm=None) for n in (1, 4)
         )
         for fit in (whole, parts):
-            fit.run(lambda record: None)
+            run(fit)
         torch.testing.assert_close(weights(whole.model), weights(parts.model), rtol=1e-4, atol=1e-6)
 
     def test_accumulate_must_divide(self, tmp_path):
@@ -86,7 +89,7 @@ class TestGradient:
     def test_the_norm_is_clipped(self, tmp_path):
         fit = build(tmp_path, optimizer=lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False), clip_norm=0.01, steps=1)
         before = weights(fit.model)
-        fit.run(lambda record: None)
+        run(fit)
         assert (weights(fit.model) - before).norm() == pytest.approx(0.01, rel=1e-3)
 
     def test_a_batch_gives_the_mean_over_what_counts(self, tmp_path):
@@ -94,14 +97,14 @@ class TestGradient:
         data, model = fit.data, fit.model
         batch = data.train_batch(0, 4, 1)
         expected = data.loss(model(batch.inputs), batch.targets)[:, 1:].mean().item()
-        fit.run(records.append)
+        run(fit, records.append)
         assert records[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 class TestRecords:
     def test_what_is_recorded(self, tmp_path):
         records, fit = [], build(tmp_path, log_every=2)
-        fit.run(records.append)
+        run(fit, records.append)
         assert [(r["step"], r["split"]) for r in records] == [
             (2, "train"),
             (3, "validation"),
@@ -118,7 +121,7 @@ class TestRecords:
     def test_the_schedule_is_run(self, tmp_path):
         records = []
         fit = build(tmp_path, schedule=lambda step, total: (step + 1) / total, optimizer=lambda m: adamw(m, lr=0.6))
-        fit.run(records.append)
+        run(fit, records.append)
         rates = [r["lr"] for r in records if r["split"] == "train"]
         assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
 
@@ -129,7 +132,7 @@ class TestRecords:
             original, batches = data.train_batch, []
             data.train_batch = lambda *args, o=original, b=batches, **kw: b.append(o(*args, **kw)) or b[-1]
             optimizer = adamw if model is None else lambda m: [torch.optim.SGD(m.parameters(), lr=0.1)]
-            build(tmp_path / str(len(seen)), model=model, data=data, optimizer=optimizer).run(lambda record: None)
+            run(build(tmp_path / str(len(seen)), model=model, data=data, optimizer=optimizer))
             seen.append(torch.stack([batch.inputs for batch in batches if len(batch.inputs) == 4]))
         assert torch.equal(*seen)
 
@@ -151,39 +154,39 @@ class TestSelection:
         seen = {}
         original = fit._save_if_due
         fit._save_if_due = lambda: (seen.setdefault(fit.counters.step, weights(fit.model)), original())
-        fit.run(lambda record: None)
+        run(fit)
         assert fit.counters.best_step == 2
         assert torch.equal(weights(fit.model), seen[2])
 
     def test_patience(self, tmp_path):
         fit = self.losses(build(tmp_path, steps=9, evaluate_every=1, patience=2), [3, 2, 2, 1, 2, 2, 0])
-        fit.run(lambda record: None)
+        run(fit)
         assert fit.stopped_early
         assert (fit.counters.step, fit.counters.best_step) == (6, 4)
 
     def test_a_validation_that_is_no_number_never_wins(self, tmp_path):
         fit = self.losses(build(tmp_path, steps=3, evaluate_every=1), [math.nan, 5, math.nan])
-        fit.run(lambda record: None)
+        run(fit)
         assert (fit.counters.best_step, fit.counters.best_loss) == (2, 5)
 
 
 class TestUnsoundSteps:
     def test_are_skipped_and_counted(self, tmp_path):
         fit = build(tmp_path, data=Broken({1, 2}), steps=4)
-        fit.run(lambda record: None)
+        run(fit)
         assert fit.counters.skipped == 2
         assert torch.isfinite(weights(fit.model)).all()
 
     def test_change_no_weight(self, tmp_path):
         fit = build(tmp_path, data=Broken({0, 1}), steps=2, max_skipped=9)
         before = weights(fit.model)
-        fit.run(lambda record: None)
+        run(fit)
         assert torch.equal(weights(fit.model), before)
 
     def test_several_in_a_row_stop_the_run_with_a_checkpoint(self, tmp_path):
         fit = build(tmp_path, data=Broken({4, 5, 6}), steps=20, max_skipped=3)
         with pytest.raises(Diverged, match="3 steps in a row, up to step 7"):
-            fit.run(lambda record: None)
+            run(fit)
         again = build(tmp_path, data=Echo(), steps=20)
         again.restore()
         assert torch.isfinite(weights(again.model)).all()
@@ -196,18 +199,40 @@ def test_low_precision_trains_and_keeps_float32_parameters(tmp_path, precision):
         [],
         build(tmp_path, precision=precision, steps=40, evaluate_every=40, optimizer=lambda m: adamw(m, lr=1e-2)),
     )
-    fit.run(records.append)
+    run(fit, records.append)
     assert all(p.dtype is torch.float32 for p in fit.model.parameters())
     train = [r["loss"] for r in records if r["split"] == "train"]
     assert train[-1] < 0.6 * train[0]
+
+
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_a_gradient_past_fp16_changes_no_weight_of_any_optimizer(tmp_path, optimizer):
+    fit = build(tmp_path, precision="fp16", optimizer=optimizer, steps=2, clip_norm=None)
+    fit.update.scaler._init_scale = 2.0**60  # the first scaled gradients overflow, and the scale comes down
+    before = weights(fit.model)
+    run(fit)
+    assert torch.equal(weights(fit.model), before)
+    assert (fit.counters.skipped, fit.counters.skipped_in_a_row) == (2, 0)
+
+
+def test_a_budget_lowered_below_where_the_run_stands(tmp_path):
+    fit = build(tmp_path, steps=9, evaluate_every=9)
+    stop_at(fit, 4)
+    with pytest.raises(Interrupted):
+        run(fit)
+    records, again = [], build(tmp_path, steps=3, evaluate_every=9)
+    again.restore()
+    run(again, records.append)
+    assert [(r["step"], r["split"]) for r in records] == [(4, "validation")]
+    assert again.counters.best_step == 4
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compile_trains_the_same(tmp_path):
     plain, compiled = [], []
-    build(tmp_path / "a", steps=3).run(plain.append)
-    build(tmp_path / "b", steps=3, compile=True).run(compiled.append)
+    run(build(tmp_path / "a", steps=3), plain.append)
+    run(build(tmp_path / "b", steps=3, compile=True), compiled.append)
     for a, b in zip(plain, compiled, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
@@ -233,19 +258,19 @@ class TestStopping:
             return build(folder, model=model, steps=9)
 
         whole = fresh(tmp_path / "whole")
-        whole.run(lambda record: None)
+        run(whole)
         for step in (1, 4, 6, 9):
             folder = tmp_path / str(step)
             stopped = fresh(folder)
             stop_at(stopped, step)
             with pytest.raises(Interrupted) as ending:
-                stopped.run(lambda record: None)
+                run(stopped)
             assert ending.value.exit_status == 143
             assert ending.value.step == step
             torch.manual_seed(99)
             again = fresh(folder)
             again.restore()
-            again.run(lambda record: None)
+            run(again)
             assert torch.equal(weights(again.model), weights(whole.model))
 
     def test_within_an_evaluation(self, tmp_path):
@@ -259,7 +284,7 @@ class TestStopping:
 
         fit.data.evaluation_batches = stopping
         with pytest.raises(Interrupted) as ending:
-            fit.run(lambda record: None)
+            run(fit)
         assert ending.value.exit_status == 130
         again = build(tmp_path)
         again.restore()
@@ -267,7 +292,7 @@ class TestStopping:
 
     def test_in_the_test_split_the_checkpoint_stays_the_last(self, tmp_path):
         fit = build(tmp_path, steps=6)
-        fit.run(lambda record: None)
+        run(fit)
         fit.stop.signal = signal.SIGTERM
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
         with pytest.raises(Interrupted):

@@ -73,7 +73,7 @@ class Regression:
 
     def _check(self, sizes: dict[str, int]) -> None:
         least = {"length": (self.length, 1), "d_input": (self.d_input, 3), "noise": (self.noise, 0)}
-        least |= {f"n_{split}": (size, 1) for split, size in sizes.items()}
+        least |= {f"n_{split}": (size, 2) for split, size in sizes.items()}
         for key, (value, bound) in least.items():
             if value < bound:
                 raise UserError(f"data.{key}", value, f"must be at least {bound}", f"Set data.{key}={bound} or more")

@@ -1,6 +1,7 @@
 """Feed-forward halves of a layer: (B, L, D) -> (B, L, D), each position alone."""
 
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 
@@ -13,7 +14,7 @@ class MLP(nn.Module):
         bias: biases in both maps.
     """
 
-    def __init__(self, d_model: int, *, d_ff: int, bias: bool = True):
+    def __init__(self, d_model: int, *, d_ff: PositiveInt, bias: bool = True):
         super().__init__()
         self.in_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.out_proj = nn.Linear(d_ff, d_model, bias=bias)
@@ -29,7 +30,7 @@ class SwiGLU(nn.Module):
     multiple of 8: the same ``d_ff`` then means the same number of parameters and FLOPs in both.
     """
 
-    def __init__(self, d_model: int, *, d_ff: int):
+    def __init__(self, d_model: int, *, d_ff: PositiveInt):
         super().__init__()
         d_hidden = -(-2 * d_ff // 24) * 8
         self.in_proj = nn.Linear(d_model, 2 * d_hidden, bias=False)

@@ -4,9 +4,10 @@ Symbols: B batch, L length, D model width.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
@@ -83,11 +84,11 @@ class SequenceModel(nn.Module):
         self,
         *,
         tokens: bool,
-        d_input: int,
-        d_output: int,
-        max_length: int,
-        d_model: int,
-        n_layers: int,
+        d_input: PositiveInt,
+        d_output: PositiveInt,
+        max_length: PositiveInt,
+        d_model: PositiveInt,
+        n_layers: NonNegativeInt,
         pattern: list[str],
         mixers: dict[str, Factory],
         feedforward: Factory | None = None,
@@ -95,8 +96,8 @@ class SequenceModel(nn.Module):
         residual: bool = True,
         positions: Literal["none", "learned"] = "none",
         tie_embeddings: bool = False,
-        embedding_std: float = 0.02,
-        dropout: float = 0.0,
+        embedding_std: NonNegativeFloat = 0.02,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
         super().__init__()
         check_pattern(pattern, n_layers, mixers)
@@ -128,10 +129,11 @@ class SequenceModel(nn.Module):
 
     def _rescale_residual_projections(self) -> None:
         """Divide what each half layer adds by the square root of how many add (GPT-2, section 2.3)."""
-        projections = [m.out_proj.weight for m in self.layers.modules() if hasattr(m, "out_proj")]
+        branches = [b for layer in self.layers for b in (layer.mixer, layer.feedforward) if b is not None]
         with torch.no_grad():
-            for weight in projections:
-                weight /= len(projections) ** 0.5
+            for branch in branches:
+                if hasattr(branch.inner, "out_proj"):
+                    branch.inner.out_proj.weight /= len(branches) ** 0.5
 
     def _initialise_embeddings(self, std: float) -> None:
         if self.tokens:

@@ -5,6 +5,7 @@ is complete unless the disk damaged it, which the manifest's sums show.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
@@ -42,13 +44,18 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def write_through(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk; a full disk is an ``OSError`` here, and nowhere sooner."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def state_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -73,16 +80,14 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], *, be
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file(weights_of(model), temporary / WEIGHTS)
-        torch.save(state, temporary / STATE)
-        sums = {name: digest(temporary / name) for name in (WEIGHTS, STATE)}
+        contents = {WEIGHTS: safetensors_bytes(weights_of(model)), STATE: state_bytes(state)}
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         manifest = {"step": step, "best_step": best_step, "sha256": sums}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        for name in (WEIGHTS, STATE, MANIFEST):
-            sync(temporary / name)
+        contents[MANIFEST] = json.dumps(manifest, indent=2).encode()
+        for name, content in contents.items():
+            write_through(temporary / name, content)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -122,12 +127,14 @@ def damage(path: Path) -> str | None:
 
 
 def latest(folder: Path) -> Path:
-    """The newest checkpoint that is whole; each damaged one passed over is named in the log."""
+    """The newest checkpoint that is whole and whose best one is; one passed over is named in the log and put aside."""
     for path in reversed(existing(folder)):
-        problem = damage(path)
+        best = manifest_of(path).get("best_step")
+        problem = damage(path) or (damage(path_of(folder, best)) if best is not None else None)
         if problem is None:
             return path
         log.warning("Checkpoint %s cannot be used (%s); trying the one before it.", path, problem)
+        path.rename(path.with_name(f"damaged-{path.name}"))
     raise UserError(
         "resume",
         folder.parent,

@@ -24,6 +24,7 @@ class Counters:
     evaluated_step: int = 0
     best_step: int | None = None
     best_loss: float = math.inf
+    best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluations_without_gain: int = 0
 
     def updated(self, outcome: Outcome, seconds: float) -> None:
@@ -36,7 +37,7 @@ class Counters:
             self.skipped_in_a_row = 0
         else:
             self.skipped += 1
-            self.skipped_in_a_row += 1
+            self.skipped_in_a_row += outcome.hopeless
 
     def take_mean_loss(self) -> float:
         """The mean loss of the updates taken since this was last asked."""
@@ -44,12 +45,13 @@ class Counters:
         self.loss_sum, self.loss_steps = 0.0, 0
         return mean
 
-    def evaluated(self, loss: float) -> None:
-        """Note the validation loss of this step; the first is the best until a lower one comes."""
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Note the validation of this step; the first is the best until one with a lower loss comes."""
         self.evaluated_step = self.step
+        loss = metrics["loss"]
         if self.best_step is None or loss < self.best_loss:
             self.best_loss = loss if math.isfinite(loss) else math.inf
-            self.best_step = self.step
+            self.best_step, self.best_metrics = self.step, metrics
             self.evaluations_without_gain = 0
         else:
             self.evaluations_without_gain += 1

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from seqlab.errors import UserError
 
@@ -34,40 +34,46 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 class NoLogger:
-    """Nothing besides ``metrics.jsonl``."""
+    """Nothing besides ``metrics.jsonl``, and what every logger has."""
 
-    def start(self, folder: Path, config: Record) -> None:
-        pass
+    def start(self, folder: Path, config: Record, step: int) -> None:
+        """Open the tracker for a run in ``folder`` that goes on from ``step``."""
 
     def log(self, record: Record) -> None:
-        pass
+        """Pass on one record of metrics."""
 
-    def close(self) -> None:
-        pass
+    def close(self, status: str) -> None:
+        """Close the tracker; the run is completed, interrupted, diverged or failed."""
 
 
 class TensorBoard(NoLogger):
     """Event files in the run folder, for ``tensorboard --logdir outputs``."""
 
-    def start(self, folder: Path, config: Record) -> None:
+    def start(self, folder: Path, config: Record, step: int) -> None:
         writer = require("torch.utils.tensorboard", extra="tensorboard")
-        self.writer = writer.SummaryWriter(folder / "tensorboard")
+        self.writer = writer.SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
 
     def log(self, record: Record) -> None:
         for name, value in scalars(record).items():
             self.writer.add_scalar(name, value, record["step"])
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         self.writer.close()
 
 
 class WandB(NoLogger):
-    """A Weights & Biases run; a resumed run continues under the same name."""
+    """A Weights & Biases run; a resumed run continues it."""
 
-    def __init__(self, *, project: str = "seqlab", entity: str | None = None, mode: str | None = None):
+    def __init__(
+        self,
+        *,
+        project: str = "seqlab",
+        entity: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
+    ):
         self.project, self.entity, self.mode = project, entity, mode
 
-    def start(self, folder: Path, config: Record) -> None:
+    def start(self, folder: Path, config: Record, step: int) -> None:
         wandb = require("wandb", extra="wandb")
         self.run = wandb.init(
             project=self.project,
@@ -75,7 +81,7 @@ class WandB(NoLogger):
             mode=self.mode,
             dir=folder,
             name=folder.name,
-            id=folder.name,
+            id=remembered(folder / "wandb_id", wandb.util.generate_id),
             resume="allow",
             config=config,
         )
@@ -83,29 +89,42 @@ class WandB(NoLogger):
     def log(self, record: Record) -> None:
         self.run.log(scalars(record), step=record["step"])
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, status: str) -> None:
+        self.run.finish(exit_code=0 if status == "completed" else 1)
 
 
 class MLflow(NoLogger):
-    """An MLflow run in the tracking store that ``tracking_uri`` or the environment names."""
+    """An MLflow run in the tracking store that ``tracking_uri`` or the environment names; a resumed one continues."""
+
+    STATUS: ClassVar = {"completed": "FINISHED", "interrupted": "KILLED"}
 
     def __init__(self, *, experiment: str = "seqlab", tracking_uri: str | None = None):
         self.experiment, self.tracking_uri = experiment, tracking_uri
 
-    def start(self, folder: Path, config: Record) -> None:
+    def start(self, folder: Path, config: Record, step: int) -> None:
         self.mlflow = require("mlflow", extra="mlflow")
         if self.tracking_uri is not None:
             self.mlflow.set_tracking_uri(self.tracking_uri)
-        self.mlflow.set_experiment(self.experiment)
-        self.mlflow.start_run(run_name=folder.name)
+        experiment = self.mlflow.set_experiment(self.experiment).experiment_id
+
+        def new_run() -> str:
+            return self.mlflow.MlflowClient().create_run(experiment, run_name=folder.name).info.run_id
+
+        self.mlflow.start_run(run_id=remembered(folder / "mlflow_id", new_run))
         self.mlflow.log_dict(config, "config.json")
 
     def log(self, record: Record) -> None:
         self.mlflow.log_metrics(scalars(record), step=record["step"])
 
-    def close(self) -> None:
-        self.mlflow.end_run()
+    def close(self, status: str) -> None:
+        self.mlflow.end_run(self.STATUS.get(status, "FAILED"))
+
+
+def remembered(path: Path, make: Callable[[], str]) -> str:
+    """The tracker's name for a run, made once and kept in its folder."""
+    if not path.exists():
+        path.write_text(make())
+    return path.read_text()
 
 
 class MetricsFile:
@@ -113,9 +132,9 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, keep: Callable[[Record], bool]):
         """Open for appending; records that ``keep`` refuses, which a resumed run makes again, are dropped."""
-        self.kept = [record for record in lines_of(path) if keep(record)]
+        kept = "".join(json.dumps(record) + "\n" for record in lines_of(path) if keep(record))
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.kept), encoding="utf-8")
+        temporary.write_text(kept, encoding="utf-8")
         temporary.replace(path)
         self.file = path.open("a", encoding="utf-8")
 

@@ -4,13 +4,16 @@ Each function returns a list of torch optimizers; the trainer steps them togethe
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
 
 Parameters = list[nn.Parameter]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 def trainable(model: nn.Module) -> Parameters:
@@ -39,10 +42,10 @@ def on_cuda(model: nn.Module) -> bool:
 def adamw(
     model: nn.Module,
     *,
-    lr: float = 1e-3,
-    betas: list[float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
+    lr: PositiveFloat = 1e-3,
+    betas: Betas = (0.9, 0.95),
+    eps: PositiveFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.1,
 ) -> list[Optimizer]:
     """Adam with decoupled decay (Loshchilov and Hutter 2019), one fused kernel on a GPU."""
     groups = decay_groups(trainable(model), weight_decay)
@@ -50,7 +53,7 @@ def adamw(
 
 
 def adam(
-    model: nn.Module, *, lr: float = 1e-3, betas: list[float] = (0.9, 0.999), eps: float = 1e-8
+    model: nn.Module, *, lr: PositiveFloat = 1e-3, betas: Betas = (0.9, 0.999), eps: PositiveFloat = 1e-8
 ) -> list[Optimizer]:
     """Adam without decay (Kingma and Ba 2015)."""
     return [torch.optim.Adam(trainable(model), lr=lr, betas=tuple(betas), eps=eps, fused=on_cuda(model))]
@@ -59,24 +62,24 @@ def adam(
 def sgd(
     model: nn.Module,
     *,
-    lr: float = 0.1,
-    momentum: float = 0.9,
+    lr: PositiveFloat = 0.1,
+    momentum: Fraction = 0.9,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
 ) -> list[Optimizer]:
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum (``nesterov`` looks ahead along it, and does nothing without it)."""
     groups = decay_groups(trainable(model), weight_decay)
-    return [torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)]
+    return [torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
 
 
 def muon(
     model: nn.Module,
     *,
-    lr: float = 1e-3,
-    momentum: float = 0.95,
-    betas: list[float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
+    lr: PositiveFloat = 1e-3,
+    momentum: Fraction = 0.95,
+    betas: Betas = (0.9, 0.95),
+    eps: PositiveFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.1,
 ) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the layers' linear maps, AdamW for the rest.
 

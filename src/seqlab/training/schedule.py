@@ -6,6 +6,8 @@ Each gives the factor on the optimizer's learning rate for update number ``step`
 
 import math
 
+from pydantic import NonNegativeFloat
+
 
 def steps_of(amount: float, total: int) -> int:
     """A number of steps from a number or a fraction of the run."""
@@ -22,25 +24,32 @@ def progress(step: int, start: int, total: int) -> float:
     return min(1.0, max(0.0, (step - start) / max(1, total - 1 - start)))
 
 
-def constant(step: int, total: int, *, warmup: float = 0.0) -> float:
+def constant(step: int, total: int, *, warmup: NonNegativeFloat = 0.0) -> float:
     """Full rate after the warmup."""
     return warm(step, steps_of(warmup, total))
 
 
-def cosine(step: int, total: int, *, warmup: float = 0.0, final: float = 0.0) -> float:
+def cosine(step: int, total: int, *, warmup: NonNegativeFloat = 0.0, final: NonNegativeFloat = 0.0) -> float:
     """Half a cosine from 1 to ``final`` (Loshchilov and Hutter 2017, equation 5, without restarts)."""
     start = steps_of(warmup, total)
     fall = 0.5 * (1 + math.cos(math.pi * progress(step, start, total)))
     return warm(step, start) * (final + (1 - final) * fall)
 
 
-def linear(step: int, total: int, *, warmup: float = 0.0, final: float = 0.0) -> float:
+def linear(step: int, total: int, *, warmup: NonNegativeFloat = 0.0, final: NonNegativeFloat = 0.0) -> float:
     """A straight line from 1 to ``final``."""
     start = steps_of(warmup, total)
     return warm(step, start) * (1 - (1 - final) * progress(step, start, total))
 
 
-def warmup_stable_decay(step: int, total: int, *, warmup: float = 0.0, decay: float = 0.2, final: float = 0.0) -> float:
+def warmup_stable_decay(
+    step: int,
+    total: int,
+    *,
+    warmup: NonNegativeFloat = 0.0,
+    decay: NonNegativeFloat = 0.2,
+    final: NonNegativeFloat = 0.0,
+) -> float:
     """Full rate, then a straight line to ``final`` over the last ``decay`` (Hu et al. 2024, MiniCPM, section 4)."""
     start = total - steps_of(decay, total) if decay else total
     return warm(step, steps_of(warmup, total)) * (1 - (1 - final) * progress(step, start - 1, total))

@@ -89,7 +89,6 @@ class Fit:
         device: where to train.
         seed: of the order of the data.
         folder: the run folder; checkpoints go beneath it.
-        stop: whether somebody asked to stop.
     """
 
     def __init__(
@@ -101,10 +100,9 @@ class Fit:
         device: torch.device,
         seed: int,
         folder: Path,
-        stop: StopRequest,
     ):
         self.trainer, self.model, self.data, self.device, self.seed = trainer, model, data, device, seed
-        self.folder, self.checkpoints, self.stop = folder, folder / "checkpoints", stop
+        self.folder, self.checkpoints = folder, folder / "checkpoints"
         data.check_batch_size(trainer.batch_size)
         self.total = total_steps(trainer, data)
         self.evaluate_every = trainer.evaluate_every or max(1, data.train_size // trainer.batch_size)
@@ -123,6 +121,7 @@ class Fit:
         )
         self.counters = Counters()
         self._saved: Counters | None = None
+        self._started = time.perf_counter()
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint of the run folder."""
@@ -133,7 +132,7 @@ class Fit:
         self.counters = Counters(**state["counters"])
         self._saved = dataclasses.replace(self.counters)
         torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and "cuda" in state["rng"]:  # a run may move to another device
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         log.info("Continuing from %s.", path)
 
@@ -142,12 +141,12 @@ class Fit:
         last = {"train": self.counters.step, "validation": self.counters.evaluated_step}
         return record["step"] <= last.get(record["split"], -1)
 
-    def run(self, record: Callable[[dict[str, Any]], None]) -> None:
+    def run(self, record: Callable[[dict[str, Any]], None], stop: StopRequest) -> None:
         """Train to the end of the budget, then put the best weights by validation into the model.
 
-        Each record of metrics is given to ``record``.
+        Each record of metrics is given to ``record``; ``stop`` is asked between steps and between evaluated batches.
         """
-        self.record = record
+        self.record, self.stop = record, stop
         self._started = time.perf_counter() - self.counters.wall_seconds
         with ProgressBar("training", total=self.total, completed=self.counters.step) as bar:
             while True:
@@ -197,12 +196,13 @@ class Fit:
 
     def _evaluate_if_due(self, bar: ProgressBar) -> None:
         counters = self.counters
-        due = counters.step % self.evaluate_every == 0 or counters.step == self.total
+        due = counters.step % self.evaluate_every == 0 or counters.step >= self.total
         if not due or counters.step == counters.evaluated_step:
             return
-        loss = self.evaluate("validation", bar).metrics["loss"]
-        counters.evaluated(loss)
-        log.info("Step %d of %d: validation loss %.4f, best %.4f.", counters.step, self.total, loss, counters.best_loss)
+        metrics = self.evaluate("validation", bar).metrics
+        counters.evaluated(metrics)
+        told = counters.step, self.total, metrics["loss"], counters.best_loss
+        log.info("Step %d of %d: validation loss %.4f, best %.4f.", *told)
 
     def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
         """Measure the model as it is now on a whole split, and record it."""
@@ -228,8 +228,8 @@ class Fit:
 
     def _save_if_due(self) -> None:
         counters = self.counters
-        due = counters.step % self.checkpoint_every == 0 or counters.step in (counters.best_step, self.total)
-        if (due or self.stopped_early) and counters != self._saved:
+        due = counters.step % self.checkpoint_every == 0 or counters.step == counters.best_step
+        if (due or counters.step >= self.total or self.stopped_early) and counters != self._saved:
             self.save()
 
     def save(self) -> None:

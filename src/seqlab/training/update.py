@@ -18,11 +18,16 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 class Outcome(NamedTuple):
-    """What an update did: the batch's mean loss, the gradient's norm before clipping, whether it was taken."""
+    """What an update did.
+
+    ``loss`` is the batch's mean, ``grad_norm`` the norm before clipping. The weights changed if it was ``taken``; if
+    not, it is ``hopeless`` unless fp16's loss scale can still come down.
+    """
 
     loss: float
     grad_norm: float
     taken: bool
+    hopeless: bool
 
 
 class Update:
@@ -69,13 +74,14 @@ class Update:
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
         loss, norm = self._gradient(batch)
-        taken = self._is_sound(loss, norm)
+        taken = math.isfinite(loss) and math.isfinite(norm)
         for optimizer in self.optimizers:
             if taken:
                 self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
+        can_mend = self.scaler.is_enabled() and self.scaler.get_scale() > 1  # a gradient past fp16's range
         self.scaler.update()
-        return Outcome(loss, norm, taken)
+        return Outcome(loss, norm, taken, hopeless=not taken and not (can_mend and math.isfinite(loss)))
 
     def _gradient(self, batch: Any) -> tuple[float, float]:
         """Accumulate the gradient of the batch's mean loss; that loss, and the norm before clipping."""
@@ -93,13 +99,8 @@ class Update:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        loss, norm = torch.stack((loss, norm)).tolist()  # the update's only wait for the device
+        loss, norm = torch.stack((loss, norm)).tolist()  # in float32 and bf16 the only wait for the device
         return loss, norm
-
-    def _is_sound(self, loss: float, norm: float) -> bool:
-        """Whether to take the step. A gradient past fp16's range is the scaler's to mend while it can scale down."""
-        mendable = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        return math.isfinite(loss) and (math.isfinite(norm) or mendable)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers and loss scale."""

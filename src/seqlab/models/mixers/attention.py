@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
@@ -46,10 +47,16 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, *, n_heads: int, rotary: bool = True, rotary_base: float = 10_000.0, bias: bool = False
+        self,
+        d_model: int,
+        *,
+        n_heads: PositiveInt,
+        rotary: bool = True,
+        rotary_base: PositiveFloat = 10_000.0,
+        bias: bool = False,
     ):
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
+        if d_model % n_heads:
             divisors = [str(h) for h in range(1, min(d_model, 64) + 1) if d_model % h == 0]
             raise UserError(
                 "size.n_heads", n_heads, f"must divide d_model={d_model}", f"Choose one of {', '.join(divisors)}"

@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.ops import (
@@ -50,12 +51,12 @@ class Mamba(nn.Module):
         self,
         d_model: int,
         *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int | None = None,
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
+        d_state: PositiveInt = 16,
+        d_conv: PositiveInt = 4,
+        expand: PositiveInt = 2,
+        dt_rank: PositiveInt | None = None,
+        dt_min: PositiveFloat = 1e-3,
+        dt_max: PositiveFloat = 1e-1,
         scan_backend: str = "auto",
     ):
         super().__init__()
