@@ -84,6 +84,7 @@ class TestARun:
         a, b = train("seed=1", folder="a"), train("seed=2", folder="b")
         assert a.records[0]["loss"] != b.records[0]["loss"]
 
+    @pytest.mark.filterwarnings("ignore")  # the trackers' own
     @pytest.mark.parametrize("logger", ["wandb", "mlflow"])
     def test_optional_loggers(self, train, monkeypatch, tmp_path, logger):
         pytest.importorskip(logger)

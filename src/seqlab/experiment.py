@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from seqlab.config import check_all
 from seqlab.console import output
 from seqlab.errors import Diverged, Interrupted, UserError
 from seqlab.resume import continued, keep, refuse_used_folder
-from seqlab.training.loggers import MetricsFile
+from seqlab.training.loggers import MetricsFile, NoLogger
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
 
@@ -41,7 +42,8 @@ def begin_anew(seed: int) -> None:
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float32)
     torch.backends.fp32_precision = "ieee"  # float32 is float32 for every model, in cuDNN too
-    torch.compiler.reset()
+    if "torch._inductor.compile_fx" in sys.modules:  # otherwise nothing was compiled, and resetting would import it
+        torch.compiler.reset()
     facts.reset_peak_memory()
 
 
@@ -71,20 +73,20 @@ def run(cfg: DictConfig) -> float:
         if hydra.mode is RunMode.MULTIRUN:
             raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
         cfg = continued(cfg, list(hydra.overrides.task))
-        return execute(cfg, prepare(cfg, folder, resume=True), folder)
+        return execute(cfg, *prepare(cfg, folder, resume=True), folder)
     refuse_used_folder(folder)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     try:
-        fit = prepare(cfg, folder, resume=False)
+        fit, logger = prepare(cfg, folder, resume=False)
     except Exception as error:
         known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
         facts.write(folder, known | {"status": "failed", "error": str(error)})
         raise
-    return execute(cfg, fit, folder)
+    return execute(cfg, fit, logger, folder)
 
 
-def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> Fit:
-    """Build data, model and trainer; from here on the folder holds a run."""
+def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogger]:
+    """Build data, model and trainer, and start the logger; from here on the folder holds a run."""
     device = choose_device(cfg.device)
     begin_anew(cfg.seed)
     data = instantiate(cfg.data, _convert_="all")
@@ -93,16 +95,17 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> Fit:
     fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
     if resume:
         fit.restore()
+    logger = instantiate(cfg.logger)
+    logger.start(folder, OmegaConf.to_container(cfg), fit.counters.step)
     keep(cfg, folder)
-    return fit
+    return fit, logger
 
 
-def execute(cfg: DictConfig, fit: Fit, folder: Path) -> float:
+def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> float:
     """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment."""
     summary = describe(cfg, fit, folder)
     facts.write(folder, summary | {"status": "running"})
     metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
-    logger = instantiate(cfg.logger)
     status = "failed"
 
     def record(values: dict[str, Any]) -> None:
@@ -110,7 +113,6 @@ def execute(cfg: DictConfig, fit: Fit, folder: Path) -> float:
         logger.log(values)
 
     try:
-        logger.start(folder, OmegaConf.to_container(cfg), fit.counters.step)
         with StopRequest() as stop:
             fit.run(record, stop)
             test = fit.test()

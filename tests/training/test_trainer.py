@@ -228,7 +228,6 @@ def test_a_budget_lowered_below_where_the_run_stands(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compile_trains_the_same(tmp_path):
     plain, compiled = [], []
     run(build(tmp_path / "a", steps=3), plain.append)

@@ -6,6 +6,7 @@ A logger has ``log(record)``, a flat dictionary with ``step`` and ``split``, and
 import importlib
 import json
 import math
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -81,7 +82,7 @@ class WandB(NoLogger):
             mode=self.mode,
             dir=folder,
             name=folder.name,
-            id=remembered(folder / "wandb_id", wandb.util.generate_id),
+            id=remembered(folder / "wandb_id", lambda: secrets.token_hex(6)),
             resume="allow",
             config=config,
         )
