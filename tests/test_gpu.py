@@ -17,7 +17,7 @@ def test_every_model_trains_in_every_precision(train, model, precision):
     job = train("device=cuda", f"model={model}", f"trainer.precision={precision}", "trainer.steps=6")
     assert job.status == 0
     assert job.summary["device"] == "cuda"
-    assert job.summary["skipped_steps"] == 0
+    assert job.summary["skipped_steps"] <= (2 if precision == "fp16" else 0)  # the loss scale may have to come down
     assert job.summary["peak_memory_bytes"] > 0
 
 
@@ -25,6 +25,18 @@ def test_every_model_trains_in_every_precision(train, model, precision):
 def test_the_losses_are_those_of_the_cpu(train, model):
     on_cpu, on_gpu = (train(f"device={device}", f"model={model}", folder=device) for device in ("cpu", "cuda"))
     for a, b in zip(on_cpu.records, on_gpu.records, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mamba", "transformer"])
+def test_compiled_training(train, model):
+    """Also that no part of the compiler stumbles over how the precision of float32 was set."""
+    plain, compiled = (
+        train("device=cuda", f"model={model}", f"trainer.compile={value}", folder=value) for value in ("false", "true")
+    )
+    assert compiled.status == 0
+    for a, b in zip(plain.records, compiled.records, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 

@@ -153,7 +153,7 @@ def table(summary: Summary) -> Table:
         "run folder": summary["folder"],
     }
     if summary["skipped_steps"]:
-        facts["skipped steps"] = f"{summary['skipped_steps']:,} (loss or gradient not finite)"
+        facts["skipped steps"] = f"{summary['skipped_steps']:,} (loss or gradient not finite, or past fp16's range)"
     for name, value in facts.items():
         rows.add_row(name, value)
     rows.add_section()
