@@ -29,6 +29,7 @@ def test_the_losses_are_those_of_the_cpu(train, model):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's, at a graph break
 @pytest.mark.parametrize("model", ["mamba", "transformer"])
 def test_compiled_training(train, model):
     """Also that no part of the compiler stumbles over how the precision of float32 was set."""

@@ -1,6 +1,7 @@
 """One update: accumulate the gradient of a batch, clip it, and step the optimizers if it is sound."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -61,6 +62,8 @@ class Update:
         self.optimizers = optimizer(model)
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        if compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if compile else model
 
     @property
