@@ -105,7 +105,7 @@ class Fit:
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         data.check_batch_size(trainer.batch_size)
         self.total = total_steps(trainer, data)
-        self.evaluate_every = trainer.evaluate_every or max(1, data.train_size // trainer.batch_size)
+        self.evaluate_every = trainer.evaluate_every or -(-data.train_size // trainer.batch_size)
         self.checkpoint_every = trainer.checkpoint_every or self.evaluate_every
         self.tokens_per_step = trainer.batch_size * data.length
         self.flops_per_step = trainer.batch_size * training_flops(model, data)
