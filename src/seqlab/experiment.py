@@ -145,6 +145,7 @@ def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
             "precision": fit.trainer.precision,
             "batch_size": fit.trainer.batch_size,
             "length": fit.data.length,
+            "data_description": fit.data.description,
             "data_fingerprint": fit.data.fingerprint,
             "total_steps": fit.total,
             "flops_per_token": fit.flops_per_step / fit.tokens_per_step,
