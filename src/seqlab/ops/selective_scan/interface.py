@@ -1,0 +1,45 @@
+"""What the public function and its fused backends say to each other.
+
+A fused backend is a file with four functions:
+
+    why_unavailable(device, dtype) -> str | None
+    saved_shape(inputs) -> tuple[int, ...]
+    forward(inputs, initial_state, keep) -> (y, final state, saved)
+    backward(inputs, saved, dy, d_final_state, deterministic) -> Gradients
+
+``saved`` is what its backward pass needs besides the inputs: states at a few positions, of ``saved_shape`` and in the
+accumulation dtype, or an empty tensor where nothing is to be kept.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """The arguments of one scan as they were given: Bt batch, L length, D channels, N state size."""
+
+    u: Tensor  # (Bt, L, D)
+    delta: Tensor  # (Bt, L, D)
+    A: Tensor  # (D, N)
+    B: Tensor  # (Bt, L, N)
+    C: Tensor  # (Bt, L, N)
+    D: Tensor | None  # (D,)
+    z: Tensor | None  # (Bt, L, D)
+    delta_bias: Tensor | None  # (D,)
+    seq_idx: Tensor | None  # (Bt, L), integers
+    delta_softplus: bool
+
+
+class Gradients(NamedTuple):
+    """The gradient by each tensor, in its shape and dtype; None where there is no such argument."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    initial_state: Tensor  # also where none was given: zeros were
