@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqlab.ops import causal_conv1d, causal_conv1d_update
-from seqlab.ops.causal_conv1d import BACKENDS, resolve_backend, torch_conv
+from seqlab.ops.causal_conv1d import BACKENDS, cpu, resolve_backend, torch_conv, triton
+from seqlab.ops.causal_conv1d.operator import FUSED
 
 PACKAGE = "seqlab.ops.causal_conv1d"
 HALF = (torch.bfloat16, torch.float16)
 
 every_backend = pytest.mark.parametrize("backend", backends_in(PACKAGE))
+every_fused_backend = pytest.mark.parametrize("backend", FUSED)
 every_device = pytest.mark.parametrize("device", DEVICES)
 kernel_test = pytest.mark.usefixtures("nan_memory")
 
@@ -61,6 +63,48 @@ def compare(arguments: dict[str, Tensor], backend: str, **settings) -> None:
     skip_unless_available(PACKAGE, backend, arguments["x"].device.type, dtype)
     expected = results(causal_conv1d, doubled(arguments), backend="reference", **settings)
     assert_all_close(results(causal_conv1d, arguments, backend=backend, **settings), expected, dtype)
+
+
+def numbered(cuts: list[set[int]], length: int) -> Tensor:
+    """seq_idx (batch, length): 0 and 1 in turn, a new sequence at each cut."""
+    return torch.tensor([[sum(cut <= t for cut in row) % 2 for t in range(length)] for row in cuts])
+
+
+def convolve_separately(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    cuts: list[set[int]],
+    initial_state: Tensor | None = None,
+    return_final_state: bool,
+    **settings,
+) -> tuple[Tensor, Tensor]:
+    """What packed sequences are held to: each by itself, the first of a row from the initial state."""
+    assert return_final_state
+    rows = []
+    for b, row in enumerate(cuts):
+        before = None if initial_state is None else initial_state[b : b + 1]
+        outputs = []
+        for part in x[b : b + 1].tensor_split(sorted(row), dim=1):
+            y, state = causal_conv1d(
+                part, weight, bias, initial_state=before, return_final_state=True, backend="reference", **settings
+            )
+            outputs.append(y)
+            before = None
+        rows.append((torch.cat(outputs, dim=1), state))
+    ys, states = zip(*rows, strict=True)
+    return torch.cat(ys), torch.cat(states)
+
+
+def compare_packed(arguments: dict[str, Tensor], cuts: list[set[int]], backend: str, **settings) -> None:
+    """Hold packed sequences to the same sequences one by one, in outputs, final state and every gradient."""
+    x = arguments["x"]
+    skip_unless_available(PACKAGE, backend, x.device.type, x.dtype)
+    seq_idx = numbered(cuts, x.shape[1]).to(x.device)
+    expected = results(convolve_separately, doubled(arguments), cuts=cuts, **settings)
+    actual = results(causal_conv1d, arguments, seq_idx=seq_idx, backend=backend, **settings)
+    assert_all_close(actual, expected, x.dtype)
 
 
 @pytest.mark.parametrize("d_conv", [1, 2, 4])
@@ -208,21 +252,192 @@ class TestEveryBackend:
 
     @every_backend
     def test_the_state_keeps_nothing_else_alive(self, backend):
-        arguments = make_arguments(2, 100, 5, 4)
+        arguments = make_arguments(2, 100, 5, 4, dtype=torch.float32)
         _, state = causal_conv1d(**arguments, return_final_state=True, backend=backend)
         assert state.untyped_storage().nbytes() == state.numel() * state.element_size()
 
+    @every_device
     @every_backend
-    def test_compiles(self, backend):
+    @kernel_test
+    def test_a_chunk_of_a_wider_tensor(self, backend, device):
+        arguments = make_arguments(2, 29, 16, 4, dtype=torch.float32, device=device)
+        x = arguments["x"]
+        arguments["x"] = torch.cat([x, x], dim=2).chunk(2, dim=2)[1]
+        compare(arguments, backend, activation="silu")
+
+    @every_device
+    @every_backend
+    @kernel_test
+    def test_channels_beyond_one_tile(self, backend, device):
+        compare(make_arguments(1, 20, 150, 4, dtype=torch.float32, device=device), backend, activation="silu")
+
+    @every_device
+    @every_backend
+    @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of Triton's interpreter
+    @kernel_test
+    def test_the_activation_far_out(self, backend, device):
+        arguments = make_arguments(2, 29, 5, 4, dtype=torch.float32, device=device)
+        compare(arguments | {"x": 100 * arguments["x"]}, backend, activation="silu")
+        far = torch.full((1, 5, 3), -1e30, device=device)
+        assert not causal_conv1d(far, torch.ones(3, 4, device=device), activation="silu", backend=backend).any()
+
+    @every_backend
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_compiles(self, backend, packed):
         skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
-        arguments = make_arguments(2, 5, 3, 4, dtype=torch.float32)
-        expected = results(causal_conv1d, arguments, backend=backend)
+        arguments = make_arguments(2, 9, 3, 4, dtype=torch.float32)
+        settings = {"backend": backend, "activation": "silu", "seq_idx": numbered([{4}, {2, 5}], 9) if packed else None}
+        compiled = torch.compile(causal_conv1d, backend="aot_eager", fullgraph=True)
+        expected = results(causal_conv1d, arguments, **settings)
+        assert_all_close(results(compiled, arguments, **settings), expected, torch.float32)
 
-        @torch.compile(backend="aot_eager", fullgraph=True)
-        def doubled_conv(arguments):
-            return causal_conv1d(**arguments, backend=backend) * 2
 
-        assert_all_close({"y": doubled_conv(arguments) / 2}, {"y": expected["y"]}, torch.float32)
+class TestPackedSequences:
+    @every_device
+    @every_backend
+    @pytest.mark.parametrize("activation", [None, "silu"])
+    @pytest.mark.parametrize("d_conv", [1, 2, 3, 4, 6])
+    @kernel_test
+    def test_short_and_long_ones(self, backend, device, d_conv, activation):
+        cuts = [{1, 2, 3, 20}, {7, 39}, set()]
+        arguments = make_arguments(3, 40, 5, d_conv, dtype=torch.float32, device=device)
+        compare_packed(arguments, cuts, backend, activation=activation)
+
+    @every_device
+    @every_backend
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+    @kernel_test
+    def test_dtypes(self, backend, device, dtype):
+        compare_packed(make_arguments(2, 40, 7, 4, dtype=dtype, device=device), [{1, 3, 20}, {38}], backend)
+
+    @every_backend
+    @settings(
+        max_examples=15,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    @given(data=st.data(), sizes=st.tuples(st.integers(1, 2), st.integers(2, 24), st.integers(1, 6), st.integers(1, 6)))
+    @kernel_test
+    def test_any_packing(self, backend, data, sizes):
+        batch, length = sizes[:2]
+        cuts = data.draw(st.lists(st.sets(st.integers(1, length - 1)), min_size=batch, max_size=batch))
+        arguments = make_arguments(*sizes, dtype=torch.float32, initial_state=data.draw(st.booleans()))
+        compare_packed(arguments, cuts, backend, activation="silu")
+
+    @every_backend
+    def test_the_final_state_continues_the_last_sequence(self, backend):
+        skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
+        arguments = make_arguments(2, 12, 5, 4, dtype=torch.float32)
+        x, seq_idx = arguments.pop("x"), numbered([{6}, {3, 7}], 12)
+        settings = {"activation": "silu", "return_final_state": True, "backend": backend}
+        whole, final = causal_conv1d(x, **arguments, seq_idx=seq_idx, **settings)
+        y, state = causal_conv1d(x[:, :8], **arguments, seq_idx=seq_idx[:, :8], **settings)
+        assert not state[1, :2].any()
+        arguments["initial_state"] = state
+        rest, last = causal_conv1d(x[:, 8:], **arguments, seq_idx=seq_idx[:, 8:], **settings)
+        assert_all_close({"y": torch.cat([y, rest], dim=1), "state": last}, {"y": whole, "state": final}, torch.float32)
+
+    @every_backend
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+    def test_any_integers_serve(self, backend, dtype):
+        skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
+        arguments, seq_idx = make_arguments(2, 9, 3, 4, dtype=torch.float32), numbered([{4}, {2, 5}], 9)
+        expected = causal_conv1d(**arguments, seq_idx=seq_idx, backend=backend)
+        strided = torch.stack([seq_idx * 100, seq_idx], dim=2).to(dtype)[..., 0]
+        assert torch.equal(causal_conv1d(**arguments, seq_idx=strided, backend=backend), expected)
+
+    @every_backend
+    def test_gradcheck(self, backend):
+        skip_unless_available(PACKAGE, backend, "cpu", torch.float64)
+        arguments = {name: tensor.requires_grad_() for name, tensor in make_arguments(2, 5, 2, 4).items()}
+        settings = {"activation": "silu", "return_final_state": True, "backend": backend}
+
+        def conv(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            named = dict(zip(arguments, tensors, strict=True))
+            return causal_conv1d(**named, seq_idx=numbered([{1, 4}, {3}], 5), **settings)
+
+        assert torch.autograd.gradcheck(conv, tuple(arguments.values()))
+
+
+class TestOperator:
+    @every_device
+    @every_fused_backend
+    @pytest.mark.parametrize("options", [False, True])
+    def test_opcheck(self, backend, device, options):
+        skip_unless_available(PACKAGE, backend, device, torch.float32)
+        arguments = make_arguments(2, 6, 3, 4, dtype=torch.float32, bias=options, initial_state=options, device=device)
+        x, weight, bias, state = (arguments.get(name) for name in ("x", "weight", "bias", "initial_state"))
+        seq_idx = numbered([{1}, {2, 5}], 6).to(device) if options else None
+        operands = (x, weight, bias, "silu" if options else None, state, seq_idx)
+        d_final = torch.randn(2, 3, 3, device=device) if options else None
+        torch.library.opcheck(torch.ops.seqlab.causal_conv1d_backward.default, (x, d_final, *operands, backend))
+        for tensor in arguments.values():
+            tensor.requires_grad_()
+        torch.library.opcheck(torch.ops.seqlab.causal_conv1d.default, (*operands, options, backend))
+
+    @every_device
+    @every_fused_backend
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_results_are_the_same_bit_by_bit(self, backend, device, dtype):
+        skip_unless_available(PACKAGE, backend, device, dtype)
+        arguments = make_arguments(5, 70, 130 if backend == "cpu" else 5, 4, dtype=dtype, device=device)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            first = results(causal_conv1d, arguments, activation="silu", backend=backend)
+            torch.set_num_threads(3)
+            second = results(causal_conv1d, arguments, activation="silu", backend=backend)
+        finally:
+            torch.set_num_threads(threads)
+        for name in first:
+            assert torch.equal(first[name], second[name]), name
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_cuda_graph_capture(self):
+        arguments = make_arguments(2, 200, 64, 4, dtype=torch.bfloat16, device="cuda")
+        settings = {"activation": "silu", "seq_idx": numbered([{4}, {2, 150}], 200).cuda(), "backend": "triton"}
+        static = {name: tensor.clone().requires_grad_() for name, tensor in arguments.items()}
+
+        def step() -> list[Tensor]:
+            y, state = causal_conv1d(**static, return_final_state=True, **settings)
+            return [y, state, *torch.autograd.grad((y, state), list(static.values()), (y.detach(), state.detach()))]
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        with torch.no_grad():
+            for tensor in static.values():
+                tensor.mul_(0.5)
+        graph.replay()
+        for actual, expected in zip(captured, step(), strict=True):
+            assert torch.equal(actual, expected)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 30 * 2**30,
+        reason="needs 30 GB on a CUDA device",
+    )
+    def test_more_than_2_31_elements(self):
+        """The last positions of two long sequences, outputs and gradients by x."""
+        length, d_inner, tail = 2**20 + 5, 1100, 50
+        torch.manual_seed(0)
+        x = torch.randn(2, length, d_inner, dtype=torch.bfloat16, device="cuda").requires_grad_()
+        weight = torch.randn(d_inner, 4, device="cuda")
+        y = causal_conv1d(x, weight, activation="silu", backend="triton")
+        (dx,) = torch.autograd.grad(y, x, y.detach())
+        end = x.detach()[:, -tail:].double().requires_grad_()
+        before = x.detach()[:, -tail - 3 : -tail].double()
+        expected = causal_conv1d(end, weight.double(), activation="silu", initial_state=before, backend="reference")
+        (d_end,) = torch.autograd.grad(expected, end, y.detach()[:, -tail:].double())
+        assert_all_close({"y": y[:, -tail:], "dx": dx[:, -tail:]}, {"y": expected, "dx": d_end}, torch.bfloat16)
 
 
 class TestContract:
@@ -256,6 +471,21 @@ class TestContract:
         with pytest.raises(ValueError, match=r"^weight is torch.float32 but x is torch.float64: expected"):
             causal_conv1d(**arguments | {"weight": arguments["weight"].float()})
 
+    @pytest.mark.parametrize(
+        ("seq_idx", "message"),
+        [
+            (
+                torch.zeros(2, 4, dtype=torch.int32),
+                r"seq_idx has shape \(2, 4\), expected \(batch, length\) = \(2, 5\)",
+            ),
+            (torch.zeros(2, 5), r"seq_idx is torch.float32, expected one of torch.int8, "),
+            (torch.zeros(2, 5, dtype=torch.int32, device="meta"), r"seq_idx is on meta, expected cpu like x"),
+        ],
+    )
+    def test_a_wrong_seq_idx_is_named(self, seq_idx, message):
+        with pytest.raises(ValueError, match=rf"^{message}"):
+            causal_conv1d(**make_arguments(2, 5, 3, 4), seq_idx=seq_idx)
+
     def test_a_step_holds_the_same_contract(self):
         weight = torch.zeros(3, 4)
         with pytest.raises(ValueError, match=r"^state has shape \(2, 4, 3\), expected .* = \(2, 3, 3\)$"):
@@ -266,9 +496,24 @@ class TestContract:
 
 class TestBackendChoice:
     def test_auto_takes_the_first_that_can_run(self, monkeypatch):
-        assert resolve_backend("auto", "cpu", torch.float32) == "torch_conv"
+        assert resolve_backend("auto", "cpu", torch.float32) == "cpu"
+        assert resolve_backend("auto", "cpu", torch.float64) == "torch_conv"
+        assert resolve_backend("auto", "meta", torch.float32) == "torch_conv"
         monkeypatch.setattr(torch_conv, "why_unavailable", lambda device, dtype: "no day for it")
-        assert resolve_backend("auto", "cpu", torch.float32) == "reference"
+        assert resolve_backend("auto", "cpu", torch.float64) == "reference"
+
+    def test_auto_never_takes_the_interpreter(self, monkeypatch):
+        monkeypatch.setattr(triton, "why_unavailable", lambda device, dtype: None)
+        monkeypatch.setattr(cpu, "why_unavailable", lambda device, dtype: "not today")
+        assert resolve_backend("triton", "cpu", torch.float32) == "triton"
+        assert resolve_backend("auto", "cpu", torch.float32) == "torch_conv"
+
+    @pytest.mark.parametrize(("module", "package"), [(cpu, "numba"), (triton, "triton")])
+    def test_a_missing_package_is_named(self, monkeypatch, module, package):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+        reason = module.why_unavailable(torch.device("cpu"), torch.float32)
+        assert reason == f"the package {package} is not installed"
+        assert resolve_backend("auto", "cpu", torch.float32) in ("cpu", "torch_conv")
 
     def test_an_unknown_name_lists_the_names(self):
         with pytest.raises(ValueError, match=r"causal_conv1d has no backend 'fast'; choose one of auto, .*reference"):

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.causal_conv1d.contract import check_arguments
+from seqlab.ops.causal_conv1d.contract import check_arguments, check_seq_idx
+from seqlab.ops.causal_conv1d.operator import FUSED, fused_conv
+from seqlab.ops.causal_conv1d.reference import final_state
 from seqlab.ops.causal_conv1d.step import causal_conv1d_update
 
 __all__ = ["BACKENDS", "causal_conv1d", "causal_conv1d_update", "resolve_backend"]
 
-BACKENDS = ("torch_conv", "reference")
+BACKENDS = ("cpu", "triton", "torch_conv", "reference")
 """Fastest first; each is the file of that name in this folder."""
 
 
@@ -26,7 +28,10 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
 
     A pure function: call it to record what "auto" chose. Raises ValueError as ``causal_conv1d`` does.
     """
-    return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+    order = BACKENDS
+    if backend == "auto" and torch.device(device).type == "cpu":
+        order = tuple(name for name in BACKENDS if name != "triton")  # its interpreter is for tests alone
+    return backends.resolve(__name__, order, backend, device, dtype)
 
 
 def causal_conv1d(
@@ -37,12 +42,14 @@ def causal_conv1d(
     activation: Literal["silu"] | None = None,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Convolve each channel with its own filter over the current and the K - 1 earlier positions.
 
     Sums are in float32, or in float64 if the arguments are float64. float32, bfloat16 and float16 arguments may be
-    mixed.
+    mixed. With "cpu" and "triton", outputs and gradients are the same from run to run, bit by bit; the other two
+    follow ``torch.use_deterministic_algorithms``.
 
     Args:
         x: (batch, length, d_inner) the input, at least one position long.
@@ -52,6 +59,9 @@ def causal_conv1d(
         initial_state: (batch, d_conv - 1, d_inner) the inputs before x, the latest last; zeros if None.
         return_final_state: whether to return the last d_conv - 1 inputs too, those of ``initial_state`` among them
             where x is shorter.
+        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
+            whose number is not the one before, and sees zeros before it. ``initial_state`` belongs to the sequence of
+            position 0; the final state is the last sequence's, zeros where that is shorter.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:
@@ -63,14 +73,14 @@ def causal_conv1d(
     """
     tensors = {"x": x, "weight": weight, "bias": bias, "initial_state": initial_state}
     check_arguments(("batch", "length", "d_inner"), tensors, activation)
-    batch, length, d_inner = x.shape
-    context = weight.shape[1] - 1
+    check_seq_idx(seq_idx, x)
+    if initial_state is not None:
+        initial_state = initial_state.to(x.dtype)
+    chosen = resolve_backend(backend, x.device, x.dtype)
+    if chosen in FUSED:
+        y, state = fused_conv(x, weight, bias, activation, initial_state, seq_idx, return_final_state, chosen)
+        return (y, state) if return_final_state else y
     if initial_state is None:
-        initial_state = x.new_zeros(batch, context, d_inner)
-    conv = backends.load(__name__, resolve_backend(backend, x.device, x.dtype)).conv
-    y = conv(x, weight, bias, activation, initial_state.to(x.dtype))
-    if not return_final_state:
-        return y
-    kept = max(context - length, 0)  # inputs of the initial state still in reach
-    old, new = initial_state[:, context - kept :], x[:, length - (context - kept) :]
-    return y, torch.cat([old.to(x.dtype), new], dim=1)  # (batch, d_conv - 1, d_inner)
+        initial_state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2])
+    y = backends.load(__name__, chosen).conv(x, weight, bias, activation, initial_state, seq_idx)
+    return (y, final_state(x, initial_state, seq_idx)) if return_final_state else y

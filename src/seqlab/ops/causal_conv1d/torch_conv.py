@@ -9,17 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqlab.ops.causal_conv1d import reference
+
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """None: PyTorch brings a convolution for every device and dtype of the contract."""
     return None
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor) -> Tensor:
+def conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor, seq_idx: Tensor | None
+) -> Tensor:
     """y (Bt, L, D) in x's dtype; arguments as in ``causal_conv1d``, the state always given.
 
-    Parameters are rounded to x's dtype; the sums inside the convolution are in float32.
+    Parameters are rounded to x's dtype; the sums inside the convolution are in float32. A convolution cannot leave
+    out taps from place to place, so packed sequences are summed tap by tap, as in the reference.
     """
+    if seq_idx is not None:
+        return reference.conv(x, weight, bias, activation, state, seq_idx)
     window = torch.cat([state.transpose(1, 2), x.transpose(1, 2)], dim=2)  # (Bt, D, K - 1 + L)
     weight = weight.to(x.dtype).unsqueeze(1)  # (D, 1, K)
     bias = None if bias is None else bias.to(x.dtype)

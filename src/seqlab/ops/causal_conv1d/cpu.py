@@ -1,0 +1,155 @@
+"""The causal convolution fused for a CPU: bias and activation included, nothing kept but the inputs.
+
+The loops are in ``cpu_kernels.py``; here is how they are spread over threads. Symbols as there.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqlab.ops.causal_conv1d.operator import Gradients
+
+ELEMENTS = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.float16: np.uint16}
+"""Numba knows neither bfloat16 nor float16: the kernels see their bits, and tell the two by the sign."""
+BLOCKS = 8  # of channels that a task works on side by side at most, to read longer stretches of memory
+TASKS_PER_THREAD = 4
+GROUPS = 32  # of sequences at most, whose shares of the parameters' gradients are summed one by one
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return "needs a CPU"
+    if find_spec("numba") is None:
+        return "the package numba is not installed"
+    return None if dtype in ELEMENTS else "sums in float32 only"
+
+
+@cache
+def _kernels() -> ModuleType:
+    """Numba takes half a second to import: not before it is needed."""
+    from seqlab.ops.causal_conv1d import cpu_kernels
+
+    return cpu_kernels
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="causal_conv1d")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of its parent's threads
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> Tensor:
+    """y (Bt, L, D); arguments as in ``causal_conv1d``."""
+    x = _unit_stride(x)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    operands = _Operands(x, weight, bias, activation, initial_state, seq_idx)
+    operands.spread(_kernels().forward, y.data_ptr())
+    return y
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> Gradients:
+    """The gradients by x, weight, bias and initial_state; arguments as in ``forward``, which keeps nothing."""
+    x, dy = _unit_stride(x), _unit_stride(dy)
+    dx = torch.empty(x.shape, dtype=x.dtype)
+    d_state = None if initial_state is None else torch.empty(initial_state.shape, dtype=x.dtype)
+    operands = _Operands(x, weight, bias, activation, initial_state, seq_idx)
+    blocks, lags, width = operands.taps.shape
+    shares = torch.zeros(min(GROUPS, x.shape[0]), blocks, lags + 1, width)
+    written = (dx.data_ptr(), _address(d_state), shares.data_ptr())
+    operands.spread(_kernels().backward, *written, _place(dy))
+    total = shares.sum(0).transpose(0, 1).reshape(lags + 1, -1)[:, : x.shape[2]]  # (lags + 1, D)
+    d_weight = total[: weight.shape[1]].flip(0).t().contiguous().to(weight.dtype)
+    d_bias = None if bias is None else total[lags].to(bias.dtype, copy=True)
+    return Gradients(dx, d_weight, d_bias, d_state)
+
+
+class _Operands:
+    """What both kernels read, in the order of their arguments; keeps alive what they know by address alone."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        initial_state: Tensor | None,
+        seq_idx: Tensor | None,
+    ):
+        channels, taps = weight.shape
+        lags, width = -(-taps // 4) * 4, _kernels().W
+        blocks = -(-channels // width)
+        padded = torch.zeros(blocks * width, lags)
+        padded[:channels, :taps] = weight.flip(1)  # by lag
+        self.x = x
+        self.taps = padded.view(blocks, width, lags).transpose(1, 2).contiguous()  # (blocks, lags, W)
+        self.bias = torch.zeros(blocks * width)
+        if bias is not None:
+            self.bias[:channels] = bias
+        self.state = None if initial_state is None else initial_state.contiguous()
+        self.seq_idx = None if seq_idx is None else seq_idx.to(torch.int64).contiguous()
+        self.shape = (x.element_size(), *x.shape, lags)
+        self.arguments = (
+            *(_place(x), self.taps.data_ptr(), self.bias.data_ptr()),
+            *(_address(self.state), taps - 1),
+            *(_address(self.seq_idx), self.shape, activation == "silu"),
+        )
+
+    def spread(self, kernel: Callable[..., None], *first: int | tuple[int, ...]) -> None:
+        """Run a kernel's tasks on as many threads as PyTorch is to use; which thread runs one changes nothing."""
+        _, batch, _, _, lags = self.shape
+        all_blocks, threads = self.taps.shape[0], torch.get_num_threads()
+        groups = min(GROUPS, batch)
+        blocks = max(1, min(BLOCKS, groups * all_blocks // (TASKS_PER_THREAD * threads), all_blocks))
+        tasks = groups * -(-all_blocks // blocks)
+        threads = min(threads, tasks)
+        tile = _kernels().T
+        work = torch.empty(threads, (1 + tile) + blocks * 2 * (lags - 1 + tile), _kernels().W)
+        fixed = (ELEMENTS[self.x.dtype], *first, *self.arguments)
+        shares = [
+            (work[i].data_ptr(), (groups, blocks, i * tasks // threads, (i + 1) * tasks // threads))
+            for i in range(threads)
+        ]
+        others = [_threads(threads - 1).submit(kernel, *fixed, *share) for share in shares[1:]]
+        kernel(*fixed, *shares[0])
+        for other in others:
+            other.result()
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    """Channels side by side, the vector axis; a chunk of a wider tensor is read in place."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _place(tensor: Tensor) -> tuple[int, int, int]:
+    """The address, and the strides from sequence to sequence and from position to position, in bytes."""
+    size = tensor.element_size()
+    return tensor.data_ptr(), tensor.stride(0) * size, tensor.stride(1) * size
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,159 @@
+"""The fused backends as one operator of PyTorch, with its gradient.
+
+A fused backend is a file with two functions beside ``why_unavailable``:
+
+    forward(x, weight, bias, activation, initial_state, seq_idx) -> y
+    backward(dy, x, weight, bias, activation, initial_state, seq_idx) -> Gradients
+
+Both sum in one fixed order: their results are the same, bit by bit, from run to run. Symbols as in ``reference.py``.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seqlab.ops import backends
+from seqlab.ops.causal_conv1d.reference import final_state, final_state_gradients
+
+FUSED = ("cpu", "triton")
+PACKAGE = "seqlab.ops.causal_conv1d"
+
+
+class Gradients(NamedTuple):
+    """The gradient by each tensor, in its shape and dtype; None where there is no such argument."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    initial_state: Tensor | None
+
+
+def fused_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    return_final_state: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """y and the final state, empty unless asked for; arguments as in ``causal_conv1d``, the state in x's dtype.
+
+    A registered operator costs some 60 us more a call than a plain autograd function. Only a compiler needs it.
+    """
+    call = _conv_operator if torch.compiler.is_compiling() else _Conv.apply
+    return call(x, weight, bias, activation, initial_state, seq_idx, return_final_state, backend)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    return_final_state: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    y = backends.load(PACKAGE, backend).forward(x, weight, bias, activation, initial_state, seq_idx)
+    if not return_final_state:
+        return y, x.new_empty(0)
+    before = initial_state
+    if before is None:
+        before = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2])
+    return y, final_state(x, before, seq_idx)
+
+
+def _backward(
+    dy: Tensor,
+    d_final: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    backend: str,
+) -> Gradients:
+    """The gradients by y and by the final state, of which there may be none."""
+    fused = backends.load(PACKAGE, backend)
+    gradients = fused.backward(dy, x, weight, bias, activation, initial_state, seq_idx)
+    if d_final is not None:
+        by_state, by_x = final_state_gradients(d_final, x.shape[1], seq_idx)
+        gradients.x[:, x.shape[1] - by_x.shape[1] :] += by_x
+        if initial_state is not None:
+            gradients.initial_state[:, by_x.shape[1] :] += by_state
+    return gradients
+
+
+_conv_operator = torch.library.custom_op("seqlab::causal_conv1d", _forward, mutates_args=())
+
+
+@_conv_operator.register_fake
+def _(x, weight, bias, activation, initial_state, seq_idx, return_final_state, backend):
+    state_shape = (x.shape[0], weight.shape[1] - 1, x.shape[2]) if return_final_state else (0,)
+    return x.new_empty(x.shape), x.new_empty(state_shape)
+
+
+@torch.library.custom_op("seqlab::causal_conv1d_backward", mutates_args=())
+def _backward_operator(
+    dy: Tensor,
+    d_final: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``_backward`` with empty tensors for None, which an operator cannot return."""
+    gradients = _backward(dy, d_final, x, weight, bias, activation, initial_state, seq_idx, backend)
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+@_backward_operator.register_fake
+def _(dy, d_final, x, weight, bias, activation, initial_state, seq_idx, backend):
+    return tuple(
+        x.new_empty(0) if like is None else like.new_empty(like.shape) for like in (x, weight, bias, initial_state)
+    )
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, ctx.activation, initial_state, seq_idx, ctx.return_final_state, ctx.backend = inputs
+    ctx.save_for_backward(x, weight, bias, initial_state, seq_idx)
+
+
+def _differentiate(backward: Any, ctx: Any, dy: Tensor, d_final: Tensor) -> tuple:
+    """The gradients by the arguments of ``fused_conv``."""
+    x, weight, bias, initial_state, seq_idx = ctx.saved_tensors
+    d_final = d_final if ctx.return_final_state else None
+    dx, d_weight, d_bias, d_state = backward(
+        dy, d_final, x, weight, bias, ctx.activation, initial_state, seq_idx, ctx.backend
+    )
+    d_bias = None if bias is None else d_bias
+    d_state = None if initial_state is None else d_state
+    return dx, d_weight, d_bias, None, d_state, None, None, None
+
+
+_conv_operator.register_autograd(
+    lambda ctx, *gradients: _differentiate(_backward_operator, ctx, *gradients), setup_context=_save
+)
+
+
+class _Conv(torch.autograd.Function):
+    """The operator without PyTorch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple:
+        return _differentiate(_backward, ctx, dy, d_final)

@@ -1,0 +1,137 @@
+"""The causal convolution as two fused Triton kernels: bias and activation included, nothing kept but the inputs.
+
+The loops are in ``triton_kernels.py``; here is how a tensor is cut into programs. Symbols as there.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from seqlab.ops.causal_conv1d.operator import Gradients
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LINE = 128  # bytes: a row of a tile is one cache line
+THREADS = 128
+RUNS = (64, 32, 16, 8)
+PROGRAMS_PER_PROCESSOR = 8  # enough loads in flight to keep the memory busy
+COLUMNS = 32  # channels of a program that adds up shares
+OPTIONS = {"num_warps": THREADS // 32, "num_stages": 1, "enable_fp_fusion": True}
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Runs on NVIDIA GPUs from compute capability 8.0 on; on a CPU only under Triton's interpreter, for tests."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if dtype not in DTYPES:
+        return "sums in float32 only"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"needs compute capability 8.0 or later, the device has {major}.{minor}"
+    if device.type == "cpu" and _interpreted():
+        return None
+    return "needs a CUDA device" + (", or TRITON_INTERPRET=1" if device.type == "cpu" else "")
+
+
+def _interpreted() -> bool:
+    import triton
+
+    return triton.knobs.runtime.interpret
+
+
+@cache
+def _kernels() -> ModuleType:
+    """Triton's import takes a while, and the wheels of torch for CPUs come without it: not before it is needed."""
+    from seqlab.ops.causal_conv1d import triton_kernels
+
+    return triton_kernels
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> Tensor:
+    """y (Bt, L, D); arguments as in ``causal_conv1d``."""
+    x = _unit_stride(x)
+    y = x.new_empty(x.shape)
+    tile, programs = _cut(x, 16 // x.element_size())
+    operands = _operands(x, weight, bias, initial_state, seq_idx)
+    kernel = _kernels().forward_kernel[(programs * tile["column_blocks"],)]
+    with torch.cuda.device_of(x):
+        kernel(y, *operands, **tile, K=weight.shape[1], SILU=activation == "silu", U=4, **OPTIONS)
+    return y
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> Gradients:
+    """The gradients by x, weight, bias and initial_state; arguments as in ``forward``, which keeps nothing."""
+    x, dy = _unit_stride(x), _unit_stride(dy)
+    (_, _, channels), taps = x.shape, weight.shape[1]
+    tile, programs = _cut(x, 8 // x.element_size())
+    dx = x.new_empty(x.shape)
+    d_state = None if initial_state is None else x.new_empty(initial_state.shape)
+    partial = x.new_empty((programs, taps + 1, channels), dtype=torch.float32)
+    d_weight, d_bias = weight.new_empty(weight.shape), None if bias is None else bias.new_empty(bias.shape)
+    operands = (dx, d_state, partial, dy, *dy.stride()[:2], *_operands(x, weight, bias, initial_state, seq_idx))
+    kernel = _kernels().backward_kernel[(programs * tile["column_blocks"],)]
+    sum_partial = _kernels().sum_partial_kernel[(-(-channels // COLUMNS), taps + (bias is not None))]
+    with torch.cuda.device_of(x):
+        kernel(*operands, **tile, K=taps, SILU=activation == "silu", U=2, **OPTIONS)
+        sum_partial(d_weight, d_bias, partial, programs, channels, K=taps, ROWS=32, COLUMNS=COLUMNS, **OPTIONS)
+    return Gradients(dx, d_weight, d_bias, d_state)
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    """Channels side by side, so that a thread reads several at once; a chunk of a wider tensor is read in place."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _operands(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, seq_idx: Tensor | None
+) -> tuple:
+    """What both kernels read, with its strides."""
+    bias = None if bias is None else bias.contiguous()
+    state = None if initial_state is None else _unit_stride(initial_state)
+    return (
+        *(x, x.stride(0), x.stride(1)),
+        *(weight, weight.stride(0), weight.stride(1)),
+        bias,
+        *(state, *((0, 0) if state is None else state.stride()[:2])),
+        *(seq_idx, *((0, 0) if seq_idx is None else seq_idx.stride())),
+        *x.shape,
+    )
+
+
+def _cut(x: Tensor, vector: int) -> tuple[dict[str, int], int]:
+    """The tile of a program, in which a thread holds ``vector`` channels, and the number of programs along time.
+
+    Long runs read fewer positions twice, short ones occupy the device when there is little to do.
+    """
+    batch, length, channels = x.shape
+    columns = min(LINE // x.element_size(), 1 << (channels - 1).bit_length())
+    rows = THREADS * vector // columns
+    column_blocks = -(-channels // columns)
+    for run in RUNS:
+        runs = -(-length // run)
+        programs = -(-batch * runs // rows)
+        if programs * column_blocks >= PROGRAMS_PER_PROCESSOR * _processors(x.device):
+            break
+    return {"runs": runs, "column_blocks": column_blocks, "T": run, "R": rows, "C": columns}, programs
