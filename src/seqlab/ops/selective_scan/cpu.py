@@ -1,0 +1,297 @@
+"""The fused selective scan on the CPU: the tasks of one call, on as many threads as PyTorch would use.
+
+The arithmetic is in ``cpu_kernels``, which Numba compiles at the first call (and keeps on disk for the next process).
+Tensors are handed over as addresses and strides, so float32, bfloat16 and float16 in any layout are read in place, by
+one and the same machine code. A task is one sequence and a group of its channels. The groups follow from the shape
+alone, and what several tasks contribute to is summed afterwards in a fixed order: gradients are bitwise the same from
+run to run, on any number of threads.
+
+Symbols: Bt batch, L length, D channels, N state size; T, W positions and channels of a tile.
+"""
+
+import ctypes
+import gc
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqlab.ops.selective_scan.interface import Gradients, Inputs
+
+TASKS = 32
+"""Sequences are split by channels until there are so many tasks."""
+
+SMALLEST_GROUP = 2
+"""Blocks of channels in a group: B and C are read, and their gradients folded, once a group."""
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@cache
+def _kernels() -> ModuleType:
+    from seqlab.ops.selective_scan import cpu_kernels
+
+    return cpu_kernels
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason this backend cannot run there, or None."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, not on {device.type}"
+    if dtype not in CODES:
+        return f"it computes in float32, not in {dtype}"
+    try:
+        _kernels()
+    except ImportError as error:
+        return f"numba cannot be imported ({error})"
+    return None
+
+
+def saved_shape(inputs: Inputs) -> tuple[int, ...]:
+    """The states before each tile: (Bt, tiles, blocks of channels, N, W)."""
+    kernels = _kernels()
+    batch, length, channels = inputs.u.shape
+    tile, block = int(kernels.T), int(kernels.W)
+    return batch, -(-length // tile), -(-channels // block), inputs.A.shape[1], block
+
+
+def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y (Bt, L, D), the final state (Bt, D, N), and the states before each tile if ``keep``, else nothing (0,)."""
+    kernels = _kernels()
+    y = torch.empty(inputs.u.shape, dtype=inputs.u.dtype)
+    state = _state(inputs, initial_state)
+    saved = torch.empty(saved_shape(inputs) if keep else (0,), dtype=torch.float32)
+    operands = _operands({**_read(inputs), kernels.OUT_Y: y})
+    groups = _groups(inputs)
+    batch, n_states = inputs.u.shape[0], inputs.A.shape[1]
+    vectors = _vectors(inputs)
+    arguments = (
+        operands,
+        vectors.data_ptr(),
+        _A(inputs),
+        _fresh(inputs),
+        state.numpy(),
+        saved.data_ptr() if keep else 0,
+        inputs.delta_softplus,
+        inputs.z is not None,
+    )
+    places = [(b, (group.start, len(group))) for b in range(batch) for group in groups]
+    _, _, size, *_ = kernels.scratch_layout.py_func(n_states, len(groups[0]))
+    _run(kernels.forward_task, arguments, places, int(size))
+    return y, state, saved
+
+
+def backward(inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool) -> Gradients:
+    """The gradient by every argument. It is always deterministic."""
+    kernels = _kernels()
+    u, delta, z = inputs.u, inputs.delta, inputs.z
+    (batch, length, channels), n_states = u.shape, inputs.A.shape[1]
+    groups = _groups(inputs)
+    du, d_delta, dz = (None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in (u, delta, z))
+    d_maps = torch.empty(2, len(groups), batch, length, n_states)
+    dA = torch.empty(batch, channels, n_states)
+    vectors = _vectors(inputs)
+    d_vectors = torch.zeros(batch, *vectors.shape)
+    carry = _state(inputs, d_final_state)
+    outputs = {kernels.OUT_U: du, kernels.OUT_DELTA: d_delta, kernels.OUT_Z: dz}
+    shares = {kernels.OUT_B: d_maps[0].flatten(0, 1), kernels.OUT_C: d_maps[1].flatten(0, 1)}
+    operands = _operands({**_read(inputs), kernels.IN_DY: dy, **outputs, **shares})
+    arguments = (
+        operands,
+        vectors.data_ptr(),
+        d_vectors.data_ptr(),
+        _A(inputs),
+        dA.numpy(),
+        _fresh(inputs),
+        carry.numpy(),
+        saved.data_ptr(),
+        inputs.delta_softplus,
+        z is not None,
+    )
+    places = [
+        (b, (group.start, len(group)), share * batch + b) for b in range(batch) for share, group in enumerate(groups)
+    ]
+    *_, size = kernels.scratch_layout.py_func(n_states, len(groups[0]))
+    _run(kernels.backward_task, arguments, places, int(size))
+    dB, dC = d_maps.sum(dim=1) if len(groups) > 1 else d_maps[:, 0]
+    skip, bias = d_vectors.sum(dim=0).transpose(0, 1).flatten(1)[:, :channels]
+    return Gradients(
+        du,
+        d_delta,
+        dA.sum(dim=0).to(inputs.A.dtype),
+        dB.to(inputs.B.dtype),
+        dC.to(inputs.C.dtype),
+        None if inputs.D is None else skip.to(inputs.D.dtype),
+        dz,
+        None if inputs.delta_bias is None else bias.to(inputs.delta_bias.dtype),
+        carry,
+    )
+
+
+def _groups(inputs: Inputs) -> list[range]:
+    """The blocks of channels, in groups of a task each. They must not depend on the number of threads."""
+    batch, _, channels = inputs.u.shape
+    blocks = -(-channels // int(_kernels().W))
+    size = max(SMALLEST_GROUP, -(-blocks * batch // TASKS))
+    return [range(start, min(start + size, blocks)) for start in range(0, blocks, size)]
+
+
+def _state(inputs: Inputs, state: Tensor | None) -> Tensor:
+    """A copy of a state (Bt, D, N) to be updated in place; zeros for None."""
+    if state is None:
+        return torch.zeros(inputs.u.shape[0], *inputs.A.shape)
+    return state.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _A(inputs: Inputs) -> np.ndarray:  # noqa: N802
+    """A as float32, in one piece."""
+    return inputs.A.detach().float().contiguous().numpy()
+
+
+def _vectors(inputs: Inputs) -> Tensor:
+    """D and delta_bias as float32, zero where there is none: (blocks, 2, W)."""
+    kernels, channels = _kernels(), inputs.u.shape[2]
+    blocks, width = -(-channels // int(kernels.W)), int(kernels.W)
+    vectors = torch.zeros(int(kernels.VECTORS), blocks * width)
+    for row, vector in ((kernels.SKIP, inputs.D), (kernels.BIAS, inputs.delta_bias)):
+        if vector is not None:
+            vectors[row, :channels] = vector.detach()
+    return vectors.view(-1, blocks, width).transpose(0, 1).contiguous()
+
+
+def _fresh(inputs: Inputs) -> np.ndarray:
+    """(Bt, L) whether a position forgets the state before it."""
+    if inputs.seq_idx is None:
+        return np.zeros(inputs.u.shape[:2], dtype=np.bool_)
+    changes = inputs.seq_idx[:, 1:] != inputs.seq_idx[:, :-1]
+    return F.pad(changes, (1, 0)).numpy()
+
+
+def _read(inputs: Inputs) -> dict[int, Tensor | None]:
+    kernels = _kernels()
+    return {
+        kernels.IN_U: inputs.u,
+        kernels.IN_DELTA: inputs.delta,
+        kernels.IN_B: inputs.B,
+        kernels.IN_C: inputs.C,
+        kernels.IN_Z: inputs.z,
+    }
+
+
+def _operands(tensors: dict[int, Tensor | None]) -> np.ndarray:
+    """What the kernels know of each tensor: address, dtype, strides."""
+    table = np.zeros((_kernels().OPERANDS, 5), dtype=np.int64)
+    for row, tensor in tensors.items():
+        if tensor is not None:
+            table[row] = tensor.data_ptr(), CODES[tensor.dtype], *tensor.stride()
+    return table
+
+
+SUBNORMAL = 2.0**-1040
+
+
+def _run(kernel: Any, arguments: tuple, places: list[tuple], scratch_size: int) -> None:
+    """Call ``kernel(*arguments, scratch, *place)`` once for each place, on as many threads as PyTorch would use.
+
+    A thread takes the next place when it is done with one, for any of them may be interrupted by other processes.
+    """
+    _compile(kernel, (*arguments, 0, *places[0]))
+    threads = min(torch.get_num_threads(), len(places))
+    pitch = -(-scratch_size // 16) * 16
+    scratch = torch.empty(threads * pitch)
+    waiting, buffers, errors = deque(places), deque(range(threads)), []
+
+    def work(*_) -> None:
+        try:
+            with _subnormals_flushed():
+                scratch_at = scratch.data_ptr() + 4 * pitch * buffers.pop()
+                while waiting:
+                    try:
+                        place = waiting.popleft()
+                    except IndexError:  # another thread was faster
+                        break
+                    kernel(*arguments, scratch_at, *place)
+        except BaseException as error:
+            errors.append(error)
+
+    _on_threads(threads, work)
+    if errors:
+        raise errors[0]
+
+
+def _compile(kernel: Any, arguments: tuple) -> None:
+    """Compile (or load from disk) before threads need it, and without the pauses of a garbage collection."""
+    if kernel.signatures:
+        return
+    with _compiling:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            kernel.compile(tuple(map(kernel.typeof_pyval, arguments)))
+        finally:
+            if collecting:
+                gc.enable()
+
+
+_compiling = threading.Lock()
+
+
+@contextmanager
+def _subnormals_flushed() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0 in this thread: arithmetic with them is up to ten times as slow, and a gradient
+    that fades away backwards in time ends among them."""
+    already = SUBNORMAL * 1.0 == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(already)
+
+
+def _on_threads(threads: int, work: Callable[..., None]) -> None:
+    """Call ``work`` on so many threads, this one included.
+
+    PyTorch's own threads are the best to ask: after a matrix product they spin for some milliseconds, waiting for more
+    work, and would keep others from their cores. A forked process has only the one that forked.
+    """
+    fork_join = _fork_join() if os.getpid() == _PROCESS else None
+    if threads == 1:
+        work()
+    elif fork_join is not None:
+        fork_join(_CALLBACK(work), None, threads, 0)
+    else:
+        others = [_pool(os.getpid(), threads - 1).submit(work) for _ in range(1, threads)]
+        work()
+        for other in others:
+            other.result()
+
+
+_PROCESS = os.getpid()
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _fork_join() -> Callable | None:
+    """OpenMP's entry point in the library that PyTorch has loaded: GNU's, which LLVM's and Intel's have on Linux."""
+    try:
+        call = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):
+        return None
+    call.argtypes, call.restype = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return call
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked one has none of its parent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"selective_scan_{process}")
