@@ -1,0 +1,1 @@
+"""Measuring, and reading what runs have left."""

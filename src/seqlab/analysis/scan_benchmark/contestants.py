@@ -1,0 +1,173 @@
+"""Who is measured: the backends of the selective scan, other packages' scans, and causal attention."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqlab.ops.selective_scan import selective_scan
+
+HEAD = 64
+"""Width of a head of attention."""
+
+
+class Shape(NamedTuple):
+    batch: int
+    length: int
+    d_inner: int
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+class Inputs(NamedTuple):
+    """The arguments of one scan, leaves that require gradients, and the gradient by its output."""
+
+    u: Tensor  # (B, L, D)
+    delta: Tensor  # (B, L, D)
+    A: Tensor  # (D, N)
+    B: Tensor  # (B, L, N)
+    C: Tensor  # (B, L, N)
+    D: Tensor  # (D,)
+    z: Tensor  # (B, L, D)
+    delta_bias: Tensor  # (D,)
+    dy: Tensor  # (B, L, D)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self[:-1]
+
+
+class Call(NamedTuple):
+    """A function with what its gradients are taken by, and the gradient that they start from."""
+
+    run: Callable[[], Tensor]
+    tensors: Sequence[Tensor]
+    dy: Tensor
+
+    def function(self, passes: str) -> Callable[[], object]:
+        """The call that measures "forward" or "forward+backward"."""
+        return self.forward if passes == "forward" else self.forward_backward
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            return self.run()
+
+    def forward_backward(self) -> tuple[Tensor, ...]:
+        y = self.run()
+        return y, *torch.autograd.grad(y, self.tensors, self.dy)
+
+
+class Contestant(NamedTuple):
+    name: str
+    prepare: Callable[[Inputs], Call]
+    ours: bool = False
+    expands: bool = False  # stores states (B, L, D, N)
+    quadratic: bool = False  # its time grows with L squared
+
+
+def make_inputs(shape: Shape, d_state: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+    """Random activations, and parameters as Mamba initialises them: A = -1 to -N, step sizes from 0.001 to 0.1."""
+    generator = torch.Generator(device).manual_seed(seed)
+    batch, length, d_inner = shape
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device=device, dtype=dtype)
+
+    A = -torch.arange(1, d_state + 1, device=device, dtype=torch.float32).repeat(d_inner, 1)
+    step = 10 ** (2 * torch.rand(d_inner, generator=generator, device=device) - 3)
+    tensors = (
+        normal(batch, length, d_inner),  # u
+        normal(batch, length, d_inner) / 2,  # delta
+        A,
+        normal(batch, length, d_state),  # B
+        normal(batch, length, d_state),  # C
+        torch.ones(d_inner, device=device),  # D
+        normal(batch, length, d_inner),  # z
+        torch.log(torch.expm1(step)),  # delta_bias, whose softplus is the step
+    )
+    return Inputs(*(tensor.requires_grad_() for tensor in tensors), normal(batch, length, d_inner))
+
+
+def ours(backend: str) -> Contestant:
+    return Contestant(backend, partial(prepare_ours, backend), ours=True, expands=backend == "reference")
+
+
+def prepare_ours(backend: str, x: Inputs) -> Call:
+    def run() -> Tensor:
+        return selective_scan(*x.tensors, delta_softplus=True, backend=backend)
+
+    return Call(run, x.tensors, x.dy)
+
+
+def prepare_mamba_ssm(x: Inputs) -> Call:
+    """Its layout is (B, D, L); the transposed copies are made here, outside of what is measured."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def transposed(tensor: Tensor) -> Tensor:
+        return tensor.detach().transpose(1, 2).contiguous()  # (B, D, L)
+
+    u, delta, B, C, z = (transposed(tensor).requires_grad_() for tensor in (x.u, x.delta, x.B, x.C, x.z))
+
+    def run() -> Tensor:
+        return selective_scan_fn(u, delta, x.A, B, C, x.D, z=z, delta_bias=x.delta_bias, delta_softplus=True)
+
+    return Call(run, (u, delta, x.A, B, C, x.D, z, x.delta_bias), transposed(x.dy))
+
+
+def prepare_mambapy(x: Inputs) -> Call:
+    """The scan of its MambaBlock, which needs nothing of the block, between the softplus and the gate of the same.
+
+    Its parameters are in the activations' dtype, except A, as after ``model.to(dtype)``.
+    """
+    from mambapy.mamba import MambaBlock
+
+    def run() -> Tensor:
+        delta = F.softplus(x.delta + x.delta_bias.to(x.u.dtype))
+        y = MambaBlock.selective_scan(None, x.u, delta, x.A, x.B, x.C, x.D.to(x.u.dtype))
+        return y * F.silu(x.z)
+
+    return Call(run, x.tensors, x.dy)
+
+
+def prepare_attention(x: Inputs) -> Call:
+    """Causal attention as wide as the model around the scan: a Mamba block expands by 2."""
+    batch, length, d_inner = x.u.shape
+    heads = max(1, d_inner // 2 // HEAD)
+    q, k, v, dy = torch.randn(4, batch, heads, length, HEAD, device=x.u.device, dtype=x.u.dtype)
+    tensors = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+
+    def run() -> Tensor:
+        return F.scaled_dot_product_attention(*tensors, is_causal=True)
+
+    return Call(run, tensors, dy.clone())
+
+
+OTHERS = {
+    "mamba_ssm": Contestant("mamba_ssm", prepare_mamba_ssm),
+    "mambapy": Contestant("mambapy", prepare_mambapy, expands=True),
+    "attention": Contestant("attention", prepare_attention, quadratic=True),
+}
+
+
+def why_other_is_out(name: str, device: torch.device) -> str | None:
+    """Why a comparison cannot be made here, or None."""
+    if name == "attention":
+        return None
+    if find_spec(name) is None:
+        return f"the package {name} is not installed"
+    if name == "mamba_ssm" and device.type != "cuda":
+        return "its kernel runs on CUDA devices only"
+    try:
+        if name == "mambapy":
+            import mambapy.mamba  # noqa: F401
+        else:
+            import mamba_ssm.ops.selective_scan_interface  # noqa: F401
+            import selective_scan_cuda  # noqa: F401  # built with mamba_ssm, or not
+    except Exception as error:  # a package built for another torch fails in many ways
+        return f"it cannot be imported ({type(error).__name__}: {error})".splitlines()[0]
+    return None
