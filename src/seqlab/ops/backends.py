@@ -23,6 +23,8 @@ def load(package: str, name: str) -> ModuleType:
 def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """The name of the backend that runs: ``backend`` itself, or for "auto" the first of ``order`` that can.
 
+    On a CPU, "auto" passes over "triton": there it would be Triton's interpreter, which is for tests alone.
+
     Raises:
         ValueError: there is no backend of that name, or it cannot run on this device with this dtype. A backend
             asked for by name is never replaced by another.
@@ -33,7 +35,11 @@ def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.de
         raise ValueError(f"{operation} has no backend {backend!r}; choose one of {choices}")
     device = torch.device(device)
     reasons = {}
-    for name in order if backend == "auto" else (backend,):
+    if backend != "auto":
+        order = (backend,)
+    elif device.type == "cpu":
+        order = tuple(name for name in order if name != "triton")
+    for name in order:
         reasons[name] = load(package, name).why_unavailable(device, dtype)
         if reasons[name] is None:
             return name

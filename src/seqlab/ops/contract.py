@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -60,3 +61,19 @@ def check_dtypes(tensors: dict[str, Tensor | None]) -> None:
                 f"{name} is {tensor.dtype} but {first} is {reference.dtype}: "
                 "expected torch.float64 for every tensor or for none"
             )
+
+
+def check_seq_idx(seq_idx: Tensor | None, name: str, sequence: Tensor) -> None:
+    """Hold seq_idx to an integer for each position of ``sequence``, the argument ``name``, on its device; None passes.
+
+    Raises:
+        ValueError: names what does not fit and what was expected.
+    """
+    if seq_idx is None:
+        return
+    sizes = {"batch": sequence.shape[0], "length": sequence.shape[1]}
+    check_shapes({"seq_idx": ("batch", "length")}, {"seq_idx": seq_idx}, sizes)
+    if seq_idx.dtype not in INTEGERS:
+        raise ValueError(f"seq_idx is {seq_idx.dtype}, expected one of {', '.join(map(str, INTEGERS))}")
+    if seq_idx.device != sequence.device:
+        raise ValueError(f"seq_idx is on {seq_idx.device}, expected {sequence.device} like {name}")

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.causal_conv1d.contract import check_arguments, check_seq_idx
+from seqlab.ops.causal_conv1d.contract import check_arguments
 from seqlab.ops.causal_conv1d.operator import FUSED, fused_conv
 from seqlab.ops.causal_conv1d.reference import final_state
 from seqlab.ops.causal_conv1d.step import causal_conv1d_update
+from seqlab.ops.contract import check_seq_idx
 
 __all__ = ["BACKENDS", "causal_conv1d", "causal_conv1d_update", "resolve_backend"]
 
@@ -28,10 +29,7 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
 
     A pure function: call it to record what "auto" chose. Raises ValueError as ``causal_conv1d`` does.
     """
-    order = BACKENDS
-    if backend == "auto" and torch.device(device).type == "cpu":
-        order = tuple(name for name in BACKENDS if name != "triton")  # its interpreter is for tests alone
-    return backends.resolve(__name__, order, backend, device, dtype)
+    return backends.resolve(__name__, BACKENDS, backend, device, dtype)
 
 
 def causal_conv1d(
@@ -73,7 +71,7 @@ def causal_conv1d(
     """
     tensors = {"x": x, "weight": weight, "bias": bias, "initial_state": initial_state}
     check_arguments(("batch", "length", "d_inner"), tensors, activation)
-    check_seq_idx(seq_idx, x)
+    check_seq_idx(seq_idx, "x", x)
     if initial_state is not None:
         initial_state = initial_state.to(x.dtype)
     chosen = resolve_backend(backend, x.device, x.dtype)

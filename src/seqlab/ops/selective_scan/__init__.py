@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_shapes
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes
 from seqlab.ops.selective_scan.flops import selective_scan_flops
+from seqlab.ops.selective_scan.interface import Inputs
+from seqlab.ops.selective_scan.operator import FUSED, fused_scan
 from seqlab.ops.selective_scan.step import selective_state_update
 
 __all__ = ["BACKENDS", "resolve_backend", "selective_scan", "selective_scan_flops", "selective_state_update"]
 
-BACKENDS = ("parallel", "reference")
+BACKENDS = ("cpu", "triton", "parallel", "reference")
 """Fastest first; each is the file of that name in this folder."""
 
 SHAPES = {
@@ -54,9 +56,11 @@ def selective_scan(
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    deterministic: bool | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run the selective scan over a sequence; differentiable in every tensor.
+    """Run the selective scan over a sequence; differentiable, once, in every tensor but ``seq_idx``.
 
     The discretisation is the paper's code's: exp(delta A) for the state (equation 4) and the simplified delta B for
     the input. Arithmetic is in float32, or in float64 if the arguments are float64, also under autocast. float32,
@@ -75,6 +79,11 @@ def selective_scan(
         initial_state: (batch, d_inner, d_state) the state before the first position, float32 (float64 if u is);
             zeros if None.
         return_final_state: whether to return the state after the last position too.
+        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
+            whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
+            of position 0, the final state to the last one.
+        deterministic: whether gradients have to be the same from run to run, bit by bit, which may cost time and
+            memory; as ``torch.use_deterministic_algorithms`` says if None.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:
@@ -98,6 +107,14 @@ def selective_scan(
     check_dtypes(tensors)
     if initial_state is not None and initial_state.dtype != accumulation_dtype(u.dtype):
         raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(u.dtype)}")
-    scan = backends.load(__name__, resolve_backend(backend, u.device, u.dtype)).scan
-    y, final_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    check_seq_idx(seq_idx, "u", u)
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    chosen = resolve_backend(backend, u.device, u.dtype)
+    if chosen in FUSED:
+        inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus)
+        y, final_state = fused_scan(inputs, initial_state, deterministic, chosen)
+    else:
+        scan = backends.load(__name__, chosen).scan
+        y, final_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx)
     return (y, final_state) if return_final_state else y

@@ -17,14 +17,14 @@ Symbols (arXiv:2312.00752, Algorithm 2; state before channels inside this file, 
     d...          gradient of the loss by what follows the d
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.selective_scan.interface import Gradients, Inputs
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "accelerator": 2**24}
 """Elements of one chunk's expansion (Bt, T, N, D): small enough for the caches of a CPU (of 1 to 128 positions, 4 to
@@ -42,40 +42,11 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-@torch.compiler.disable
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """y (Bt, L, D) in u's dtype and the final state (Bt, D, N); arguments as in ``selective_scan``."""
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _SelectiveScan.apply(*tensors, delta_softplus)
-    inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    y, final_state, _, _ = _forward(inputs, initial_state, keep=False)
-    return y, final_state
-
-
-class _Inputs(NamedTuple):
-    """The arguments of one scan, as they were given."""
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    delta_bias: Tensor | None
-    delta_softplus: bool
+def saved_shape(inputs: Inputs) -> tuple[int, ...]:
+    """(chunks, Bt, N, D): the state at the boundary before each chunk."""
+    batch, length, d_inner = inputs.u.shape
+    d_state = inputs.A.shape[1]
+    return -(-length // _chunk_length(inputs.u, d_state)), batch, d_state, d_inner
 
 
 class _Chunk(NamedTuple):
@@ -88,43 +59,11 @@ class _Chunk(NamedTuple):
     A: Tensor  # (N, D)
     B: Tensor  # (Bt, T, N)
     C: Tensor  # (Bt, T, N)
+    fresh: Tensor | None  # (Bt, T) whether a position begins a sequence, and forgets the states before it
 
 
-class _SelectiveScan(torch.autograd.Function):
-    """Saves its arguments, the boundary states and, if there is a gate, y: nothing of size N times the input."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        initial_state: Tensor | None,
-        delta_softplus: bool,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        out, final_state, boundaries, y = _forward(inputs, initial_state, keep=True)
-        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, boundaries, y)
-        ctx.delta_softplus = delta_softplus
-        return out, final_state
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, d_final_state: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, boundaries, y = ctx.saved_tensors
-        gradients = _backward(_Inputs(*tensors, ctx.delta_softplus), boundaries, y, d_out, d_final_state)
-        return *(d if need else None for d, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
-
-
-def _forward(
-    inputs: _Inputs, initial_state: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The output, the final state, and for the backward pass, if ``keep``, the boundary states and y."""
+def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y (Bt, L, D) in u's dtype, the final state (Bt, D, N) and, if ``keep``, the states at boundaries."""
     u, D, z = inputs.u, inputs.D, inputs.z
     batch, _, d_inner = u.shape
     d_state = inputs.A.shape[1]
@@ -135,15 +74,14 @@ def _forward(
         initial_state = torch.zeros(batch, d_inner, d_state, dtype=dtype, device=u.device)
     state = initial_state.transpose(1, 2)  # (Bt, N, D)
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    boundaries = torch.empty(len(chunks), *state.shape, dtype=dtype, device=u.device) if keep else None
-    y_kept = torch.empty_like(out) if keep and z is not None else None
+    boundaries = torch.empty(saved_shape(inputs) if keep else (0,), dtype=dtype, device=u.device)
     longest = chunks[0].stop
     a_space = torch.empty(batch, longest, d_state, d_inner, dtype=dtype, device=u.device)
     h_space = torch.empty(batch, longest + 1, d_state, d_inner, dtype=dtype, device=u.device)
 
     for index, span in enumerate(chunks):
         chunk = _read_chunk(inputs, span)
-        if boundaries is not None:
+        if keep:
             boundaries[index] = state
         length = span.stop - span.start
         a, h = a_space[:, :length], h_space[:, : length + 1]
@@ -152,18 +90,16 @@ def _forward(
         y = h[:, 1:].mul_(chunk.C.unsqueeze(3)).sum(dim=2)  # (Bt, T, D)
         if D is not None:
             y.addcmul_(chunk.u, D.to(dtype))
-        if y_kept is not None:
-            y_kept[:, span] = y
         if z is not None:
             y.mul_(F.silu(z[:, span].to(dtype)))
         out[:, span] = y
-    return out, state.transpose(1, 2).contiguous(), boundaries, y_kept
+    return out, state.transpose(1, 2).contiguous(), boundaries
 
 
-def _backward(
-    inputs: _Inputs, boundaries: Tensor, y: Tensor | None, d_out: Tensor, d_final_state: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients by u, delta, A, B, C, D, z, delta_bias and initial_state, from the last chunk to the first."""
+def backward(
+    inputs: Inputs, boundaries: Tensor, d_out: Tensor, d_final_state: Tensor | None, deterministic: bool
+) -> Gradients:
+    """Every gradient, from the last chunk to the first. It is always deterministic."""
     batch, _, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
     chunks = _chunks(inputs.u, d_state)
@@ -174,26 +110,26 @@ def _backward(
     )
     dz = None if inputs.z is None else torch.empty(inputs.z.shape, dtype=inputs.z.dtype, device=device)
     dA = torch.zeros(d_state, d_inner, dtype=dtype, device=device)
-    dD = torch.zeros(d_inner, dtype=dtype, device=device)
-    d_bias = torch.zeros(d_inner, dtype=dtype, device=device)
+    dD, d_bias = torch.zeros(2, d_inner, dtype=dtype, device=device)
     longest = chunks[0].stop
     a_space, work = torch.empty(2, batch, longest, d_state, d_inner, dtype=dtype, device=device)
     h_space, g_space = torch.empty(2, batch, longest + 1, d_state, d_inner, dtype=dtype, device=device)
 
-    carry = d_final_state.transpose(1, 2)  # (Bt, N, D)
+    if d_final_state is None:
+        carry = torch.zeros(batch, d_state, d_inner, dtype=dtype, device=device)
+    else:
+        carry = d_final_state.transpose(1, 2)  # (Bt, N, D)
     for index, span in reversed(list(enumerate(chunks))):
         chunk = _read_chunk(inputs, span)
         length = span.stop - span.start
-        a, h, g = a_space[:, :length], h_space[:, : length + 1], g_space[:, : length + 1]
+        a, h, g, chunk_work = a_space[:, :length], h_space[:, : length + 1], g_space[:, : length + 1], work[:, :length]
+        _states(chunk, boundaries[index], a, h)
         dy = d_out[:, span].to(dtype)  # (Bt, T, D)
         if dz is not None:
-            z = inputs.z[:, span].to(dtype)  # (Bt, T, D)
-            dz[:, span] = torch.ops.aten.silu_backward(dy * y[:, span], z)
-            dy = dy * F.silu(z)
-        _states(chunk, boundaries[index], a, h)
+            dy, dz[:, span] = _gate_gradients(inputs, chunk, span, dy, h, chunk_work)
         _state_gradients(chunk, dy, carry, a, g)
         carry = g[:, 0]  # (Bt, N, D), read by the next chunk before it is overwritten
-        d_drive, d_dt, dA_chunk, dB[:, span], dC[:, span] = _chunk_gradients(chunk, dy, a, h, g, work[:, :length])
+        d_drive, d_dt, dA_chunk, dB[:, span], dC[:, span] = _chunk_gradients(chunk, dy, a, h, g, chunk_work)
 
         dA += dA_chunk
         dD += (dy * chunk.u).sum(dim=(0, 1))
@@ -205,37 +141,68 @@ def _backward(
         du_chunk = d_drive * chunk.dt
         du[:, span] = du_chunk if inputs.D is None else du_chunk.addcmul_(dy, inputs.D.to(dtype))
 
-    dA = dA.t().to(inputs.A.dtype)  # (D, N)
-    dD = None if inputs.D is None else dD.to(inputs.D.dtype)
-    d_bias = None if inputs.delta_bias is None else d_bias.to(inputs.delta_bias.dtype)
-    d_initial_state = carry.transpose(1, 2).clone(memory_format=torch.contiguous_format)  # (Bt, D, N)
-    return du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial_state
+    return Gradients(
+        du,
+        d_delta,
+        dA.t().to(inputs.A.dtype),  # (D, N)
+        dB,
+        dC,
+        None if inputs.D is None else dD.to(inputs.D.dtype),
+        dz,
+        None if inputs.delta_bias is None else d_bias.to(inputs.delta_bias.dtype),
+        carry.transpose(1, 2).clone(memory_format=torch.contiguous_format),  # (Bt, D, N)
+    )
+
+
+def _chunk_length(u: Tensor, d_state: int) -> int:
+    """Positions of every chunk but the last, which may be shorter."""
+    batch, _, d_inner = u.shape
+    elements = CHUNK_ELEMENTS["cpu" if u.device.type == "cpu" else "accelerator"]
+    return max(SHORTEST_CHUNK, elements // (batch * d_inner * d_state))
 
 
 def _chunks(u: Tensor, d_state: int) -> list[slice]:
-    """The chunks of the sequence, all of one length but the last."""
-    batch, length, d_inner = u.shape
-    elements = CHUNK_ELEMENTS["cpu" if u.device.type == "cpu" else "accelerator"]
-    longest = max(SHORTEST_CHUNK, elements // (batch * d_inner * d_state))
+    length, longest = u.shape[1], _chunk_length(u, d_state)
     return [slice(start, min(start + longest, length)) for start in range(0, length, longest)]
 
 
-def _read_chunk(inputs: _Inputs, span: slice) -> _Chunk:
+def _read_chunk(inputs: Inputs, span: slice) -> _Chunk:
     """The positions of one chunk, with their step sizes."""
     dtype = accumulation_dtype(inputs.u.dtype)
     u, raw, B, C = (t[:, span].to(dtype) for t in (inputs.u, inputs.delta, inputs.B, inputs.C))
     if inputs.delta_bias is not None:
         raw = raw + inputs.delta_bias.to(dtype)
     dt = F.softplus(raw) if inputs.delta_softplus else raw
-    return _Chunk(u, raw, dt, dt * u, inputs.A.t().to(dtype).contiguous(), B, C)
+    fresh = None
+    if inputs.seq_idx is not None:
+        first = max(span.start, 1)  # position 0 belongs to the sequence of the initial state
+        changes = inputs.seq_idx[:, first : span.stop] != inputs.seq_idx[:, first - 1 : span.stop - 1]
+        fresh = F.pad(changes, (first - span.start, 0))
+    return _Chunk(u, raw, dt, dt * u, inputs.A.t().to(dtype).contiguous(), B, C, fresh)
 
 
 def _states(chunk: _Chunk, start: Tensor, a: Tensor, h: Tensor) -> None:
     """Fill in the decays a (Bt, T, N, D) and, from ``start`` (Bt, N, D), the states h (Bt, T + 1, N, D)."""
     torch.mul(chunk.dt.unsqueeze(2), chunk.A, out=a).exp_()  # (Bt, T, N, D)
+    if chunk.fresh is not None:
+        a.masked_fill_(chunk.fresh[:, :, None, None], 0)
     h[:, 0] = start
     torch.mul(chunk.drive.unsqueeze(2), chunk.B.unsqueeze(3), out=h[:, 1:])  # (Bt, T, N, D)
     _accumulate(h, a)
+
+
+def _gate_gradients(
+    inputs: Inputs, chunk: _Chunk, span: slice, d_out: Tensor, h: Tensor, work: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients by y and z (Bt, T, D). y is computed again: kept, it would be as large as the input.
+
+    ``work`` (Bt, T, N, D) is overwritten.
+    """
+    y = torch.mul(h[:, 1:], chunk.C.unsqueeze(3), out=work).sum(dim=2)  # (Bt, T, D)
+    if inputs.D is not None:
+        y.addcmul_(chunk.u, inputs.D.to(y.dtype))
+    z = inputs.z[:, span].to(y.dtype)  # (Bt, T, D)
+    return d_out * F.silu(z), torch.ops.aten.silu_backward(d_out * y, z)
 
 
 def _state_gradients(chunk: _Chunk, dy: Tensor, carry: Tensor, a: Tensor, g: Tensor) -> None:

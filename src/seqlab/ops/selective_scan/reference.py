@@ -10,6 +10,7 @@ Symbols (arXiv:2312.00752, Algorithm 2):
     h             (Bt, D, N) state
     D             (D,) skip
     z             (Bt, L, D) gate
+    seq_idx       (Bt, L) integers; a sequence begins where they change
 """
 
 import torch
@@ -35,6 +36,7 @@ def scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
+    seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y (Bt, L, D) in u's dtype and the final state (Bt, D, N); arguments as in ``selective_scan``."""
     out_dtype, dtype = u.dtype, accumulation_dtype(u.dtype)
@@ -46,7 +48,12 @@ def scan(
 
     h = u.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state  # (Bt, D, N)
     outputs = []
-    for u_t, delta_t, B_t, C_t in zip(u.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+    for t, (u_t, delta_t, B_t, C_t) in enumerate(
+        zip(u.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True)
+    ):
+        if seq_idx is not None and t > 0:
+            goes_on = seq_idx[:, t] == seq_idx[:, t - 1]  # (Bt,)
+            h = h.where(goes_on[:, None, None], 0)
         A_bar = torch.exp(delta_t[:, :, None] * A)  # (Bt, D, N)
         B_bar_u = (delta_t * u_t)[:, :, None] * B_t[:, None, :]  # (Bt, D, N)
         h = A_bar * h + B_bar_u

@@ -1,0 +1,166 @@
+"""The fused backends as one operator of PyTorch, with its gradient.
+
+What a backend brings is in ``interface.py``. The forward pass keeps its arguments and what the backend asks for, so
+memory grows with the inputs and not with the expanded states. There is no second derivative.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seqlab.ops import backends
+from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.selective_scan.interface import Gradients, Inputs
+
+FUSED = ("cpu", "triton", "parallel")
+PACKAGE = "seqlab.ops.selective_scan"
+
+
+def fused_scan(
+    inputs: Inputs, initial_state: Tensor | None, deterministic: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """y and the final state; arguments as in ``selective_scan``.
+
+    A registered operator costs some 60 us more a call than a plain autograd function. Only a compiler needs it.
+    """
+    tensors = (*inputs[:8], initial_state)
+    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    call = _scan_operator if torch.compiler.is_compiling() else _Scan.apply
+    y, final_state, _ = call(*inputs, initial_state, keep, deterministic, backend)
+    return y, final_state
+
+
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    seq_idx: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    keep: bool,
+    deterministic: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the final state, and what the backward pass needs besides the arguments: nothing unless ``keep``."""
+    inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus)
+    return backends.load(PACKAGE, backend).forward(inputs, initial_state, keep)
+
+
+def _backward(
+    dy: Tensor | None,
+    d_final_state: Tensor | None,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    seq_idx: Tensor | None,
+    delta_softplus: bool,
+    deterministic: bool,
+    backend: str,
+) -> Gradients:
+    """The gradients by y and by the final state, of which there may be none."""
+    inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus)
+    dy = torch.zeros_like(u) if dy is None else dy
+    return backends.load(PACKAGE, backend).backward(inputs, saved, dy, d_final_state, deterministic)
+
+
+_scan_operator = torch.library.custom_op("seqlab::selective_scan", _forward, mutates_args=())
+
+
+@_scan_operator.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, initial_state, keep, deterministic, backend):
+    inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus)
+    dtype = accumulation_dtype(u.dtype)
+    saved_shape = backends.load(PACKAGE, backend).saved_shape(inputs) if keep else (0,)
+    state = u.new_empty((u.shape[0], *A.shape), dtype=dtype)
+    return u.new_empty(u.shape), state, u.new_empty(saved_shape, dtype=dtype)
+
+
+@torch.library.custom_op("seqlab::selective_scan_backward", mutates_args=())
+def _backward_operator(
+    dy: Tensor | None,
+    d_final_state: Tensor | None,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    seq_idx: Tensor | None,
+    delta_softplus: bool,
+    deterministic: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``_backward`` as an operator may return it: empty tensors for None, and each with memory of its own."""
+    operands = (u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, deterministic, backend)
+    gradients = _backward(dy, d_final_state, saved, *operands)
+    return tuple(u.new_empty(0) if gradient is None else _owned(gradient) for gradient in gradients)
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """The tensor as the only one in its memory: some are parts of a larger one."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+@_backward_operator.register_fake
+def _(
+    dy, d_final_state, saved, u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, deterministic, backend
+):  # fmt: skip
+    gradients = (u.new_empty(0) if t is None else t.new_empty(t.shape) for t in (u, delta, A, B, C, D, z, delta_bias))
+    return *gradients, u.new_empty((u.shape[0], *A.shape), dtype=accumulation_dtype(u.dtype))
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.delta_softplus, initial_state, _, ctx.deterministic, ctx.backend = inputs
+    ctx.has_initial_state = initial_state is not None
+    saved = output[2]
+    ctx.save_for_backward(saved, *tensors)
+    ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)  # no gradient by the final state is less work than a zero one
+
+
+def _differentiate(backward: Any, ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:
+    """The gradients by the arguments of ``_forward``."""
+    tensors = ctx.saved_tensors
+    found = backward(dy, d_final_state, *tensors, ctx.delta_softplus, ctx.deterministic, ctx.backend)
+    *gradients, d_initial_state = (
+        None if given is None else gradient for given, gradient in zip((*tensors[1:9], True), found, strict=True)
+    )
+    d_initial_state = d_initial_state if ctx.has_initial_state else None
+    return *gradients, None, None, d_initial_state, None, None, None
+
+
+_scan_operator.register_autograd(
+    lambda ctx, dy, d_final_state, _: _differentiate(_backward_operator, ctx, dy, d_final_state), setup_context=_save
+)
+
+
+class _Scan(torch.autograd.Function):
+    """The operator without PyTorch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, d_final_state: Tensor | None, _: None) -> tuple:
+        return _differentiate(_backward, ctx, dy, d_final_state)
