@@ -35,14 +35,17 @@ def skip_unless_available(package: str, backend: str, device: str, dtype: torch.
         pytest.skip(reason)
 
 
-def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Hold each tensor to the tolerance of ``dtype``; a zero has to be met exactly."""
+def assert_all_close(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype, tolerance: float | None = None
+) -> None:
+    """Hold each tensor to the tolerance of ``dtype``, unless another is given; a zero has to be met exactly."""
+    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     assert actual.keys() == expected.keys()
     for name in expected:
         assert actual[name].shape == expected[name].shape, name
         difference = torch.linalg.vector_norm(actual[name].double() - expected[name].double()).item()
         norm = torch.linalg.vector_norm(expected[name].double()).item()
-        assert difference <= TOLERANCE[dtype] * norm, f"{name}: relative error {difference / (norm or 1):.1e}"
+        assert difference <= tolerance * norm, f"{name}: relative error {difference / (norm or 1):.1e}"
 
 
 def weighted_sum(outputs: Iterable[Tensor]) -> Tensor:
@@ -80,3 +83,8 @@ def restrided(tensor: Tensor, layout: str) -> Tensor:
     if layout == "transposed":
         return tensor.transpose(0, -1).contiguous().transpose(0, -1)
     return tensor[:1].expand_as(tensor)
+
+
+def numbered(cuts: list[set[int]], length: int) -> Tensor:
+    """seq_idx (batch, length): 0 and 1 in turn, a new sequence at each cut."""
+    return torch.tensor([[sum(cut <= t for cut in row) % 2 for t in range(length)] for row in cuts])

@@ -11,6 +11,7 @@ from comparison import (
     backends_in,
     doubled,
     named_gradients,
+    numbered,
     restrided,
     results,
     skip_unless_available,
@@ -63,11 +64,6 @@ def compare(arguments: dict[str, Tensor], backend: str, **settings) -> None:
     skip_unless_available(PACKAGE, backend, arguments["x"].device.type, dtype)
     expected = results(causal_conv1d, doubled(arguments), backend="reference", **settings)
     assert_all_close(results(causal_conv1d, arguments, backend=backend, **settings), expected, dtype)
-
-
-def numbered(cuts: list[set[int]], length: int) -> Tensor:
-    """seq_idx (batch, length): 0 and 1 in turn, a new sequence at each cut."""
-    return torch.tensor([[sum(cut <= t for cut in row) % 2 for t in range(length)] for row in cuts])
 
 
 def convolve_separately(

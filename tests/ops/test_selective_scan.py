@@ -14,6 +14,7 @@ from comparison import (
     backends_in,
     doubled,
     named_gradients,
+    numbered,
     restrided,
     results,
     skip_unless_available,
@@ -28,10 +29,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seqlab.ops import selective_scan, selective_scan_flops, selective_state_update
 from seqlab.ops.selective_scan import BACKENDS, cpu, parallel, resolve_backend, triton
+from seqlab.ops.selective_scan.operator import FUSED
 
 PACKAGE = "seqlab.ops.selective_scan"
 OPTIONS = ("D", "z", "delta_bias", "initial_state")
+ALONG_TIME = ("u", "delta", "B", "C", "z")
+INTERPRETED = 4
+"""Positions, in all sequences together, that Triton's interpreter may take in a test that all backends share: they
+last 0.1 s each. What it is held to besides is in TestTritonInterpreted."""
 HALF = (torch.bfloat16, torch.float16)
+
+LONG_TOLERANCE = {"cpu": 3e-5, "triton": 1e-5, "parallel": 1e-5}
+"""Over 65,537 positions; "cpu" adds the gradients of D and delta_bias position by position, in float32."""
 
 
 def step_sizes(kind: str, *shape: int) -> Tensor:
@@ -73,12 +82,81 @@ def make_arguments(
     return {name: tensor.to(device) for name, tensor in arguments.items() if name not in OPTIONS or name in options}
 
 
+def interpreted(backend: str, device: str) -> bool:
+    return backend == "triton" and device == "cpu"
+
+
+def ready(backend: str, device: str, dtype: torch.dtype, positions: int = 0) -> None:
+    """Skip what cannot run, and what would take the interpreter too long."""
+    skip_unless_available(PACKAGE, backend, device, dtype)
+    if interpreted(backend, device) and positions > INTERPRETED:
+        pytest.skip("too slow in Triton's interpreter")
+
+
 def compare(arguments: dict[str, Tensor], backend: str, **settings) -> None:
-    """Hold a backend to the float64 reference in outputs, final state and every gradient."""
-    dtype = arguments["u"].dtype
-    skip_unless_available(PACKAGE, backend, arguments["u"].device.type, dtype)
+    """Hold a backend to the float64 reference in outputs, final state and every gradient, unless that is too slow."""
+    u = arguments["u"]
+    ready(backend, u.device.type, u.dtype, positions=u[..., 0].numel())
+    hold(arguments, backend, **settings)
+
+
+def hold(arguments: dict[str, Tensor], backend: str, **settings) -> None:
     expected = results(selective_scan, doubled(arguments), backend="reference", **settings)
-    assert_all_close(results(selective_scan, arguments, backend=backend, **settings), expected, dtype)
+    actual = results(selective_scan, arguments, backend=backend, **settings)
+    assert_all_close(actual, expected, arguments["u"].dtype)
+
+
+def hold_cut(arguments: dict[str, Tensor], backend: str, cut: int) -> None:
+    """Hold a sequence cut in two, the state carried over, to the whole."""
+    whole = results(selective_scan, arguments, backend=backend, delta_softplus=True)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
+    state, outputs = leaves["initial_state"], []
+    for span in (slice(0, cut), slice(cut, None)):
+        part = {name: leaf[:, span] if name in ALONG_TIME else leaf for name, leaf in leaves.items()}
+        part["initial_state"] = state
+        y, state = selective_scan(**part, delta_softplus=True, return_final_state=True, backend=backend)
+        outputs.append(y)
+    y = torch.cat(outputs, dim=1)
+    gradients = torch.autograd.grad(weighted_sum((y, state)), list(leaves.values()))
+    halves = {"y": y, "state": state, **named_gradients(leaves, gradients)}
+    assert_all_close(halves, whole, arguments["u"].dtype)
+
+
+def scan_separately(
+    *, cuts: list[set[int]], initial_state: Tensor | None = None, return_final_state: bool, **arguments
+) -> tuple[Tensor, Tensor]:
+    """What packed sequences are held to: each by itself, the first of a row from the initial state."""
+    assert return_final_state
+    rows = []
+    for b, row in enumerate(cuts):
+        before = None if initial_state is None else initial_state[b : b + 1]
+        outputs = []
+        bounds = [0, *sorted(row), arguments["u"].shape[1]]
+        for start, end in itertools.pairwise(bounds):
+            part = {
+                name: value[b : b + 1, start:end] if name in ALONG_TIME else value for name, value in arguments.items()
+            }
+            y, state = selective_scan(**part, initial_state=before, return_final_state=True, backend="reference")
+            outputs.append(y)
+            before = None
+        rows.append((torch.cat(outputs, dim=1), state))
+    ys, states = zip(*rows, strict=True)
+    return torch.cat(ys), torch.cat(states)
+
+
+def compare_packed(arguments: dict[str, Tensor], cuts: list[set[int]], backend: str, **settings) -> None:
+    """Hold packed sequences to the same sequences one by one, unless that is too slow."""
+    u = arguments["u"]
+    ready(backend, u.device.type, u.dtype, positions=u[..., 0].numel())
+    hold_packed(arguments, cuts, backend, **settings)
+
+
+def hold_packed(arguments: dict[str, Tensor], cuts: list[set[int]], backend: str, **settings) -> None:
+    u = arguments["u"]
+    seq_idx = numbered(cuts, u.shape[1]).to(u.device)
+    expected = results(scan_separately, doubled(arguments), cuts=cuts, delta_softplus=True)
+    actual = results(selective_scan, arguments, seq_idx=seq_idx, backend=backend, delta_softplus=True, **settings)
+    assert_all_close(actual, expected, u.dtype)
 
 
 def set_chunk(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
@@ -92,6 +170,9 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 every_backend = pytest.mark.parametrize("backend", backends_in(PACKAGE))
+every_fused_backend = pytest.mark.parametrize("backend", FUSED)
+every_fast_backend = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+gpu_test = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 every_device = pytest.mark.parametrize("device", DEVICES)
 kernel_test = pytest.mark.usefixtures("nan_memory", "short_chunks")
 
@@ -154,6 +235,11 @@ class TestEveryBackend:
     def test_the_order_lists_every_file(self):
         assert sorted(BACKENDS) == sorted(backends_in(PACKAGE))
 
+    @staticmethod
+    def size(backend: str, device: str) -> tuple[int, int, int, int]:
+        """Batch, length, d_inner and d_state for what does not depend on the length."""
+        return (1, 3, 5, 3) if interpreted(backend, device) else (2, 29, 5, 3)
+
     @every_device
     @every_backend
     @pytest.mark.parametrize("d_state", [1, 3, 16])
@@ -178,10 +264,41 @@ class TestEveryBackend:
     @every_backend
     @pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("length", [1, 127])
     @kernel_test
-    def test_adversarial_steps(self, backend, device, steps, dtype):
-        arguments = make_arguments(2, 131, 5, 3, dtype=dtype, steps=steps, device=device)
+    def test_adversarial_steps(self, backend, device, length, steps, dtype):
+        arguments = make_arguments(2, length, 5, 3, dtype=dtype, steps=steps, device=device)
         compare(arguments | {"delta_bias": torch.zeros_like(arguments["delta_bias"])}, backend)
+
+    @pytest.mark.slow
+    @every_device
+    @pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
+    def test_adversarial_steps_over_a_long_sequence(self, device, steps):
+        """Every backend in one test, for the reference takes longest.
+
+        Decays of tiny steps are so close to 1 that float32 rounds most of them away, at each of 65,537 positions: the
+        reference itself in float32 is up to 5e-4 off.
+        """
+        arguments = make_arguments(1, 65_537, 2, 2, dtype=torch.float32, steps=steps)
+        arguments["delta_bias"].zero_()
+        expected = results(selective_scan, doubled(arguments), backend="reference")
+        arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
+        for backend in FUSED:
+            reason = import_module(f"{PACKAGE}.{backend}").why_unavailable(torch.device(device), torch.float32)
+            if reason is not None or interpreted(backend, device):
+                continue
+            tolerance = 5e-4 if steps == "tiny" else LONG_TOLERANCE[backend]
+            actual = results(selective_scan, arguments, backend=backend)
+            for name, tensor in actual.items():
+                actual_one, expected_one = {f"{backend} {name}": tensor.cpu()}, {f"{backend} {name}": expected[name]}
+                assert_all_close(actual_one, expected_one, torch.float32, tolerance)
+
+    @every_device
+    @every_backend
+    @pytest.mark.parametrize("d_state", [1, 5, 16, 64, 100, 256])
+    @kernel_test
+    def test_any_state_size(self, backend, device, d_state):
+        compare(make_arguments(1, 29, 5, d_state, dtype=torch.float32, device=device), backend, delta_softplus=True)
 
     @every_device
     @every_backend
@@ -215,7 +332,7 @@ class TestEveryBackend:
     @pytest.mark.parametrize("output", [0, 1], ids=["y", "state"])
     @kernel_test
     def test_gradient_of_one_output_alone(self, backend, device, output):
-        skip_unless_available(PACKAGE, backend, device, torch.float32)
+        ready(backend, device, torch.float32)
 
         def gradients(arguments, backend):
             leaves = {name: tensor.requires_grad_() for name, tensor in arguments.items()}
@@ -226,7 +343,7 @@ class TestEveryBackend:
                 for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
             }
 
-        arguments = make_arguments(2, 29, 5, 3, dtype=torch.float32, device=device)
+        arguments = make_arguments(*self.size(backend, device), dtype=torch.float32, device=device)
         expected = gradients(doubled(arguments), "reference")
         assert_all_close(gradients(arguments, backend), expected, torch.float32)
 
@@ -235,8 +352,8 @@ class TestEveryBackend:
     @pytest.mark.parametrize("differentiable", ["u", "A", "z", "initial_state"])
     @kernel_test
     def test_gradient_of_one_argument_alone(self, backend, device, differentiable):
-        skip_unless_available(PACKAGE, backend, device, torch.float32)
-        arguments = make_arguments(2, 29, 5, 3, dtype=torch.float32, device=device)
+        ready(backend, device, torch.float32)
+        arguments = make_arguments(*self.size(backend, device), dtype=torch.float32, device=device)
         expected = results(selective_scan, doubled(arguments), backend="reference")["d" + differentiable]
         leaf = arguments[differentiable].requires_grad_()
         outputs = selective_scan(**arguments, return_final_state=True, backend=backend)
@@ -248,24 +365,10 @@ class TestEveryBackend:
     @pytest.mark.parametrize("cut", [1, 13, 20, 40])
     @kernel_test
     def test_a_cut_with_the_state_carried_changes_nothing(self, backend, device, cut):
-        skip_unless_available(PACKAGE, backend, device, torch.float32)
-        arguments = make_arguments(2, 41, 5, 3, dtype=torch.float32, device=device)
-        whole = results(selective_scan, arguments, backend=backend, delta_softplus=True)
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
-        state, outputs = leaves["initial_state"], []
-        for span in (slice(0, cut), slice(cut, None)):
-            part = {
-                name: leaf[:, span] if name in ("u", "delta", "B", "C", "z") else leaf for name, leaf in leaves.items()
-            }
-            part["initial_state"] = state
-            y, state = selective_scan(**part, delta_softplus=True, return_final_state=True, backend=backend)
-            outputs.append(y)
-        y = torch.cat(outputs, dim=1)
-        gradients = torch.autograd.grad(weighted_sum((y, state)), list(leaves.values()))
-        halves = {"y": y, "state": state, **named_gradients(leaves, gradients)}
-        assert_all_close(halves, whole, torch.float32)
+        ready(backend, device, torch.float32, positions=2 * 41)
+        hold_cut(make_arguments(2, 41, 5, 3, dtype=torch.float32, device=device), backend, cut)
 
-    @every_backend
+    @every_fast_backend
     @settings(
         max_examples=40,
         deadline=None,
@@ -284,16 +387,17 @@ class TestEveryBackend:
         arguments = make_arguments(*sizes, dtype=torch.float32, options=tuple(options))
         compare(arguments, backend, delta_softplus=delta_softplus)
 
-    @every_backend
-    def test_gradcheck(self, backend, monkeypatch):
-        skip_unless_available(PACKAGE, backend, "cpu", torch.float64)
+    @pytest.mark.parametrize("backend", ["reference", "parallel"])
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_gradcheck(self, backend, packed, monkeypatch):
         set_chunk(monkeypatch, 1)
         monkeypatch.setattr(parallel, "SHORTEST_CHUNK", 3)
         arguments = {name: tensor.requires_grad_() for name, tensor in make_arguments(2, 7, 2, 2).items()}
+        settings = {"delta_softplus": True, "return_final_state": True, "backend": backend}
+        settings["seq_idx"] = numbered([{2, 3}, {6}], 7) if packed else None
 
         def scan(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-            named = dict(zip(arguments, tensors, strict=True))
-            return selective_scan(**named, delta_softplus=True, return_final_state=True, backend=backend)
+            return selective_scan(**dict(zip(arguments, tensors, strict=True)), **settings)
 
         assert torch.autograd.gradcheck(scan, tuple(arguments.values()))
 
@@ -302,14 +406,14 @@ class TestEveryBackend:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @kernel_test
     def test_steps_follow_the_scan(self, backend, device, dtype):
-        skip_unless_available(PACKAGE, backend, device, dtype)
-        arguments = make_arguments(2, 21, 5, 3, dtype=dtype, device=device)
+        ready(backend, device, dtype)
+        arguments = make_arguments(*self.size(backend, device), dtype=dtype, device=device)
         expected_y, expected_state = selective_scan(
             **arguments, delta_softplus=True, return_final_state=True, backend=backend
         )
         state, outputs = arguments["initial_state"], []
         before = state.clone()
-        for t in range(21):
+        for t in range(arguments["u"].shape[1]):
             u, delta, B, C, z = (arguments[name][:, t] for name in ("u", "delta", "B", "C", "z"))
             y, state = selective_state_update(
                 state,
@@ -331,30 +435,290 @@ class TestEveryBackend:
 
     @every_backend
     def test_autocast_changes_nothing(self, backend):
-        skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
-        arguments = make_arguments(2, 29, 5, 3, dtype=torch.float32)
+        ready(backend, "cpu", torch.float32)
+        arguments = make_arguments(*self.size(backend, "cpu"), dtype=torch.float32)
         expected = results(selective_scan, arguments, backend=backend, delta_softplus=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             actual = results(selective_scan, arguments, backend=backend, delta_softplus=True)
         for name in expected:
             assert torch.equal(actual[name], expected[name]), name
 
+    @every_device
     @every_backend
-    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch's own, after a graph break
-    def test_compiles(self, backend):
-        skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
-        arguments = make_arguments(2, 5, 3, 2, dtype=torch.float32)
-        expected = results(selective_scan, arguments, backend=backend, delta_softplus=True)
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_compiles_without_a_graph_break(self, backend, device, packed):
+        ready(backend, device, torch.float32)
+        arguments = make_arguments(1, 3, 3, 2, dtype=torch.float32, device=device)
+        settings = {"delta_softplus": True, "seq_idx": numbered([{2}], 3).to(device) if packed else None}
+        settings |= {"backend": backend, "deterministic": True}
+        torch.compiler.reset()  # it compiles one function only so many times
+        compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
+        expected = results(selective_scan, arguments, **settings)
+        assert_all_close(results(compiled, arguments, **settings), expected, torch.float32)
+
+    @every_device
+    @every_fused_backend
+    def test_compiles_for_any_length(self, backend, device):
+        ready(backend, device, torch.float32)
+        torch.compiler.reset()
+        compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True, dynamic=True)
+        for length in (2, 3):
+            arguments = make_arguments(1, length, 3, 2, dtype=torch.float32, device=device)
+            expected = results(selective_scan, arguments, backend=backend)
+            assert_all_close(results(compiled, arguments, backend=backend), expected, torch.float32)
+
+
+class TestPackedSequences:
+    @every_device
+    @every_backend
+    @pytest.mark.parametrize("d_state", [1, 3, 16])
+    @kernel_test
+    def test_short_and_long_ones(self, backend, device, d_state):
+        """Among them sequences that begin where a chunk of the parallel scan does, at 13 and 26."""
+        cuts = [{1, 2, 3, 20}, {13, 26, 39}]
+        compare_packed(make_arguments(2, 41, 5, d_state, dtype=torch.float32, device=device), cuts, backend)
+
+    @every_device
+    @every_backend
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+    @kernel_test
+    def test_dtypes(self, backend, device, dtype):
+        compare_packed(make_arguments(2, 40, 7, 4, dtype=dtype, device=device), [{1, 3, 20}, {38}], backend)
+
+    @every_device
+    @every_backend
+    @kernel_test
+    def test_over_tiles_and_segments(self, backend, device):
+        """Sequences that begin where a tile or a segment of a fused scan does, and on either side."""
+        cuts = [{31, 32, 33, 64, 65}, {63, 128, 255, 256}]
+        compare_packed(make_arguments(2, 300, 70, 16, dtype=torch.float32, device=device), cuts, backend)
+
+    @every_fast_backend
+    @settings(
+        max_examples=25,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    @given(data=st.data(), sizes=st.tuples(st.integers(1, 2), st.integers(2, 40), st.integers(3, 6), st.integers(1, 6)))
+    @kernel_test
+    def test_any_packing(self, backend, data, sizes):
+        batch, length = sizes[:2]
+        cuts = data.draw(st.lists(st.sets(st.integers(1, length - 1)), min_size=batch, max_size=batch))
+        options = data.draw(st.sets(st.sampled_from(OPTIONS)))
+        compare_packed(make_arguments(*sizes, dtype=torch.float32, options=tuple(options)), cuts, backend)
+
+    @every_fast_backend
+    def test_the_final_state_continues_the_last_sequence(self, backend):
+        ready(backend, "cpu", torch.float32)
+        arguments = make_arguments(2, 12, 5, 3, dtype=torch.float32)
+        settings = {"return_final_state": True, "backend": backend}
+        seq_idx = numbered([{6}, {3, 9}], 12)
+        y, state = selective_scan(**arguments, seq_idx=seq_idx, **settings)
+        parts = []
+        for span in (slice(0, 8), slice(8, None)):
+            part = {name: tensor[:, span] if name in ALONG_TIME else tensor for name, tensor in arguments.items()}
+            parts.append(selective_scan(**part, seq_idx=seq_idx[:, span], **settings))
+            arguments["initial_state"] = parts[-1][1]
+        actual = {"y": torch.cat([part[0] for part in parts], dim=1), "state": parts[-1][1]}
+        assert_all_close(actual, {"y": y, "state": state}, torch.float32)
+
+    @every_backend
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+    def test_any_integers_serve(self, backend, dtype):
+        ready(backend, "cpu", torch.float32)
+        arguments, seq_idx = make_arguments(1, 4, 3, 2, dtype=torch.float32), numbered([{1, 3}], 4)
+        expected = selective_scan(**arguments, seq_idx=seq_idx, backend=backend)
+        strided = torch.stack([seq_idx * 100, seq_idx], dim=2).to(dtype)[..., 0]
+        assert torch.equal(selective_scan(**arguments, seq_idx=strided, backend=backend), expected)
+
+
+class TestOperator:
+    NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
+    @every_device
+    @every_fused_backend
+    @pytest.mark.parametrize("options", [False, True])
+    def test_opcheck(self, backend, device, options):
+        ready(backend, device, torch.float32)
+        length = 2 if interpreted(backend, device) else 6
+        arguments = make_arguments(
+            1, length, 3, 2, dtype=torch.float32, options=OPTIONS if options else (), device=device
+        )
+        seq_idx = numbered([{1}], length).to(device) if options else None
+        state, operands = arguments.get("initial_state"), [arguments.get(name) for name in self.NAMES]
+        rest = (seq_idx, options, state, True, options, backend)
+        y, final, saved = torch.ops.seqlab.selective_scan(*operands, *rest)
+        dy, d_final = (torch.randn_like(y), None) if options else (None, torch.randn_like(final))
+        given = (dy, d_final, saved, *operands, seq_idx, options, options, backend)
+        torch.library.opcheck(torch.ops.seqlab.selective_scan_backward.default, given)
+        for tensor in arguments.values():
+            tensor.requires_grad_()
+        torch.library.opcheck(torch.ops.seqlab.selective_scan.default, (*operands, *rest))
+
+    @every_fused_backend
+    def test_keeps_nothing_unless_there_is_a_gradient(self, backend):
+        ready(backend, "cpu", torch.float32)
+        operands = [make_arguments(1, 2, 3, 2, dtype=torch.float32)[name] for name in self.NAMES]
+        for keep in (False, True):
+            _, _, saved = torch.ops.seqlab.selective_scan(*operands, None, False, None, keep, False, backend)
+            assert (saved.shape == (0,)) == (not keep)
+
+    @every_device
+    @every_fused_backend
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_deterministic_gradients_are_the_same_bit_by_bit(self, backend, device, packed):
+        ready(backend, device, torch.float32)
+        size = (1, 3, 70, 3) if interpreted(backend, device) else (3, 200, 130, 16)
+        arguments = make_arguments(*size, dtype=torch.float32, device=device)
+        settings = {"deterministic": True, "backend": backend, "delta_softplus": True}
+        settings["seq_idx"] = numbered([{2}] * size[0], size[1]).to(device) if packed else None
+        expected = results(selective_scan, doubled(arguments), **settings | {"backend": "reference"})
+        first, second = (results(selective_scan, arguments, **settings) for _ in range(2))
+        assert_all_close(first, expected, torch.float32)
+        for name in first:
+            assert torch.equal(first[name], second[name]), name
+
+    @pytest.mark.parametrize(("asked", "switch"), [(None, False), (None, True), (True, False), (False, True)])
+    def test_deterministic_is_torchs_switch_unless_given(self, asked, switch, monkeypatch):
+        seen, backward = [], parallel.backward
+
+        def spy(*arguments):
+            seen.append(arguments[-1])
+            return backward(*arguments)
+
+        monkeypatch.setattr(parallel, "backward", spy)
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: switch)
+        results(selective_scan, make_arguments(1, 3, 2, 2), deterministic=asked, backend="parallel")
+        assert seen == [switch if asked is None else asked]
+
+    @every_fused_backend
+    def test_second_derivatives_are_refused(self, backend):
+        ready(backend, "cpu", torch.float32)
+        arguments = make_arguments(1, 3, 2, 2, dtype=torch.float32)
         leaves = {name: tensor.requires_grad_() for name, tensor in arguments.items()}
+        y = selective_scan(**leaves, backend=backend)
+        (du,) = torch.autograd.grad(y.sum(), leaves["u"], create_graph=True)
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            du.sum().backward()
 
-        @torch.compile(backend="aot_eager")
-        def doubled_scan(leaves):
-            return selective_scan(**leaves, delta_softplus=True, backend=backend) * 2
+    @pytest.mark.gpu
+    @gpu_test
+    def test_cuda_graph_capture(self):
+        arguments = make_arguments(2, 200, 64, 16, dtype=torch.bfloat16, device="cuda")
+        settings = {"delta_softplus": True, "seq_idx": numbered([{4}, {2, 150}], 200).cuda(), "backend": "triton"}
+        settings["deterministic"] = True
+        static = {name: tensor.clone().requires_grad_() for name, tensor in arguments.items()}
 
-        y = doubled_scan(leaves)
-        y.sum().backward()
-        assert_all_close({"y": y / 2}, {"y": expected["y"]}, torch.float32)
-        assert all(leaf.grad is not None for leaf in leaves.values())
+        def step() -> list[Tensor]:
+            y, state = selective_scan(**static, return_final_state=True, **settings)
+            return [y, state, *torch.autograd.grad((y, state), list(static.values()), (y.detach(), state.detach()))]
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        with torch.no_grad():
+            for tensor in static.values():
+                tensor.mul_(0.5)
+        graph.replay()
+        for actual, expected in zip(captured, step(), strict=True):
+            assert torch.equal(actual, expected)
+
+    @pytest.mark.gpu
+    @gpu_test
+    @pytest.mark.parametrize("d_state", [16, 100, 256])
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_many_channels_and_states(self, batch, d_state):
+        arguments = make_arguments(batch, 700, 200, d_state, dtype=torch.float32, device="cuda")
+        hold(arguments, "triton", delta_softplus=True)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 50 * 2**30,
+        reason="needs 50 GB on a CUDA device",
+    )
+    def test_more_than_2_31_elements(self):
+        """The last positions of two long sequences, outputs and gradients by u; the state before them is forgotten."""
+        length, d_inner, tail = 2**20 + 5, 1100, 60
+        torch.manual_seed(0)
+        u = torch.randn(2, length, d_inner, dtype=torch.bfloat16, device="cuda").requires_grad_()
+        delta = torch.rand(2, length, 1, dtype=torch.bfloat16, device="cuda").add_(0.5).expand(-1, -1, d_inner)
+        A = -4 * torch.ones(d_inner, 1, device="cuda")
+        B, C = torch.randn(2, 2, length, 1, device="cuda")
+        y = selective_scan(u, delta.contiguous(), A, B, C, backend="triton")
+        (du,) = torch.autograd.grad(y, u, y.detach())
+        end = slice(-2 * tail, None)
+        last = u.detach()[:, end].double().requires_grad_()
+        others = (delta[:, end].double(), A.double(), B[:, end].double(), C[:, end].double())
+        expected = selective_scan(last, *others, backend="reference")
+        (d_last,) = torch.autograd.grad(expected, last, y.detach()[:, end].double())
+        actual = {"y": y[:, -tail:], "du": du[:, -tail:]}
+        assert_all_close(actual, {"y": expected[:, -tail:], "du": d_last[:, -tail:]}, torch.bfloat16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs everything")
+@pytest.mark.usefixtures("nan_memory")
+class TestTritonInterpreted:
+    """What the kernels are held to where there is no GPU: each way through them once, over few positions."""
+
+    @pytest.fixture(autouse=True)
+    def _available(self):
+        skip_unless_available(PACKAGE, "triton", "cpu", torch.float32)
+
+    @pytest.mark.parametrize("length", [1, 2, 9, triton.SEGMENT + 6])
+    def test_lengths(self, length):
+        hold(make_arguments(1, length, 5, 3, dtype=torch.float32), "triton", delta_softplus=True)
+
+    @pytest.mark.parametrize("d_state", [1, 16, 33, 256])
+    def test_state_sizes(self, d_state):
+        hold(make_arguments(1, 5, 5, d_state, dtype=torch.float32), "triton")
+
+    @pytest.mark.parametrize("d_inner", [1, 32, 70])
+    def test_channels(self, d_inner):
+        hold(make_arguments(2, 3, d_inner, 16, dtype=torch.float32), "triton")
+
+    @pytest.mark.parametrize("option", [None, *OPTIONS])
+    def test_options(self, option):
+        options = () if option is None else (option,)
+        hold(make_arguments(1, 5, 5, 3, dtype=torch.float32, options=options), "triton")
+
+    @pytest.mark.parametrize("dtype", HALF, ids=str)
+    def test_dtypes(self, dtype):
+        hold(make_arguments(1, 9, 7, 4, dtype=dtype), "triton", delta_softplus=True)
+
+    @pytest.mark.parametrize("layout", ["interleaved", "transposed", "expanded"])
+    def test_strided_arguments(self, layout):
+        arguments = make_arguments(2, 3, 5, 3, dtype=torch.float32)
+        hold({name: restrided(tensor, layout) for name, tensor in arguments.items()}, "triton")
+
+    @pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
+    def test_adversarial_steps(self, steps):
+        arguments = make_arguments(1, 7, 5, 3, dtype=torch.float32, steps=steps)
+        hold(arguments | {"delta_bias": torch.zeros_like(arguments["delta_bias"])}, "triton")
+
+    def test_packed_sequences(self):
+        hold_packed(make_arguments(2, 9, 5, 3, dtype=torch.float32), [{1, 2, 6}, {8}], "triton")
+
+    def test_a_cut_with_the_state_carried_changes_nothing(self):
+        hold_cut(make_arguments(1, 9, 5, 3, dtype=torch.float32), "triton", cut=5)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_chunks(self, packed, monkeypatch):
+        """A sequence cut in three, the state handed from chunk to chunk; also where a sequence begins there."""
+        monkeypatch.setattr(triton, "SHORTEST_CHUNK", triton.SEGMENT)
+        length = 2 * triton.SEGMENT + 5
+        arguments = make_arguments(1, length, 5, 3, dtype=torch.float32)
+        assert triton.plan(arguments["u"], 3, 1).n_chunks == 3
+        if packed:
+            hold_packed(arguments, [{10, triton.SEGMENT, length - 1}], "triton", deterministic=True)
+        else:
+            hold(arguments, "triton", delta_softplus=True)
 
 
 class StorageCounter(TorchDispatchMode):
@@ -439,13 +803,6 @@ class TestParallel:
             selective_scan(**leaves, backend="parallel").sum().backward()
         assert counter.get_total_flops() == 0
 
-    def test_second_derivatives_are_refused(self):
-        leaves = {name: tensor.requires_grad_() for name, tensor in make_arguments(1, 3, 2, 2).items()}
-        y = selective_scan(**leaves, backend="parallel")
-        (du,) = torch.autograd.grad(y.sum(), leaves["u"], create_graph=True)
-        with pytest.raises(RuntimeError, match="does not require grad"):
-            du.sum().backward()
-
 
 class TestContract:
     @pytest.mark.parametrize(
@@ -490,6 +847,21 @@ class TestContract:
         half = {"initial_state": arguments["initial_state"].bfloat16()}
         with pytest.raises(ValueError, match=r"^initial_state is torch.bfloat16, expected torch.float32$"):
             selective_scan(**arguments | half)
+
+    @pytest.mark.parametrize(
+        ("seq_idx", "message"),
+        [
+            (
+                torch.zeros(2, 4, dtype=torch.int32),
+                r"seq_idx has shape \(2, 4\), expected \(batch, length\) = \(2, 5\)",
+            ),
+            (torch.zeros(2, 5), r"seq_idx is torch.float32, expected one of torch.int8, "),
+            (torch.zeros(2, 5, dtype=torch.int32, device="meta"), r"seq_idx is on meta, expected cpu like u"),
+        ],
+    )
+    def test_a_wrong_seq_idx_is_named(self, seq_idx, message):
+        with pytest.raises(ValueError, match=rf"^{message}"):
+            selective_scan(**make_arguments(2, 5, 3, 4), seq_idx=seq_idx)
 
     def test_a_step_holds_the_same_contract(self):
         x, state = torch.zeros(2, 3), torch.zeros(2, 3, 4)
