@@ -714,7 +714,7 @@ class TestTritonInterpreted:
         monkeypatch.setattr(triton, "SHORTEST_CHUNK", triton.SEGMENT)
         length = 2 * triton.SEGMENT + 5
         arguments = make_arguments(1, length, 5, 3, dtype=torch.float32)
-        assert triton.plan(arguments["u"], 3, 1).n_chunks == 3
+        assert triton.plan(arguments["u"], 3, "forward").n_chunks == 3
         if packed:
             hold_packed(arguments, [{10, triton.SEGMENT, length - 1}], "triton", deterministic=True)
         else:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
 
 try:
@@ -18,15 +17,20 @@ try:
 except ImportError:  # a torch wheel for CPUs may come without it
     triton = None
 
+LANES = 128
+"""Lanes of a program, as ``triton_kernels.LANES``: 4 warps, so that what they share, B and C, is fetched once."""
+
 SEGMENT = 64
-"""Positions between two states that the forward pass keeps: 4 bytes N / 64 for each number of u, and as few registers
-and as little scratch as make walking a segment twice cheap."""
+"""Positions between two states that the forward pass keeps: N / 16 bytes for each number of u."""
 
 SHORTEST_CHUNK = 4 * SEGMENT
 """A chunk walks its positions twice, so it has to be worth a program of its own."""
 
-WARPS = {"few": 4, "enough": 10}
-"""Warps of one multiprocessor: below "few" a sequence is cut in chunks, until there are "enough"."""
+FAR = 24
+"""How many positions ahead the second cache is filled."""
+
+PROGRAMS = {"forward": 3, "backward": 2}
+"""Programs that a multiprocessor of an H100 runs at a time, by their registers (168 and 255 a lane)."""
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -59,7 +63,12 @@ class Plan(NamedTuple):
         return min(self.lanes, 4)
 
     def channel_tiles(self, d_inner: int) -> int:
-        return triton.cdiv(d_inner, 32 // self.lanes * self.channels)
+        return triton.cdiv(d_inner, self.width)
+
+    @property
+    def width(self) -> int:
+        """Channels of a program."""
+        return LANES // self.lanes * self.channels
 
     def constants(self) -> dict[str, int]:
         return {"S": self.lanes, "M": self.tiles, "CPT": self.channels}
@@ -69,8 +78,12 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def plan(u: Tensor, d_state: int, most_channels: int) -> Plan:
-    """Cut the work so that the multiprocessors have enough warps, each with as many channels as that allows."""
+def plan(u: Tensor, d_state: int, direction: str) -> Plan:
+    """Cut the work of the "forward" or "backward" pass so that every multiprocessor has some.
+
+    Many channels in a lane share what B and C cost, few make more warps; chunks make more warps still, but walk every
+    position twice. The bounds are what ran fastest on an H100.
+    """
     batch, length, d_inner = u.shape
     lanes = min(triton.next_power_of_2(triton.cdiv(d_state, 4)), 4)
     while 8 * lanes < d_state:
@@ -78,16 +91,20 @@ def plan(u: Tensor, d_state: int, most_channels: int) -> Plan:
     tiles = 1 if 4 * lanes >= d_state else 2
     multiprocessors = _multiprocessors(u.device)
 
-    def warps(channels: int) -> float:
-        return batch * triton.cdiv(d_inner, 32 // lanes * channels) / multiprocessors
+    def programs(channels: int) -> int:
+        return batch * triton.cdiv(d_inner, LANES // lanes * channels)
 
-    channels = most_channels if tiles == 1 else 1
-    while channels > 1 and warps(channels) < WARPS["enough"]:
-        channels //= 2
-    n_chunks = 1
-    if warps(channels) < WARPS["few"]:
-        channels = min(2, most_channels) if tiles == 1 else 1
-        n_chunks = min(int(WARPS["enough"] / warps(channels)) + 1, triton.cdiv(length, SHORTEST_CHUNK))
+    slots = PROGRAMS[direction] * multiprocessors
+    if direction == "forward":
+        fewest = {4: 4.0, 2: 1.75, 1: 1.75}  # programs for each multiprocessor, by channels of a lane
+        choices = [c for c in fewest if tiles == 1 or c == 1]
+        channels = next((c for c in choices if programs(c) >= fewest[c] * multiprocessors), None)
+        n_chunks = 1 if channels else slots // programs(choices[0])
+        channels = channels or choices[0]
+    else:
+        channels = 2 if tiles == 1 else 1
+        n_chunks = 1 if programs(channels) >= 0.8 * slots else 3 * slots // programs(channels)
+    n_chunks = min(max(n_chunks, 1), triton.cdiv(length, SHORTEST_CHUNK))
     chunk = triton.cdiv(triton.cdiv(length, n_chunks), SEGMENT) * SEGMENT
     return Plan(lanes, tiles, channels, chunk, triton.cdiv(length, chunk))
 
@@ -112,8 +129,8 @@ class _Staged(NamedTuple):
     masked: bool  # whether L or D is not a multiple of what a program takes
 
     def sizes(self, plan: Plan) -> tuple[int, ...]:
-        """L, L padded, D, N, as the kernels want them."""
-        return self.u.shape[1], self.BC.shape[1], self.u.shape[2], self.A.shape[1]
+        """One, L, L padded, D, N, as the kernels want them."""
+        return 1, self.u.shape[1], self.BC.shape[1], self.u.shape[2], self.A.shape[1]
 
     @staticmethod
     def strides(*tensors: Tensor) -> list[int]:
@@ -126,8 +143,8 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _options(device: torch.device) -> dict[str, Any]:
-    # One stage: nothing is pipelined through shared memory. Fusing a b + c is what the kernels' accuracy was tested with.
-    return {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True} if device.type == "cuda" else {}
+    # One stage, on Blackwell too: nothing is pipelined through shared memory. Multiply-adds are fused on purpose.
+    return {"num_warps": LANES // 32, "num_stages": 1, "enable_fp_fusion": True} if device.type == "cuda" else {}
 
 
 def _stage(inputs: Inputs, plan: Plan) -> _Staged:
@@ -145,7 +162,6 @@ def _stage(inputs: Inputs, plan: Plan) -> _Staged:
         *(seq_idx.stride() if inputs.seq_idx is not None else (0, 0)),
         N_PADDED=plan.n_padded, ROWS=rows, HAS_SEQ=inputs.seq_idx is not None,
     )  # fmt: skip
-    width = 32 // plan.lanes * plan.channels
     return _Staged(
         A=A.float().contiguous(),
         BC=BC,
@@ -155,7 +171,7 @@ def _stage(inputs: Inputs, plan: Plan) -> _Staged:
         z=empty[None, None] if inputs.z is None else _rows(inputs.z),
         D=empty if inputs.D is None else inputs.D.contiguous(),
         bias=empty if inputs.delta_bias is None else inputs.delta_bias.contiguous(),
-        masked=length % plan.group != 0 or d_inner % width != 0,
+        masked=length % plan.group != 0 or d_inner % plan.width != 0,
     )
 
 
@@ -180,7 +196,7 @@ def _chunk_tensors(inputs: Inputs, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
 
 def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y (Bt, L, D) in u's dtype, the final state (Bt, D, N) and, if ``keep``, the states at segments."""
-    cut = plan(inputs.u, inputs.A.shape[1], most_channels=4)
+    cut = plan(inputs.u, inputs.A.shape[1], "forward")
     return _forward(inputs, initial_state, keep, cut)
 
 
@@ -194,7 +210,7 @@ def _forward(inputs: Inputs, initial_state: Tensor | None, keep: bool, cut: Plan
     saved = torch.empty(saved_shape(inputs) if keep else (0,), dtype=torch.float32, device=device)
     grid = (cut.channel_tiles(d_inner), cut.n_chunks, batch)
     sizes = (*staged.sizes(cut), cut.chunk, cut.n_chunks)
-    shared = {**_flags(inputs, staged), **cut.constants(), **_options(device)}
+    shared = {**_flags(inputs, staged), **cut.constants(), "FAR": FAR, **_options(device)}
     if cut.n_chunks > 1:
         kernels.chunk_states_kernel[grid](
             staged.u, staged.delta, staged.A, staged.BC, staged.bias, staged.reset, *chunks, *sizes,
@@ -210,15 +226,9 @@ def _forward(inputs: Inputs, initial_state: Tensor | None, keep: bool, cut: Plan
     return y, final, saved
 
 
-PROGRAMS = 12
-"""Programs of the backward kernel for each multiprocessor: more than run at a time, few enough for their scratch."""
-
-
-def backward(
-    inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool
-) -> Gradients:
+def backward(inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool) -> Gradients:
     """Every gradient; with ``deterministic`` without atomics, for 4 bytes 2 N / 16 more memory a number of u."""
-    return _backward(inputs, saved, dy, d_final_state, deterministic, plan(inputs.u, inputs.A.shape[1], 2))
+    return _backward(inputs, saved, dy, d_final_state, deterministic, plan(inputs.u, inputs.A.shape[1], "backward"))
 
 
 def _backward(
@@ -235,18 +245,18 @@ def _backward(
     if cut.n_chunks > 1:
         kernels.chunk_gradients_kernel[(tiles, cut.n_chunks, batch)](
             staged.u, staged.delta, staged.z, dy, staged.A, staged.BC, staged.bias, staged.reset, *chunks, *sizes,
-            *staged.strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None, **shared,
+            *staged.strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None, FAR=FAR, **shared,
         )  # fmt: skip
 
     def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     work = tiles * cut.n_chunks * batch
-    programs = min(work, PROGRAMS * _multiprocessors(device))
-    scratch = room(programs, SEGMENT // cut.group, cut.channels * cut.tiles, 128)
+    programs = min(work, PROGRAMS["backward"] * _multiprocessors(device))
+    scratch = room(programs, SEGMENT // cut.group, cut.channels * cut.tiles, 4 * LANES)
     du, d_delta = room(*inputs.u.shape, dtype=inputs.u.dtype), room(*inputs.u.shape, dtype=inputs.delta.dtype)
     dz = du if inputs.z is None else room(*inputs.u.shape, dtype=inputs.z.dtype)
-    dBC = room(tiles, *staged.BC.shape) if deterministic else torch.zeros_like(staged.BC)
+    dBC = room(tiles * LANES // 32, *staged.BC.shape) if deterministic else torch.zeros_like(staged.BC)
     dA = room(batch * cut.n_chunks, d_inner, d_state)
     dD, d_bias = room(batch * cut.n_chunks, d_inner), room(batch * cut.n_chunks, d_inner)
     d_initial = room(batch, d_inner, d_state)

@@ -1,32 +1,38 @@
 """The device code of the ``triton`` backend; ``triton.py`` launches it.
 
-A program is one warp. Its 32 lanes are S lanes for each of Q = 32 / S channels, and each lane keeps the states of its
-channels in registers: tiles of 4 neighbouring n, M of them for each of CPT channels that lie Q apart. So
+A program is four warps that share nothing but what they read, and no lane waits for a barrier: there is no shared
+memory. S lanes of a warp work on the states of one group of CPT neighbouring channels, and keep them in registers as
+tiles of 4 neighbouring n, M of them for each channel. For c = 0 .. CPT - 1 and m = 0 .. M - 1 a lane holds
 
-    lane      channel + c Q, c = 0 .. CPT - 1          first channel of the program + lane // S
-              n = (m S + lane % S) 4 + 0 .. 3          m = 0 .. M - 1
+    channel   first channel of the program + lane // S CPT + c
+    n         (m S + lane % S) 4 + 0 .. 3
 
-and every tensor below is (32,), one number a lane, or (32, 4), one tile a lane: no shared memory, no barrier.
+so every tensor below is (LANES,), one number a lane, or (LANES, 4), one tile a lane.
 
 Positions go G = min(S, 4) at a time. What a position needs once for each channel (step size, gate) is computed by
-lane % G = position % G alone and handed to the other lanes by a shuffle; sums over n come back the same way. The state
-is never written for each position: the forward pass keeps it every SEGMENT positions where a backward pass follows,
-and that computes the rest again.
+lane % G = position % G alone and handed to the other lanes by a shuffle; sums over n come back the same way. States
+are never written for each position: the forward pass keeps one every SEGMENT positions where a backward pass follows,
+and that computes the others again, twice: from the segment's start to the state before every G positions, which it
+writes to scratch memory of its own, and from there, when it comes back to them.
 
-Long sequences are cut in chunks that run side by side. ``chunk_states`` computes what each chunk adds to the state,
-and its time (the sum of its step sizes); with one exponential for the whole chunk, exp(time A), a program collects
-the state it starts from. ``chunk_gradients`` does the same for the way back.
+Long sequences are cut in chunks that run side by side. ``chunk_states_kernel`` computes what each chunk adds to the
+state, and its time (the sum of its step sizes); with one exponential for a whole chunk, exp(time A), a program
+collects the state it starts from. ``chunk_gradients_kernel`` does the same for the way back.
+
+The next positions are loaded while the current ones are computed. The compiler would put these loads off until their
+values are wanted, so the arithmetic stands in a branch that is always taken (ONCE is 1), which it does not know; and
+since a warp that waits for one load waits for all it has begun, each value is waited for before the next is asked for.
 
 Symbols (arXiv:2312.00752, Algorithm 2):
 
     u, z, dt      input, gate, step size after bias and softplus
     A2            A log2(e), so that exp(dt A) = 2^(dt A2)
-    BC            (Bt, L padded, 2, N padded) B and C in float32, one row of memory for a position
+    BC            (Bt, L padded, N padded / 4, 2, 4) B and C in float32, a row of memory for each position
     x             dt u
     a             decay 2^(dt A2)
     h             state, h_t = a_t h_{t-1} + x_t B_t
     g             gradient of the loss by h_t, g_t = C_t dy_t + a_{t+1} g_{t+1}; ag is a_t g_t
-    d...          gradient of the loss by what follows the d; dy before the gate
+    d...          gradient of the loss by what follows the d; dout by y after the gate, dy before it
 """
 
 import triton
@@ -34,6 +40,15 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LANES = tl.constexpr(128)  # of a program
+
+# Triton compiles a kernel again where an integer becomes 1 or a multiple of 16. None of these gains by it; strides and
+# widths do, since loads of neighbouring channels become one.
+SIZES = [
+    "ONCE", "L", "L_PADDED", "CHUNK", "N_CHUNKS", "N_SEGMENTS", "N_TILES", "TILES", "BATCH",
+    "B_sb", "B_st", "B_sn", "C_sb", "C_st", "C_sn", "seq_sb", "seq_st",
+]  # fmt: skip
 
 
 @triton.jit
@@ -56,30 +71,38 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _shuffle(v, source):
+    """(LANES,) what another lane of the same warp holds; ``source`` (LANES,) is its number in the program."""
+    warps: tl.constexpr = LANES // 32
+    within = tl.reshape(source % 32, [warps, 32])
+    return tl.reshape(tl.gather(tl.reshape(v, [warps, 32]), within, 1), [LANES])
+
+
+@triton.jit
 def _from_lane(v, j: tl.constexpr, G: tl.constexpr):
-    """(32,) what the lane of position j holds, for every lane of the same G."""
+    """(LANES,) what the lane of position j holds, for every lane of the same G."""
     if G == 1:
         return v
-    lane = tl.arange(0, 32)
-    return tl.gather(v, (lane & (32 - G)) | j, 0)
+    else:
+        return _shuffle(v, (tl.arange(0, LANES) & (LANES - G)) | j)
 
 
 @triton.jit
 def _exchange(v, bit: tl.constexpr):
-    """(32,) what the lane with the other value of this bit holds."""
-    return tl.gather(v, tl.arange(0, 32) ^ bit, 0)
+    """(LANES,) what the lane with the other value of this bit holds."""
+    return _shuffle(v, tl.arange(0, LANES) ^ bit)
 
 
 @triton.jit
 def _fold(low, high, bit: tl.constexpr):
     """Add two values over pairs of lanes: lanes without the bit end with the sum of low, the others with high's."""
-    without = (tl.arange(0, 32) & bit) == 0
+    without = (tl.arange(0, LANES) & bit) == 0
     return tl.where(without, low, high) + _exchange(tl.where(without, high, low), bit)
 
 
 @triton.jit
 def _sum_over_states(v, c: tl.constexpr, CPT: tl.constexpr, G: tl.constexpr, S: tl.constexpr):
-    """(32,) at lane % G = j the sum over a channel's S lanes of v[j CPT + c]."""
+    """(LANES,) at lane % G = j the sum over a channel's S lanes of v[j CPT + c]."""
     if G == 4:
         total = _fold(_fold(v[c], v[CPT + c], 1), _fold(v[2 * CPT + c], v[3 * CPT + c], 1), 2)
     elif G == 2:
@@ -97,8 +120,8 @@ def _sum_over_states(v, c: tl.constexpr, CPT: tl.constexpr, G: tl.constexpr, S: 
 
 @triton.jit
 def _columns(tile):
-    """The four columns of a (32, 4) tile."""
-    even, odd = tl.split(tl.reshape(tile, [32, 2, 2]))
+    """The four columns of a (LANES, 4) tile."""
+    even, odd = tl.split(tl.reshape(tile, [LANES, 2, 2]))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     return first, second, third, fourth
@@ -113,32 +136,99 @@ def _load(pointer, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _load_lanes(pointer, t, end, channel, D_SIZE, CPT: tl.constexpr, Q: tl.constexpr, MASKED: tl.constexpr):
-    """CPT x (32,) one position of each of a lane's channels."""
+def _load_lanes(pointer, t, end, channel, D_SIZE, CPT: tl.constexpr, MASKED: tl.constexpr):
+    """CPT x (LANES,) one position of each of a lane's channels."""
+    if CPT == 1:
+        return (_load(pointer, (t < end) & (channel < D_SIZE), MASKED),)
+    else:
+        c = tl.arange(0, CPT)[None, :]
+        tile = _load(pointer[:, None] + c, (t < end)[:, None] & (channel[:, None] + c < D_SIZE), MASKED)
+        if CPT == 2:
+            return tl.split(tile)
+        else:
+            return _columns(tile)
+
+
+@triton.jit
+def _store_lanes(pointer, values, mask, channel, D_SIZE, CPT: tl.constexpr, MASKED: tl.constexpr):
+    """The way back of ``_load_lanes``; the mask also says which lanes hold the values."""
+    dtype: tl.constexpr = pointer.dtype.element_ty
+    if CPT == 1:
+        if MASKED:
+            tl.store(pointer, values[0].to(dtype), mask=mask & (channel < D_SIZE))
+        else:
+            tl.store(pointer, values[0].to(dtype))
+    else:
+        if CPT == 2:
+            tile = tl.join(values[0], values[1])
+        else:
+            tile = tl.join(tl.join(values[0], values[2]), tl.join(values[1], values[3]))
+            tile = tl.reshape(tile, [LANES, 4])
+        c = tl.arange(0, CPT)[None, :]
+        if MASKED:
+            tl.store(pointer[:, None] + c, tile.to(dtype), mask=mask[:, None] & (channel[:, None] + c < D_SIZE))
+        else:
+            tl.store(pointer[:, None] + c, tile.to(dtype))
+
+
+@triton.jit
+def _load_inputs(pointers, t, end, channel, D_SIZE, K: tl.constexpr, CPT: tl.constexpr, MASKED: tl.constexpr):
+    """K CPT x (LANES,) one position of each of a lane's channels, of K tensors."""
     values = ()
-    for c in tl.static_range(CPT):
-        values = values + (_load(pointer + c * Q, (t < end) & (channel + c * Q < D_SIZE), MASKED),)
+    for i in tl.static_range(K):
+        values = values + _load_lanes(pointers[i], t, end, channel, D_SIZE, CPT, MASKED)
     return values
 
 
 @triton.jit
-def _load_channels(pointer, channel, D_SIZE, CPT: tl.constexpr, Q: tl.constexpr, PRESENT: tl.constexpr):
-    """CPT x (32,) a parameter of each channel in float32, zeros where there is none."""
+def _prefetch(pointer):
+    """Bring what the pointers (LANES,) point at to the second cache; nothing waits for it."""
+    if not INTERPRETED:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointer.to(tl.int64)], tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def _next_inputs(
+    pointers, strides, t0, start, end, channel, D_SIZE,
+    K: tl.constexpr, G: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr, BACK: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Move K pointers from the positions at t0 to the next (BACK: the ones before), unless these are the last.
+
+    Returns what is loaded there and the pointers. What stands FAR positions further is brought to the second cache.
+    """
+    step = tl.where(t0 > start, -G, 0) if BACK else tl.where(t0 + G < end, G, 0)
+    t0 += step
+    moved = ()
+    for i in tl.static_range(K):
+        moved = moved + (pointers[i] + step * strides[i],)
+    if FAR > 0:
+        far = tl.where(t0 - FAR >= start, -FAR, 0) if BACK else tl.where(t0 + FAR + G <= end, FAR, 0)
+        for i in tl.static_range(K):
+            _prefetch(moved[i] + far * strides[i])
+    loaded = _load_inputs(moved, t0 + tl.arange(0, LANES) % G, end, channel, D_SIZE, K, CPT, MASKED)
+    return loaded, moved
+
+
+@triton.jit
+def _load_channels(pointer, channel, D_SIZE, CPT: tl.constexpr, PRESENT: tl.constexpr):
+    """CPT x (LANES,) a parameter of each channel in float32, zeros where there is none."""
     values = ()
     for c in tl.static_range(CPT):
         if PRESENT:
-            here = channel + c * Q
+            here = channel + c
             values = values + (tl.load(pointer + here, mask=here < D_SIZE, other=0.0).to(tl.float32),)
         else:
-            values = values + (tl.zeros([32], tl.float32),)
+            values = values + (tl.zeros([LANES], tl.float32),)
     return values
 
 
 @triton.jit
 def _tile_offsets(i: tl.constexpr, channel, D_SIZE, N_SIZE, M: tl.constexpr, S: tl.constexpr):
-    """Offsets (32, 4) of tile i = c M + m in (D, N), and where it lies within."""
-    here = channel + (i // M) * (32 // S)
-    n = (((i % M) * S + tl.arange(0, 32) % S) * 4)[:, None] + tl.arange(0, 4)[None, :]
+    """Offsets (LANES, 4) of tile i = c M + m in (D, N), and where it lies within."""
+    here = channel + i // M
+    n = (((i % M) * S + tl.arange(0, LANES) % S) * 4)[:, None] + tl.arange(0, 4)[None, :]
     return here[:, None].to(tl.int64) * N_SIZE + n, (here < D_SIZE)[:, None] & (n < N_SIZE)
 
 
@@ -146,21 +236,19 @@ def _tile_offsets(i: tl.constexpr, channel, D_SIZE, N_SIZE, M: tl.constexpr, S: 
 def _load_tiles(
     pointer, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PRESENT: tl.constexpr
 ):
-    """CPT M x (32, 4) a program's part of a (D, N) matrix in float32, zeros where there is none."""
+    """CPT M x (LANES, 4) a program's part of a (D, N) matrix in float32, zeros where there is none."""
     tiles = ()
     for i in tl.static_range(CPT * M):
         if PRESENT:
             offsets, inside = _tile_offsets(i, channel, D_SIZE, N_SIZE, M, S)
             tiles = tiles + (tl.load(pointer + offsets, mask=inside, other=0.0),)
         else:
-            tiles = tiles + (tl.zeros([32, 4], tl.float32),)
+            tiles = tiles + (tl.zeros([LANES, 4], tl.float32),)
     return tiles
 
 
 @triton.jit
-def _store_tiles(
-    pointer, tiles, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr
-):
+def _store_tiles(pointer, tiles, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr):
     for i in tl.static_range(CPT * M):
         offsets, inside = _tile_offsets(i, channel, D_SIZE, N_SIZE, M, S)
         tl.store(pointer + offsets, tiles[i], mask=inside)
@@ -176,7 +264,7 @@ def _scaled(tiles, factor, K: tl.constexpr):
 
 @triton.jit
 def _decay(dt, A2, reset, RESETS: tl.constexpr):
-    """a (32, 4) for one position; ``reset`` is 0, or minus infinity where another sequence begins."""
+    """a (LANES, 4) for one position; ``reset`` is 0, or minus infinity where another sequence begins."""
     if RESETS:
         return tl.exp2(dt[:, None] * A2 + reset[:, None])
     else:
@@ -184,14 +272,15 @@ def _decay(dt, A2, reset, RESETS: tl.constexpr):
 
 
 @triton.jit
-def _steps(
-    raw_delta, bias, raw_u, t, end, CPT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr
-):
-    """For each of a lane's channels: u, delta + bias, dt and x, (32,) each; past the end dt and x are zero."""
+def _steps(raw, bias, t, end, CPT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr):
+    """For each of a lane's channels: u, delta + bias, dt and x, (LANES,) each; past the end dt and x are zero.
+
+    ``raw`` starts with the CPT u and the CPT delta as they stand in memory.
+    """
     u, delta, dt, x = (), (), (), ()
     for c in tl.static_range(CPT):
-        u_c = raw_u[c].to(tl.float32)
-        delta_c = raw_delta[c].to(tl.float32) + bias[c]
+        u_c = raw[c].to(tl.float32)
+        delta_c = raw[CPT + c].to(tl.float32) + bias[c]
         dt_c = delta_c
         if SOFTPLUS:
             dt_c = _softplus(delta_c)
@@ -201,7 +290,7 @@ def _steps(
     return u, delta, dt, x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def stage_kernel(
     B_ptr, C_ptr, seq_ptr, BC_ptr, reset_ptr,
     L, L_PADDED, N_SIZE, B_sb, B_st, B_sn, C_sb, C_st, C_sn, seq_sb, seq_st,
@@ -214,10 +303,10 @@ def stage_kernel(
     inside = (t < L)[:, None] & (n < N_SIZE)[None, :]
     B = tl.load(B_ptr + b * B_sb + t[:, None] * B_st + n[None, :] * B_sn, mask=inside, other=0.0)
     C = tl.load(C_ptr + b * C_sb + t[:, None] * C_st + n[None, :] * C_sn, mask=inside, other=0.0)
-    rows = BC_ptr + (b * L_PADDED + t[:, None]) * (2 * N_PADDED) + n[None, :]
+    rows = BC_ptr + (b * L_PADDED + t[:, None]) * (2 * N_PADDED) + (n // 4 * 8 + n % 4)[None, :]
     written = (t < L_PADDED)[:, None] & (n >= 0)[None, :]
     tl.store(rows, B.to(tl.float32), mask=written)
-    tl.store(rows + N_PADDED, C.to(tl.float32), mask=written)
+    tl.store(rows + 4, C.to(tl.float32), mask=written)
     if HAS_SEQ:
         later = (t >= 1) & (t < L)
         here = tl.load(seq_ptr + b * seq_sb + t * seq_st, mask=later, other=0)
@@ -226,72 +315,79 @@ def stage_kernel(
 
 
 @triton.jit
-def _advance(h, A2, dt, x, reset, BC_row, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
-             RESETS: tl.constexpr):  # fmt: skip
-    """h after G positions whose B stand at BC_row."""
+def _load_rows(row, FIRST: tl.constexpr, COUNT: tl.constexpr, G: tl.constexpr, M: tl.constexpr, S: tl.constexpr):
+    """Of each of G rows of BC the M tiles of B (0 .. M - 1) and of C (M .. 2 M - 1), COUNT from tile FIRST on."""
+    tiles = ()
+    for j in tl.static_range(G):
+        for i in tl.static_range(FIRST, FIRST + COUNT):
+            tiles = tiles + (tl.load(row + (j * (8 * S * M) + (i % M) * 8 * S + (i // M) * 4)),)
+    return tiles
+
+
+@triton.jit
+def _advance(h, A2, dt, x, reset, B, CPT: tl.constexpr, M: tl.constexpr, G: tl.constexpr, RESETS: tl.constexpr):
+    """h after G positions, B their G M tiles."""
     for j in tl.static_range(G):
         reset_j = _from_lane(reset, j, G)
         after = ()
         for c in tl.static_range(CPT):
             dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
             for m in tl.static_range(M):
-                B = tl.load(BC_row + j * (8 * S * M) + m * 4 * S)
-                after = after + (_decay(dt_j, A2[c * M + m], reset_j, RESETS) * h[c * M + m] + x_j[:, None] * B,)
+                a = _decay(dt_j, A2[c * M + m], reset_j, RESETS)
+                after = after + (a * h[c * M + m] + x_j[:, None] * B[j * M + m],)
         h = after
     return h
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_states_kernel(
     u_ptr, delta_ptr, A_ptr, BC_ptr, bias_ptr, reset_ptr, state_ptr, time_ptr, cut_ptr,
-    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, u_sb, u_st, delta_sb, delta_st,
+    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, u_sb, u_st, delta_sb, delta_st,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
-    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """The state (Bt, K, D, N) that each chunk reaches from zeros, and its time (Bt, K, D); K is N_CHUNKS.
 
     cut (Bt, K) is minus infinity where a sequence begins inside the chunk, else 0.
     """
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = 32 // S
-    lane = tl.arange(0, 32)
+    Q: tl.constexpr = LANES // S
+    lane = tl.arange(0, LANES)
     b = tl.program_id(2).to(tl.int64)
     k = tl.program_id(1)
-    channel = tl.program_id(0) * (Q * CPT) + lane // S
+    channel = tl.program_id(0) * (Q * CPT) + lane // S * CPT
     start = k * CHUNK
     end = tl.minimum(start + CHUNK, L)
     A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
-    bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, Q, HAS_BIAS)
+    bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
     h = _load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, False)
-    time = _load_channels(bias_ptr, channel, D_SIZE, CPT, Q, False)
-    reset = tl.zeros([32], tl.float32)
-    cut = tl.zeros([32], tl.float32)
+    time = _load_channels(bias_ptr, channel, D_SIZE, CPT, False)
+    reset = tl.zeros([LANES], tl.float32)
+    cut = tl.zeros([LANES], tl.float32)
 
-    t = start + lane % G
-    u_p = u_ptr + b * u_sb + t.to(tl.int64) * u_st + channel
-    delta_p = delta_ptr + b * delta_sb + t.to(tl.int64) * delta_st + channel
+    first = (start + lane % G).to(tl.int64)
+    pointers = (u_ptr + b * u_sb + first * u_st + channel, delta_ptr + b * delta_sb + first * delta_st + channel)
+    strides = (u_st, delta_st)
+    raw = _load_inputs(pointers, start + lane % G, end, channel, D_SIZE, 2, CPT, MASKED)
     row = BC_ptr + (b * L_PADDED + start) * (8 * S * M)
-    tile = (lane % S * 4)[:, None] + tl.arange(0, 4)[None, :]
-    next_u = _load_lanes(u_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-    next_delta = _load_lanes(delta_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
+    tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
+    B = _load_rows(row + tile, 0, M, G, M, S)
     for t0 in range(start, end, G):
-        now_u, now_delta = next_u, next_delta
-        ahead = tl.where(t0 + G < end, G, 0)
-        u_p += ahead * u_st
-        delta_p += ahead * delta_st
+        now, now_B = raw, B
+        raw, pointers = _next_inputs(pointers, strides, t0, start, end, channel, D_SIZE, 2, G, CPT, FAR, False, MASKED)
+        row += tl.where(t0 + G < end, G, 0) * (8 * S * M)
+        B = _load_rows(row + tile, 0, M, G, M, S)
         t = t0 + lane % G
-        next_u = _load_lanes(u_p, t + ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-        next_delta = _load_lanes(delta_p, t + ahead, end, channel, D_SIZE, CPT, Q, MASKED)
+        _, _, dt, x = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
             cut += reset
-        _, _, dt, x = _steps(now_delta, bias, now_u, t, end, CPT, SOFTPLUS, MASKED)
         later = ()
         for c in tl.static_range(CPT):
             later = later + (time[c] + dt[c],)
         time = later
-        h = _advance(h, A2, dt, x, reset, row + tile, CPT, M, S, G, RESETS)
-        row += G * (8 * S * M)
+        if ONCE == 1:
+            h = _advance(h, A2, dt, x, reset, now_B, CPT, M, G, RESETS)
 
     place = b * N_CHUNKS + k
     _store_tiles(state_ptr + place * D_SIZE * N_SIZE, h, channel, D_SIZE, N_SIZE, CPT, M, S)
@@ -301,7 +397,7 @@ def chunk_states_kernel(
             total += _exchange(total, 1)
         if G > 2:
             total += _exchange(total, 2)
-        here = channel + c * Q
+        here = channel + c
         tl.store(time_ptr + place * D_SIZE + here, total, mask=(here < D_SIZE) & (lane % S == 0))
     if RESETS:
         tl.store(cut_ptr + place, tl.min(cut, axis=0))
@@ -313,9 +409,9 @@ def _collect(tiles, A2, state_ptr, time_ptr, cut_ptr, first, count, step, D_SIZE
     """Carry tiles through ``count`` whole chunks, from chunk ``first`` on, ``step`` apart."""
     for i in range(count):
         place = first + i * step
-        time = _load_channels(time_ptr + place * D_SIZE, channel, D_SIZE, CPT, 32 // S, True)
+        time = _load_channels(time_ptr + place * D_SIZE, channel, D_SIZE, CPT, True)
         added = _load_tiles(state_ptr + place * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, True)
-        cut = tl.zeros([32], tl.float32)
+        cut = tl.zeros([LANES], tl.float32)
         if RESETS:
             cut += tl.load(cut_ptr + place)
         after = ()
@@ -325,177 +421,168 @@ def _collect(tiles, A2, state_ptr, time_ptr, cut_ptr, first, count, step, D_SIZE
     return tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     u_ptr, delta_ptr, z_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, initial_ptr, reset_ptr,
     chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, y_ptr, final_ptr, saved_ptr,
-    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, u_sb, u_st, delta_sb, delta_st, z_sb, z_st,
+    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, u_sb, u_st, delta_sb, delta_st, z_sb, z_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, KEEP: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
-    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """y (Bt, L, D), the final state (Bt, D, N) and, if KEEP, the states saved (Bt, N_SEGMENTS, D, N)."""
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = 32 // S
-    lane = tl.arange(0, 32)
+    Q: tl.constexpr = LANES // S
+    lane = tl.arange(0, LANES)
     b = tl.program_id(2).to(tl.int64)
     k = tl.program_id(1)
-    channel = tl.program_id(0) * (Q * CPT) + lane // S
+    channel = tl.program_id(0) * (Q * CPT) + lane // S * CPT
     start = k * CHUNK
     end = tl.minimum(start + CHUNK, L)
     A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
-    bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, Q, HAS_BIAS)
-    skip = _load_channels(D_ptr, channel, D_SIZE, CPT, Q, HAS_D)
+    bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
+    skip = _load_channels(D_ptr, channel, D_SIZE, CPT, HAS_D)
     h = _load_tiles(initial_ptr + b * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, HAS_INITIAL)
     h = _collect(h, A2, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, b * N_CHUNKS, k, 1, D_SIZE, N_SIZE, channel,
                  CPT, M, S, RESETS)  # fmt: skip
-    reset = tl.zeros([32], tl.float32)
+    reset = tl.zeros([LANES], tl.float32)
 
-    t = start + lane % G
-    u_p = u_ptr + b * u_sb + t.to(tl.int64) * u_st + channel
-    delta_p = delta_ptr + b * delta_sb + t.to(tl.int64) * delta_st + channel
-    z_p = z_ptr + b * z_sb + t.to(tl.int64) * z_st + channel
-    y_p = y_ptr + (b * L + t) * D_SIZE + channel
-    row = BC_ptr + (b * L_PADDED + start) * (8 * S * M)
-    tile = (lane % S * 4)[:, None] + tl.arange(0, 4)[None, :]
-    next_u = _load_lanes(u_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-    next_delta = _load_lanes(delta_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-    next_z = next_u
+    first = (start + lane % G).to(tl.int64)
+    pointers = (u_ptr + b * u_sb + first * u_st + channel, delta_ptr + b * delta_sb + first * delta_st + channel)
+    strides = (u_st, delta_st)
     if HAS_Z:
-        next_z = _load_lanes(z_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
+        pointers, strides = pointers + (z_ptr + b * z_sb + first * z_st + channel,), strides + (z_st,)
+    K: tl.constexpr = 3 if HAS_Z else 2
+    raw = _load_inputs(pointers, start + lane % G, end, channel, D_SIZE, K, CPT, MASKED)
+    y_p = y_ptr + (b * L + first) * D_SIZE + channel
+    row = BC_ptr + (b * L_PADDED + start) * (8 * S * M)
+    tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
+    BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
     for t0 in range(start, end, G):
         if KEEP:
             if t0 % SEGMENT == 0:
                 place = b * N_SEGMENTS + t0 // SEGMENT
                 _store_tiles(saved_ptr + place * D_SIZE * N_SIZE, h, channel, D_SIZE, N_SIZE, CPT, M, S)
-        now_u, now_delta, now_z = next_u, next_delta, next_z
-        ahead = tl.where(t0 + G < end, G, 0)
-        u_p += ahead * u_st
-        delta_p += ahead * delta_st
+        now, now_BC = raw, BC
+        raw, pointers = _next_inputs(pointers, strides, t0, start, end, channel, D_SIZE, K, G, CPT, FAR, False, MASKED)
+        row += tl.where(t0 + G < end, G, 0) * (8 * S * M)
+        BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
         t = t0 + lane % G
-        next_u = _load_lanes(u_p, t + ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-        next_delta = _load_lanes(delta_p, t + ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-        if HAS_Z:
-            z_p += ahead * z_st
-            next_z = _load_lanes(z_p, t + ahead, end, channel, D_SIZE, CPT, Q, MASKED)
+        u, _, dt, x = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
-        u, _, dt, x = _steps(now_delta, bias, now_u, t, end, CPT, SOFTPLUS, MASKED)
 
-        parts = ()
-        for j in tl.static_range(G):
-            reset_j = _from_lane(reset, j, G)
-            after = ()
+        if ONCE == 1:
+            parts = ()
+            for j in tl.static_range(G):
+                reset_j = _from_lane(reset, j, G)
+                after = ()
+                for c in tl.static_range(CPT):
+                    dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
+                    part = tl.zeros([LANES, 4], tl.float32)
+                    for m in tl.static_range(M):
+                        a = _decay(dt_j, A2[c * M + m], reset_j, RESETS)
+                        h_j = a * h[c * M + m] + x_j[:, None] * now_BC[2 * j * M + m]
+                        read = h_j * now_BC[(2 * j + 1) * M + m]
+                        part = read if m == 0 else part + read
+                        after = after + (h_j,)
+                    parts = parts + (tl.sum(part, axis=1),)
+                h = after
+            ys = ()
             for c in tl.static_range(CPT):
-                dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
-                part = tl.zeros([32, 4], tl.float32)
-                for m in tl.static_range(M):
-                    B = tl.load(row + tile + (j * (8 * S * M) + m * 4 * S))
-                    C = tl.load(row + tile + (j * (8 * S * M) + (M + m) * 4 * S))
-                    h_j = _decay(dt_j, A2[c * M + m], reset_j, RESETS) * h[c * M + m] + x_j[:, None] * B
-                    part = h_j * C if m == 0 else part + h_j * C
-                    after = after + (h_j,)
-                parts = parts + (tl.sum(part, axis=1),)
-            h = after
-        for c in tl.static_range(CPT):
-            y = _sum_over_states(parts, c, CPT, G, S) + skip[c] * u[c]
-            if HAS_Z:
-                z = now_z[c].to(tl.float32)
-                y = y * z * _sigmoid(z)
-            inside = (t < end) & (channel + c * Q < D_SIZE) & (lane % S < G)
-            if MASKED or S > G:
-                tl.store(y_p + c * Q, y.to(y_ptr.dtype.element_ty), mask=inside)
-            else:
-                tl.store(y_p + c * Q, y.to(y_ptr.dtype.element_ty))
+                y = _sum_over_states(parts, c, CPT, G, S) + skip[c] * u[c]
+                if HAS_Z:
+                    z = now[2 * CPT + c].to(tl.float32)
+                    y = y * z * _sigmoid(z)
+                ys = ys + (y,)
+            _store_lanes(y_p, ys, (t < end) & (lane % S < G), channel, D_SIZE, CPT, MASKED or S > G)
         y_p += G * D_SIZE
-        row += G * (8 * S * M)
 
     if k == N_CHUNKS - 1:
         _store_tiles(final_ptr + b * D_SIZE * N_SIZE, h, channel, D_SIZE, N_SIZE, CPT, M, S)
 
 
 @triton.jit
-def _gated(raw_dout, raw_z, t, end, CPT: tl.constexpr, HAS_Z: tl.constexpr, MASKED: tl.constexpr):
-    """dy before the gate for each of a lane's channels, and the gate's z and sigmoid(z), (32,) each."""
+def _gated(raw, DOUT: tl.constexpr, Z: tl.constexpr, CPT: tl.constexpr, HAS_Z: tl.constexpr):
+    """dy before the gate for each of a lane's channels, and the gate's z and sigmoid(z), (LANES,) each.
+
+    DOUT and Z say which of the tensors in ``raw`` they are.
+    """
     dy, z, sigmoid = (), (), ()
     for c in tl.static_range(CPT):
-        dy_c = raw_dout[c].to(tl.float32)
+        dy_c = raw[DOUT * CPT + c].to(tl.float32)
         z_c, sigmoid_c = dy_c, dy_c
         if HAS_Z:
-            z_c = raw_z[c].to(tl.float32)
+            z_c = raw[Z * CPT + c].to(tl.float32)
             sigmoid_c = _sigmoid(z_c)
             dy_c = dy_c * z_c * sigmoid_c
         dy, z, sigmoid = dy + (dy_c,), z + (z_c,), sigmoid + (sigmoid_c,)
     return dy, z, sigmoid
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_gradients_kernel(
     u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, bias_ptr, reset_ptr, state_ptr, time_ptr, cut_ptr,
-    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
+    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
     HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
-    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """As ``chunk_states_kernel``, the other way: a g (Bt, K, D, N) that each chunk hands to the state before it."""
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = 32 // S
-    lane = tl.arange(0, 32)
+    Q: tl.constexpr = LANES // S
+    lane = tl.arange(0, LANES)
     b = tl.program_id(2).to(tl.int64)
     k = tl.program_id(1)
-    channel = tl.program_id(0) * (Q * CPT) + lane // S
+    channel = tl.program_id(0) * (Q * CPT) + lane // S * CPT
     start = k * CHUNK
     end = tl.minimum(start + CHUNK, L)
     A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
-    bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, Q, HAS_BIAS)
+    bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
     ag = _load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, False)
-    time = _load_channels(bias_ptr, channel, D_SIZE, CPT, Q, False)
-    reset = tl.zeros([32], tl.float32)
-    cut = tl.zeros([32], tl.float32)
+    time = _load_channels(bias_ptr, channel, D_SIZE, CPT, False)
+    reset = tl.zeros([LANES], tl.float32)
+    cut = tl.zeros([LANES], tl.float32)
 
     last = start + (end - start - 1) // G * G
-    t = last + lane % G
-    delta_p = delta_ptr + b * delta_sb + t.to(tl.int64) * delta_st + channel
-    z_p = z_ptr + b * z_sb + t.to(tl.int64) * z_st + channel
-    dout_p = dout_ptr + b * dout_sb + t.to(tl.int64) * dout_st + channel
-    row = BC_ptr + (b * L_PADDED + last) * (8 * S * M)
-    tile = (lane % S * 4)[:, None] + tl.arange(0, 4)[None, :]
-    next_delta = _load_lanes(delta_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-    next_dout = _load_lanes(dout_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-    next_z = next_dout
+    first = (last + lane % G).to(tl.int64)
+    pointers = (
+        dout_ptr + b * dout_sb + first * dout_st + channel,
+        delta_ptr + b * delta_sb + first * delta_st + channel,
+    )
+    strides = (dout_st, delta_st)
     if HAS_Z:
-        next_z = _load_lanes(z_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
+        pointers, strides = pointers + (z_ptr + b * z_sb + first * z_st + channel,), strides + (z_st,)
+    K: tl.constexpr = 3 if HAS_Z else 2
+    raw = _load_inputs(pointers, last + lane % G, end, channel, D_SIZE, K, CPT, MASKED)
+    row = BC_ptr + (b * L_PADDED + last) * (8 * S * M)
+    tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
+    C = _load_rows(row + tile, M, M, G, M, S)
     for back in range(0, end - start, G):
         t0 = last - back
-        now_delta, now_dout, now_z = next_delta, next_dout, next_z
-        ahead = tl.where(t0 > start, G, 0)
-        delta_p -= ahead * delta_st
-        dout_p -= ahead * dout_st
+        now, now_C = raw, C
+        raw, pointers = _next_inputs(pointers, strides, t0, start, end, channel, D_SIZE, K, G, CPT, FAR, True, MASKED)
+        row -= tl.where(t0 > start, G, 0) * (8 * S * M)
+        C = _load_rows(row + tile, M, M, G, M, S)
         t = t0 + lane % G
-        next_delta = _load_lanes(delta_p, t - ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-        next_dout = _load_lanes(dout_p, t - ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-        if HAS_Z:
-            z_p -= ahead * z_st
-            next_z = _load_lanes(z_p, t - ahead, end, channel, D_SIZE, CPT, Q, MASKED)
+        _, _, dt, _ = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
+        dy, _, _ = _gated(now, 0, 2, CPT, HAS_Z)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
             cut += reset
-        _, _, dt, _ = _steps(now_delta, bias, now_delta, t, end, CPT, SOFTPLUS, MASKED)
-        dy, _, _ = _gated(now_dout, now_z, t, end, CPT, HAS_Z, MASKED)
         later = ()
         for c in tl.static_range(CPT):
             later = later + (time[c] + dt[c],)
         time = later
-        for j in tl.static_range(G - 1, -1, -1):
-            reset_j = _from_lane(reset, j, G)
-            after = ()
-            for c in tl.static_range(CPT):
-                dt_j, dy_j = _from_lane(dt[c], j, G), _from_lane(dy[c], j, G)
-                for m in tl.static_range(M):
-                    C = tl.load(row + tile + (j * (8 * S * M) + (M + m) * 4 * S))
-                    g = ag[c * M + m] + dy_j[:, None] * C
-                    after = after + (_decay(dt_j, A2[c * M + m], reset_j, RESETS) * g,)
-            ag = after
-        row -= G * (8 * S * M)
+        if ONCE == 1:
+            for j in tl.static_range(G - 1, -1, -1):
+                reset_j = _from_lane(reset, j, G)
+                after = ()
+                for c in tl.static_range(CPT):
+                    dt_j, dy_j = _from_lane(dt[c], j, G), _from_lane(dy[c], j, G)
+                    for m in tl.static_range(M):
+                        g = ag[c * M + m] + dy_j[:, None] * now_C[j * M + m]
+                        after = after + (_decay(dt_j, A2[c * M + m], reset_j, RESETS) * g,)
+                ag = after
 
     place = b * N_CHUNKS + k
     _store_tiles(state_ptr + place * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S)
@@ -505,7 +592,7 @@ def chunk_gradients_kernel(
             total += _exchange(total, 1)
         if G > 2:
             total += _exchange(total, 2)
-        here = channel + c * Q
+        here = channel + c
         tl.store(time_ptr + place * D_SIZE + here, total, mask=(here < D_SIZE) & (lane % S == 0))
     if RESETS:
         tl.store(cut_ptr + place, tl.min(cut, axis=0))
@@ -530,7 +617,7 @@ def _folded_place(M: tl.constexpr, S: tl.constexpr):
     Folding halves the list of 8 M values over each bit of the lane that tells channels apart, so the bits spell the
     index of what is left. Returns that index and whether the lane is the one that keeps it.
     """
-    lane = tl.arange(0, 32)
+    lane = tl.arange(0, LANES)
     index = lane * 0
     keep = lane >= 0
     for level in tl.static_range(5):
@@ -557,7 +644,7 @@ def _add_over_channels(
             values = _fold_list(values, ((8 * M) >> level) if ((8 * M) >> level) > 1 else 1, S << level)
     for i in tl.static_range((8 * M * S // 32) if 8 * M * S > 32 else 1):
         which = index + i  # (kind M + m) 4 + column, kind 0 for B and 1 for C
-        place = row + (which // 4 * S + tl.arange(0, 32) % S) * 4 + which % 4
+        place = row + (which // 4 * S + tl.arange(0, LANES) % S) * 4 + which % 4
         if DETERMINISTIC:
             tl.store(place, values[i], mask=keep)
         else:
@@ -566,18 +653,18 @@ def _add_over_channels(
 
 @triton.jit
 def _zeros(K: tl.constexpr, WIDTH: tl.constexpr):
-    """K tiles (32, 4) of zeros, or K x (32,) where WIDTH is 1."""
+    """K tiles (LANES, 4) of zeros, or K x (LANES,) where WIDTH is 1."""
     zeros = ()
     for _ in tl.static_range(K):
         if WIDTH == 1:
-            zeros = zeros + (tl.zeros([32], tl.float32),)
+            zeros = zeros + (tl.zeros([LANES], tl.float32),)
         else:
-            zeros = zeros + (tl.zeros([32, WIDTH], tl.float32),)
+            zeros = zeros + (tl.zeros([LANES, WIDTH], tl.float32),)
     return zeros
 
 
 @triton.jit
-def _walk_forward(h, A2, dt, x, reset, BC_row, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
+def _walk_forward(h, A2, dt, x, reset, BC, CPT: tl.constexpr, M: tl.constexpr, G: tl.constexpr,
                   RESETS: tl.constexpr, READ: tl.constexpr):  # fmt: skip
     """G positions from h on: the states before and after each (G + 1), the decays (G), and if READ, parts of y."""
     states, decays, parts = h, (), ()
@@ -585,22 +672,21 @@ def _walk_forward(h, A2, dt, x, reset, BC_row, CPT: tl.constexpr, M: tl.constexp
         reset_j = _from_lane(reset, j, G)
         for c in tl.static_range(CPT):
             dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
-            part = tl.zeros([32, 4], tl.float32)
+            part = tl.zeros([LANES, 4], tl.float32)
             for m in tl.static_range(M):
-                B = tl.load(BC_row + (j * (8 * S * M) + m * 4 * S))
                 a = _decay(dt_j, A2[c * M + m], reset_j, RESETS)
-                h_j = a * states[(j * CPT + c) * M + m] + x_j[:, None] * B
+                h_j = a * states[(j * CPT + c) * M + m] + x_j[:, None] * BC[2 * j * M + m]
                 states, decays = states + (h_j,), decays + (a,)
                 if READ:
-                    C = tl.load(BC_row + (j * (8 * S * M) + (M + m) * 4 * S))
-                    part = h_j * C if m == 0 else part + h_j * C
+                    read = h_j * BC[(2 * j + 1) * M + m]
+                    part = read if m == 0 else part + read
             if READ:
                 parts = parts + (tl.sum(part, axis=1),)
     return states, decays, parts
 
 
 @triton.jit
-def _walk_back(ag, dA, A2, dt, x, dy, states, decays, BC_row, dBC_row, index, keep,
+def _walk_back(ag, dA, A2, dt, x, dy, states, decays, BC, dBC_row, index, keep,
                CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
                DETERMINISTIC: tl.constexpr):  # fmt: skip
     """G positions back: a g before them, dA so far, and parts of dx and of the gradient by dt over ln 2."""
@@ -610,11 +696,10 @@ def _walk_back(ag, dA, A2, dt, x, dy, states, decays, BC_row, dBC_row, index, ke
         dB, dC = _zeros(M, 4), _zeros(M, 4)
         for c in tl.static_range(CPT):
             dt_j, x_j, dy_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G), _from_lane(dy[c], j, G)
-            dx_part, dt_part = tl.zeros([32, 4], tl.float32), tl.zeros([32, 4], tl.float32)
+            dx_part, dt_part = tl.zeros([LANES, 4], tl.float32), tl.zeros([LANES, 4], tl.float32)
             more_B, more_C = (), ()
             for m in tl.static_range(M):
-                B = tl.load(BC_row + (j * (8 * S * M) + m * 4 * S))
-                C = tl.load(BC_row + (j * (8 * S * M) + (M + m) * 4 * S))
+                B, C = BC[2 * j * M + m], BC[(2 * j + 1) * M + m]
                 g = ag[c * M + m] + dy_j[:, None] * C
                 more_B = more_B + (dB[m] + g * x_j[:, None] if c > 0 else g * x_j[:, None],)
                 h_j = states[((j + 1) * CPT + c) * M + m]
@@ -635,54 +720,49 @@ def _walk_back(ag, dA, A2, dt, x, dy, states, decays, BC_row, dBC_row, index, ke
 
 @triton.jit
 def _scratch_tiles(pointer, CPT_M: tl.constexpr):
-    offsets = tl.arange(0, 32)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    offsets = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
     tiles = ()
     for i in tl.static_range(CPT_M):
-        tiles = tiles + (tl.load(pointer + i * 128 + offsets),)
+        tiles = tiles + (tl.load(pointer + i * (4 * LANES) + offsets),)
     return tiles
 
 
 @triton.jit
 def _refill(
-    saved_ptr, scratch, u_p, u_st, delta_p, delta_st, row, reset_p, base, stop, A2, bias, channel, D_SIZE, N_SIZE,
-    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SOFTPLUS: tl.constexpr,
-    RESETS: tl.constexpr, MASKED: tl.constexpr,
+    ONCE, saved_ptr, scratch, pointers, strides, row, reset_p, base, stop, A2, bias, channel, D_SIZE, N_SIZE,
+    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
+    SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Walk a segment from its saved state and write the state before every G positions to scratch."""
-    Q: tl.constexpr = 32 // S
-    lane = tl.arange(0, 32)
+    lane = tl.arange(0, LANES)
     offsets = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
     h = _load_tiles(saved_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True)
-    reset = tl.zeros([32], tl.float32)
-    t = base + lane % G
-    next_u = _load_lanes(u_p, t, stop, channel, D_SIZE, CPT, Q, MASKED)
-    next_delta = _load_lanes(delta_p, t, stop, channel, D_SIZE, CPT, Q, MASKED)
-    for t0 in range(base, stop - G, G):
+    reset = tl.zeros([LANES], tl.float32)
+    raw = _load_inputs(pointers, base + lane % G, stop, channel, D_SIZE, 2, CPT, MASKED)
+    B = _load_rows(row, 0, M, G, M, S)
+    for t0 in range(base, stop, G):
         for i in tl.static_range(CPT * M):
-            tl.store(scratch + i * 128 + offsets, h[i])
-        scratch += CPT * M * 128
-        now_u, now_delta = next_u, next_delta
-        u_p += G * u_st
-        delta_p += G * delta_st
+            tl.store(scratch + i * (4 * LANES) + offsets, h[i])
+        scratch += CPT * M * 4 * LANES
+        now, now_B = raw, B
+        raw, pointers = _next_inputs(pointers, strides, t0, base, stop, channel, D_SIZE, 2, G, CPT, 0, False, MASKED)
+        row += tl.where(t0 + G < stop, G, 0) * (8 * S * M)
+        B = _load_rows(row, 0, M, G, M, S)
         t = t0 + lane % G
-        next_u = _load_lanes(u_p, t + G, stop, channel, D_SIZE, CPT, Q, MASKED)
-        next_delta = _load_lanes(delta_p, t + G, stop, channel, D_SIZE, CPT, Q, MASKED)
+        _, _, dt, x = _steps(now, bias, t, stop, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_p + t)
-        _, _, dt, x = _steps(now_delta, bias, now_u, t, stop, CPT, SOFTPLUS, MASKED)
-        h = _advance(h, A2, dt, x, reset, row, CPT, M, S, G, RESETS)
-        row += G * (8 * S * M)
-    for i in tl.static_range(CPT * M):
-        tl.store(scratch + i * 128 + offsets, h[i])
+        if ONCE == 1:
+            h = _advance(h, A2, dt, x, reset, now_B, CPT, M, G, RESETS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, reset_ptr, saved_ptr, final_ptr,
     chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, scratch_ptr,
     du_ptr, ddelta_ptr, dz_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, initial_ptr,
-    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH, u_sb, u_st, delta_sb, delta_st,
-    z_sb, z_st, dout_sb, dout_st,
+    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH,
+    u_sb, u_st, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
     DETERMINISTIC: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
@@ -693,109 +773,105 @@ def backward_kernel(
     padded) is added to in memory, or with DETERMINISTIC written for each tile of channels, to be added up.
     """
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = 32 // S
-    lane = tl.arange(0, 32)
-    tile = (lane % S * 4)[:, None] + tl.arange(0, 4)[None, :]
+    Q: tl.constexpr = LANES // S
+    lane = tl.arange(0, LANES)
+    K: tl.constexpr = 4 if HAS_Z else 3
+    tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
     index, keep = _folded_place(M, S)
-    scratch_tile = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
-    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * ((SEGMENT // G) * CPT * M * 128)
+    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * ((SEGMENT // G) * CPT * M * 4 * LANES)
     for work in range(tl.program_id(0), TILES, tl.num_programs(0)):
         k = (work // N_TILES) % N_CHUNKS
         b = (work // N_TILES // N_CHUNKS).to(tl.int64)
-        channel = (work % N_TILES) * (Q * CPT) + lane // S
+        channel = (work % N_TILES) * (Q * CPT) + lane // S * CPT
         start = k * CHUNK
         end = tl.minimum(start + CHUNK, L)
         A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
-        bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, Q, HAS_BIAS)
-        skip = _load_channels(D_ptr, channel, D_SIZE, CPT, Q, HAS_D)
+        bias = _load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
+        skip = _load_channels(D_ptr, channel, D_SIZE, CPT, HAS_D)
         ag = _load_tiles(final_ptr + b * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, HAS_FINAL)
         ag = _collect(ag, A2, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, (b + 1) * N_CHUNKS - 1,
                       N_CHUNKS - 1 - k, -1, D_SIZE, N_SIZE, channel, CPT, M, S, RESETS)  # fmt: skip
         dA, dD, dbias = _zeros(CPT * M, 4), _zeros(CPT, 1), _zeros(CPT, 1)
-        reset = tl.zeros([32], tl.float32)
+        reset = tl.zeros([LANES], tl.float32)
         dBC = dBC_ptr + b * L_PADDED * (8 * S * M)
         if DETERMINISTIC:
-            dBC += (work % N_TILES) * BATCH.to(tl.int64) * L_PADDED * (8 * S * M)
+            dBC += (work % N_TILES * (LANES // 32) + lane // 32) * BATCH.to(tl.int64) * L_PADDED * (8 * S * M)
         segments = (end - start + SEGMENT - 1) // SEGMENT
         for done in range(segments):
             base = start + (segments - 1 - done) * SEGMENT
             stop = tl.minimum(base + SEGMENT, end)
-            first = base + (lane % G).to(tl.int64)
             place = b * N_SEGMENTS + base // SEGMENT
-            _refill(saved_ptr + place * D_SIZE * N_SIZE, scratch, u_ptr + b * u_sb + first * u_st + channel, u_st,
-                    delta_ptr + b * delta_sb + first * delta_st + channel, delta_st,
+            first = (base + lane % G).to(tl.int64)
+            pointers = (
+                u_ptr + b * u_sb + first * u_st + channel,
+                delta_ptr + b * delta_sb + first * delta_st + channel,
+            )
+            _refill(ONCE, saved_ptr + place * D_SIZE * N_SIZE, scratch, pointers, (u_st, delta_st),
                     BC_ptr + (b * L_PADDED + base) * (8 * S * M) + tile, reset_ptr + b * L_PADDED, base, stop, A2,
                     bias, channel, D_SIZE, N_SIZE, CPT, M, S, G, SOFTPLUS, RESETS, MASKED)  # fmt: skip
             tl.debug_barrier()
 
             last = base + (stop - base - 1) // G * G
-            t = last + lane % G
-            first = t.to(tl.int64)
+            first = (last + lane % G).to(tl.int64)
             u_p = u_ptr + b * u_sb + first * u_st + channel
             delta_p = delta_ptr + b * delta_sb + first * delta_st + channel
-            z_p = z_ptr + b * z_sb + first * z_st + channel
-            dout_p = dout_ptr + b * dout_sb + first * dout_st + channel
-            out = (b * L + first) * D_SIZE + channel
-            row = (b * L_PADDED + last) * (8 * S * M)
-            kept = scratch + (last - base) // G * (CPT * M * 128)
-            next_u = _load_lanes(u_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-            next_delta = _load_lanes(delta_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-            next_dout = _load_lanes(dout_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-            next_z = next_dout
+            pointers = (u_p, delta_p, dout_ptr + b * dout_sb + first * dout_st + channel)
+            strides = (u_st, delta_st, dout_st)
             if HAS_Z:
-                next_z = _load_lanes(z_p, t, end, channel, D_SIZE, CPT, Q, MASKED)
-            next_h = _scratch_tiles(kept, CPT * M)
+                pointers, strides = pointers + (z_ptr + b * z_sb + first * z_st + channel,), strides + (z_st,)
+            raw = _load_inputs(pointers, last + lane % G, end, channel, D_SIZE, K, CPT, MASKED)
+            out = (b * L + first) * D_SIZE + channel
+            row = BC_ptr + (b * L_PADDED + last) * (8 * S * M)
+            kept = scratch + (last - base) // G * (CPT * M * 4 * LANES)
+            h = _scratch_tiles(kept, CPT * M)
+            BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
             for back in range(0, stop - base, G):
                 t0 = last - back
+                now, now_h, now_BC = raw, h, BC
+                raw, pointers = _next_inputs(
+                    pointers, strides, t0, base, end, channel, D_SIZE, K, G, CPT, 0, True, MASKED
+                )
+                kept -= tl.where(t0 > base, CPT * M * 4 * LANES, 0)
+                row -= tl.where(t0 > base, G, 0) * (8 * S * M)
+                h = _scratch_tiles(kept, CPT * M)
+                BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
                 t = t0 + lane % G
-                now_u, now_delta, now_dout, now_z, h = next_u, next_delta, next_dout, next_z, next_h
-                ahead = tl.where(t0 > base, G, 0)
-                u_p -= ahead * u_st
-                delta_p -= ahead * delta_st
-                dout_p -= ahead * dout_st
-                next_u = _load_lanes(u_p, t - ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-                next_delta = _load_lanes(delta_p, t - ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-                next_dout = _load_lanes(dout_p, t - ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-                if HAS_Z:
-                    z_p -= ahead * z_st
-                    next_z = _load_lanes(z_p, t - ahead, end, channel, D_SIZE, CPT, Q, MASKED)
-                kept -= (ahead // G) * (CPT * M * 128)
-                next_h = _scratch_tiles(kept, CPT * M)
                 if RESETS:
                     reset = tl.load(reset_ptr + b * L_PADDED + t)
-                u, delta, dt, x = _steps(now_delta, bias, now_u, t, end, CPT, SOFTPLUS, MASKED)
-                dy, z, sigmoid = _gated(now_dout, now_z, t, end, CPT, HAS_Z, MASKED)
-                states, decays, y_parts = _walk_forward(h, A2, dt, x, reset, BC_ptr + row + tile, CPT, M, S, G,
-                                                        RESETS, HAS_Z)  # fmt: skip
-                ag, dA, dx_parts, dt_parts = _walk_back(ag, dA, A2, dt, x, dy, states, decays, BC_ptr + row + tile,
-                                                        dBC + (t0 * (8 * S * M)), index, keep, CPT, M, S, G,
-                                                        DETERMINISTIC)  # fmt: skip
-                new_dD, new_dbias = (), ()
-                for c in tl.static_range(CPT):
-                    inside = (t < end) & (channel + c * Q < D_SIZE)
-                    dx = _sum_over_states(dx_parts, c, CPT, G, S)
-                    d_delta = dx * u[c] + _sum_over_states(dt_parts, c, CPT, G, S) * LN2
-                    if SOFTPLUS:
-                        d_delta = d_delta * _sigmoid(delta[c])
-                    if MASKED:
-                        d_delta = tl.where(inside, d_delta, 0.0)
-                    new_dD, new_dbias = new_dD + (dD[c] + dy[c] * u[c],), new_dbias + (dbias[c] + d_delta,)
-                    inside = inside & (lane % S < G)
-                    tl.store(du_ptr + out + c * Q, (dx * dt[c] + dy[c] * skip[c]).to(du_ptr.dtype.element_ty), mask=inside)
-                    tl.store(ddelta_ptr + out + c * Q, d_delta.to(ddelta_ptr.dtype.element_ty), mask=inside)
+                u, delta, dt, x = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
+                dy, z, sigmoid = _gated(now, 2, 3, CPT, HAS_Z)
+                if ONCE == 1:
+                    states, decays, y_parts = _walk_forward(now_h, A2, dt, x, reset, now_BC, CPT, M, G, RESETS, HAS_Z)
+                    ag, dA, dx_parts, dt_parts = _walk_back(ag, dA, A2, dt, x, dy, states, decays, now_BC,
+                                                            dBC + (t0 * (8 * S * M)), index, keep, CPT, M, S, G,
+                                                            DETERMINISTIC)  # fmt: skip
+                    inside = (t < end) & (lane % S < G)
+                    new_dD, new_dbias, dus, ddeltas, dzs = (), (), (), (), ()
+                    for c in tl.static_range(CPT):
+                        dx = _sum_over_states(dx_parts, c, CPT, G, S)
+                        d_delta = dx * u[c] + _sum_over_states(dt_parts, c, CPT, G, S) * LN2
+                        if SOFTPLUS:
+                            d_delta = d_delta * _sigmoid(delta[c])
+                        if MASKED:
+                            d_delta = tl.where(t < end, d_delta, 0.0)
+                        new_dD, new_dbias = new_dD + (dD[c] + dy[c] * u[c],), new_dbias + (dbias[c] + d_delta,)
+                        dus, ddeltas = dus + (dx * dt[c] + dy[c] * skip[c],), ddeltas + (d_delta,)
+                        if HAS_Z:
+                            y = _sum_over_states(y_parts, c, CPT, G, S) + skip[c] * u[c]
+                            dout = now[2 * CPT + c].to(tl.float32)
+                            dzs = dzs + (dout * y * sigmoid[c] * (1.0 + z[c] * (1.0 - sigmoid[c])),)
+                    dD, dbias = new_dD, new_dbias
+                    _store_lanes(du_ptr + out, dus, inside, channel, D_SIZE, CPT, MASKED or S > G)
+                    _store_lanes(ddelta_ptr + out, ddeltas, inside, channel, D_SIZE, CPT, MASKED or S > G)
                     if HAS_Z:
-                        y = _sum_over_states(y_parts, c, CPT, G, S) + skip[c] * u[c]
-                        dz = now_dout[c].to(tl.float32) * y * sigmoid[c] * (1.0 + z[c] * (1.0 - sigmoid[c]))
-                        tl.store(dz_ptr + out + c * Q, dz.to(dz_ptr.dtype.element_ty), mask=inside)
-                dD, dbias = new_dD, new_dbias
+                        _store_lanes(dz_ptr + out, dzs, inside, channel, D_SIZE, CPT, MASKED or S > G)
                 out -= G * D_SIZE
-                row -= G * (8 * S * M)
             tl.debug_barrier()
 
         place = b * N_CHUNKS + k
         _store_tiles(dA_ptr + place * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S)
         for c in tl.static_range(CPT):
-            here = channel + c * Q
+            here = channel + c
             writes = (here < D_SIZE) & (lane % S == 0)
             total_D, total_bias = dD[c], dbias[c]
             if G > 1:
