@@ -708,15 +708,16 @@ class TestTritonInterpreted:
     def test_a_cut_with_the_state_carried_changes_nothing(self):
         hold_cut(make_arguments(1, 9, 5, 3, dtype=torch.float32), "triton", cut=5)
 
+    @pytest.mark.parametrize("d_state", [3, 16])
     @pytest.mark.parametrize("packed", [False, True])
-    def test_chunks(self, packed, monkeypatch):
-        """A sequence cut in three, the state handed from chunk to chunk; also where a sequence begins there."""
-        monkeypatch.setattr(triton, "SHORTEST_CHUNK", triton.SEGMENT)
-        length = 2 * triton.SEGMENT + 5
-        arguments = make_arguments(1, length, 5, 3, dtype=torch.float32)
-        assert triton.plan(arguments["u"], 3, "forward").n_chunks == 3
+    def test_chunks(self, d_state, packed, monkeypatch):
+        """The state is handed from chunk to chunk, two segments each; one packed sequence begins where a chunk does."""
+        monkeypatch.setattr(triton, "SEGMENT", 8)
+        monkeypatch.setattr(triton, "SHORTEST_CHUNK", 16)
+        arguments = make_arguments(1, 37, 5, d_state, dtype=torch.float32)
+        assert triton.plan(arguments["u"], d_state, "forward").n_chunks == 3
         if packed:
-            hold_packed(arguments, [{10, triton.SEGMENT, length - 1}], "triton", deterministic=True)
+            hold_packed(arguments, [{10, 32, 36}], "triton", deterministic=True)
         else:
             hold(arguments, "triton", delta_softplus=True)
 
