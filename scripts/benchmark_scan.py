@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     for name, why in left_out.items():
         say(f"{name} left out: {why}")
     if args.device.type == "cuda":
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(args.device.index or 0)
     session, limits, interrupted = measure(args, contestants)
     rows = session.whole_shapes()
     compare(rows, limits, args.dtype.itemsize, args.targets)
