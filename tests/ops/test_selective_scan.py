@@ -10,6 +10,7 @@ import pytest
 import torch
 from comparison import (
     DEVICES,
+    TOLERANCE,
     assert_all_close,
     backends_in,
     doubled,
@@ -38,10 +39,6 @@ INTERPRETED = 4
 """Positions, in all sequences together, that Triton's interpreter may take in a test that all backends share: they
 last 0.1 s each. What it is held to besides is in TestTritonInterpreted."""
 HALF = (torch.bfloat16, torch.float16)
-
-LONG_TOLERANCE = {"cpu": 3e-5, "triton": 1e-5, "parallel": 1e-5}
-"""Over 65,537 positions; "cpu" adds the gradients of D and delta_bias position by position, in float32."""
-
 
 def step_sizes(kind: str, *shape: int) -> Tensor:
     """Step sizes as a model has them, or such as break a scan that divides by its decays."""
@@ -287,7 +284,7 @@ class TestEveryBackend:
             reason = import_module(f"{PACKAGE}.{backend}").why_unavailable(torch.device(device), torch.float32)
             if reason is not None or interpreted(backend, device):
                 continue
-            tolerance = 5e-4 if steps == "tiny" else LONG_TOLERANCE[backend]
+            tolerance = 5e-4 if steps == "tiny" else TOLERANCE[torch.float32]
             actual = results(selective_scan, arguments, backend=backend)
             for name, tensor in actual.items():
                 actual_one, expected_one = {f"{backend} {name}": tensor.cpu()}, {f"{backend} {name}": expected[name]}

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from seqlab.ops import cpu_threads
 from seqlab.ops.selective_scan import cpu, reference
 from seqlab.ops.selective_scan.interface import Inputs
 
@@ -283,7 +284,7 @@ class TestThreads:
         arguments = make_arguments(3, 70, 9 * W, 5, dtype=torch.float32)
         with_openmp = fused(arguments)
         before = torch.get_num_threads()
-        monkeypatch.setattr(cpu, "_fork_join", lambda: None)
+        monkeypatch.setattr(cpu_threads, "_fork_join", lambda: None)
         try:
             torch.set_num_threads(3)
             for name, value in fused(arguments).items():

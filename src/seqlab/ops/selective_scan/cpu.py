@@ -9,14 +9,8 @@ run to run, on any number of threads.
 Symbols: Bt batch, L length, D channels, N state size; T, W positions and channels of a tile.
 """
 
-import ctypes
 import gc
-import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -26,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqlab.ops.cpu_threads import on_threads
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
 
 TASKS = 32
@@ -33,6 +28,8 @@ TASKS = 32
 
 SMALLEST_GROUP = 2
 """Blocks of channels in a group: B and C are read, and their gradients folded, once a group."""
+
+_compiling = threading.Lock()
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -197,43 +194,27 @@ def _operands(tensors: dict[int, Tensor | None]) -> np.ndarray:
     return table
 
 
-SUBNORMAL = 2.0**-1040
-
-
 def _run(kernel: Any, arguments: tuple, places: list[tuple], scratch_size: int) -> None:
-    """Call ``kernel(*arguments, scratch, *place)`` once for each place, on as many threads as PyTorch would use.
-
-    A thread takes the next place when it is done with one, for any of them may be interrupted by other processes.
-    """
+    """Call ``kernel(*arguments, scratch, *place)`` once for each place; a thread that is done takes the next one."""
     _compile(kernel, (*arguments, 0, *places[0]))
     threads = min(torch.get_num_threads(), len(places))
-    pitch = -(-scratch_size // 16) * 16
+    pitch = -(-scratch_size // 16) * 16  # floats, so that each buffer begins with a cache line
     scratch = torch.empty(threads * pitch)
-    waiting, buffers, errors = deque(places), deque(range(threads)), []
+    buffers, waiting = iter(range(threads)), iter(places)
 
-    def work(*_) -> None:
-        try:
-            with _subnormals_flushed():
-                scratch_at = scratch.data_ptr() + 4 * pitch * buffers.pop()
-                while waiting:
-                    try:
-                        place = waiting.popleft()
-                    except IndexError:  # another thread was faster
-                        break
-                    kernel(*arguments, scratch_at, *place)
-        except BaseException as error:
-            errors.append(error)
+    def work() -> None:
+        scratch_at = scratch.data_ptr() + 4 * pitch * next(buffers)
+        for place in waiting:
+            kernel(*arguments, scratch_at, *place)
 
-    _on_threads(threads, work)
-    if errors:
-        raise errors[0]
+    on_threads(threads, work)
 
 
 def _compile(kernel: Any, arguments: tuple) -> None:
     """Compile (or load from disk) before threads need it, and without the pauses of a garbage collection."""
-    if kernel.signatures:
-        return
     with _compiling:
+        if kernel.signatures:
+            return
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -241,57 +222,3 @@ def _compile(kernel: Any, arguments: tuple) -> None:
         finally:
             if collecting:
                 gc.enable()
-
-
-_compiling = threading.Lock()
-
-
-@contextmanager
-def _subnormals_flushed() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0 in this thread: arithmetic with them is up to ten times as slow, and a gradient
-    that fades away backwards in time ends among them."""
-    already = SUBNORMAL * 1.0 == 0.0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(already)
-
-
-def _on_threads(threads: int, work: Callable[..., None]) -> None:
-    """Call ``work`` on so many threads, this one included.
-
-    PyTorch's own threads are the best to ask: after a matrix product they spin for some milliseconds, waiting for more
-    work, and would keep others from their cores. A forked process has only the one that forked.
-    """
-    fork_join = _fork_join() if os.getpid() == _PROCESS else None
-    if threads == 1:
-        work()
-    elif fork_join is not None:
-        fork_join(_CALLBACK(work), None, threads, 0)
-    else:
-        others = [_pool(os.getpid(), threads - 1).submit(work) for _ in range(1, threads)]
-        work()
-        for other in others:
-            other.result()
-
-
-_PROCESS = os.getpid()
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-@cache
-def _fork_join() -> Callable | None:
-    """OpenMP's entry point in the library that PyTorch has loaded: GNU's, which LLVM's and Intel's have on Linux."""
-    try:
-        call = ctypes.CDLL(torch._C.__file__).GOMP_parallel
-    except (AttributeError, OSError):
-        return None
-    call.argtypes, call.restype = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return call
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked one has none of its parent's."""
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"selective_scan_{process}")

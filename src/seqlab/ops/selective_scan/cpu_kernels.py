@@ -386,7 +386,11 @@ def prepare_gradients(tile, gated, rows_at):
 
 @part
 def finish_gradients(tile, gated, softplus_on, vectors_at, d_vectors_at, rows_at):
-    """Turn the rows of a tile into the gradients by z, u and delta, in place; add to those by D and delta_bias."""
+    """Turn the rows of a tile into the gradients by z, u and delta, in place; add to those by D and delta_bias.
+
+    The latter are summed over the tile first, in fields of its first row that nothing needs any more: position by
+    position, a long sequence would lose a number's last digits against the sum so far.
+    """
     stand_alone()
     vectors = carray(vectors_at, (VECTORS, W))
     d_vectors = carray(d_vectors_at, (VECTORS, W))
@@ -402,8 +406,11 @@ def finish_gradients(tile, gated, softplus_on, vectors_at, d_vectors_at, rows_at
             d_raw = d_dt * sigmoid(rows[t, RAW, w]) if softplus_on else d_dt
             rows[t, U, w] = d_drive * rows[t, DT, w] + dy * vectors[SKIP, w]
             rows[t, RAW, w] = d_raw
-            d_vectors[SKIP, w] += dy * u
-            d_vectors[BIAS, w] += d_raw
+            rows[0, D_DRIVE, w] = dy * u if t == 0 else rows[0, D_DRIVE, w] + dy * u
+            rows[0, D_STEP, w] = d_raw if t == 0 else rows[0, D_STEP, w] + d_raw
+    for w in range(W):
+        d_vectors[SKIP, w] += rows[0, D_DRIVE, w]
+        d_vectors[BIAS, w] += rows[0, D_STEP, w]
 
 
 @part
