@@ -388,14 +388,16 @@ def prepare_gradients(tile, gated, rows_at):
 def finish_gradients(tile, gated, softplus_on, vectors_at, d_vectors_at, rows_at):
     """Turn the rows of a tile into the gradients by z, u and delta, in place; add to those by D and delta_bias.
 
-    The latter are summed over the tile first, in fields of its first row that nothing needs any more: position by
-    position, a long sequence would lose a number's last digits against the sum so far.
+    The latter are summed over the tile first, in fields that nothing needs any more, each row into the one before it:
+    position by position, a long sequence would lose a number's last digits against the sum so far. (Summing straight
+    into row 0 would keep the compiler from vectorising, for it cannot know that t is not 0.)
     """
     stand_alone()
+    length = tile[2]
     vectors = carray(vectors_at, (VECTORS, W))
     d_vectors = carray(d_vectors_at, (VECTORS, W))
     rows = carray(rows_at, (T, ROWS, W))
-    for t in range(tile[2]):
+    for t in range(length):
         if gated:
             for w in range(W):
                 z, s = rows[t, Z, w], rows[t, SIGMA_Z, w]
@@ -406,8 +408,12 @@ def finish_gradients(tile, gated, softplus_on, vectors_at, d_vectors_at, rows_at
             d_raw = d_dt * sigmoid(rows[t, RAW, w]) if softplus_on else d_dt
             rows[t, U, w] = d_drive * rows[t, DT, w] + dy * vectors[SKIP, w]
             rows[t, RAW, w] = d_raw
-            rows[0, D_DRIVE, w] = dy * u if t == 0 else rows[0, D_DRIVE, w] + dy * u
-            rows[0, D_STEP, w] = d_raw if t == 0 else rows[0, D_STEP, w] + d_raw
+            rows[t, D_STEP, w] = d_raw
+            rows[t, D_DRIVE, w] = dy * u
+    for t in range(length - 1, 0, -1):
+        for w in range(W):
+            rows[t - 1, D_DRIVE, w] += rows[t, D_DRIVE, w]
+            rows[t - 1, D_STEP, w] += rows[t, D_STEP, w]
     for w in range(W):
         d_vectors[SKIP, w] += rows[0, D_DRIVE, w]
         d_vectors[BIAS, w] += rows[0, D_STEP, w]
