@@ -2,8 +2,8 @@
 
 After a matrix product PyTorch's threads spin for some milliseconds, waiting for more to do. Threads of our own would
 have to share their cores with them, and gain nothing. So the work goes to PyTorch's threads, through the OpenMP
-library that it has loaded. Where that offers no way in, and in a forked process, which has none of its parent's threads,
-a pool takes their place.
+library that it has loaded. Where that offers no way in, and in a forked process, which has none of its parent's
+threads, a pool takes their place.
 """
 
 import ctypes
