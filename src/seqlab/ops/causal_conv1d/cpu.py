@@ -3,9 +3,7 @@
 The loops are in ``cpu_kernels.py``; here is how they are spread over threads. Symbols as there.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops.causal_conv1d.operator import Gradients
+from seqlab.ops.cpu_threads import on_threads
 
 ELEMENTS = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.float16: np.uint16}
 """Numba knows neither bfloat16 nor float16: the kernels see their bits, and tell the two by the sign."""
@@ -37,15 +36,6 @@ def _kernels() -> ModuleType:
     from seqlab.ops.causal_conv1d import cpu_kernels
 
     return cpu_kernels
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="causal_conv1d")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of its parent's threads
 
 
 def forward(
@@ -130,14 +120,14 @@ class _Operands:
         tile = _kernels().T
         work = torch.empty(threads, (1 + tile) + blocks * 2 * (lags - 1 + tile), _kernels().W)
         fixed = (ELEMENTS[self.x.dtype], *first, *self.arguments)
-        shares = [
-            (work[i].data_ptr(), (groups, blocks, i * tasks // threads, (i + 1) * tasks // threads))
-            for i in range(threads)
-        ]
-        others = [_threads(threads - 1).submit(kernel, *fixed, *share) for share in shares[1:]]
-        kernel(*fixed, *shares[0])
-        for other in others:
-            other.result()
+        buffers, waiting = iter(range(threads)), iter(range(tasks))
+
+        def run() -> None:
+            work_at = work[next(buffers)].data_ptr()
+            for task in waiting:
+                kernel(*fixed, work_at, (groups, blocks, task, task + 1))
+
+        on_threads(threads, run)
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
