@@ -40,6 +40,7 @@ INTERPRETED = 4
 last 0.1 s each. What it is held to besides is in TestTritonInterpreted."""
 HALF = (torch.bfloat16, torch.float16)
 
+
 def step_sizes(kind: str, *shape: int) -> Tensor:
     """Step sizes as a model has them, or such as break a scan that divides by its decays."""
     if kind == "huge":  # every decay underflows, in float64 too
