@@ -119,7 +119,7 @@ class _Staged(NamedTuple):
     """What every kernel reads, laid out for it."""
 
     A: Tensor  # (D, N) float32
-    BC: Tensor  # (Bt, L padded, 2, N padded) float32
+    BC: Tensor  # (Bt, L padded, 2, N padded) float32 in size; `triton_kernels` says in what order
     reset: Tensor  # (Bt, L padded) float32, empty without seq_idx
     u: Tensor
     delta: Tensor

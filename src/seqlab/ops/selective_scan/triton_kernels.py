@@ -255,6 +255,19 @@ def _store_tiles(pointer, tiles, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: 
 
 
 @triton.jit
+def _store_channels(pointer, values, channel, D_SIZE, CPT: tl.constexpr, G: tl.constexpr, S: tl.constexpr):
+    """Write for each channel the sum of its value over the lanes of all G positions."""
+    for c in tl.static_range(CPT):
+        total = values[c]
+        if G > 1:
+            total += _exchange(total, 1)
+        if G > 2:
+            total += _exchange(total, 2)
+        here = channel + c
+        tl.store(pointer + here, total, mask=(here < D_SIZE) & (tl.arange(0, LANES) % S == 0))
+
+
+@triton.jit
 def _scaled(tiles, factor, K: tl.constexpr):
     scaled = ()
     for i in tl.static_range(K):
@@ -391,14 +404,7 @@ def chunk_states_kernel(
 
     place = b * N_CHUNKS + k
     _store_tiles(state_ptr + place * D_SIZE * N_SIZE, h, channel, D_SIZE, N_SIZE, CPT, M, S)
-    for c in tl.static_range(CPT):
-        total = time[c]
-        if G > 1:
-            total += _exchange(total, 1)
-        if G > 2:
-            total += _exchange(total, 2)
-        here = channel + c
-        tl.store(time_ptr + place * D_SIZE + here, total, mask=(here < D_SIZE) & (lane % S == 0))
+    _store_channels(time_ptr + place * D_SIZE, time, channel, D_SIZE, CPT, G, S)
     if RESETS:
         tl.store(cut_ptr + place, tl.min(cut, axis=0))
 
@@ -586,14 +592,7 @@ def chunk_gradients_kernel(
 
     place = b * N_CHUNKS + k
     _store_tiles(state_ptr + place * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S)
-    for c in tl.static_range(CPT):
-        total = time[c]
-        if G > 1:
-            total += _exchange(total, 1)
-        if G > 2:
-            total += _exchange(total, 2)
-        here = channel + c
-        tl.store(time_ptr + place * D_SIZE + here, total, mask=(here < D_SIZE) & (lane % S == 0))
+    _store_channels(time_ptr + place * D_SIZE, time, channel, D_SIZE, CPT, G, S)
     if RESETS:
         tl.store(cut_ptr + place, tl.min(cut, axis=0))
 
@@ -870,15 +869,7 @@ def backward_kernel(
 
         place = b * N_CHUNKS + k
         _store_tiles(dA_ptr + place * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S)
-        for c in tl.static_range(CPT):
-            here = channel + c
-            writes = (here < D_SIZE) & (lane % S == 0)
-            total_D, total_bias = dD[c], dbias[c]
-            if G > 1:
-                total_D, total_bias = total_D + _exchange(total_D, 1), total_bias + _exchange(total_bias, 1)
-            if G > 2:
-                total_D, total_bias = total_D + _exchange(total_D, 2), total_bias + _exchange(total_bias, 2)
-            tl.store(dD_ptr + place * D_SIZE + here, total_D, mask=writes)
-            tl.store(dbias_ptr + place * D_SIZE + here, total_bias, mask=writes)
+        _store_channels(dD_ptr + place * D_SIZE, dD, channel, D_SIZE, CPT, G, S)
+        _store_channels(dbias_ptr + place * D_SIZE, dbias, channel, D_SIZE, CPT, G, S)
         if k == 0:
             _store_tiles(initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S)
