@@ -26,8 +26,11 @@ SEGMENT = 64
 SHORTEST_CHUNK = 4 * SEGMENT
 """A chunk walks its positions twice, so it has to be worth a program of its own."""
 
-FAR = 24
-"""How many positions ahead the second cache is filled."""
+STAGES = 4
+"""Groups of positions in a warp's ring: this many less one are on their way while one is computed with."""
+
+MOST_SHARED = 48 * 1024
+"""Bytes of shared memory that a program may have without asking."""
 
 PROGRAMS = {"forward": 3, "backward": 2}
 """Programs that a multiprocessor of an H100 runs at a time, by their registers (168 and 255 a lane)."""
@@ -129,8 +132,8 @@ class _Staged(NamedTuple):
     masked: bool  # whether L or D is not a multiple of what a program takes
 
     def sizes(self, plan: Plan) -> tuple[int, ...]:
-        """One, L, L padded, D, N, as the kernels want them."""
-        return 1, self.u.shape[1], self.BC.shape[1], self.u.shape[2], self.A.shape[1]
+        """L, L padded, D, N, as the kernels want them."""
+        return self.u.shape[1], self.BC.shape[1], self.u.shape[2], self.A.shape[1]
 
     @staticmethod
     def strides(*tensors: Tensor) -> list[int]:
@@ -145,6 +148,25 @@ def _rows(tensor: Tensor) -> Tensor:
 def _options(device: torch.device) -> dict[str, Any]:
     # One stage, on Blackwell too: nothing is pipelined through shared memory. Multiply-adds are fused on purpose.
     return {"num_warps": LANES // 32, "num_stages": 1, "enable_fp_fusion": True} if device.type == "cuda" else {}
+
+
+def _stages(plan: Plan, tensors: list[Tensor], states: int) -> int:
+    """Slots of a warp's ring, or 0 where it cannot be used: unlike dtypes, unaligned rows, too little shared memory."""
+    if tensors[0].device.type != "cuda" or len({tensor.dtype for tensor in tensors}) > 1:
+        return 0
+    item = tensors[0].element_size()
+    row = 32 // plan.lanes * plan.channels * item
+    part = min(row, 16)
+    if part < 4 or any(
+        number * item % part for tensor in tensors for number in (*tensor.stride()[:2], tensor.shape[2])
+    ) or any(tensor.data_ptr() % part for tensor in tensors):
+        return 0
+    copies = -(-len(tensors) * plan.group * (row // part) // 32) * part * 32
+    slot = copies + -(-plan.group * 2 * plan.lanes * plan.tiles // 32) * 512 + 512 * states
+    stages = STAGES
+    while stages * slot * LANES // 32 > MOST_SHARED:
+        stages //= 2
+    return stages if stages > 1 else 0
 
 
 def _stage(inputs: Inputs, plan: Plan) -> _Staged:
@@ -210,7 +232,8 @@ def _forward(inputs: Inputs, initial_state: Tensor | None, keep: bool, cut: Plan
     saved = torch.empty(saved_shape(inputs) if keep else (0,), dtype=torch.float32, device=device)
     grid = (cut.channel_tiles(d_inner), cut.n_chunks, batch)
     sizes = (*staged.sizes(cut), cut.chunk, cut.n_chunks)
-    shared = {**_flags(inputs, staged), **cut.constants(), "FAR": FAR, **_options(device)}
+    stages = _stages(cut, [staged.u, staged.delta] + [staged.z] * (inputs.z is not None), 0)
+    shared = {**_flags(inputs, staged), **cut.constants(), "STAGES": stages, **_options(device)}
     if cut.n_chunks > 1:
         kernels.chunk_states_kernel[grid](
             staged.u, staged.delta, staged.A, staged.BC, staged.bias, staged.reset, *chunks, *sizes,
@@ -241,11 +264,12 @@ def _backward(
     dy = _rows(dy)
     tiles = cut.channel_tiles(d_inner)
     sizes = (*staged.sizes(cut), cut.chunk, cut.n_chunks)
-    shared = {**_flags(inputs, staged), **cut.constants(), **_options(device)}
+    stages = _stages(cut, [staged.u, staged.delta, dy] + [staged.z] * (inputs.z is not None), cut.channels * cut.tiles)
+    shared = {**_flags(inputs, staged), **cut.constants(), "STAGES": stages, **_options(device)}
     if cut.n_chunks > 1:
         kernels.chunk_gradients_kernel[(tiles, cut.n_chunks, batch)](
             staged.u, staged.delta, staged.z, dy, staged.A, staged.BC, staged.bias, staged.reset, *chunks, *sizes,
-            *staged.strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None, FAR=FAR, **shared,
+            *staged.strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None, **shared,
         )  # fmt: skip
 
     def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

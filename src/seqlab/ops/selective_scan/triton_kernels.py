@@ -46,7 +46,7 @@ LANES = tl.constexpr(128)  # of a program
 # Triton compiles a kernel again where an integer becomes 1 or a multiple of 16. None of these gains by it; strides and
 # widths do, since loads of neighbouring channels become one.
 SIZES = [
-    "ONCE", "L", "L_PADDED", "CHUNK", "N_CHUNKS", "N_SEGMENTS", "N_TILES", "TILES", "BATCH",
+    "L", "L_PADDED", "CHUNK", "N_CHUNKS", "N_SEGMENTS", "N_TILES", "TILES", "BATCH",
     "B_sb", "B_st", "B_sn", "C_sb", "C_st", "C_sn", "seq_sb", "seq_st",
 ]  # fmt: skip
 
@@ -171,44 +171,242 @@ def _store_lanes(pointer, values, mask, channel, D_SIZE, CPT: tl.constexpr, MASK
             tl.store(pointer[:, None] + c, tile.to(dtype))
 
 
+@triton.constexpr_function
+def _ceil(a, b):
+    return -(-a // b)
+
+
+@triton.constexpr_function
+def _input_bytes(K, S, CPT, ITEM):
+    """Of one group of positions of K tensors in a slot of a warp's ring, rounded up to whole copies by all lanes."""
+    row = 32 // S * CPT * ITEM
+    part = min(row, 16)
+    return _ceil(K * min(S, 4) * (row // part), 32) * 32 * part
+
+
+@triton.constexpr_function
+def _row_bytes(S, M):
+    """Of the rows of BC of one group of positions in a slot, rounded up likewise."""
+    return _ceil(min(S, 4) * 2 * S * M, 32) * 512
+
+
+@triton.constexpr_function
+def _slot_bytes(K, STATES, S, M, CPT, ITEM):
+    return _input_bytes(K, S, CPT, ITEM) + _row_bytes(S, M) + 512 * STATES
+
+
+@triton.constexpr_function
+def _asm_of_ring(size):
+    return "{ .shared .align 16 .b8 ring[" + str(size) + "]; mov.u32 $0, ring; }"
+
+
+@triton.constexpr_function
+def _asm_of_copy(size, cache):
+    return "cp.async." + cache + ".shared.global [$1], [$2], " + str(size) + ", $3; mov.u32 $0, 0;"
+
+
+@triton.constexpr_function
+def _asm_of_read(words, kind, again):
+    """``again``: not to be merged with an earlier read of the same place."""
+    many = {1: "", 2: ".v2", 4: ".v4"}[words]
+    registers = ", ".join("$" + str(i) for i in range(words))
+    load = "ld" + (".volatile" if again else "") + ".shared" + many + "." + kind
+    return load + (" {" + registers + "}" if words > 1 else " $0") + ", [$" + str(words) + "];"
+
+
 @triton.jit
-def _load_inputs(pointers, t, end, channel, D_SIZE, K: tl.constexpr, CPT: tl.constexpr, MASKED: tl.constexpr):
-    """K CPT x (LANES,) one position of each of a lane's channels, of K tensors."""
+def _ring(BYTES: tl.constexpr):
+    """(LANES,) the address of BYTES of shared memory that this warp has for itself. To be called once in a kernel."""
+    lane = tl.arange(0, LANES)
+    whole = tl.inline_asm_elementwise(
+        _asm_of_ring(BYTES * (LANES // 32)), "=r,r", [lane], tl.int32, is_pure=False, pack=1
+    )
+    return whole + lane // 32 * BYTES
+
+
+@triton.jit
+def _copy(to, address, size, BYTES: tl.constexpr, CACHE: tl.constexpr):
+    """Begin to copy BYTES from memory at ``address`` to shared memory; ``size`` 0 writes zeros instead."""
+    tl.inline_asm_elementwise(
+        _asm_of_copy(BYTES, CACHE), "=r,r,l,r", [to, address, size], tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _close_copies(lane):
+    """What has been begun since the last call is one group of copies."""
+    tl.inline_asm_elementwise("cp.async.commit_group; mov.u32 $0, 0;", "=r,r", [lane], tl.int32, is_pure=False, pack=1)
+
+
+@triton.constexpr_function
+def _asm_of_wait(pending):
+    return "cp.async.wait_group " + str(pending) + "; bar.warp.sync 0xffffffff; mov.u32 $0, 0;"
+
+
+@triton.jit
+def _await_copies(lane, PENDING: tl.constexpr):
+    """Wait until all groups of copies but the last PENDING are there, for every lane of the warp."""
+    tl.inline_asm_elementwise(_asm_of_wait(PENDING), "=r,r", [lane], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _read_tile(address):
+    """(LANES, 4) float32 from shared memory, 16 bytes a lane."""
+    a, b, c, d = tl.inline_asm_elementwise(
+        _asm_of_read(4, "f32", False), "=f,=f,=f,=f,r", [address], (tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=False, pack=1,
+    )  # fmt: skip
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [LANES, 4])
+
+
+@triton.jit
+def _halves(word, DTYPE: tl.constexpr):
+    """The two 16-bit numbers of a word (LANES,) in float32."""
+    if DTYPE == tl.bfloat16:
+        low = (word << 16).to(tl.float32, bitcast=True)
+        high = (word & -65536).to(tl.float32, bitcast=True)
+    else:
+        low = (word & 65535).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return low, high
+
+
+@triton.jit
+def _read_numbers(address, CPT: tl.constexpr, DTYPE: tl.constexpr):
+    """CPT x (LANES,) in float32: neighbouring numbers in shared memory."""
+    if DTYPE == tl.float32:
+        if CPT == 1:
+            return (tl.inline_asm_elementwise(
+                _asm_of_read(1, "f32", True), "=f,r", [address], tl.float32, is_pure=False, pack=1),)  # fmt: skip
+        elif CPT == 2:
+            return tl.inline_asm_elementwise(
+                _asm_of_read(2, "f32", True), "=f,=f,r", [address], (tl.float32, tl.float32), is_pure=False, pack=1
+            )
+        else:
+            return tl.inline_asm_elementwise(
+                _asm_of_read(4, "f32", True), "=f,=f,=f,=f,r", [address],
+                (tl.float32, tl.float32, tl.float32, tl.float32), is_pure=False, pack=1,
+            )  # fmt: skip
+    else:
+        if CPT == 1:
+            word = tl.inline_asm_elementwise(_asm_of_read(1, "u16", True), "=r,r", [address], tl.int32, is_pure=False, pack=1)
+            low, _ = _halves(word, DTYPE)
+            return (low,)
+        elif CPT == 2:
+            word = tl.inline_asm_elementwise(_asm_of_read(1, "u32", True), "=r,r", [address], tl.int32, is_pure=False, pack=1)
+            return _halves(word, DTYPE)
+        else:
+            first, second = tl.inline_asm_elementwise(
+                _asm_of_read(2, "u32", True), "=r,=r,r", [address], (tl.int32, tl.int32), is_pure=False, pack=1
+            )
+            return _halves(first, DTYPE) + _halves(second, DTYPE)
+
+
+@triton.jit
+def _sources(
+    pointers, strides, rows, first, start, end, channel, D_SIZE,
+    K: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    """What a lane copies of each group of positions: tuples over the rounds of copies by all lanes.
+
+    First K tensors, then the rows of BC. Returns addresses at the group of position ``first``, the way to the next
+    group in bytes (BACK: to the one before), and the bound that a group's position has to be below. ``pointers`` and
+    ``rows`` stand at position 0, ``channel`` is the warp's first.
+    """
+    ITEM: tl.constexpr = pointers[0].dtype.element_ty.primitive_bitwidth // 8
+    G: tl.constexpr = S if S < 4 else 4
+    SIGN: tl.constexpr = -1 if BACK else 1
+    ROW: tl.constexpr = 32 // S * CPT * ITEM
+    BYTES: tl.constexpr = 16 if ROW > 16 else ROW
+    PARTS: tl.constexpr = ROW // BYTES
+    addresses, steps, bounds = (), (), ()
+    lane = tl.arange(0, LANES) % 32
+    for r in tl.static_range(_ceil(K * G * PARTS, 32)):
+        i = r * 32 + lane
+        position = i // PARTS % G
+        address = tl.zeros([LANES], tl.int64)
+        step = tl.zeros([LANES], tl.int64)
+        for k in tl.static_range(K):
+            mine = i // (PARTS * G) == k
+            row = (first + position).to(tl.int64) * strides[k]
+            address = tl.where(mine, pointers[k].to(tl.int64) + row * ITEM, address)
+            step = tl.where(mine, tl.cast(strides[k], tl.int64) * (SIGN * G * ITEM), step)
+        here = channel + i % PARTS * (BYTES // ITEM)
+        used = (i < K * G * PARTS) & (here < D_SIZE)
+        addresses = addresses + (address + here.to(tl.int64) * ITEM,)
+        steps = steps + (step,)
+        bounds = bounds + (tl.where(used, end - position, start),)
+    for r in tl.static_range(_ceil(G * 2 * S * M, 32)):
+        i = r * 32 + lane
+        addresses = addresses + (rows.to(tl.int64) + first.to(tl.int64) * (32 * S * M) + i * 16,)
+        steps = steps + (SIGN * G * 32 * S * M,)
+        bounds = bounds + (tl.where(i < G * 2 * S * M, end, start),)
+    return addresses, steps, bounds
+
+
+@triton.jit
+def _send(
+    slots, n, addresses, steps, bounds, states, t0, start,
+    K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, ITEM: tl.constexpr,
+    STAGES: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    """Begin to copy group n, that of position t0, as one group of copies; returns the addresses of the next.
+
+    ``states`` is the address of its states, if STATES tiles of them are wanted.
+    """
+    ROW: tl.constexpr = 32 // S * CPT * ITEM
+    BYTES: tl.constexpr = 16 if ROW > 16 else ROW
+    INPUTS: tl.constexpr = _ceil(K * (S if S < 4 else 4) * (ROW // BYTES), 32)
+    ROUNDS: tl.constexpr = INPUTS + _row_bytes(S, M) // 512
+    lane = tl.arange(0, LANES)
+    slot = slots + (n & (STAGES - 1)) * _slot_bytes(K, STATES, S, M, CPT, ITEM)
+    place = slot + lane % 32 * 16
+    moved = ()
+    for r in tl.static_range(ROUNDS):
+        within = t0 < bounds[r]
+        if BACK:
+            within = within & (t0 >= start)
+        if r < INPUTS:
+            to = slot + lane % 32 * BYTES + r * 32 * BYTES
+            _copy(to, addresses[r], tl.where(within, BYTES, 0), BYTES, "cg" if BYTES == 16 else "ca")
+        else:
+            to = place + _input_bytes(K, S, CPT, ITEM) + (r - INPUTS) * 512
+            _copy(to, addresses[r], tl.where(within, 16, 0), 16, "ca")
+        moved = moved + (addresses[r] + steps[r],)
+    for i in tl.static_range(STATES):
+        size = tl.where((t0 >= start) & (lane >= 0), 16, 0)
+        to = place + _input_bytes(K, S, CPT, ITEM) + _row_bytes(S, M) + i * 512
+        _copy(to, states + lane * 16 + i * (16 * LANES), size, 16, "cg")
+    _close_copies(lane)
+    return moved
+
+
+@triton.jit
+def _receive(slot, K: tl.constexpr, S: tl.constexpr, CPT: tl.constexpr, DTYPE: tl.constexpr):
+    """K CPT x (LANES,) float32: one position of each of a lane's channels, of K tensors."""
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    G: tl.constexpr = S if S < 4 else 4
+    ROW: tl.constexpr = 32 // S * CPT * ITEM
+    lane = tl.arange(0, LANES) % 32
+    address = slot + lane % G * ROW + lane // S * (CPT * ITEM)
     values = ()
-    for i in tl.static_range(K):
-        values = values + _load_lanes(pointers[i], t, end, channel, D_SIZE, CPT, MASKED)
+    for k in tl.static_range(K):
+        values = values + _read_numbers(address + k * (G * ROW), CPT, DTYPE)
     return values
 
 
 @triton.jit
-def _prefetch(pointer):
-    """Bring what the pointers (LANES,) point at to the second cache; nothing waits for it."""
-    if not INTERPRETED:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointer.to(tl.int64)], tl.int32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
-def _next_inputs(
-    pointers, strides, t0, start, end, channel, D_SIZE,
-    K: tl.constexpr, G: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr, BACK: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """Move K pointers from the positions at t0 to the next (BACK: the ones before), unless these are the last.
-
-    Returns what is loaded there and the pointers. What stands FAR positions further is brought to the second cache.
-    """
-    step = tl.where(t0 > start, -G, 0) if BACK else tl.where(t0 + G < end, G, 0)
-    t0 += step
-    moved = ()
-    for i in tl.static_range(K):
-        moved = moved + (pointers[i] + step * strides[i],)
-    if FAR > 0:
-        far = tl.where(t0 - FAR >= start, -FAR, 0) if BACK else tl.where(t0 + FAR + G <= end, FAR, 0)
-        for i in tl.static_range(K):
-            _prefetch(moved[i] + far * strides[i])
-    loaded = _load_inputs(moved, t0 + tl.arange(0, LANES) % G, end, channel, D_SIZE, K, CPT, MASKED)
-    return loaded, moved
+def _load_inputs(
+    pointers, strides, t, end, channel, D_SIZE, K: tl.constexpr, CPT: tl.constexpr, MASKED: tl.constexpr
+):
+    """K CPT x (LANES,) float32: one position of each of a lane's channels, of K tensors; without the ring."""
+    values = ()
+    for k in tl.static_range(K):
+        pointer = pointers[k] + t.to(tl.int64) * strides[k] + channel
+        numbers = _load_lanes(pointer, t, end, channel, D_SIZE, CPT, MASKED)
+        for c in tl.static_range(CPT):
+            values = values + (numbers[c].to(tl.float32),)
+    return values
 
 
 @triton.jit
@@ -328,26 +526,50 @@ def stage_kernel(
 
 
 @triton.jit
-def _load_rows(row, FIRST: tl.constexpr, COUNT: tl.constexpr, G: tl.constexpr, M: tl.constexpr, S: tl.constexpr):
-    """Of each of G rows of BC the M tiles of B (0 .. M - 1) and of C (M .. 2 M - 1), COUNT from tile FIRST on."""
+def _load_row(place, j: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+              ASYNC: tl.constexpr):  # fmt: skip
+    """Of row j of a group the M tiles of B (0 .. M - 1) and of C (M .. 2 M - 1), COUNT from tile FIRST on.
+
+    ``place`` is where a lane's part of the first row stands: in shared memory (LANES,) or in memory (LANES, 4).
+    """
     tiles = ()
-    for j in tl.static_range(G):
-        for i in tl.static_range(FIRST, FIRST + COUNT):
-            tiles = tiles + (tl.load(row + (j * (8 * S * M) + (i % M) * 8 * S + (i // M) * 4)),)
+    for i in tl.static_range(FIRST, FIRST + COUNT):
+        offset = j * (8 * S * M) + (i % M) * 8 * S + (i // M) * 4
+        if ASYNC:
+            tiles = tiles + (_read_tile(place + 4 * offset),)
+        else:
+            tiles = tiles + (tl.load(place + offset),)
     return tiles
 
 
 @triton.jit
-def _advance(h, A2, dt, x, reset, B, CPT: tl.constexpr, M: tl.constexpr, G: tl.constexpr, RESETS: tl.constexpr):
-    """h after G positions, B their G M tiles."""
+def _dot(total, a, b, FIRST: tl.constexpr):
+    """(LANES,) the sum over a tile's columns of a b, added to ``total`` unless it is the first: a chain of fused steps."""
+    a0, a1, a2, a3 = _columns(a)
+    b0, b1, b2, b3 = _columns(b)
+    if FIRST:
+        total = a0 * b0
+    else:
+        total = total + a0 * b0
+    total = total + a1 * b1
+    total = total + a2 * b2
+    return total + a3 * b3
+
+
+@triton.jit
+def _advance(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
+             ASYNC: tl.constexpr):  # fmt: skip
+    """h after the positions of a group."""
+    G: tl.constexpr = S if S < 4 else 4
     for j in tl.static_range(G):
         reset_j = _from_lane(reset, j, G)
+        B = _load_row(place, j, 0, M, M, S, ASYNC)
         after = ()
         for c in tl.static_range(CPT):
             dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
             for m in tl.static_range(M):
                 a = _decay(dt_j, A2[c * M + m], reset_j, RESETS)
-                after = after + (a * h[c * M + m] + x_j[:, None] * B[j * M + m],)
+                after = after + (a * h[c * M + m] + x_j[:, None] * B[m],)
         h = after
     return h
 
@@ -355,20 +577,22 @@ def _advance(h, A2, dt, x, reset, B, CPT: tl.constexpr, M: tl.constexpr, G: tl.c
 @triton.jit(do_not_specialize=SIZES)
 def chunk_states_kernel(
     u_ptr, delta_ptr, A_ptr, BC_ptr, bias_ptr, reset_ptr, state_ptr, time_ptr, cut_ptr,
-    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, u_sb, u_st, delta_sb, delta_st,
+    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, u_sb, u_st, delta_sb, delta_st,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
-    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The state (Bt, K, D, N) that each chunk reaches from zeros, and its time (Bt, K, D); K is N_CHUNKS.
 
     cut (Bt, K) is minus infinity where a sequence begins inside the chunk, else 0.
     """
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = LANES // S
+    ASYNC: tl.constexpr = STAGES > 0
+    DTYPE: tl.constexpr = u_ptr.dtype.element_ty
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
     lane = tl.arange(0, LANES)
     b = tl.program_id(2).to(tl.int64)
     k = tl.program_id(1)
-    channel = tl.program_id(0) * (Q * CPT) + lane // S * CPT
+    channel = tl.program_id(0) * (LANES // S * CPT) + lane // S * CPT
     start = k * CHUNK
     end = tl.minimum(start + CHUNK, L)
     A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
@@ -378,20 +602,31 @@ def chunk_states_kernel(
     reset = tl.zeros([LANES], tl.float32)
     cut = tl.zeros([LANES], tl.float32)
 
-    first = (start + lane % G).to(tl.int64)
-    pointers = (u_ptr + b * u_sb + first * u_st + channel, delta_ptr + b * delta_sb + first * delta_st + channel)
-    strides = (u_st, delta_st)
-    raw = _load_inputs(pointers, start + lane % G, end, channel, D_SIZE, 2, CPT, MASKED)
-    row = BC_ptr + (b * L_PADDED + start) * (8 * S * M)
+    pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
+    rows = BC_ptr + b * L_PADDED * (8 * S * M)
     tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
-    B = _load_rows(row + tile, 0, M, G, M, S)
-    for t0 in range(start, end, G):
-        now, now_B = raw, B
-        raw, pointers = _next_inputs(pointers, strides, t0, start, end, channel, D_SIZE, 2, G, CPT, FAR, False, MASKED)
-        row += tl.where(t0 + G < end, G, 0) * (8 * S * M)
-        B = _load_rows(row + tile, 0, M, G, M, S)
+    if ASYNC:
+        slots = _ring(STAGES * _slot_bytes(2, 0, S, M, CPT, ITEM))
+        warp_channel = channel - lane % 32 // S * CPT
+        addresses, steps, bounds = _sources(pointers, strides, rows, start, start, end, warp_channel, D_SIZE, 2, S, M, CPT,
+                                             False)  # fmt: skip
+        for n in tl.static_range(STAGES - 1):
+            addresses = _send(slots, n, addresses, steps, bounds, 0, start + n * G, start, 2, 0, S, M, CPT, ITEM,
+                              STAGES, False)  # fmt: skip
+    for group in range((end - start + G - 1) // G):
+        t0 = start + group * G
         t = t0 + lane % G
-        _, _, dt, x = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
+        if ASYNC:
+            _await_copies(lane, STAGES - 2)
+            addresses = _send(slots, group + STAGES - 1, addresses, steps, bounds, 0, t0 + (STAGES - 1) * G, start, 2,
+                              0, S, M, CPT, ITEM, STAGES, False)  # fmt: skip
+            slot = slots + (group & (STAGES - 1)) * _slot_bytes(2, 0, S, M, CPT, ITEM)
+            raw = _receive(slot, 2, S, CPT, DTYPE)
+            place = slot + _input_bytes(2, S, CPT, ITEM) + lane % S * 32
+        else:
+            raw = _load_inputs(pointers, strides, t, end, channel, D_SIZE, 2, CPT, MASKED)
+            place = rows + t0.to(tl.int64) * (8 * S * M) + tile
+        _, _, dt, x = _steps(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
             cut += reset
@@ -399,8 +634,7 @@ def chunk_states_kernel(
         for c in tl.static_range(CPT):
             later = later + (time[c] + dt[c],)
         time = later
-        if ONCE == 1:
-            h = _advance(h, A2, dt, x, reset, now_B, CPT, M, G, RESETS)
+        h = _advance(h, A2, dt, x, reset, place, CPT, M, S, RESETS, ASYNC)
 
     place = b * N_CHUNKS + k
     _store_tiles(state_ptr + place * D_SIZE * N_SIZE, h, channel, D_SIZE, N_SIZE, CPT, M, S)
@@ -431,18 +665,21 @@ def _collect(tiles, A2, state_ptr, time_ptr, cut_ptr, first, count, step, D_SIZE
 def forward_kernel(
     u_ptr, delta_ptr, z_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, initial_ptr, reset_ptr,
     chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, y_ptr, final_ptr, saved_ptr,
-    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, u_sb, u_st, delta_sb, delta_st, z_sb, z_st,
+    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, u_sb, u_st, delta_sb, delta_st, z_sb, z_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, KEEP: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
-    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y (Bt, L, D), the final state (Bt, D, N) and, if KEEP, the states saved (Bt, N_SEGMENTS, D, N)."""
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = LANES // S
+    K: tl.constexpr = 3 if HAS_Z else 2
+    ASYNC: tl.constexpr = STAGES > 0
+    DTYPE: tl.constexpr = u_ptr.dtype.element_ty
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
     lane = tl.arange(0, LANES)
     b = tl.program_id(2).to(tl.int64)
     k = tl.program_id(1)
-    channel = tl.program_id(0) * (Q * CPT) + lane // S * CPT
+    channel = tl.program_id(0) * (LANES // S * CPT) + lane // S * CPT
     start = k * CHUNK
     end = tl.minimum(start + CHUNK, L)
     A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
@@ -453,55 +690,64 @@ def forward_kernel(
                  CPT, M, S, RESETS)  # fmt: skip
     reset = tl.zeros([LANES], tl.float32)
 
-    first = (start + lane % G).to(tl.int64)
-    pointers = (u_ptr + b * u_sb + first * u_st + channel, delta_ptr + b * delta_sb + first * delta_st + channel)
-    strides = (u_st, delta_st)
+    pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
     if HAS_Z:
-        pointers, strides = pointers + (z_ptr + b * z_sb + first * z_st + channel,), strides + (z_st,)
-    K: tl.constexpr = 3 if HAS_Z else 2
-    raw = _load_inputs(pointers, start + lane % G, end, channel, D_SIZE, K, CPT, MASKED)
-    y_p = y_ptr + (b * L + first) * D_SIZE + channel
-    row = BC_ptr + (b * L_PADDED + start) * (8 * S * M)
+        pointers, strides = pointers + (z_ptr + b * z_sb,), strides + (z_st,)
+    rows = BC_ptr + b * L_PADDED * (8 * S * M)
     tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
-    BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
-    for t0 in range(start, end, G):
+    if ASYNC:
+        slots = _ring(STAGES * _slot_bytes(K, 0, S, M, CPT, ITEM))
+        warp_channel = channel - lane % 32 // S * CPT
+        addresses, steps, bounds = _sources(pointers, strides, rows, start, start, end, warp_channel, D_SIZE, K, S, M, CPT,
+                                             False)  # fmt: skip
+        for n in tl.static_range(STAGES - 1):
+            addresses = _send(slots, n, addresses, steps, bounds, 0, start + n * G, start, K, 0, S, M, CPT, ITEM,
+                              STAGES, False)  # fmt: skip
+    y_p = y_ptr + (b * L + start + lane % G) * D_SIZE + channel
+    for group in range((end - start + G - 1) // G):
+        t0 = start + group * G
         if KEEP:
             if t0 % SEGMENT == 0:
                 place = b * N_SEGMENTS + t0 // SEGMENT
                 _store_tiles(saved_ptr + place * D_SIZE * N_SIZE, h, channel, D_SIZE, N_SIZE, CPT, M, S)
-        now, now_BC = raw, BC
-        raw, pointers = _next_inputs(pointers, strides, t0, start, end, channel, D_SIZE, K, G, CPT, FAR, False, MASKED)
-        row += tl.where(t0 + G < end, G, 0) * (8 * S * M)
-        BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
         t = t0 + lane % G
-        u, _, dt, x = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
+        if ASYNC:
+            _await_copies(lane, STAGES - 2)
+            addresses = _send(slots, group + STAGES - 1, addresses, steps, bounds, 0, t0 + (STAGES - 1) * G, start, K,
+                              0, S, M, CPT, ITEM, STAGES, False)  # fmt: skip
+            slot = slots + (group & (STAGES - 1)) * _slot_bytes(K, 0, S, M, CPT, ITEM)
+            raw = _receive(slot, K, S, CPT, DTYPE)
+            place = slot + _input_bytes(K, S, CPT, ITEM) + lane % S * 32
+        else:
+            raw = _load_inputs(pointers, strides, t, end, channel, D_SIZE, K, CPT, MASKED)
+            place = rows + t0.to(tl.int64) * (8 * S * M) + tile
+        u, _, dt, x = _steps(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
 
-        if ONCE == 1:
-            parts = ()
-            for j in tl.static_range(G):
-                reset_j = _from_lane(reset, j, G)
-                after = ()
-                for c in tl.static_range(CPT):
-                    dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
-                    part = tl.zeros([LANES, 4], tl.float32)
-                    for m in tl.static_range(M):
-                        a = _decay(dt_j, A2[c * M + m], reset_j, RESETS)
-                        h_j = a * h[c * M + m] + x_j[:, None] * now_BC[2 * j * M + m]
-                        read = h_j * now_BC[(2 * j + 1) * M + m]
-                        part = read if m == 0 else part + read
-                        after = after + (h_j,)
-                    parts = parts + (tl.sum(part, axis=1),)
-                h = after
-            ys = ()
+        parts = ()
+        for j in tl.static_range(G):
+            reset_j = _from_lane(reset, j, G)
+            BC = _load_row(place, j, 0, 2 * M, M, S, ASYNC)
+            after = ()
             for c in tl.static_range(CPT):
-                y = _sum_over_states(parts, c, CPT, G, S) + skip[c] * u[c]
-                if HAS_Z:
-                    z = now[2 * CPT + c].to(tl.float32)
-                    y = y * z * _sigmoid(z)
-                ys = ys + (y,)
-            _store_lanes(y_p, ys, (t < end) & (lane % S < G), channel, D_SIZE, CPT, MASKED or S > G)
+                dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
+                part = dt_j
+                for m in tl.static_range(M):
+                    a = _decay(dt_j, A2[c * M + m], reset_j, RESETS)
+                    h_j = a * h[c * M + m] + x_j[:, None] * BC[m]
+                    part = _dot(part, h_j, BC[M + m], m == 0)
+                    after = after + (h_j,)
+                parts = parts + (part,)
+            h = after
+        ys = ()
+        for c in tl.static_range(CPT):
+            y = _sum_over_states(parts, c, CPT, G, S) + skip[c] * u[c]
+            if HAS_Z:
+                z = raw[2 * CPT + c]
+                y = y * z * _sigmoid(z)
+            ys = ys + (y,)
+        _store_lanes(y_p, ys, (t < end) & (lane % S < G), channel, D_SIZE, CPT, MASKED or S > G)
         y_p += G * D_SIZE
 
     if k == N_CHUNKS - 1:
@@ -529,17 +775,20 @@ def _gated(raw, DOUT: tl.constexpr, Z: tl.constexpr, CPT: tl.constexpr, HAS_Z: t
 @triton.jit(do_not_specialize=SIZES)
 def chunk_gradients_kernel(
     u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, bias_ptr, reset_ptr, state_ptr, time_ptr, cut_ptr,
-    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
+    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
     HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
-    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, FAR: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """As ``chunk_states_kernel``, the other way: a g (Bt, K, D, N) that each chunk hands to the state before it."""
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = LANES // S
+    K: tl.constexpr = 3 if HAS_Z else 2
+    ASYNC: tl.constexpr = STAGES > 0
+    DTYPE: tl.constexpr = dout_ptr.dtype.element_ty
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
     lane = tl.arange(0, LANES)
     b = tl.program_id(2).to(tl.int64)
     k = tl.program_id(1)
-    channel = tl.program_id(0) * (Q * CPT) + lane // S * CPT
+    channel = tl.program_id(0) * (LANES // S * CPT) + lane // S * CPT
     start = k * CHUNK
     end = tl.minimum(start + CHUNK, L)
     A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
@@ -550,28 +799,34 @@ def chunk_gradients_kernel(
     cut = tl.zeros([LANES], tl.float32)
 
     last = start + (end - start - 1) // G * G
-    first = (last + lane % G).to(tl.int64)
-    pointers = (
-        dout_ptr + b * dout_sb + first * dout_st + channel,
-        delta_ptr + b * delta_sb + first * delta_st + channel,
-    )
-    strides = (dout_st, delta_st)
+    pointers, strides = (dout_ptr + b * dout_sb, delta_ptr + b * delta_sb), (dout_st, delta_st)
     if HAS_Z:
-        pointers, strides = pointers + (z_ptr + b * z_sb + first * z_st + channel,), strides + (z_st,)
-    K: tl.constexpr = 3 if HAS_Z else 2
-    raw = _load_inputs(pointers, last + lane % G, end, channel, D_SIZE, K, CPT, MASKED)
-    row = BC_ptr + (b * L_PADDED + last) * (8 * S * M)
+        pointers, strides = pointers + (z_ptr + b * z_sb,), strides + (z_st,)
+    rows = BC_ptr + b * L_PADDED * (8 * S * M)
     tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
-    C = _load_rows(row + tile, M, M, G, M, S)
-    for back in range(0, end - start, G):
-        t0 = last - back
-        now, now_C = raw, C
-        raw, pointers = _next_inputs(pointers, strides, t0, start, end, channel, D_SIZE, K, G, CPT, FAR, True, MASKED)
-        row -= tl.where(t0 > start, G, 0) * (8 * S * M)
-        C = _load_rows(row + tile, M, M, G, M, S)
+    if ASYNC:
+        slots = _ring(STAGES * _slot_bytes(K, 0, S, M, CPT, ITEM))
+        warp_channel = channel - lane % 32 // S * CPT
+        addresses, steps, bounds = _sources(pointers, strides, rows, last, start, end, warp_channel, D_SIZE, K, S, M, CPT,
+                                             True)  # fmt: skip
+        for n in tl.static_range(STAGES - 1):
+            addresses = _send(slots, n, addresses, steps, bounds, 0, last - n * G, start, K, 0, S, M, CPT, ITEM,
+                              STAGES, True)  # fmt: skip
+    for group in range((end - start + G - 1) // G):
+        t0 = last - group * G
         t = t0 + lane % G
-        _, _, dt, _ = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
-        dy, _, _ = _gated(now, 0, 2, CPT, HAS_Z)
+        if ASYNC:
+            _await_copies(lane, STAGES - 2)
+            addresses = _send(slots, group + STAGES - 1, addresses, steps, bounds, 0, t0 - (STAGES - 1) * G, start, K,
+                              0, S, M, CPT, ITEM, STAGES, True)  # fmt: skip
+            slot = slots + (group & (STAGES - 1)) * _slot_bytes(K, 0, S, M, CPT, ITEM)
+            raw = _receive(slot, K, S, CPT, DTYPE)
+            place = slot + _input_bytes(K, S, CPT, ITEM) + lane % S * 32
+        else:
+            raw = _load_inputs(pointers, strides, t, end, channel, D_SIZE, K, CPT, MASKED)
+            place = rows + t0.to(tl.int64) * (8 * S * M) + tile
+        _, _, dt, _ = _steps(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
+        dy, _, _ = _gated(raw, 0, 2, CPT, HAS_Z)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
             cut += reset
@@ -579,16 +834,16 @@ def chunk_gradients_kernel(
         for c in tl.static_range(CPT):
             later = later + (time[c] + dt[c],)
         time = later
-        if ONCE == 1:
-            for j in tl.static_range(G - 1, -1, -1):
-                reset_j = _from_lane(reset, j, G)
-                after = ()
-                for c in tl.static_range(CPT):
-                    dt_j, dy_j = _from_lane(dt[c], j, G), _from_lane(dy[c], j, G)
-                    for m in tl.static_range(M):
-                        g = ag[c * M + m] + dy_j[:, None] * now_C[j * M + m]
-                        after = after + (_decay(dt_j, A2[c * M + m], reset_j, RESETS) * g,)
-                ag = after
+        for j in tl.static_range(G - 1, -1, -1):
+            reset_j = _from_lane(reset, j, G)
+            C = _load_row(place, j, M, M, M, S, ASYNC)
+            after = ()
+            for c in tl.static_range(CPT):
+                dt_j, dy_j = _from_lane(dt[c], j, G), _from_lane(dy[c], j, G)
+                for m in tl.static_range(M):
+                    g = ag[c * M + m] + dy_j[:, None] * C[m]
+                    after = after + (_decay(dt_j, A2[c * M + m], reset_j, RESETS) * g,)
+            ag = after
 
     place = b * N_CHUNKS + k
     _store_tiles(state_ptr + place * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S)
@@ -663,54 +918,56 @@ def _zeros(K: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _walk_forward(h, A2, dt, x, reset, BC, CPT: tl.constexpr, M: tl.constexpr, G: tl.constexpr,
-                  RESETS: tl.constexpr, READ: tl.constexpr):  # fmt: skip
-    """G positions from h on: the states before and after each (G + 1), the decays (G), and if READ, parts of y."""
+def _walk_forward(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+                  RESETS: tl.constexpr, READ: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
+    """A group from h on: the states before and after each position (G + 1), the decays (G), and if READ, parts of y."""
+    G: tl.constexpr = S if S < 4 else 4
     states, decays, parts = h, (), ()
     for j in tl.static_range(G):
         reset_j = _from_lane(reset, j, G)
+        BC = _load_row(place, j, 0, 2 * M if READ else M, M, S, ASYNC)
         for c in tl.static_range(CPT):
             dt_j, x_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G)
-            part = tl.zeros([LANES, 4], tl.float32)
+            part = dt_j
             for m in tl.static_range(M):
                 a = _decay(dt_j, A2[c * M + m], reset_j, RESETS)
-                h_j = a * states[(j * CPT + c) * M + m] + x_j[:, None] * BC[2 * j * M + m]
+                h_j = a * states[(j * CPT + c) * M + m] + x_j[:, None] * BC[m]
                 states, decays = states + (h_j,), decays + (a,)
                 if READ:
-                    read = h_j * BC[(2 * j + 1) * M + m]
-                    part = read if m == 0 else part + read
+                    part = _dot(part, h_j, BC[M + m], m == 0)
             if READ:
-                parts = parts + (tl.sum(part, axis=1),)
+                parts = parts + (part,)
     return states, decays, parts
 
 
 @triton.jit
-def _walk_back(ag, dA, A2, dt, x, dy, states, decays, BC, dBC_row, index, keep,
-               CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
-               DETERMINISTIC: tl.constexpr):  # fmt: skip
-    """G positions back: a g before them, dA so far, and parts of dx and of the gradient by dt over ln 2."""
+def _walk_back(ag, dA, A2, dt, x, dy, states, decays, place, dBC_row, index, keep,
+               CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+               DETERMINISTIC: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
+    """A group back: a g before it, dA so far, and parts of dx and of the gradient by dt over ln 2."""
+    G: tl.constexpr = S if S < 4 else 4
     dx_parts, dt_parts = (), ()
     for j in tl.static_range(G - 1, -1, -1):
         new_ag, new_dA, dx_j, ddt_j = (), (), (), ()
         dB, dC = _zeros(M, 4), _zeros(M, 4)
+        BC = _load_row(place, j, 0, 2 * M, M, S, ASYNC)
         for c in tl.static_range(CPT):
             dt_j, x_j, dy_j = _from_lane(dt[c], j, G), _from_lane(x[c], j, G), _from_lane(dy[c], j, G)
-            dx_part, dt_part = tl.zeros([LANES, 4], tl.float32), tl.zeros([LANES, 4], tl.float32)
+            dx_part, dt_part = dt_j, dt_j
             more_B, more_C = (), ()
             for m in tl.static_range(M):
-                B, C = BC[2 * j * M + m], BC[(2 * j + 1) * M + m]
-                g = ag[c * M + m] + dy_j[:, None] * C
+                g = ag[c * M + m] + dy_j[:, None] * BC[M + m]
                 more_B = more_B + (dB[m] + g * x_j[:, None] if c > 0 else g * x_j[:, None],)
                 h_j = states[((j + 1) * CPT + c) * M + m]
                 more_C = more_C + (dC[m] + h_j * dy_j[:, None] if c > 0 else h_j * dy_j[:, None],)
                 ag_j = decays[(j * CPT + c) * M + m] * g
                 d_exponent = ag_j * states[(j * CPT + c) * M + m]
-                dx_part = g * B if m == 0 else dx_part + g * B
-                dt_part = d_exponent * A2[c * M + m] if m == 0 else dt_part + d_exponent * A2[c * M + m]
+                dx_part = _dot(dx_part, g, BC[m], m == 0)
+                dt_part = _dot(dt_part, d_exponent, A2[c * M + m], m == 0)
                 new_ag = new_ag + (ag_j,)
                 new_dA = new_dA + (dA[c * M + m] + d_exponent * dt_j[:, None],)
             dB, dC = more_B, more_C
-            dx_j, ddt_j = dx_j + (tl.sum(dx_part, axis=1),), ddt_j + (tl.sum(dt_part, axis=1),)
+            dx_j, ddt_j = dx_j + (dx_part,), ddt_j + (dt_part,)
         ag, dA = new_ag, new_dA
         dx_parts, dt_parts = dx_j + dx_parts, ddt_j + dt_parts
         _add_over_channels(dB, dC, dBC_row + j * (8 * S * M), index, keep, M, S, DETERMINISTIC)
@@ -718,41 +975,48 @@ def _walk_back(ag, dA, A2, dt, x, dy, states, decays, BC, dBC_row, index, keep,
 
 
 @triton.jit
-def _scratch_tiles(pointer, CPT_M: tl.constexpr):
-    offsets = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    tiles = ()
-    for i in tl.static_range(CPT_M):
-        tiles = tiles + (tl.load(pointer + i * (4 * LANES) + offsets),)
-    return tiles
-
-
-@triton.jit
 def _refill(
-    ONCE, saved_ptr, scratch, pointers, strides, row, reset_p, base, stop, A2, bias, channel, D_SIZE, N_SIZE,
-    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
-    SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
+    saved_ptr, scratch, slots, pointers, strides, rows, reset_p, base, stop, A2, bias, channel, D_SIZE, N_SIZE,
+    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr,
+    MASKED: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Walk a segment from its saved state and write the state before every G positions to scratch."""
+    """Walk a segment from its saved state and write the state before every group of positions to scratch."""
+    G: tl.constexpr = S if S < 4 else 4
+    ASYNC: tl.constexpr = STAGES > 0
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
     lane = tl.arange(0, LANES)
+    tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
     offsets = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
     h = _load_tiles(saved_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True)
     reset = tl.zeros([LANES], tl.float32)
-    raw = _load_inputs(pointers, base + lane % G, stop, channel, D_SIZE, 2, CPT, MASKED)
-    B = _load_rows(row, 0, M, G, M, S)
-    for t0 in range(base, stop, G):
+    if ASYNC:
+        _await_copies(lane, 0)
+        warp_channel = channel - lane % 32 // S * CPT
+        addresses, steps, bounds = _sources(pointers, strides, rows, base, base, stop, warp_channel, D_SIZE, 2, S, M, CPT,
+                                             False)  # fmt: skip
+        for n in tl.static_range(STAGES - 1):
+            addresses = _send(slots, n, addresses, steps, bounds, 0, base + n * G, base, 2, 0, S, M, CPT, ITEM,
+                              STAGES, False)  # fmt: skip
+    for group in range((stop - base + G - 1) // G):
+        t0 = base + group * G
         for i in tl.static_range(CPT * M):
             tl.store(scratch + i * (4 * LANES) + offsets, h[i])
         scratch += CPT * M * 4 * LANES
-        now, now_B = raw, B
-        raw, pointers = _next_inputs(pointers, strides, t0, base, stop, channel, D_SIZE, 2, G, CPT, 0, False, MASKED)
-        row += tl.where(t0 + G < stop, G, 0) * (8 * S * M)
-        B = _load_rows(row, 0, M, G, M, S)
         t = t0 + lane % G
-        _, _, dt, x = _steps(now, bias, t, stop, CPT, SOFTPLUS, MASKED)
+        if ASYNC:
+            _await_copies(lane, STAGES - 2)
+            addresses = _send(slots, group + STAGES - 1, addresses, steps, bounds, 0, t0 + (STAGES - 1) * G, base, 2,
+                              0, S, M, CPT, ITEM, STAGES, False)  # fmt: skip
+            slot = slots + (group & (STAGES - 1)) * _slot_bytes(2, 0, S, M, CPT, ITEM)
+            raw = _receive(slot, 2, S, CPT, DTYPE)
+            place = slot + _input_bytes(2, S, CPT, ITEM) + lane % S * 32
+        else:
+            raw = _load_inputs(pointers, strides, t, stop, channel, D_SIZE, 2, CPT, MASKED)
+            place = rows + t0.to(tl.int64) * (8 * S * M) + tile
+        _, _, dt, x = _steps(raw, bias, t, stop, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_p + t)
-        if ONCE == 1:
-            h = _advance(h, A2, dt, x, reset, now_B, CPT, M, G, RESETS)
+        h = _advance(h, A2, dt, x, reset, place, CPT, M, S, RESETS, ASYNC)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -760,11 +1024,12 @@ def backward_kernel(
     u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, reset_ptr, saved_ptr, final_ptr,
     chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, scratch_ptr,
     du_ptr, ddelta_ptr, dz_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, initial_ptr,
-    ONCE, L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH,
+    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH,
     u_sb, u_st, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
     DETERMINISTIC: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every gradient. A program takes one tile after another: some channels of one chunk of one sequence.
 
@@ -772,16 +1037,24 @@ def backward_kernel(
     padded) is added to in memory, or with DETERMINISTIC written for each tile of channels, to be added up.
     """
     G: tl.constexpr = S if S < 4 else 4
-    Q: tl.constexpr = LANES // S
-    lane = tl.arange(0, LANES)
     K: tl.constexpr = 4 if HAS_Z else 3
+    ASYNC: tl.constexpr = STAGES > 0
+    DTYPE: tl.constexpr = u_ptr.dtype.element_ty
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    SLOT: tl.constexpr = _slot_bytes(K, CPT * M, S, M, CPT, ITEM)
+    STATE_BYTES: tl.constexpr = CPT * M * 16 * LANES
+    lane = tl.arange(0, LANES)
     tile = (lane % S * 8)[:, None] + tl.arange(0, 4)[None, :]
+    offsets = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
     index, keep = _folded_place(M, S)
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * ((SEGMENT // G) * CPT * M * 4 * LANES)
+    slots = lane
+    if ASYNC:
+        slots = _ring(STAGES * SLOT)
     for work in range(tl.program_id(0), TILES, tl.num_programs(0)):
         k = (work // N_TILES) % N_CHUNKS
         b = (work // N_TILES // N_CHUNKS).to(tl.int64)
-        channel = (work % N_TILES) * (Q * CPT) + lane // S * CPT
+        channel = (work % N_TILES) * (LANES // S * CPT) + lane // S * CPT
         start = k * CHUNK
         end = tl.minimum(start + CHUNK, L)
         A2 = _scaled(_load_tiles(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, CPT * M)
@@ -795,81 +1068,96 @@ def backward_kernel(
         dBC = dBC_ptr + b * L_PADDED * (8 * S * M)
         if DETERMINISTIC:
             dBC += (work % N_TILES * (LANES // 32) + lane // 32) * BATCH.to(tl.int64) * L_PADDED * (8 * S * M)
+        pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
+        rows = BC_ptr + b * L_PADDED * (8 * S * M)
         segments = (end - start + SEGMENT - 1) // SEGMENT
         for done in range(segments):
             base = start + (segments - 1 - done) * SEGMENT
             stop = tl.minimum(base + SEGMENT, end)
-            place = b * N_SEGMENTS + base // SEGMENT
-            first = (base + lane % G).to(tl.int64)
-            pointers = (
-                u_ptr + b * u_sb + first * u_st + channel,
-                delta_ptr + b * delta_sb + first * delta_st + channel,
-            )
-            _refill(ONCE, saved_ptr + place * D_SIZE * N_SIZE, scratch, pointers, (u_st, delta_st),
-                    BC_ptr + (b * L_PADDED + base) * (8 * S * M) + tile, reset_ptr + b * L_PADDED, base, stop, A2,
-                    bias, channel, D_SIZE, N_SIZE, CPT, M, S, G, SOFTPLUS, RESETS, MASKED)  # fmt: skip
+            segment = b * N_SEGMENTS + base // SEGMENT
+            _refill(saved_ptr + segment * D_SIZE * N_SIZE, scratch, slots, pointers, strides, rows,
+                    reset_ptr + b * L_PADDED, base, stop, A2, bias, channel, D_SIZE, N_SIZE, CPT, M, S, SOFTPLUS, RESETS,
+                    MASKED, STAGES, DTYPE)  # fmt: skip
             tl.debug_barrier()
 
             last = base + (stop - base - 1) // G * G
-            first = (last + lane % G).to(tl.int64)
-            u_p = u_ptr + b * u_sb + first * u_st + channel
-            delta_p = delta_ptr + b * delta_sb + first * delta_st + channel
-            pointers = (u_p, delta_p, dout_ptr + b * dout_sb + first * dout_st + channel)
-            strides = (u_st, delta_st, dout_st)
+            all_pointers, all_strides = pointers + (dout_ptr + b * dout_sb,), strides + (dout_st,)
             if HAS_Z:
-                pointers, strides = pointers + (z_ptr + b * z_sb + first * z_st + channel,), strides + (z_st,)
-            raw = _load_inputs(pointers, last + lane % G, end, channel, D_SIZE, K, CPT, MASKED)
-            out = (b * L + first) * D_SIZE + channel
-            row = BC_ptr + (b * L_PADDED + last) * (8 * S * M)
+                all_pointers, all_strides = all_pointers + (z_ptr + b * z_sb,), all_strides + (z_st,)
+            out = (b * L + last + lane % G) * D_SIZE + channel
             kept = scratch + (last - base) // G * (CPT * M * 4 * LANES)
-            h = _scratch_tiles(kept, CPT * M)
-            BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
-            for back in range(0, stop - base, G):
-                t0 = last - back
-                now, now_h, now_BC = raw, h, BC
-                raw, pointers = _next_inputs(
-                    pointers, strides, t0, base, end, channel, D_SIZE, K, G, CPT, 0, True, MASKED
-                )
-                kept -= tl.where(t0 > base, CPT * M * 4 * LANES, 0)
-                row -= tl.where(t0 > base, G, 0) * (8 * S * M)
-                h = _scratch_tiles(kept, CPT * M)
-                BC = _load_rows(row + tile, 0, 2 * M, G, M, S)
+            if ASYNC:
+                _await_copies(lane, 0)
+                warp_channel = channel - lane % 32 // S * CPT
+                addresses, steps, bounds = _sources(all_pointers, all_strides, rows, last, base, end, warp_channel,
+                                                    D_SIZE, K, S, M, CPT, True)  # fmt: skip
+                states_p = kept.to(tl.int64)
+                for n in tl.static_range(STAGES - 1):
+                    addresses = _send(slots, n, addresses, steps, bounds, states_p - n * STATE_BYTES, last - n * G, base,
+                                      K, CPT * M, S, M, CPT, ITEM, STAGES, True)  # fmt: skip
+            for group in range((stop - base + G - 1) // G):
+                t0 = last - group * G
                 t = t0 + lane % G
+                if ASYNC:
+                    _await_copies(lane, STAGES - 2)
+                    states_p = kept.to(tl.int64) - (STAGES - 1) * STATE_BYTES
+                    addresses = _send(slots, group + STAGES - 1, addresses, steps, bounds, states_p,
+                                      t0 - (STAGES - 1) * G, base, K, CPT * M, S, M, CPT, ITEM, STAGES, True)  # fmt: skip
+                    slot = slots + (group & (STAGES - 1)) * SLOT
+                    raw = _receive(slot, K, S, CPT, DTYPE)
+                    place = slot + _input_bytes(K, S, CPT, ITEM) + lane % S * 32
+                else:
+                    raw = _load_inputs(all_pointers, all_strides, t, end, channel, D_SIZE, K, CPT, MASKED)
+                    place = rows + t0.to(tl.int64) * (8 * S * M) + tile
+                h = ()
+                for i in tl.static_range(CPT * M):
+                    if ASYNC:
+                        h = h + (_read_tile(slot + _input_bytes(K, S, CPT, ITEM) + _row_bytes(S, M) + i * 512 + lane % 32 * 16),)
+                    else:
+                        h = h + (tl.load(kept + i * (4 * LANES) + offsets),)
+                kept -= CPT * M * 4 * LANES
                 if RESETS:
                     reset = tl.load(reset_ptr + b * L_PADDED + t)
-                u, delta, dt, x = _steps(now, bias, t, end, CPT, SOFTPLUS, MASKED)
-                dy, z, sigmoid = _gated(now, 2, 3, CPT, HAS_Z)
-                if ONCE == 1:
-                    states, decays, y_parts = _walk_forward(now_h, A2, dt, x, reset, now_BC, CPT, M, G, RESETS, HAS_Z)
-                    ag, dA, dx_parts, dt_parts = _walk_back(ag, dA, A2, dt, x, dy, states, decays, now_BC,
-                                                            dBC + (t0 * (8 * S * M)), index, keep, CPT, M, S, G,
-                                                            DETERMINISTIC)  # fmt: skip
-                    inside = (t < end) & (lane % S < G)
-                    new_dD, new_dbias, dus, ddeltas, dzs = (), (), (), (), ()
+                _, _, dt, x = _steps(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
+                dy, _, _ = _gated(raw, 2, 3, CPT, HAS_Z)
+                states, decays, y_parts = _walk_forward(h, A2, dt, x, reset, place, CPT, M, S, RESETS, HAS_Z, ASYNC)
+                ys = ()
+                if HAS_Z:
                     for c in tl.static_range(CPT):
-                        dx = _sum_over_states(dx_parts, c, CPT, G, S)
-                        d_delta = dx * u[c] + _sum_over_states(dt_parts, c, CPT, G, S) * LN2
-                        if SOFTPLUS:
-                            d_delta = d_delta * _sigmoid(delta[c])
-                        if MASKED:
-                            d_delta = tl.where(t < end, d_delta, 0.0)
-                        new_dD, new_dbias = new_dD + (dD[c] + dy[c] * u[c],), new_dbias + (dbias[c] + d_delta,)
-                        dus, ddeltas = dus + (dx * dt[c] + dy[c] * skip[c],), ddeltas + (d_delta,)
-                        if HAS_Z:
-                            y = _sum_over_states(y_parts, c, CPT, G, S) + skip[c] * u[c]
-                            dout = now[2 * CPT + c].to(tl.float32)
-                            dzs = dzs + (dout * y * sigmoid[c] * (1.0 + z[c] * (1.0 - sigmoid[c])),)
-                    dD, dbias = new_dD, new_dbias
-                    _store_lanes(du_ptr + out, dus, inside, channel, D_SIZE, CPT, MASKED or S > G)
-                    _store_lanes(ddelta_ptr + out, ddeltas, inside, channel, D_SIZE, CPT, MASKED or S > G)
+                        ys = ys + (_sum_over_states(y_parts, c, CPT, G, S),)
+                ag, dA, dx_parts, dt_parts = _walk_back(ag, dA, A2, dt, x, dy, states, decays, place,
+                                                        dBC + (t0 * (8 * S * M)), index, keep, CPT, M, S,
+                                                        DETERMINISTIC, ASYNC)  # fmt: skip
+                inside = (t < end) & (lane % S < G)
+                new_dD, new_dbias, dus, ddeltas, dzs = (), (), (), (), ()
+                if ASYNC:  # read again: fewer registers in between
+                    raw = _receive(slot, K, S, CPT, DTYPE)
+                for c in tl.static_range(CPT):
+                    u = raw[c]
+                    dx = _sum_over_states(dx_parts, c, CPT, G, S)
+                    d_delta = dx * u + _sum_over_states(dt_parts, c, CPT, G, S) * LN2
+                    if SOFTPLUS:
+                        d_delta = d_delta * _sigmoid(raw[CPT + c] + bias[c])
+                    if MASKED:
+                        d_delta = tl.where(t < end, d_delta, 0.0)
+                    new_dD, new_dbias = new_dD + (dD[c] + dy[c] * u,), new_dbias + (dbias[c] + d_delta,)
+                    dus, ddeltas = dus + (dx * dt[c] + dy[c] * skip[c],), ddeltas + (d_delta,)
                     if HAS_Z:
-                        _store_lanes(dz_ptr + out, dzs, inside, channel, D_SIZE, CPT, MASKED or S > G)
+                        y = ys[c] + skip[c] * u
+                        z = raw[3 * CPT + c]
+                        sigmoid = _sigmoid(z)
+                        dzs = dzs + (raw[2 * CPT + c] * y * sigmoid * (1.0 + z * (1.0 - sigmoid)),)
+                dD, dbias = new_dD, new_dbias
+                _store_lanes(du_ptr + out, dus, inside, channel, D_SIZE, CPT, MASKED or S > G)
+                _store_lanes(ddelta_ptr + out, ddeltas, inside, channel, D_SIZE, CPT, MASKED or S > G)
+                if HAS_Z:
+                    _store_lanes(dz_ptr + out, dzs, inside, channel, D_SIZE, CPT, MASKED or S > G)
                 out -= G * D_SIZE
             tl.debug_barrier()
 
-        place = b * N_CHUNKS + k
-        _store_tiles(dA_ptr + place * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S)
-        _store_channels(dD_ptr + place * D_SIZE, dD, channel, D_SIZE, CPT, G, S)
-        _store_channels(dbias_ptr + place * D_SIZE, dbias, channel, D_SIZE, CPT, G, S)
+        chunk = b * N_CHUNKS + k
+        _store_tiles(dA_ptr + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S)
+        _store_channels(dD_ptr + chunk * D_SIZE, dD, channel, D_SIZE, CPT, G, S)
+        _store_channels(dbias_ptr + chunk * D_SIZE, dbias, channel, D_SIZE, CPT, G, S)
         if k == 0:
             _store_tiles(initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S)
