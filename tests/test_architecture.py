@@ -20,7 +20,8 @@ ALLOWED = {
     "inference": {"models", "data", "ops", "errors", "console"},
     "analysis": {"models", "data", "ops", "errors", "console"},
 }
-TOP = {"experiment", "config", "resume", "cli"}  # all that knows Hydra
+# All that knows Hydra.
+TOP = {"cli", "config", "experiment", "launching", "loading", "matching", "messages", "resume", "sweep"}
 
 
 def imports(path: Path) -> set[str]:

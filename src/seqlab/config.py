@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from seqlab.errors import UserError
+from seqlab.sweep.folder import sweep_folder
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "conf"
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -54,8 +56,10 @@ def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
 TOP_LEVEL: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**63)],
     "device": Literal["auto", "cpu", "cuda"],
+    "threads": Annotated[int, Field(ge=1)] | None,
     "resume": str | None,
     "debug": bool,
+    "sweep.resume": bool,
 }
 
 
@@ -63,7 +67,8 @@ def check_all(cfg: DictConfig) -> None:
     """Refuse a configuration with a setting of a wrong name or type, before anything is built."""
     resolved, raw = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (True, False))
     for key, annotation in TOP_LEVEL.items():
-        check_type(resolved[key], annotation, key)
+        group, _, name = key.rpartition(".")
+        check_type((resolved[group] if group else resolved)[name], annotation, key)
     check(resolved, raw)
 
 
@@ -171,4 +176,12 @@ def describe_options() -> str:
     return "\n".join(lines)
 
 
+def console_level(mode: RunMode | None) -> str:
+    """What a job says on the screen: in a sweep, whose screen shows all jobs, only what is amiss."""
+    return "WARNING" if mode is RunMode.MULTIRUN else "INFO"
+
+
 OmegaConf.register_new_resolver("seqlab.describe_options", describe_options, replace=True)
+OmegaConf.register_new_resolver("seqlab.console_level", console_level, replace=True)
+# Cached with the configuration, as Hydra's own ``now`` is: every job of a sweep gets what the first reading gave.
+OmegaConf.register_new_resolver("seqlab.sweep_folder", sweep_folder, replace=True, use_cache=True)

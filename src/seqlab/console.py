@@ -1,11 +1,15 @@
 """One console on standard error for the log and the progress bar, so that neither writes over the other."""
 
 import logging
+import threading
 
 import rich
 from rich.console import Console
 
 rich.reconfigure(stderr=True)
+
+taken = threading.Event()
+"""Set while the table of a sweep has the console, which then has no place for a job's own bars."""
 
 
 class ConsoleHandler(logging.Handler):

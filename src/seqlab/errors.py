@@ -64,3 +64,14 @@ class Interrupted(Exception):
 
     def __str__(self) -> str:
         return f"Stopped at step {self.step}; the checkpoint is written. Continue with:\n{resume_command(self.folder)}"
+
+
+class Pruned(Exception):
+    """A search gave a trial up, because its validation loss is behind that of the others."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(step, loss)
+        self.step, self.loss = step, loss
+
+    def __str__(self) -> str:
+        return f"Pruned at step {self.step}: its validation loss of {self.loss:.4f} is behind the other trials'."

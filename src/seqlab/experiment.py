@@ -1,12 +1,11 @@
 """From a configuration to a finished run: data, model, trainer, then what is left in the run folder."""
 
 import os
-import random
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -17,13 +16,21 @@ from torch import nn
 from seqlab import summary as facts
 from seqlab.config import check_all
 from seqlab.console import output
-from seqlab.errors import Diverged, Interrupted, UserError
-from seqlab.resume import continued, keep, refuse_used_folder
+from seqlab.errors import Diverged, Interrupted, Pruned, UserError
+from seqlab.launching import take_share
+from seqlab.matching import matched
+from seqlab.messages import message_of
+from seqlab.models import state_bytes
+from seqlab.resume import can_go_on, continued, keep, refuse_used_folder, result_of
+from seqlab.sweep.isolation import begin_anew
+from seqlab.sweep.lock import only_process_in
+from seqlab.sweep.search_trial import reporter
+from seqlab.training import checkpoint
 from seqlab.training.loggers import MetricsFile, NoLogger
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
 
-ENDINGS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
+ENDINGS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged", Pruned: "pruned"}
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,18 +40,6 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def begin_anew(seed: int) -> None:
-    """Put back whatever an earlier job of the same process may have changed: chance, precision, caches, counters."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    torch.set_default_dtype(torch.float32)
-    torch.backends.fp32_precision = "ieee"  # float32 is float32 for every model, in cuDNN too
-    if "torch._inductor.compile_fx" in sys.modules:  # otherwise nothing was compiled, and resetting would import it
-        torch.compiler.reset()
-    facts.reset_peak_memory()
 
 
 def build_model(cfg: DictConfig, data: Any, device: torch.device) -> nn.Module:
@@ -68,49 +63,84 @@ def run(cfg: DictConfig) -> float:
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    check_all(cfg)
-    if cfg.resume is not None:
+    with only_process_in(folder):
+        check_all(cfg)
         if hydra.mode is RunMode.MULTIRUN:
-            raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
-        cfg = continued(cfg, list(hydra.overrides.task))
-        return execute(cfg, *prepare(cfg, folder, resume=True), folder)
-    refuse_used_folder(folder)
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+            return run_in_sweep(cfg, folder)
+        if cfg.resume is None:
+            refuse_used_folder(folder)
+            cfg, resume = settled(cfg, folder), False
+        else:
+            cfg, resume = continued(cfg, list(hydra.overrides.task)), True
+        summary = execute(cfg, *prepare(cfg, folder, resume=resume), folder)
+    output().print(facts.table(summary))
+    return summary["best_validation_loss"]
+
+
+def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
+    """One job of a sweep: nothing is left to do where an earlier sweep completed it, and the rest where it was cut off.
+
+    One that diverged has its result too, and would diverge again.
+    """
+    if cfg.resume is not None:
+        raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
+    if not cfg.sweep.resume:
+        refuse_used_folder(folder)
+    cfg = settled(cfg, folder)
+    done = result_of(cfg, folder)
+    if done is not None:
+        return done
+    return execute(cfg, *prepare(cfg, folder, resume=can_go_on(folder)), folder)["best_validation_loss"]
+
+
+def settled(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The configuration with nothing left to choose: what the machine and other settings give it is filled in."""
+    with cannot_begin(cfg, folder):
+        return OmegaConf.create(OmegaConf.to_container(matched(cfg, build_model), resolve=True))
+
+
+@contextmanager
+def cannot_begin(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """A run that fails here says why in its folder, unless that tells of steps that were made."""
     try:
-        fit, logger = prepare(cfg, folder, resume=False)
+        yield
     except Exception as error:
-        known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
-        facts.write(folder, known | {"status": "failed", "error": str(error)})
+        if not checkpoint.existing(folder / "checkpoints"):
+            known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
+            facts.write(folder, known | {"status": "failed", "error": message_of(error)})
         raise
-    return execute(cfg, fit, logger, folder)
 
 
 def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogger]:
     """Build data, model and trainer, and start the logger; from here on the folder holds a run."""
-    device = choose_device(cfg.device)
-    begin_anew(cfg.seed)
-    data = instantiate(cfg.data, _convert_="all")
-    model = build_model(cfg, data, device)
-    facts.scan_backend(model, device)  # one that cannot run is refused before anything else is done
-    fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
-    if resume:
-        fit.restore()
-    logger = instantiate(cfg.logger)
-    logger.start(folder, OmegaConf.to_container(cfg), fit.counters.step)
-    keep(cfg, folder)
-    return fit, logger
+    with cannot_begin(cfg, folder):
+        device = choose_device(cfg.device)
+        begin_anew(cfg.seed)
+        take_share(device, cfg.get("threads"))
+        data = instantiate(cfg.data, _convert_="all")
+        model = build_model(cfg, data, device)
+        facts.scan_backend(model, device)  # one that cannot run is refused before anything else is done
+        fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
+        if resume:
+            fit.restore()
+        logger = instantiate(cfg.logger)
+        logger.start(folder, OmegaConf.to_container(cfg), fit.counters.step)
+        keep(cfg, folder)
+        return fit, logger
 
 
-def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> float:
+def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.Summary:
     """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment."""
     summary = describe(cfg, fit, folder)
-    facts.write(folder, summary | {"status": "running"})
+    facts.write(folder, summary | {"status": "running", "steps": fit.counters.step})
     metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
+    report = reporter(fit.evaluate_every, fit.total)
     status = "failed"
 
     def record(values: dict[str, Any]) -> None:
         metrics_file.log(values)
         logger.log(values)
+        report(values)
 
     try:
         with StopRequest() as stop:
@@ -119,7 +149,7 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> float:
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
-        facts.write(folder, summary | progress_of(fit) | {"status": status, "error": str(error)})
+        facts.write(folder, summary | progress_of(fit) | {"status": status, "error": message_of(error)})
         raise
     finally:
         metrics_file.close()
@@ -131,20 +161,21 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> float:
     }
     summary |= progress_of(fit) | results | {"status": status}
     facts.write(folder, summary)
-    output().print(facts.table(summary))
-    return fit.counters.best_loss
+    return summary
 
 
 def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
     """What is known of a run before it starts."""
     return (
         {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": os.path.relpath(folder)}
+        | ({"matched": OmegaConf.to_container(cfg.matched)} if "matched" in cfg else {})
         | facts.count_parameters(fit.model)
         | {
             "scan_backend": facts.scan_backend(fit.model, fit.device),
             "precision": fit.trainer.precision,
             "batch_size": fit.trainer.batch_size,
             "length": fit.data.length,
+            "state_bytes": state_bytes(fit.model, fit.data.length),
             "data_description": fit.data.description,
             "data_fingerprint": fit.data.fingerprint,
             "total_steps": fit.total,

@@ -1,19 +1,23 @@
 """Going on with an earlier run: which folder, and which settings may differ from those that it was started with."""
 
+import math
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from seqlab.errors import UserError, resume_command
+from seqlab.errors import Diverged, UserError, resume_command
+from seqlab.sweep.records import load
+from seqlab.training import checkpoint
+
+MOVABLE = {"device", "threads", "debug", "data.dir", "data.cache_dir"}
+"""Settings of the place where a run is, which another machine may have differently."""
 
 CHANGEABLE = {
-    "device",
-    "debug",
-    "data.dir",
-    "data.cache_dir",
+    *MOVABLE,
     *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "max_skipped")),
     *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
 }
@@ -47,6 +51,67 @@ def refuse_used_folder(folder: Path) -> None:
         raise UserError("run folder", folder, "holds a run already", remedy)
 
 
+def refuse_another_job(cfg: DictConfig, folder: Path) -> None:
+    """A sweep goes on in a folder only if what is asked now is what was asked then."""
+    saved = flat(OmegaConf.to_container(saved_in(folder)))
+    asked = flat(OmegaConf.to_container(cfg, resolve=True))
+    for key in sorted(saved.keys() | asked.keys()):
+        then, now = saved.get(key, "missing"), asked.get(key, "missing")
+        if then != now and key not in MOVABLE and key.split(".")[0] not in ("logger", "sweep"):
+            rule = f"the run in {folder} was started with {then}"
+            remedy = f"Set {key}={then}, delete that folder, or use another (sweep.resume=false, or hydra.sweep.dir)"
+            raise UserError(key, now, rule, remedy)
+
+
+def result_of(cfg: DictConfig, folder: Path) -> float | None:
+    """The best validation loss of a job that an earlier sweep completed; ``None`` if there is still something to do.
+
+    Args:
+        cfg: the job's, resolved.
+        folder: its run folder.
+
+    Raises:
+        UserError: the folder holds another job.
+        Diverged: it did so before, and would again.
+    """
+    if not (folder / CONFIG).exists():
+        return None
+    refuse_another_job(cfg, folder)
+    summary = load(folder / "summary.json")
+    if summary.get("status") == "diverged":
+        raise Diverged(summary["steps"], cfg.trainer.max_skipped, folder)
+    if summary.get("status") != "completed":
+        return None
+    best = summary["best_validation_loss"]
+    return math.inf if best is None else best
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether a job that was cut off left a whole checkpoint; one without begins anew."""
+    if not checkpoint.existing(folder / "checkpoints"):
+        return False
+    try:
+        checkpoint.latest(folder / "checkpoints")
+    except UserError:
+        return False  # the log has said of each what is wrong with it
+    return True
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {k: v for name, item in node.items() for k, v in flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def saved_in(folder: Path) -> DictConfig:
+    """The configuration that a run folder keeps."""
+    try:
+        return OmegaConf.load(folder / CONFIG)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise not_a_run(folder, f"{CONFIG} cannot be read ({type(error).__name__})") from error
+
+
 def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run that ``resume`` names, with the changes that the command line may make to it.
 
@@ -54,11 +119,7 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         cfg: as composed from the command line.
         overrides: the command line's.
     """
-    folder = Path(cfg.resume)
-    try:
-        saved = OmegaConf.load(folder / CONFIG)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise not_a_run(folder, f"{CONFIG} cannot be read ({type(error).__name__})") from error
+    saved = saved_in(Path(cfg.resume))
     keys = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
     for key, value in keys.items():
         if key not in CHANGEABLE | {"resume", "logger"} and not key.startswith("logger."):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import platform
 import re
 import shlex
@@ -62,7 +63,7 @@ def environment(device: torch.device) -> Summary:
             "seqlab": __version__,
         },
         "git_commit": git_commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": os.environ.get("SEQLAB_COMMAND") or shlex.join(["python", *sys.argv]),
     }
 
 

@@ -15,8 +15,15 @@ from seqlab.errors import UserError
 Factory = Callable[..., nn.Module]
 
 
+CHUNK = 4096
+"""Positions that ``prefill`` takes at a time, which bounds the memory for activations."""
+
+
 class ModelState(NamedTuple):
-    """What the model remembers between two calls of ``step``."""
+    """What the model remembers between two calls of ``step`` or ``prefill``.
+
+    A state is continued once: attention writes what follows into the room that its cache has.
+    """
 
     position: int
     layers: list[Any]
@@ -40,6 +47,21 @@ class Branch(nn.Module):
         y, state = self.inner.step(self.norm(x), state)
         return self._join(x, y), state
 
+    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, state = prefill_mixer(self.inner, self.norm(x), state)
+        return self._join(x, y), state
+
+
+def prefill_mixer(mixer: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it, by steps where it has no ``prefill``."""
+    if hasattr(mixer, "prefill"):
+        return mixer.prefill(x, state)
+    outputs = []
+    for position in x.unbind(dim=1):
+        y, state = mixer.step(position, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
 
 class Layer(nn.Module):
     """A mixer, then a feed-forward if there is one."""
@@ -54,6 +76,10 @@ class Layer(nn.Module):
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         x, state = self.mixer.step(x, state)
+        return x if self.feedforward is None else self.feedforward(x), state
+
+    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        x, state = self.mixer.prefill(x, state)
         return x if self.feedforward is None else self.feedforward(x), state
 
 
@@ -142,7 +168,8 @@ class SequenceModel(nn.Module):
             nn.init.normal_(self.positions.weight, std=std)
             self.positions.weight.no_weight_decay = True
 
-    def _check_length(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
+        """Refuse a sequence that is longer than the learned positions, if those are what the model has."""
         if self.positions is not None and length > self.max_length:
             raise UserError(
                 "model.positions",
@@ -158,7 +185,7 @@ class SequenceModel(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         x = self._embed(inputs)  # (B, L, D)
         if self.positions is not None:
-            self._check_length(x.shape[1])
+            self.check_length(x.shape[1])
             x = x + self.positions.weight[: x.shape[1]]
         x = self.dropout(x)
         for layer in self.layers:
@@ -169,18 +196,49 @@ class SequenceModel(nn.Module):
         """The state before the first position."""
         return ModelState(0, [layer.mixer.inner.initial_state(batch_size) for layer in self.layers])
 
+    @torch.no_grad()
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
-        x = self._embed(inputs)  # (B, D)
+        x, state = self._advance(Layer.step, inputs, state, 1)  # (B, D)
+        return self.head(self.norm(x)), state
+
+    @torch.no_grad()
+    def prefill(
+        self, inputs: Tensor, state: ModelState, *, every: bool = False, chunk: int = CHUNK
+    ) -> tuple[Tensor, ModelState]:
+        """Many positions at once: what as many calls of ``step`` give, within rounding.
+
+        Args:
+            inputs: tokens (B, L) or features (B, L, d_input), at least one position.
+            state: before the first of them.
+            every: give the outputs of every position, not of the last alone.
+            chunk: positions at a time.
+
+        Returns:
+            Outputs, (B, d_output) of the last position or (B, L, d_output) of every one, and the state after it.
+        """
+        outputs = []
+        for piece in inputs.split(chunk, dim=1):
+            x, state = self._advance(Layer.prefill, piece, state, piece.shape[1])  # (B, L, D)
+            if every:
+                outputs.append(self.head(self.norm(x)))
+        return torch.cat(outputs, dim=1) if every else self.head(self.norm(x[:, -1])), state
+
+    def _advance(
+        self, take: Callable[..., tuple[Tensor, Any]], inputs: Tensor, state: ModelState, length: int
+    ) -> tuple[Tensor, ModelState]:
+        """The residual stream after all layers, and the state; ``take`` is what a layer does with the positions."""
+        x = self._embed(inputs)  # (B, D) or (B, L, D)
+        end = state.position + length
         if self.positions is not None:
-            self._check_length(state.position + 1)
-            x = x + self.positions.weight[state.position]
+            self.check_length(end)
+            x = x + self.positions.weight[state.position : end]
         x = self.dropout(x)
         after = []
         for layer, before in zip(self.layers, state.layers, strict=True):
-            x, layer_state = layer.step(x, before)
+            x, layer_state = take(layer, x, before)
             after.append(layer_state)
-        return self.head(self.norm(x)), ModelState(state.position + 1, after)
+        return x, ModelState(end, after)
 
 
 def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:

@@ -6,6 +6,8 @@ from typing import Self
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from seqlab.console import taken
+
 
 class ProgressBar:
     """One bar for training, and one beneath it while a split is evaluated."""
@@ -19,6 +21,7 @@ class ProgressBar:
             TextColumn("{task.fields[note]}"),
             console=get_console(),
             expand=True,
+            disable=taken.is_set() or not get_console().is_terminal,
         )
         self.training = self.progress.add_task(description, total=total, completed=completed, note="")
         self.evaluation = self.progress.add_task("", visible=False, note="")

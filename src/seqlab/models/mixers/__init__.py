@@ -4,7 +4,9 @@ A mixer is built as ``Mixer(d_model, **settings)`` and has
 
 - ``forward(x)``: the whole sequence, (B, L, D) -> (B, L, D);
 - ``initial_state(batch_size)``: what it remembers before the first position;
-- ``step(x, state)``: one position, (B, D) -> (B, D), and the state after it; equal to ``forward`` at that position.
+- ``step(x, state)``: one position, (B, D) -> (B, D), and the state after it; equal to ``forward`` at that position;
+- ``prefill(x, state)``: L positions at once, (B, L, D) -> (B, L, D), and the state after them; without it the model
+  takes them step by step.
 
 A projection that writes into the residual stream is called ``out_proj``, so that the model can rescale it.
 A mixer whose arithmetic torch's FLOP counter cannot see says it in ``uncounted_flops(batch_size, length)``.

@@ -9,15 +9,45 @@ import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from seqlab.errors import UserError
 
+SPARE = 256
+"""Positions of room, at least, that a cache grows by."""
+
 
 class Cache(NamedTuple):
-    """Keys and values of the positions so far, each (B, H, L, P)."""
+    """Keys and values of the positions so far, with room for more."""
 
-    k: Tensor
+    k: Tensor  # (B, H, C, P), the first ``length`` of the C positions filled
     v: Tensor
+    length: int
+
+    def extended(self, k: Tensor, v: Tensor) -> "Cache":
+        """The cache with the keys and values (B, H, L, P) of the next L positions.
+
+        They are written into the room that there is, so a cache can be continued once: what is continued from it
+        again takes the same room. It grows by an eighth, so that a position costs the same however many there are.
+        """
+        end = self.length + k.shape[2]
+        k_buffer, v_buffer = (self._with_room(buffer, end, new) for buffer, new in ((self.k, k), (self.v, v)))
+        k_buffer[:, :, self.length : end] = k
+        v_buffer[:, :, self.length : end] = v
+        return Cache(k_buffer, v_buffer, end)
+
+    def _with_room(self, buffer: Tensor, needed: int, new: Tensor) -> Tensor:
+        if needed <= buffer.shape[2]:
+            return buffer
+        capacity = needed + max(SPARE, needed // 8) if self.length else needed
+        larger = new.new_empty(*new.shape[:2], capacity, new.shape[3])
+        larger[:, :, : self.length] = buffer[:, :, : self.length]
+        return larger
+
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the positions so far, each (B, H, length, P)."""
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
 
 def rotate(x: Tensor, start: int, base: float) -> Tensor:
@@ -33,6 +63,23 @@ def rotate(x: Tensor, start: int, base: float) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     first, second = x.float().chunk(2, dim=-1)  # (B, H, L, P/2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of the last L of S positions: q (B, H, L, P), k and v (B, H, S, P) to (B, H, L, P)."""
+    length, before = q.shape[2], k.shape[2] - q.shape[2]
+    if before == 0:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if q.device.type != "cpu":
+        mask = causal_lower_right(length, before + length)  # a name for it, which the GPU's kernels know
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # The kernel for CPUs would take that mask as a tensor and work through all of it. So: what came before without a
+    # mask, the new positions causally, and both joined by the sums of exponentials that they divided by.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    old, log_sum_old = kernel(q, k[:, :, :before], v[:, :, :before])
+    new, log_sum_new = kernel(q, k[:, :, before:], v[:, :, before:], is_causal=True)
+    share = torch.sigmoid(log_sum_old - log_sum_new)[..., None]  # (B, H, L, 1)
+    return torch.lerp(new, old, share.to(new.dtype))
 
 
 class Attention(nn.Module):
@@ -88,9 +135,14 @@ class Attention(nn.Module):
     def initial_state(self, batch_size: int) -> Cache:
         weight = self.in_proj.weight
         empty = weight.new_empty(batch_size, self.n_heads, 0, weight.shape[1] // self.n_heads)
-        return Cache(empty, empty)
+        return Cache(empty, empty, 0)
 
     def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
-        q, k, v = self._project(x[:, None], start=state.k.shape[2])
-        state = Cache(torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2))
-        return self._merge(F.scaled_dot_product_attention(q, *state))[:, 0], state
+        q, k, v = self._project(x[:, None], start=state.length)
+        state = state.extended(k, v)
+        return self._merge(F.scaled_dot_product_attention(q, *state.filled))[:, 0], state
+
+    def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+        q, k, v = self._project(x, start=state.length)
+        state = state.extended(k, v)
+        return self._merge(attend_last(q, *state.filled)), state

@@ -28,3 +28,6 @@ class LSTM(nn.Module):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.lstm(x[:, None], state)  # (B, 1, D)
         return y[:, 0], state
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.lstm(x, state)

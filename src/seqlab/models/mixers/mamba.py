@@ -5,7 +5,7 @@ convolution, R rank of delta; A (E, N) decay, B and C (B, L, N) input and output
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -88,23 +88,16 @@ class Mamba(nn.Module):
     def A(self) -> Tensor:  # noqa: N802
         return -torch.exp(self.A_log.float())
 
+    def _scan(self, u: Tensor, z: Tensor, **states: Any) -> Any:
+        """The selective scan of u, gated by z, both (B, L, E); ``states`` as ``selective_scan`` takes them."""
+        delta, B, C = self._select(u)
+        settings = {"delta_softplus": True, "backend": self.scan_backend}
+        return selective_scan(u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, **settings, **states)
+
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
         u = causal_conv1d(u, self.conv_weight, self.conv_bias, activation="silu")
-        delta, B, C = self._select(u)
-        y = selective_scan(
-            u,
-            delta,
-            self.A,
-            B,
-            C,
-            self.D,
-            z,
-            self.dt_proj.bias,
-            delta_softplus=True,
-            backend=self.scan_backend,
-        )
-        return self.out_proj(y)
+        return self.out_proj(self._scan(u, z))
 
     def initial_state(self, batch_size: int) -> State:
         weight = self.conv_weight
@@ -120,6 +113,19 @@ class Mamba(nn.Module):
         y, ssm = selective_state_update(
             state.ssm, u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True
         )
+        return self.out_proj(y), State(conv, ssm)
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
+        u, conv = causal_conv1d(
+            u,
+            self.conv_weight,
+            self.conv_bias,
+            activation="silu",
+            initial_state=state.conv,
+            return_final_state=True,
+        )
+        y, ssm = self._scan(u, z, initial_state=state.ssm, return_final_state=True)
         return self.out_proj(y), State(conv, ssm)
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:

@@ -16,7 +16,6 @@ Symbols (the rest as in ``reference.py``):
     pending     tuple of the gradients by the inputs of the window, (R, C) each, summed over positions up to t
 """
 
-# ruff: noqa: SIM108
 # Triton compiles neither starred tuples nor a choice between tuples of different types.
 
 import triton

@@ -1,0 +1,143 @@
+"""Runs side by side, grouped over seeds: tables, pictures and a page, with honest intervals.
+
+    python scripts/compare.py                                    # everything under outputs/
+    python scripts/compare.py outputs/sweep_2026-01-31*          # run folders, sweeps, or globs of them
+    python scripts/compare.py outputs/sweep --at flops           # at an equal budget, read from the curves
+    python scripts/compare.py outputs/sweep --strict             # refuse runs that differ in data, tokens, device ...
+
+Leaves comparison.csv (every number), differences.csv, comparison.md, comparison.tex (booktabs), pictures (PNG and SVG)
+and index.html in --out.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+import rich
+
+from seqlab import console
+from seqlab.analysis import tables
+from seqlab.analysis.budgets import parse_at
+from seqlab.analysis.compare import Comparison, compare
+from seqlab.analysis.late_progress import LateProgress
+from seqlab.analysis.runs import Run, Skipped, read
+from seqlab.analysis.sheets import mismatches_in_words
+from seqlab.errors import UserError
+
+OUTPUTS = Path("outputs")
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose complaints are a line or two, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            "arguments", shlex.join(sys.argv[1:]), message, f"python {self.prog} --help lists what there is"
+        )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    description, _, more = __doc__.partition("\n\n")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=description, epilog=more, formatter_class=formatter, prog="scripts/compare.py")
+    add = parser.add_argument
+    add("paths", nargs="*", type=Path, metavar="folder", help="run folders, sweeps, globs; default: outputs/")
+    add("--at", type=parse_at, metavar="AXIS[=BUDGET]", help="an equal budget of tokens, flops, seconds or params")
+    add("--strict", action="store_true", help="refuse runs that differ in data, split, tokens, precision or device")
+    add("--out", type=Path, help="folder for the results; default: outputs/comparisons/<time>")
+    args = parser.parse_args(argv)
+    if not args.paths:
+        if not OUTPUTS.is_dir():
+            raise UserError("outputs/", "missing", "there are no runs here", "Name the folders that hold runs")
+        args.paths = [OUTPUTS]
+    args.out = args.out or OUTPUTS / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return args
+
+
+def refuse_nothing(runs: Sequence[Run], skipped: Sequence[Skipped], paths: Sequence[Path]) -> None:
+    if runs:
+        return
+    reasons = "; ".join(f"{one.folder}: {one.why}" for one in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    where = ", ".join(map(str, paths))
+    remedy = "Finish a run, for example with python train.py, or name other folders"
+    raise UserError("folder", where, f"no completed run is there ({reasons or 'nothing at all'}{more})", remedy)
+
+
+def refuse_mismatches(comparison: Comparison) -> None:
+    if comparison.mismatches:
+        rule = "these runs are not alike: " + "; ".join(mismatches_in_words(comparison))
+        raise UserError("--strict", "true", rule, "Name runs that are alike, or leave out --strict")
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("--out", path, f"cannot be a folder ({error.strerror})", "Name another folder") from error
+
+
+def say(message: str) -> None:
+    """A line on standard error, unwrapped, so that paths and commands can be copied."""
+    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def write(comparison: Comparison, folder: Path, progress: LateProgress) -> list[Path]:
+    """Tables, pictures and the page. Returns what was written."""
+    from seqlab.analysis import plots, report  # not before they are needed: they take a second to import
+
+    make_folder(folder)
+    try:
+        progress.show("writing tables")
+        written = tables.write(comparison, folder)
+        if find_spec("matplotlib") is None:
+            say("No pictures without matplotlib: pip install 'seqlab[plots]' adds it.")
+        else:
+            progress.show("drawing pictures")
+            written += plots.write(comparison, folder)
+        progress.show("writing the page")
+        return [*written, report.write(comparison, folder)]
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError("--out", where, f"cannot be written ({error.strerror})", "Name another folder") from error
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, compare, print and write. Returns the exit status."""
+    with LateProgress() as progress:
+        runs, skipped = read(args.paths, lambda done, total: progress.show("reading runs", done, total))
+        refuse_nothing(runs, skipped, args.paths)
+        progress.show("comparing")
+        comparison = compare(runs, skipped, at=args.at)
+        if args.strict:
+            refuse_mismatches(comparison)
+        written = write(comparison, args.out, progress)
+    out = console.output()
+    if not out.is_terminal:
+        out.width = max(out.width, 200)  # a table in a file need not fit a screen
+    for part in tables.screen(comparison, out.width):
+        out.print(part)
+    names = ", ".join(str(path.relative_to(args.out)) for path in written)
+    out.print(f"Written to {args.out}: {names}", soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    try:
+        return run(parse(argv))
+    except UserError as error:
+        rich.get_console().print(str(error), markup=False, highlight=False, soft_wrap=True, style="bold red")
+        return error.exit_status
+    except KeyboardInterrupt:
+        say("Stopped at once.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

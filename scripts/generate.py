@@ -1,0 +1,135 @@
+"""Sample text from a model that a run trained.
+
+    python scripts/generate.py run=outputs/<run folder> prompt="ROMEO:"
+    python scripts/generate.py run=outputs/<run folder> prompt="the meaning of" temperature=0.8 top_k=40 stop=$'\\n'
+
+The text streams to standard output as it is sampled.
+
+    run              the folder that training left; its best weights by validation are used
+    prompt           what to continue; none is the start of a line
+    temperature      1 draws as the model says, 0 takes the likeliest token always; default 1
+    top_k, top_p     draw from the k likeliest tokens, or from the likeliest that hold the share p; default: from all
+    max_new_tokens   default 200; learned positions end at the length that a model was trained with
+    stop             text that ends a sample
+    n                samples; number i is drawn with seed + i
+    seed             default 0
+    device           auto, cpu or cuda
+    data.dir, data.cache_dir    where the corpus lies, if elsewhere than for the run
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import rich
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+
+from seqlab import cli
+from seqlab.config import in_words, nearest
+from seqlab.errors import UserError
+from seqlab.experiment import begin_anew, choose_device
+from seqlab.inference.generate import generate_text
+from seqlab.inference.sampling import Sampling
+from seqlab.loading import Trained, load_run
+
+SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
+    "run": (str, None),
+    "prompt": (str, ""),
+    "temperature": (float, 1.0),
+    "top_k": (int | None, None),
+    "top_p": (float | None, None),
+    "max_new_tokens": (PositiveInt, 200),
+    "stop": (str | None, None),
+    "n": (PositiveInt, 1),
+    "seed": (Annotated[int, Field(ge=0, lt=2**63)], 0),
+    "device": (Literal["auto", "cpu", "cuda"], "auto"),
+    "data.dir": (str | None, None),
+    "data.cache_dir": (str | None, None),
+}
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings, from ``key=value`` arguments."""
+    settings = {key: default for key, (_, default) in SETTINGS.items()}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in SETTINGS:
+            rule = "is no setting" if equals else "is not of the form key=value"
+            raise UserError("arguments", argument, rule, nearest(key, SETTINGS))
+        settings[key] = parse_value(key, text)
+    if not settings["run"]:
+        raise UserError("run", "missing", "names the model to sample from", "Give run=outputs/<run folder>")
+    return settings
+
+
+def parse_value(key: str, text: str) -> Any:
+    kind = SETTINGS[key][0]
+    if text == "null" and kind not in (str, str | None):
+        text = None
+    try:
+        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(text)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"]
+        raise UserError(key, text, rule[0].lower() + rule[1:], f"Give it {in_words(kind)}") from error
+
+
+def load(settings: dict[str, Any]) -> Trained:
+    """The run's model and data; refused if there is no text that it could sample."""
+    device = choose_device(settings["device"])
+    begin_anew(settings["seed"])
+    elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
+    trained = load_run(Path(settings["run"]), device, data=elsewhere)
+    if not hasattr(trained.data, "decode"):
+        rule = f"was trained on {trained.data.description}, which is no text"
+        remedy = "Name a run on a corpus, for example data=tiny_shakespeare"
+        raise UserError("run", settings["run"], rule, remedy)
+    return trained
+
+
+def stream(settings: dict[str, Any]) -> None:
+    """Load the model and write what it samples to standard output."""
+    sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+    trained = load(settings)
+    for number in range(settings["n"]):
+        pieces = generate_text(
+            trained.model,
+            trained.data,
+            settings["prompt"],
+            sampling,
+            max_new_tokens=settings["max_new_tokens"],
+            seed=settings["seed"] + number,
+            stop=settings["stop"],
+        )
+        if settings["n"] > 1:
+            print(f"--- {number + 1} of {settings['n']}")
+        print(trained.data.decode(trained.data.encode(settings["prompt"])), end="", flush=True)  # as the model sees it
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        stream(parse(arguments))
+    except BrokenPipeError:  # whoever read has enough, and Python's last flush must find somewhere to write
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(flush=True)
+        return 130
+    except Exception as error:
+        ending = cli.translate(error)
+        if ending is None:
+            raise
+        rich.get_console().print(str(ending), markup=False, highlight=False, soft_wrap=True, style="bold red")
+        return ending.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

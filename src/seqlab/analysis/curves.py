@@ -1,0 +1,108 @@
+"""Reading ``metrics.jsonl``: one record a line, into an array for each split and column.
+
+Of a long run's training records only about a thousand are parsed, at equal distances; the others are looked at no
+further than to see that they begin and end like a record. Validation and test records are all kept.
+"""
+
+import json
+from itertools import chain
+from types import NoneType
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+Curve = dict[str, np.ndarray]
+
+POINTS = 1000
+"""Training records that a long run keeps, at least; a run with less than twice as many keeps all."""
+
+TRAIN = b'"split": "train"'
+HEAD = 48
+"""Bytes of a line among which its split is, after the step."""
+
+
+class Damaged(ValueError):
+    """A file that is not what a run writes, with the reason."""
+
+
+def read_curves(content: bytes) -> dict[str, Curve]:
+    """The curves of a whole metrics file, by split.
+
+    Args:
+        content: the file's bytes. Each line is a flat JSON object with ``step`` and ``split``.
+
+    Returns:
+        For each split, float64 arrays of one length by column (``step``, ``tokens``, ``flops``, ``seconds``, ``loss``
+        and what else was measured), in the order of the steps; not a number where a record has null or lacks the key.
+
+    Raises:
+        Damaged: a line is no such object.
+    """
+    lines = select_lines(content) if len(content) > 2 * POINTS * HEAD else content.splitlines()
+    return to_curves(parse(lines))
+
+
+def select_lines(content: bytes) -> list[bytes]:
+    """The lines of a long file, of those of training only as many as are kept, the last among them."""
+    content = content if content.endswith(b"\n") else content + b"\n"
+    if len(content) - content.rfind(b"\n", 0, -1) <= HEAD:
+        content += b" " * HEAD  # so that there are as many bytes after the last line's beginning
+    characters = np.frombuffer(content, dtype=np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))  # (lines,)
+    starts = np.concatenate([[0], ends[:-1] + 1])  # (lines,)
+    bad = np.flatnonzero((characters[starts] != ord("{")) | (characters[ends - 1] != ord("}")))
+    heads = sliding_window_view(characters, HEAD)[starts].view(f"S{HEAD}")[:, 0]  # (lines,)
+    train = np.flatnonzero(np.strings.find(heads, TRAIN) >= 0)
+    size = max(1, len(train) // POINTS)
+    wanted = np.ones(len(ends), dtype=bool)
+    wanted[train] = False
+    wanted[train[size - 1 :: size]] = wanted[train[-1:]] = wanted[bad] = True
+    return [content[start:end] for start, end in zip(starts[wanted].tolist(), ends[wanted].tolist(), strict=True)]
+
+
+def parse(lines: list[bytes]) -> list[dict[str, Any]]:
+    """The records of whole lines."""
+    try:
+        records = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        records = [parse_line(line) for line in lines]
+    if len(records) != len(lines) or not set(map(type, records)) <= {dict}:
+        raise Damaged("a line is no record")
+    return records
+
+
+def parse_line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise Damaged(f"a line is no record: {line[:40]!r}") from None
+
+
+def to_curves(records: list[dict[str, Any]]) -> dict[str, Curve]:
+    """Records as arrays by split and column."""
+    by_split: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        split = record.get("split")
+        if not isinstance(split, str) or record.get("step") is None:
+            raise Damaged("a record has no step and split")
+        by_split.setdefault(split, []).append(record)
+    return {split: to_arrays(rows) for split, rows in by_split.items()}
+
+
+def to_arrays(rows: list[dict[str, Any]]) -> Curve:
+    """The numbers among the records' values, by column, in the order of the steps."""
+    arrays = {}
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        values = [row.get(name) for row in rows]
+        if name == "split":
+            continue
+        if not set(map(type, values)) <= {int, float, NoneType}:
+            raise Damaged(f"{name} is no number in a record")
+        arrays[name] = np.array(values, dtype=np.float64)  # null becomes not a number
+    order = np.argsort(arrays["step"], kind="stable")
+    return {name: values[order] for name, values in arrays.items()}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,89 @@
+"""Points of curves against the context, and the power of the context by which each curve grows."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SPAN = 8
+"""An exponent is fitted to the contexts within this factor of the longest, where the fixed costs weigh least."""
+
+FEWEST = 3
+"""Points that an exponent needs, for two lie on a line always."""
+
+
+@dataclass
+class Point:
+    """One model at one context and batch. Times are medians; what does not exist here is None."""
+
+    context: int  # positions that were read before the token
+    prefill_ms: float  # of the whole context, for all sequences of the batch
+    prefill_repetitions: int
+    prefill_tokens_per_second: float
+    token_ms: float  # of one step of all sequences, launched operation by operation
+    token_repetitions: int
+    tokens_per_second: float
+    graph_token_ms: float | None  # of the same step, launched as one CUDA graph
+    graph_tokens_per_second: float | None
+    state_bytes: int  # recurrent state, or keys and values, of one sequence
+    peak_bytes: int | None  # of prefill and one step for the whole batch, beyond the weights
+
+
+COLUMNS = {
+    "prefill_ms": "prefill time",
+    "token_ms": "time a token",
+    "graph_token_ms": "time a token, CUDA graph",
+    "state_bytes": "state bytes",
+    "peak_bytes": "peak memory",
+}
+"""What is fitted."""
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """The slope of a curve on two logarithmic axes: 0 is constant, 1 linear, 2 quadratic."""
+
+    value: float
+    standard_error: float
+    shortest: int  # contexts of the fit
+    longest: int
+    points: int
+
+    def __str__(self) -> str:
+        value = round(self.value, 2) + 0.0  # no minus before a zero
+        return f"{value:.2f} ± {self.standard_error:.2f}"
+
+
+@dataclass
+class Curve:
+    """One model at one batch against the context."""
+
+    model: str
+    architecture: str
+    batch: int
+    points: list[Point] = field(default_factory=list)
+    ended: str | None = None  # why it does not reach the longest context asked for
+    no_graph: str | None = None  # why there is no CUDA graph of its step
+
+    @property
+    def exponents(self) -> dict[str, Exponent | None]:
+        """Of every column."""
+        contexts = [point.context for point in self.points]
+        return {name: fit(contexts, [getattr(point, name) for point in self.points]) for name in COLUMNS}
+
+
+def fit(contexts: list[int], values: list[float | None]) -> Exponent | None:
+    """Least squares of log value over log context, on the upper part of the range.
+
+    The standard error is that of the slope, from what the line leaves over. None for too few points, and for values
+    that have no logarithm.
+    """
+    pairs = [(c, v) for c, v in zip(contexts, values, strict=True) if v is not None and SPAN * c >= contexts[-1]]
+    if len(pairs) < FEWEST or any(value <= 0 for _, value in pairs):
+        return None
+    x, y = np.log(np.array(pairs, dtype=np.float64)).T
+    x -= x.mean()
+    slope = float(x @ y / (x @ x))
+    residuals = y - y.mean() - slope * x
+    error = math.sqrt(float(residuals @ residuals) / (len(pairs) - 2) / float(x @ x))
+    return Exponent(slope, error, pairs[0][0], pairs[-1][0], len(pairs))

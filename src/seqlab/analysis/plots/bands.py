@@ -1,0 +1,113 @@
+"""Curves of a group's runs as one line and one band, thin enough to draw."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy import ndarray
+
+from seqlab.analysis.groups import Group
+from seqlab.analysis.runs import Run
+
+AXES = ("step", "tokens", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class Band:
+    """One group's loss against one axis: the mean over its seeds, the lowest and the highest.
+
+    ``x``, ``mean``, ``low`` and ``high`` have one value a point; with one seed the last three are the same.
+    """
+
+    x: ndarray
+    mean: ndarray
+    low: ndarray
+    high: ndarray
+    n: int
+
+    def beyond_zero(self) -> "Band":
+        """The part that a logarithmic axis can show."""
+        shown = self.x > 0
+        return Band(self.x[shown], self.mean[shown], self.low[shown], self.high[shown], self.n)
+
+
+def thin(columns: Sequence[ndarray], points: int) -> list[ndarray]:
+    """Columns of equal length with at most so many rows: the means of consecutive rows.
+
+    A mean of all rows, where picking every tenth would draw the noise of one batch.
+    """
+    length = len(columns[0])
+    if length <= points:
+        return list(columns)
+    starts = np.linspace(0, length, points, endpoint=False).astype(np.intp)
+    counts = np.diff(starts, append=length)
+    return [np.add.reduceat(column, starts) / counts for column in columns]
+
+
+def thinned_curve(run: Run, split: str, points: int) -> dict[str, ndarray]:
+    """The loss of a run's split with its axes: finite rows only, thinned. Empty without such a curve."""
+    columns = run.curves.get(split, {})
+    axes = [axis for axis in AXES if axis in columns]
+    if "loss" not in columns or not axes:
+        return {}
+    kept = np.isfinite(columns["loss"])
+    for axis in axes:
+        kept &= np.isfinite(columns[axis])
+    if not kept.any():
+        return {}
+    rows = [columns[name] if kept.all() else columns[name][kept] for name in (*axes, "loss")]
+    return dict(zip((*axes, "loss"), thin(rows, points), strict=True))
+
+
+def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:
+    """Mean and extent of several curves ``(x, y)`` where all of them are; ``None`` where they have nothing in common.
+
+    Curves measured at different places are interpolated at the places of the first, never beyond an end.
+    """
+    if not curves:
+        return None
+    low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    first = curves[0][0]
+    grid = first[(first >= low) & (first <= high)]
+    if high > low:
+        grid = np.unique(np.concatenate([grid, [low, high]]))
+    if not len(grid):
+        return None
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])  # (seeds, points)
+    return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0), len(curves))
+
+
+def bands(group: Group, split: str, points: int) -> dict[str, Band]:
+    """A group's loss on a split against every axis that its runs have."""
+    curves = [curve for run in group.runs if (curve := thinned_curve(run, split, points))]
+    found = {}
+    for axis in AXES:
+        if curves and all(axis in curve for curve in curves):
+            one = band([(curve[axis], curve["loss"]) for curve in curves])
+            if one is not None:
+                found[axis] = one
+    return found
+
+
+def loss_by_position(group: Group, points: int = 64) -> Band | None:
+    """Test loss at each position of the context, counted from 1; later positions as means of ever wider bins."""
+    losses = [run.summary.get("test_loss_by_position") for run in group.runs]
+    losses = [np.array(loss, dtype=float) for loss in losses if loss]
+    if not losses or len({len(loss) for loss in losses}) > 1:
+        return None
+    values = np.stack(losses)  # (seeds, positions), NaN where a task asks for nothing
+    length = values.shape[1]
+    edges = np.unique(np.geomspace(1, length + 1, points).round().astype(int)) - 1
+    rows = []
+    for start, end in pairwise(edges):
+        part = values[:, start:end]
+        asked = np.isfinite(part).all(axis=0)
+        if asked.any():
+            places = np.arange(start, end)[asked] + 1
+            rows.append((np.exp(np.log(places).mean()), part[:, asked].mean(axis=1)))
+    if not rows:
+        return None
+    by_seed = np.array([row[1] for row in rows]).T  # (seeds, bins)
+    x = np.array([row[0] for row in rows])
+    return Band(x, by_seed.mean(axis=0), by_seed.min(axis=0), by_seed.max(axis=0), len(losses))

@@ -1,0 +1,192 @@
+"""Parts that several figures share: axes, bands, the legend, and a figure on its way to a file."""
+
+import re
+import textwrap
+import warnings
+from collections.abc import Sequence
+from io import StringIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from seqlab.analysis.plots.bands import Band
+from seqlab.analysis.plots.style import Style
+
+WIDTH = 7.0
+"""Inches: the text of a page in two columns; letters are of the size of its footnotes."""
+
+DPI = 180
+
+LOOK = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "seqlab",
+}
+DASHES: dict[str, Any] = {"longdash": (0, (8, 2)), "longdashdot": (0, (8, 2, 1, 2))}
+TITLES = {"step": "steps", "tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
+FAINT = 0.3
+
+
+def plain(text: str, longest: int = 70) -> str:
+    """Text that matplotlib draws as it stands: no mathematics, no line ends, not hidden by an underscore."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def linestyle(style: Style) -> Any:
+    return DASHES.get(style.line, style.line)
+
+
+def draw_band(axes: Axes, band: Band, style: Style) -> None:
+    """A line with its band; a marker where there is but one point."""
+    look = {"color": style.colour, "linestyle": linestyle(style), "zorder": 3}
+    axes.plot(band.x, band.mean, marker=style.marker if len(band.x) == 1 else None, **look)
+    if band.n > 1:
+        axes.fill_between(band.x, band.low, band.high, color=style.colour, alpha=0.2, linewidth=0, zorder=2)
+
+
+def draw_background(axes: Axes, curves: Sequence[Band], styles: Sequence[Style]) -> None:
+    """Thin lines without bands, as one artist: hundreds of them take no longer than one."""
+    lines = [np.column_stack([band.x, band.mean]) for band in curves]
+    colours = [style.colour for style in styles]
+    axes.add_collection(LineCollection(lines, colors=colours, alpha=FAINT, linewidths=0.5, zorder=1))
+    axes.autoscale_view()
+
+
+def wide(values: Sequence[float], factor: float) -> bool:
+    """Whether positive numbers span so large a factor that a logarithmic axis is due."""
+    return bool(len(values)) and min(values) > 0 and max(values) / min(values) >= factor
+
+
+def short_number(value: float, _place: int | None = None) -> str:
+    """A tick's name that fits at paper width: 2.5M for 2500000."""
+    prefixes = "kMGTPE"
+    power = min(len(prefixes), int(np.log10(abs(value)) // 3)) if abs(value) >= 1000 else 0
+    return f"{value / 1000**power:.4g}{prefixes[power - 1] if power else ''}"
+
+
+def format_axis(axes: Axes, which: str, *, log: bool) -> None:
+    """A linear or logarithmic axis, with few enough ticks for a narrow panel."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    few = 4 if which == "x" else 5
+    if log:
+        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        low, high = axis.get_view_interval()
+        decades = np.log10(high / low)
+        if decades < 1.5:  # at most one power of ten would be named
+            steps = (1, 1.5, 2, 3, 5, 7) if decades < 0.6 else (1, 2, 5)
+            axis.set_major_locator(LogLocator(subs=steps))
+            axis.set_minor_locator(NullLocator())
+        else:
+            axis.set_major_locator(LogLocator(numticks=4))
+            axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(few, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(short_number))
+
+
+def legend_handle(style: Style, *, line: bool = True, marker: bool = False) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        color=style.colour,
+        linestyle=linestyle(style) if line else "none",
+        marker=style.marker if marker else None,
+    )
+
+
+def finish(figure: Figure, entries: Sequence[tuple[Line2D, str]], caption: str) -> None:
+    """A legend for the whole figure above its panels and the caption beneath, each given room of its own."""
+    labels = [plain(label) for _, label in entries]
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 17 // (longest + 8))))
+    rows = -(-len(labels) // columns)
+    lines = textwrap.wrap(caption, int(figure.get_figwidth() * 21))
+    figure.set_figheight(figure.get_figheight() + 0.16 * rows + 0.12 * len(lines))
+    if labels:
+        figure.legend(
+            [handle for handle, _ in entries],
+            labels,
+            loc="outside upper center",
+            ncols=-(-len(labels) // rows),
+            frameon=False,
+            handlelength=2.8,
+            columnspacing=1.5,
+            borderpad=0.1,
+        )
+    figure.supxlabel("\n".join(plain(line, len(line)) for line in lines), fontsize=6.5, color="0.35")
+
+
+def save(figure: Figure, folder: Path, name: str, caption: str) -> list[Path]:
+    """The figure as PNG and SVG, the same bytes every time, with the caption as description."""
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a label in another script
+        canvas.draw()
+        figure.set_layout_engine("none")  # the layout is made; the other file need not make it again
+        description = PngInfo()
+        description.add_itxt("Description", caption)
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        picture.quantize(256, dither=Image.Dither.NONE).save(png, pnginfo=description, optimize=True, dpi=(DPI, DPI))
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Description": caption, "Date": None})
+    svg.write_text(PLACE.sub(r"\1 \2 \3", text.getvalue()), encoding="utf-8")
+    return [png, svg]
+
+
+PLACE = re.compile(r"\b([ML]) (-?\d+\.\d\d)\d* (-?\d+\.\d\d)\d*")
+"""A point of a path; a hundredth of a point is enough."""
+
+
+def look() -> Any:
+    """The settings of every figure, as a context."""
+    return mpl.rc_context(LOOK)
+
+
+def limits(curves: Sequence[Band], start: float = 0.02) -> tuple[float, float] | None:
+    """Limits of a loss axis: everything but what only the first part of training shows."""
+    highs, lows = [], []
+    for band in curves:
+        late = band.x >= band.x[0] + start * (band.x[-1] - band.x[0])
+        highs.append(band.high[late].max())
+        lows.append(band.low.min())
+    if not highs or not np.isfinite([*highs, *lows]).all():
+        return None
+    low, high = min(lows), max(highs)
+    margin = 0.03 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def flatten(axes: Any) -> list[Axes]:
+    return list(chain.from_iterable(np.atleast_2d(axes)))

@@ -1,0 +1,195 @@
+"""The figures of one data set; each function draws one, or nothing where the runs hold nothing of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from seqlab.analysis.groups import Group
+from seqlab.analysis.plots.bands import AXES, Band, bands, loss_by_position
+from seqlab.analysis.plots.choices import COSTS, cost_of, pareto_front, prominent
+from seqlab.analysis.plots.drawing import (
+    FAINT,
+    TITLES,
+    WIDTH,
+    draw_background,
+    draw_band,
+    finish,
+    format_axis,
+    legend_handle,
+    limits,
+    save,
+    wide,
+)
+from seqlab.analysis.plots.style import Style
+from seqlab.analysis.rows import Row
+from seqlab.analysis.statistics import Estimate
+
+DRAWN_COSTS = ("parameters", "flops")
+POINTS = 120
+BACKGROUND_POINTS = 40
+MOST_BACKGROUND = 60
+EXTENT = "bands: lowest and highest seed"
+INTERVAL = "bars: 95 % bootstrap interval of the mean"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the figures of one data set are drawn from: groups with the look and the test loss of each."""
+
+    data: str
+    rows: list[Row]
+    styles: list[Style]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        return [row.group for row in self.rows]
+
+    @cached_property
+    def test(self) -> list[Estimate]:
+        return [row.test["loss"] for row in self.rows]
+
+    @cached_property
+    def prominent(self) -> list[int]:
+        """Places of the groups that the legend names."""
+        return prominent(self.rows)
+
+    @cached_property
+    def background(self) -> list[int]:
+        """Places of the groups that are drawn without a name; of very many others those that validation prefers."""
+        others = set(range(len(self.rows))) - set(self.prominent)
+        return sorted(others, key=lambda place: self.rows[place].validation["loss"].mean)[:MOST_BACKGROUND]
+
+    def seeds(self) -> str:
+        """How many runs stand behind a line, for a caption."""
+        counts = sorted({len(group.runs) for group in self.groups})
+        if counts == [1]:
+            return "One seed, so no interval"
+        return f"Mean over {counts[0]} seeds" if len(counts) == 1 else f"Mean over {counts[0]} to {counts[-1]} seeds"
+
+    def caption(self, extent: str, *, every_point: bool = False) -> str:
+        several = any(len(group.runs) > 1 for group in self.groups)
+        others, drawn = len(self.groups) - len(self.prominent), len(self.background)
+        faint = (
+            f"the {others} others" if drawn == others or every_point else f"the next best {drawn} of {others} others"
+        )
+        stand_out = f" In the legend: each model's best setting on validation; faint: {faint}."
+        return f"{self.data}. {self.seeds()}{'; ' + extent if several else ''}.{stand_out if others else ''}"
+
+    def legend(self, *, line: bool = True, marker: bool = False) -> list[tuple[Line2D, str]]:
+        return [(legend_handle(self.styles[i], line=line, marker=marker), self.groups[i].label) for i in self.prominent]
+
+
+def loss_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
+    """Training and validation loss against every axis."""
+    splits = {"train": "training loss", "validation": "validation loss"}
+    found = {split: curves_of(picture, split) for split in splits}
+    found = {split: curves for split, curves in found.items() if curves}
+    if not found:
+        return []
+    figure = Figure(figsize=(WIDTH, 0.4 + 1.6 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), len(AXES), sharex="col", sharey="row", squeeze=False)
+    for place, axis in enumerate(AXES):
+        panels = [{i: one[axis] for i, one in curves.items() if axis in one} for curves in found.values()]
+        log = axis in ("flops", "seconds") and wide([one.x[-1] for panel in panels for one in panel.values()], 4)
+        for row, panel in zip(grid, panels, strict=True):
+            draw_curves(row[place], picture, panel, log=log)
+        format_axis(grid[0, place], "x", log=log)
+        grid[-1, place].set_xlabel(TITLES[axis])
+    for row, (split, curves) in zip(grid, found.items(), strict=True):
+        finish_losses(row, splits[split], [one for by_axis in curves.values() for one in by_axis.values()])
+    caption = f"{picture.caption(EXTENT)} The first 2 % of training may leave the frame."
+    finish(figure, picture.legend(), caption)
+    return save(figure, folder, name, caption)
+
+
+def curves_of(picture: Picture, split: str) -> dict[int, dict[str, Band]]:
+    """By group, its loss on a split against every axis, with fewer points in the background."""
+    wanted = dict.fromkeys(picture.prominent, POINTS) | dict.fromkeys(picture.background, BACKGROUND_POINTS)
+    found = {i: bands(picture.groups[i], split, points) for i, points in wanted.items()}
+    return {i: by_axis for i, by_axis in found.items() if by_axis}
+
+
+def draw_curves(axes: Axes, picture: Picture, curves: dict[int, Band], *, log: bool) -> None:
+    """The lines of one panel, those that the legend names with their bands."""
+    drawn = {i: curve.beyond_zero() if log else curve for i, curve in curves.items()}
+    drawn = {i: curve for i, curve in drawn.items() if len(curve.x)}
+    behind = [i for i in picture.background if i in drawn]
+    draw_background(axes, [drawn[i] for i in behind], [picture.styles[i] for i in behind])
+    for i in picture.prominent:
+        if i in drawn:
+            draw_band(axes, drawn[i], picture.styles[i])
+
+
+def finish_losses(row: Sequence[Axes], title: str, curves: Sequence[Band]) -> None:
+    """The loss axis that a row of panels shares."""
+    row[0].set_ylabel(title)
+    extent = limits(curves)
+    if extent is None:
+        return
+    log = wide([band.low.min() for band in curves] + [extent[1]], 20)
+    if log:
+        extent = min(band.low.min() for band in curves) * 0.9, extent[1]
+    row[0].set_ylim(*extent)
+    format_axis(row[0], "y", log=log)
+
+
+def cost_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
+    """Test loss against what it cost, with the front of those that nothing beats."""
+    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
+    panels = figure.subplots(1, len(DRAWN_COSTS), sharey=True)
+    for axes, key in zip(panels, DRAWN_COSTS, strict=True):
+        draw_costs(axes, picture, key)
+        axes.set_xlabel(COSTS[key])
+    panels[0].set_ylabel("test loss")
+    format_axis(panels[0], "y", log=wide([one.mean for one in picture.test], 20))
+    caption = f"{picture.caption(INTERVAL, every_point=True)} Grey: Pareto front of the means."
+    finish(figure, picture.legend(line=False, marker=True), caption)
+    return save(figure, folder, name, caption)
+
+
+def draw_costs(axes: Axes, picture: Picture, key: str) -> None:
+    """A point for each group that has such a cost, and the front."""
+    costs = {i: cost for i, row in enumerate(picture.rows) if (cost := cost_of(row, key)) is not None}
+    if not costs:
+        return
+    behind = sorted(set(costs) - set(picture.prominent))
+    colours = [picture.styles[i].colour for i in behind]
+    x, y = [costs[i] for i in behind], [picture.test[i].mean for i in behind]
+    axes.scatter(x, y, s=9, c=colours, alpha=FAINT, linewidths=0, zorder=2)
+    for i in picture.prominent:
+        if i in costs:
+            loss, style = picture.test[i], picture.styles[i]
+            error = None if loss.low is None else [[loss.mean - loss.low], [loss.high - loss.mean]]
+            look = {"color": style.colour, "marker": style.marker, "markersize": 5, "elinewidth": 0.9, "capsize": 2}
+            axes.errorbar(costs[i], loss.mean, error, zorder=3, **look)
+    places = list(costs)
+    front = [places[i] for i in pareto_front(list(costs.values()), [picture.test[i].mean for i in places])]
+    look = {"color": "0.55", "linewidth": 0.9, "drawstyle": "steps-post", "zorder": 1}
+    axes.plot([costs[i] for i in front], [picture.test[i].mean for i in front], **look)
+    low, high = min(costs.values()), max(costs.values())
+    if low > 0 and high < 2 * low:  # room for the ticks' names around points that lie together
+        axes.set_xlim(low / 1.5, high * 1.5)
+    format_axis(axes, "x", log=low > 0)
+
+
+def position_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
+    """Test loss by position in the context."""
+    found = {i: loss_by_position(picture.groups[i]) for i in [*picture.prominent, *picture.background]}
+    curves = {i: curve for i, curve in found.items() if curve is not None and len(curve.x) > 1}
+    if not curves:
+        return []
+    figure = Figure(figsize=(WIDTH * 0.6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    draw_curves(axes, picture, curves, log=True)
+    axes.set(xlabel="position in the context", ylabel="test loss")
+    format_axis(axes, "x", log=True)
+    ends = [end for curve in curves.values() for end in (curve.low.min(), curve.high.max())]
+    format_axis(axes, "y", log=wide(ends, 20))
+    caption = f"{picture.caption(EXTENT)} Later positions: means of ever wider bins."
+    finish(figure, picture.legend(), caption)
+    return save(figure, folder, name, caption)

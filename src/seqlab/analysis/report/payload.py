@@ -1,0 +1,194 @@
+"""What the page knows, as containers for JSON: texts for the table, thinned curves, configurations without repeats."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from seqlab import __version__
+from seqlab.analysis.compare import Comparison
+from seqlab.analysis.groups import Group, flatten, in_short
+from seqlab.analysis.plots.bands import AXES, Band, bands, loss_by_position
+from seqlab.analysis.plots.choices import COSTS, PARAMETERS, best_of_models, cost_of, prominent, sweeps
+from seqlab.analysis.plots.style import architecture, styles
+from seqlab.analysis.report.cells import columns_of, extra_tables
+from seqlab.analysis.rows import Row
+from seqlab.analysis.runs import Run
+from seqlab.analysis.sheets import INTERVAL_NOTE, warnings_of
+from seqlab.analysis.statistics import Estimate
+
+RESULT = "result: "
+
+POINTS = 25_000
+"""Of all curves together; each has a share of them."""
+
+FEWEST, MOST = 20, 200
+"""Points of one curve."""
+
+FACTS = (
+    "status",
+    "parameters",
+    "steps",
+    "tokens",
+    "wall_seconds",
+    "scan_backend",
+    "precision",
+    "device_name",
+    "data_description",
+    "data_fingerprint",
+    "versions",
+    "git_commit",
+    "command",
+)
+"""Of a run's summary, what may explain a difference that the configuration does not."""
+
+
+def payload(comparison: Comparison) -> dict[str, Any]:
+    """Everything that the page shows."""
+    groups = comparison.groups
+    rows = {id(row.group): row for row in comparison.rows}
+    place = {id(group): i for i, group in enumerate(groups)}
+    runs = [run for group in groups for run in group.runs]
+    return {
+        "version": __version__,
+        "written": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "warnings": warnings_of(comparison),
+        "skipped": [[str(one.folder), one.why] for one in comparison.skipped],
+        "note": INTERVAL_NOTE,
+        "costs": COSTS,
+        "table": columns_of(comparison, [place[id(row.group)] for row in comparison.rows]),
+        "extra": extra_tables(comparison),
+        "groups": described(groups, [rows[id(group)] for group in groups]),
+        "sweeps": described_sweeps(groups, place),
+        "runs": [[str(run.folder), i, run.summary["seed"]] for i, group in enumerate(groups) for run in group.runs],
+        "settings": settings_of(runs),
+    }
+
+
+def described(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each group's look, costs, test loss and curves."""
+    points = min(MOST, max(FEWEST, POINTS // max(1, 2 * len(groups))))
+    first = places_by_data(rows, prominent)
+    best = places_by_data(rows, best_of_models)
+    return [
+        {
+            "label": group.label,
+            "model": group.model,
+            "architecture": architecture(group.model),
+            "data": group.data,
+            "colour": style.colour,
+            "line": style.line,
+            "marker": style.marker,
+            "first": i in first,
+            "best": i in best,
+            "seeds": len(group.runs),
+            "costs": {key: cost_of(row, key) for key in COSTS},
+            "test": described_estimate(row.test["loss"]),
+            "curves": {split: described_curves(bands(group, split, points)) for split in ("train", "validation")},
+            "position": described_band(loss_by_position(group)),
+        }
+        for i, (group, row, style) in enumerate(zip(groups, rows, styles(groups), strict=True))
+    ]
+
+
+def places_by_data(rows: Sequence[Row], choose: Callable[[list[Row]], list[int]]) -> set[int]:
+    """What a choice among the rows of each data set takes."""
+    found: set[int] = set()
+    for data in {row.group.data for row in rows}:
+        mine = [i for i, row in enumerate(rows) if row.group.data == data]
+        found |= {mine[i] for i in choose([rows[i] for i in mine])}
+    return found
+
+
+def described_estimate(one: Estimate) -> list[float | None]:
+    return [one.mean, one.low, one.high]
+
+
+def described_curves(curves: dict[str, Band]) -> dict[str, Any]:
+    """A band for each axis; for one that is a multiple of the steps, only the factor."""
+    found: dict[str, Any] = {}
+    steps = curves.get("step")
+    for axis in AXES:
+        if axis not in curves:
+            continue
+        factor = factor_of(steps, curves[axis]) if axis != "step" else None
+        found[axis] = described_band(curves[axis]) if factor is None else {"factor": factor}
+    return found
+
+
+def factor_of(steps: Band | None, other: Band) -> float | None:
+    """By what to multiply the steps to get an axis; ``None`` if nothing does."""
+    if steps is None or len(steps.x) != len(other.x) or not steps.x[-1]:
+        return None
+    factor = float(other.x[-1] / steps.x[-1])
+    same = np.allclose(other.x, factor * steps.x, rtol=1e-6) and np.allclose(other.mean, steps.mean, rtol=1e-9)
+    return factor if same and math.isfinite(factor) else None
+
+
+def described_band(one: Band | None) -> dict[str, list[float]] | None:
+    if one is None:
+        return None
+    found = {"x": short(one.x, 6), "y": short(one.mean)}
+    return found if one.n == 1 else found | {"low": short(one.low), "high": short(one.high)}
+
+
+def short(values: ndarray, digits: int = 5) -> list[float]:
+    """Numbers with so many significant digits, which a chart cannot tell from all of them."""
+    return [float(f"{value:.{digits}g}") for value in values.tolist()]
+
+
+def described_sweeps(groups: Sequence[Group], place: dict[int, int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "parameter": parameter,
+            "title": PARAMETERS.get(parameter, parameter),
+            "series": [
+                {
+                    "model": one.model,
+                    "data": one.data,
+                    "follows": list(one.follows),
+                    "values": [number_or_text(value) for value in one.values],
+                    "groups": [place[id(group)] for group in one.groups],
+                    "base": place[id(one.base)],
+                }
+                for one in series
+            ],
+        }
+        for parameter, series in sweeps(groups).items()
+    ]
+
+
+def number_or_text(value: Any) -> float | str:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else in_short(value)
+
+
+def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each setting and fact once, with its different values and which run has which (none where all have the first)."""
+    flat = [known_of(run) for run in runs]
+    found = []
+    keys = dict.fromkeys(key for one in flat for key in one)
+    for key in sorted(keys, key=lambda key: key.startswith(RESULT)):
+        texts = [as_text(one[key]) if key in one else None for one in flat]
+        values = list(dict.fromkeys(texts))
+        index = {value: i for i, value in enumerate(values)}
+        entry = {"key": key, "values": values}
+        found.append(entry if len(values) == 1 else entry | {"of": [index[text] for text in texts]})
+    return found
+
+
+def known_of(run: Run) -> dict[str, Any]:
+    """A run's flat configuration, then the facts about it."""
+    facts = {name: run.summary[name] for name in FACTS if name in run.summary}
+    results = {name: run.summary[name].get("loss") for name in ("best_validation", "test")}
+    losses = {f"{name} loss": value for name, value in results.items()}
+    return flatten(run.config) | {f"{RESULT}{key}": value for key, value in (flatten(facts) | losses).items()}
+
+
+def as_text(value: Any) -> str:
+    """A setting as YAML would show it, near enough to read."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

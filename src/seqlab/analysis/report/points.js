@@ -1,0 +1,90 @@
+// Charts of test losses: against what they cost, and against a swept parameter.
+
+function errorBars(group) {
+  const [mean, low, high] = group.test;
+  return low === null || !isOn("bands") ? null : [high - mean, mean - low];
+}
+
+function pointTrace(items, colour, more) {
+  const bars = items.map(({ group }) => errorBars(group));
+  const label = ({ group }) => {
+    const [, low, high] = group.test;
+    return [plain(group.label), low === null ? "one seed" : `${low.toPrecision(5)} to ${high.toPrecision(5)}`];
+  };
+  return {
+    x: items.map((item) => item.x),
+    y: items.map(({ group }) => group.test[0]),
+    customdata: items.map(label),
+    error_y: {
+      type: "data",
+      symmetric: false,
+      array: bars.map((bar) => (bar ? bar[0] : 0)),
+      arrayminus: bars.map((bar) => (bar ? bar[1] : 0)),
+      color: colour,
+      thickness: 1.2,
+      width: 3,
+      visible: bars.some(Boolean),
+    },
+    hovertemplate: "<b>%{customdata[0]}</b><br>test loss %{y:.4~f} (%{customdata[1]})<extra></extra>",
+    ...more,
+  };
+}
+
+// The points that no other beats at the same cost or less.
+function paretoFront(items) {
+  const front = [];
+  for (const item of items.toSorted((a, b) => a.x - b.x || a.group.test[0] - b.group.test[0])) {
+    if (!front.length || item.group.test[0] < front.at(-1).group.test[0]) {
+      front.push(item);
+    }
+  }
+  return front;
+}
+
+function costChart() {
+  const key = find("cost").value;
+  const items = shownGroups().map((i) => ({ group: groups[i], x: groups[i].costs[key] })).filter(({ x }) => x !== null);
+  const front = paretoFront(items);
+  const line = {
+    x: front.map((item) => item.x),
+    y: front.map(({ group }) => group.test[0]),
+    mode: "lines",
+    line: { color: ink("quiet"), width: 1.2, shape: "hv" },
+    hoverinfo: "skip",
+  };
+  const traces = items.map((item) => {
+    const colour = visible(item.group.colour);
+    const marker = { color: colour, size: 9, symbol: SYMBOLS[item.group.marker] };
+    return pointTrace([item], colour, { mode: "markers", marker });
+  });
+  const log = isOn("log-cost");
+  const x = axisLayout(known.costs[key], log);
+  const y = axisLayout("test loss", isOn("log-y"), { exponentformat: "none" });
+  return { traces: [line, ...traces], layout: layoutOf(x, y, [key, log].join()), count: items.length };
+}
+
+function sweepChart(sweep) {
+  const shown = new Set(shownGroups());
+  const data = chartData();
+  // A series is one thing: it is shown whole if any of its groups' models passes, so that no value is left out.
+  const series = sweep.series.filter((one) => one.data === data && passes(groups[one.base]) &&
+    groups.some((group, i) => shown.has(i) && group.model === one.model));
+  const values = distinct(sweep.series.filter((one) => one.data === data).flatMap((one) => one.values));
+  const numeric = values.every((value) => typeof value === "number");
+  values.sort(numeric ? (a, b) => a - b : undefined);
+  const log = numeric && values[0] > 0 && values.at(-1) >= 4 * values[0];
+  const traces = series.map((one) => {
+    const x = one.values.map((value) => (numeric ? value : values.indexOf(value)));
+    const items = one.groups.map((i, place) => ({ group: groups[i], x: x[place] }));
+    const colour = visible(groups[one.base].colour);
+    const marker = { color: colour, size: 7, symbol: SYMBOLS[groups[one.base].marker] };
+    return pointTrace(items, colour, { mode: "lines+markers", line: { color: colour, width: 2 }, marker });
+  });
+  const follows = distinct(series.flatMap((one) => one.follows));
+  const title = plain(sweep.title) + (follows.length ? `<br>with ${plain(follows.join(", "))}` : "");
+  const places = numeric ? values : values.map((_, i) => i);
+  const every = { tickvals: places, ticktext: values.map((value) => plain(String(value))) };
+  const ticks = numeric && values.length > 10 ? {} : every;
+  const y = axisLayout("test loss", isOn("log-y"), { exponentformat: "none" });
+  return { traces, layout: layoutOf(axisLayout(title, log, ticks), y, sweep.parameter), count: series.length };
+}

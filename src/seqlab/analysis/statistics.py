@@ -1,0 +1,103 @@
+"""What a few seeds say of a mean: the estimate, its spread and a 95 % bootstrap interval.
+
+Symbols: n values (seeds) x_1 .. x_n with mean m and standard deviation s; the error of m in units of its own estimated
+size is t = (m - truth) / (s / sqrt(n)).
+
+The interval is a studentised bootstrap: t's distribution is found by drawing samples of n, and the interval is
+m - t_high s / sqrt(n) .. m - t_low s / sqrt(n). What the samples are drawn from depends on n:
+
+* n >= 8: from the values themselves, with replacement;
+* n = 2 .. 7: from a normal law (a parametric bootstrap), where t's distribution is known. Drawing from so few values
+  cannot work: three values have ten distinct resamples, and percentiles of their means never leave the values' own
+  range, which holds the truth in 75 cases of 100 with three seeds and in 50 with two.
+
+How often an interval holds the truth depends on how seeds vary, which a few of them cannot tell. In simulations:
+
+| n  | normal | uniform | exponential | lognormal | percentiles of resampled means, normal |
+|----|--------|---------|-------------|-----------|----------------------------------------|
+| 2  | 0.95   | 0.93    | 0.91        | 0.89      | 0.53                                   |
+| 3  | 0.95   | 0.92    | 0.87        | 0.83      | 0.73                                   |
+| 5  | 0.95   | 0.94    | 0.89        | 0.82      | 0.84                                   |
+| 10 | 0.94   | 0.97    | 0.93        | 0.90      | 0.90                                   |
+
+One value has no interval. Chance is seeded: the same values give the same interval.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+COVERAGE = 0.95
+RESAMPLES = 4_000
+POINTS_AT_ONCE = 100
+FEWEST_TO_RESAMPLE = 8
+NORMAL_T = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645, 6: 2.57058, 7: 2.44691}
+"""By n, the size of t that samples from a normal law exceed in 5 % of cases: Student's distribution, which drawing
+them without end would give."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds. ``std`` (of the values, n - 1) and the interval are ``None`` with one value."""
+
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def half_width(self) -> float | None:
+        return None if self.low is None else (self.high - self.low) / 2
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of values with its 95 % bootstrap interval.
+
+    Raises:
+        ValueError: there is no value, or one is not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"an estimate needs finite values in a row, not {values!r}")
+    if len(x) == 1:
+        return Estimate(float(x[0]), None, None, None, 1)
+    mean, low, high = band(x[:, None])
+    return Estimate(float(mean[0]), float(x.std(ddof=1)), float(low[0]), float(high[0]), len(x))
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, low and high end of the interval at every point of curves (n, points), n at least 2.
+
+    A point where a curve is not a number has none either.
+    """
+    n = len(values)
+    mean = values.mean(axis=0)
+    error = values.std(axis=0, ddof=1) / np.sqrt(n)
+    if n < FEWEST_TO_RESAMPLE:
+        low_t, high_t = -NORMAL_T[n], NORMAL_T[n]
+    else:
+        parts = [resampled_t(values[:, i : i + POINTS_AT_ONCE]) for i in range(0, values.shape[1], POINTS_AT_ONCE)]
+        low_t, high_t = np.concatenate(parts, axis=1)
+    return mean, mean - high_t * error, mean - low_t * error
+
+
+@cache
+def resamples(n: int) -> np.ndarray:
+    """How often each of n values is drawn, (resamples, n): the same chance at every point of a curve."""
+    return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+
+
+def resampled_t(values: np.ndarray) -> np.ndarray:
+    """The ends of t's central 95 % over resamples of the values (n, points), at every point: (2, points)."""
+    n, counts = len(values), resamples(len(values))
+    x = values - values.mean(axis=0)  # (n, points)
+    means = counts @ x / n  # (resamples, points)
+    variances = np.maximum(counts @ x**2 / n - means**2, 0) * n / (n - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = means / np.sqrt(variances / n)
+    t[~np.isfinite(t)] = 0  # of values that are all alike
+    tail = (1 - COVERAGE) / 2
+    return np.quantile(t, [tail, 1 - tail], axis=0)

@@ -1,0 +1,59 @@
+"""Jobs that share a process: each finds it as the first one did."""
+
+import ctypes
+import gc
+import random
+import sys
+
+import numpy as np
+import torch
+
+from seqlab.summary import reset_peak_memory
+
+DETERMINISTIC = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+CUDNN = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+FULL_PRECISION = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
+
+
+def begin_anew(seed: int) -> None:
+    """Put back whatever an earlier job of the same process may have changed, and start chance from ``seed``.
+
+    The number of threads is set for every job in ``seqlab.launching``.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.autograd.set_detect_anomaly(False)
+    torch.use_deterministic_algorithms(DETERMINISTIC[0], warn_only=DETERMINISTIC[1])
+    for name, value in CUDNN.items():
+        setattr(torch.backends.cudnn, name, value)
+    torch.set_float32_matmul_precision("highest")
+    for part in (torch.backends, *FULL_PRECISION):  # float32 is float32 for every model, in cuDNN too
+        part.fp32_precision = "ieee"
+    if "torch._inductor.compile_fx" in sys.modules:  # otherwise nothing was compiled, and resetting would import it
+        torch.compiler.reset()
+    reset_peak_memory()
+
+
+def free_memory() -> None:
+    """Give back what an ended job held: cycles among its objects, the GPU's cached blocks, the heap's free pages.
+
+    An exception on its way holds the frames of the job, and these its tensors: let go of it first.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # GNU's C library has it
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,188 @@
+"""Where each job of a sweep stands, read from its record, ``summary.json`` and the end of ``metrics.jsonl``."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqlab.sweep.records import RUNNING, Record, load, read
+
+COMPLETED, EARLIER, CUT_OFF, INTERRUPTED = "completed", "kept", "cut off", "interrupted"
+PRUNED = "pruned"  # by a hyper-parameter search
+TAIL = 16_384  # bytes, enough for the last records of every split
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is seen now; losses are mean losses, ``None`` while unknown.
+
+    Args:
+        settings: what tells it from the others, by key.
+        folder: the run folder.
+        status: ``running``, ``completed``, ``kept`` (completed by an earlier sweep), or how else it ended.
+        began_at, step, total: the step at which this sweep took it up, the present one, the last one.
+        validation: the best one of an ended job, the last one of a running one.
+        test: of a completed job.
+        seconds: wall time, earlier parts included.
+        error: what went wrong.
+    """
+
+    settings: dict[str, str]
+    folder: Path
+    status: str
+    began_at: int = 0
+    step: int = 0
+    total: int = 0
+    validation: float | None = None
+    test: float | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.settings.items()) or self.folder.name
+
+    @property
+    def ended(self) -> bool:
+        return self.status != RUNNING
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status in (COMPLETED, EARLIER, PRUNED)
+
+    @property
+    def failed(self) -> bool:
+        return self.ended and not self.succeeded and self.status != INTERRUPTED
+
+    @property
+    def done(self) -> float:
+        """The part of this job that is done, by whichever sweep."""
+        if self.ended:
+            return 1.0
+        return self.step / self.total if self.total else 0.0
+
+    @property
+    def work(self) -> tuple[float, float]:
+        """The parts of this job that this sweep has done, and that it has had to do."""
+        if self.status == EARLIER:
+            return 0.0, 0.0
+        if not self.total:
+            return 0.0, 0.0 if self.ended else 1.0
+        done, before = self.step / self.total, self.began_at / self.total
+        return done - before, (done if self.ended else 1.0) - before
+
+
+def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The keys whose overrides are not the same in all jobs, in the order in which they come."""
+    shared = set.intersection(*map(set, jobs)) if jobs else set()
+    return list(dict.fromkeys(key_of(override) for job in jobs for override in job if override not in shared))
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0]
+
+
+class Watched:
+    """The jobs that one invocation of a sweep has taken up.
+
+    Args:
+        sweep: the sweep's folder.
+        keys: the settings that vary, ``None`` if that will only be seen.
+        since: when the invocation began, in nanoseconds by the file system's clock; older records are of earlier ones.
+    """
+
+    def __init__(self, sweep: Path, keys: Sequence[str] | None, since: int):
+        self.sweep, self.keys, self.since = sweep, keys, since
+        self.records: dict[Path, Record] = {}
+        self.began_at: dict[str, int] = {}
+        self.ended: dict[str, tuple[int, Job]] = {}
+
+    def now(self) -> list[Job]:
+        """Every job so far, as it is now."""
+        records = [record for record in read(self.sweep, self.records) if record.written >= self.since]
+        keys = varying([record.overrides for record in records]) if self.keys is None else self.keys
+        return [self.job(record, keys) for record in records]
+
+    def job(self, record: Record, keys: Sequence[str]) -> Job:
+        values = dict(override.partition("=")[::2] for override in record.overrides)
+        settings = {key: values[key] for key in keys if key in values}
+        folder = self.sweep / record.folder
+        if record.outcome == RUNNING:
+            return self.running(record, settings, folder)
+        written, job = self.ended.get(record.folder, (0, None))
+        if job is None or written != record.written or job.settings != settings:
+            job = self.end_of(record, settings, folder)
+            self.ended[record.folder] = record.written, job
+        return job
+
+    def running(self, record: Record, settings: dict[str, str], folder: Path) -> Job:
+        summary, last = load(folder / "summary.json"), last_records(folder / "metrics.jsonl")
+        begun = summary.get("status") == RUNNING  # before that, it tells of an earlier attempt
+        began_at = summary.get("steps", 0) if begun else 0
+        self.began_at[record.folder] = began_at
+        return Job(
+            settings,
+            folder,
+            RUNNING,
+            began_at=began_at,
+            step=max((line.get("step", 0) for line in last.values()), default=0) if begun else 0,
+            total=summary.get("total_steps", 0) if begun else 0,
+            validation=last.get("validation", {}).get("loss") if begun else None,
+            seconds=max(0.0, time.time() - record.written / 1e9),
+        )
+
+    def end_of(self, record: Record, settings: dict[str, str], folder: Path) -> Job:
+        summary = load(folder / "summary.json")
+        earlier = record.outcome == COMPLETED and modified(folder / "summary.json") < self.since
+        told = record.outcome == summary.get("status")  # otherwise it tells of something else than this record
+        steps = summary.get("steps", 0) if told else 0
+        return Job(
+            settings,
+            folder,
+            EARLIER if earlier else record.outcome,
+            began_at=min(self.began_at.get(record.folder, 0), steps),
+            step=steps,
+            total=summary.get("total_steps", 0) if told else 0,
+            validation=summary.get("best_validation_loss") if told else None,
+            test=(summary.get("test") or {}).get("loss") if told else None,
+            seconds=summary.get("wall_seconds", 0.0) if told else 0.0,
+            error=record.error,
+        )
+
+
+def modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def last_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The last whole record of each split, as far as they stand near the end of a metrics file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut off by the place where reading began
+        found[record.get("split", "")] = record
+    return found
+
+
+def seconds_left(jobs: Sequence[Job], total: int | None, elapsed: float) -> float | None:
+    """How long the rest of a sweep takes if it goes on as so far; ``None`` while there is nothing to judge by."""
+    if total is None:
+        return None
+    done = math.fsum(job.work[0] for job in jobs)
+    left = math.fsum(job.work[1] - job.work[0] for job in jobs) + total - len(jobs)
+    return elapsed * left / done if done > 0 and left >= 0 else None

@@ -1,0 +1,88 @@
+"""What the jobs of a sweep did, told by each of them in a small file of its own, whichever process it ran in.
+
+``<sweep>/.jobs/<name>.json`` holds a job's number, folder and overrides, and how it ended. ``<sweep>/sweep.json`` is
+made of these. A file, because a job that was refused (its folder belongs to another run) has no other place to say so.
+"""
+
+import contextlib
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RECORDS, SWEEP = ".jobs", "sweep.json"
+RUNNING = "running"
+
+
+@dataclass
+class Record:
+    """One job of a sweep.
+
+    Args:
+        number: its place in the sweep.
+        folder: relative to the sweep's.
+        overrides: the job's.
+        outcome: ``running``, or the status it ended with.
+        error: what went wrong.
+        written: when the file was, in nanoseconds by the file system's clock.
+    """
+
+    number: int
+    folder: str
+    overrides: list[str]
+    outcome: str = RUNNING
+    error: str | None = None
+    written: int = 0
+
+    def write(self, sweep: Path) -> None:
+        """Put the record in place whole."""
+        name = hashlib.sha256(self.folder.encode()).hexdigest()[:16]  # the folder's own may be too long for a suffix
+        values = asdict(self)
+        del values["written"]
+        replace(sweep / RECORDS / f"{name}.json", values)
+
+    def end(self, sweep: Path, outcome: str, error: str | None = None) -> None:
+        """Write how the job ended; where that cannot be written, it will be taken for killed."""
+        self.outcome, self.error = outcome, error
+        with contextlib.suppress(OSError):
+            self.write(sweep)
+
+
+def replace(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A JSON file's content, empty where there is none or it cannot be read now."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read(sweep: Path, known: dict[Path, Record] | None = None) -> list[Record]:
+    """All records of a sweep folder, by number; those in ``known``, which is kept up to date, only if they changed."""
+    known = {} if known is None else known
+    for path in (sweep / RECORDS).glob("*.json"):
+        with contextlib.suppress(OSError, TypeError):
+            written = path.stat().st_mtime_ns
+            if path not in known or known[path].written != written:
+                known[path] = Record(**load(path), written=written)
+    return sorted(known.values(), key=lambda record: record.number)
+
+
+def write_sweep(sweep: Path, overrides: list[str]) -> int:
+    """Write ``sweep.json``: the command line's overrides, and the jobs so far.
+
+    Returns:
+        When it was written, in nanoseconds by the file system's clock.
+    """
+    jobs = [{"folder": record.folder, "overrides": record.overrides} for record in read(sweep)]
+    replace(sweep / SWEEP, {"overrides": overrides, "jobs": jobs})
+    return (sweep / SWEEP).stat().st_mtime_ns

@@ -1,0 +1,134 @@
+"""Hyper-parameter search with Optuna: every architecture has a study of its own and the same number of trials.
+
+A trial is a job of the sweep, in a folder of its own; any launcher runs it. What counts is the best validation loss in
+its ``summary.json``. The studies are kept in ``search.db`` in the sweep's folder, which running trials write their
+validation losses to, and read whether they are behind the others and so are pruned.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from optuna.trial import TrialState
+
+from seqlab.errors import UserError
+from seqlab.sweep import search_results
+from seqlab.sweep.records import load
+from seqlab.sweep.search_space import Arm, arms
+from seqlab.sweep.search_trial import storage_in
+
+log = logging.getLogger("seqlab")
+
+STATUS, FOLDER, SPACE = "status", "folder", "space"
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class Study:
+    """The trials of one architecture.
+
+    Args:
+        arm: what is searched.
+        storage: Optuna's.
+        settings: those of ``hydra.sweeper``.
+    """
+
+    def __init__(self, arm: Arm, storage: Any, settings: dict[str, Any]):
+        self.arm, self.settings = arm, settings
+        self.optuna = optuna.create_study(storage=storage, study_name=arm.name, load_if_exists=True)
+        if self.optuna.user_attrs.setdefault(SPACE, arm.fingerprint) != arm.fingerprint:
+            rule = f"it holds a search of {arm.name} over other settings"
+            raise UserError("hydra.sweep.dir", "this folder", rule, "Name another folder, or give the same overrides")
+        self.optuna.set_user_attr(SPACE, arm.fingerprint)
+        self.cut_off = self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        self.spent = len(self.optuna.get_trials(deepcopy=False, states=FINISHED)) + len(self.cut_off)
+
+    @property
+    def left(self) -> int:
+        """Trials that this search still has to begin or to go on with; those that failed earlier are made anew."""
+        return len(self.cut_off) + max(0, self.settings["trials"] - self.spent)
+
+    def next(self) -> tuple["Study", int, list[str]]:
+        """A trial that was cut off, or a new one: this study, the trial's number and its overrides."""
+        if self.cut_off:
+            trial = self.cut_off.pop(0)
+        else:
+            self.spent += 1
+            number = len(self.optuna.get_trials(deepcopy=False))
+            seed = int(np.random.SeedSequence([self.settings["seed"], number]).generate_state(1)[0])
+            self.optuna.sampler = instantiate(self.settings["sampler"], seed=seed)
+            trial = self.optuna.ask(self.arm.dimensions)
+        own = [f"hydra.sweeper.study={self.arm.name}", f"hydra.sweeper.trial={trial.number}"]
+        return self, trial.number, [*self.arm.overrides(trial.params), *own]
+
+    def tell(self, number: int, folder: Path) -> None:
+        """Note how a trial's job ended. One that diverged is as bad as a pruned one; another failure says nothing."""
+        summary = load(folder / "summary.json")
+        status, loss = summary.get("status", "failed"), summary.get("best_validation_loss")
+        trial = self.optuna.trials[number]
+        storage = self.optuna._storage
+        for key, value in ((STATUS, status), (FOLDER, folder.name)):
+            storage.set_trial_user_attr(trial._trial_id, key, value)
+        if status == "completed" and loss is not None:
+            self.optuna.tell(number, loss)
+        else:
+            known = status in ("pruned", "diverged", "completed")
+            self.optuna.tell(number, state=TrialState.PRUNED if known else TrialState.FAIL)
+
+
+def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
+    """Run the trials of every architecture in turn; leave ``search.json``, which the sweep's end prints the best of."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    config, settings = sweeper.config, sweeper.settings
+    check(settings)
+    loader = sweeper.hydra_context.config_loader
+    typed = [*(f"{key}={value}" for key, value in (settings["params"] or {}).items()), *arguments]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
+    found = arms(overrides, settings["each"], lambda job: loader.load_sweep_config(config, job))
+
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "multirun.yaml")
+    storage = storage_in(folder, settings["storage"], new=True)
+    studies = [Study(arm, storage, settings) for arm in found]
+    size = batch_size(settings["max_batch_size"], config.hydra.launcher)
+    begun = sum(study.spent - len(study.cut_off) for study in studies)
+    while batch := next_batch(studies, size):
+        jobs = [overrides for _, _, overrides in batch]
+        results: Sequence[JobReturn] = sweeper.launcher.launch(jobs, initial_job_idx=begun)
+        begun += len(batch)
+        for (study, number, _), result in zip(batch, results, strict=True):
+            study.tell(number, Path(result.hydra_cfg.hydra.runtime.output_dir))
+        search_results.write(folder, studies)
+    search_results.write(folder, studies)
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Refuse numbers that make no search."""
+    for key, smallest in (("trials", 1), ("seed", 0), ("max_batch_size", 1)):
+        value = settings[key]
+        if key == "max_batch_size" and value is None:
+            continue
+        if not isinstance(value, int) or value < smallest:
+            rule = f"must be a whole number, {smallest} or more"
+            raise UserError(f"hydra.sweeper.{key}", value, rule, "Give it one")
+
+
+def batch_size(asked: int | None, launcher: Any) -> int:
+    """How many trials run at a time."""
+    return asked or max(1, launcher.get("n_jobs") or 1)
+
+
+def next_batch(studies: Sequence[Study], size: int) -> list[tuple[Study, int, list[str]]]:
+    """The next trials, each of the study that has the most left, so that all advance together."""
+    batch = []
+    while len(batch) < size and any(study.left for study in studies):
+        batch.append(max(studies, key=lambda study: study.left).next())
+    return batch

@@ -1,0 +1,83 @@
+"""On a CUDA device: prefill and steps in every precision, a step as a CUDA graph, the benchmark."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+
+from seqlab.analysis.inference_benchmark.session import captured
+from seqlab.loading import fresh_model
+from seqlab.models.state import tensors_of
+from support import ROOT, options
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MODELS = [name for name in options("model") if not name.startswith("mamba_")]
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Of the largest output: the whole and the steps round at other places."""
+CUDA = torch.device("cuda")
+
+
+def build(name: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    return fresh_model(name, "tiny", vocabulary=97, max_length=400).to(CUDA, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_pieces_and_steps_give_what_the_whole_gives(name, dtype):
+    model = build(name, dtype)
+    x = torch.randint(97, (2, 400), generator=torch.Generator().manual_seed(1)).to(CUDA)
+    whole = model(x).float()
+    y, state = model.prefill(x[:, :380], model.initial_state(2), every=True, chunk=100)
+    outputs = [y]
+    for position in range(380, 400):
+        y, state = model.step(x[:, position], state)
+        outputs.append(y[:, None])
+    error = (torch.cat(outputs, dim=1).float() - whole).abs().max()
+    assert error <= TOLERANCE[dtype] * whole.abs().max()
+
+
+@pytest.mark.parametrize("name", ["mamba", "lstm", "transformer"])
+@torch.no_grad()
+def test_a_captured_step_is_the_step(name):
+    """Replayed, it gives what the step gives from the state that it reads."""
+    model = build(name, torch.bfloat16)
+    x = torch.randint(97, (2, 33), device=CUDA)
+    _, state = model.prefill(x, model.initial_state(2))
+    _, state = model.step(x[:, 0], state)  # makes room
+    kept = []
+
+    def step() -> None:
+        kept[:] = [model.step(x[:, 1], state)[0]]
+
+    expected, _ = model.step(x[:, 1], state)
+    before = [tensor.clone() for tensor in tensors_of(state)]
+    graph = captured(step, CUDA)
+    kept[0].fill_(torch.nan)
+    graph.replay()
+    torch.testing.assert_close(kept[0], expected)
+    if name != "transformer":  # whose cache holds the new position now
+        assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(state), strict=True))
+
+
+def test_the_benchmark(monkeypatch, tmp_path, capsys):
+    script = ROOT / "scripts" / "benchmark_inference.py"
+    arguments = ["--device", "cuda", "--contexts", "64:512", "--size", "tiny", "--budget", "0.01"]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(str(script), run_name="__main__")
+    assert exit_info.value.code == 0
+    results = json.loads((tmp_path / "inference.json").read_text())
+    assert [curve["model"] for curve in results["curves"]] == ["mamba", "transformer", "lstm"]
+    for curve in results["curves"]:
+        assert curve["ended"] is None and curve["no_graph"] is None
+        for point in curve["points"]:
+            assert 0 < point["graph_token_ms"] < point["token_ms"]
+            assert point["peak_bytes"] > point["state_bytes"]
+    assert "graph" in capsys.readouterr().out

@@ -1,0 +1,249 @@
+"""Prefill and steps give what the whole gives, for every model found by glob; what a state weighs."""
+
+from functools import cache
+from itertools import pairwise
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from seqlab.errors import UserError
+from seqlab.models import SequenceModel, state_bytes
+from seqlab.models.mixers import Attention, attention
+from seqlab.models.sequence_model import prefill_mixer
+from seqlab.models.state import bytes_of, tensors_of
+from support import compose_config, options
+
+MODELS = options("model")
+D_MODEL, LAYERS, LENGTH, D_INPUT = 16, 2, 41, 11
+SMALLEST = [f"size.d_model={D_MODEL}", f"size.n_layers={LAYERS}", "size.n_heads=2", "size.d_ff=40"]
+
+
+@cache
+def config(name: str) -> DictConfig:
+    return compose_config(f"model={name}", *SMALLEST, "model.embedding_std=1.0")
+
+
+def build(name: str, *, tokens: bool = True) -> SequenceModel:
+    torch.manual_seed(0)
+    cfg = config(name)
+    model = instantiate(cfg.model, tokens=tokens, d_input=D_INPUT, d_output=D_INPUT, max_length=LENGTH, _convert_="all")
+    return model.eval()
+
+
+def inputs(*, tokens: bool = True, length: int = LENGTH) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if tokens:
+        return torch.randint(D_INPUT, (3, length), generator=generator)
+    return torch.randn(3, length, D_INPUT, generator=generator)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
+    """Within rounding of the largest number about."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+class TestEveryModel:
+    def test_pieces_and_steps_give_what_the_whole_gives(self, name, tokens):
+        """A prompt in pieces of odd sizes, steps after it, then a piece and steps again."""
+        model, x = build(name, tokens=tokens), inputs(tokens=tokens)
+        state, outputs = model.initial_state(len(x)), []
+        for start, end in ((0, 1), (1, 14), (14, 16)):
+            y, state = model.prefill(x[:, start:end], state, every=True)
+            outputs.append(y)
+        for position in range(16, 25):
+            y, state = model.step(x[:, position], state)
+            outputs.append(y[:, None])
+        y, state = model.prefill(x[:, 25:40], state, every=True)
+        outputs.append(y)
+        y, state = model.step(x[:, 40], state)
+        outputs.append(y[:, None])
+        assert state.position == LENGTH
+        with torch.no_grad():
+            close(torch.cat(outputs, dim=1), model(x))
+
+    @pytest.mark.parametrize("chunk", [4096, 8, 1])
+    def test_the_last_outputs_alone(self, name, tokens, chunk):
+        model, x = build(name, tokens=tokens), inputs(tokens=tokens)
+        last, state = model.prefill(x[:, :-1], model.initial_state(3), chunk=chunk)
+        after, _ = model.step(x[:, -1], state)
+        with torch.no_grad():
+            close(torch.stack([last, after], dim=1), model(x)[:, -2:])
+
+    def test_under_autocast(self, name, tokens):
+        """The precision of a bf16 run: what the whole gives there, as near as it comes to float32."""
+        model, x = build(name, tokens=tokens), inputs(tokens=tokens)
+        with torch.no_grad():
+            exact = model(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                whole = model(x).float()
+                first, state = model.prefill(x[:, :20], model.initial_state(3), every=True)
+                outputs = [first.float()]
+                for position in range(20, LENGTH):
+                    y, state = model.step(x[:, position], state)
+                    outputs.append(y[:, None].float())
+        error = (whole - exact).abs().max()
+        assert (torch.cat(outputs, dim=1) - exact).abs().max() <= 2 * error
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prefill_keeps_no_graph(name):
+    model, x = build(name), inputs()
+    y, state = model.prefill(x, model.initial_state(3))
+    after, _ = model.step(x[:, 0], model.initial_state(3))
+    assert not any(tensor.requires_grad for tensor in (y, after, *tensors_of(state)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_long_prompt_is_read_in_pieces(name):
+    """No part of the model sees more positions at once, and the head sees the last alone."""
+    model, x = build(name), inputs()
+    seen = {"embed": [], "head": []}
+    for part, lengths in seen.items():
+        getattr(model, part).register_forward_hook(
+            lambda module, args, output, lengths=lengths: lengths.append(output.shape[1:-1].numel())
+        )
+    model.prefill(x, model.initial_state(3), chunk=16)
+    assert seen == {"embed": [16, 16, 9], "head": [1]}
+
+
+class TestAttention:
+    """The cache grows in place."""
+
+    def mixer(self) -> Attention:
+        torch.manual_seed(0)
+        return Attention(D_MODEL, n_heads=2).eval()
+
+    @pytest.mark.parametrize("spare", [1, 3, 256])
+    @torch.no_grad()
+    def test_growing_changes_nothing(self, monkeypatch, spare):
+        monkeypatch.setattr(attention, "SPARE", spare)
+        mixer, x = self.mixer(), torch.randn(2, 60, D_MODEL)
+        state, outputs = mixer.initial_state(2), []
+        for position in x.unbind(dim=1):
+            y, state = mixer.step(position, state)
+            outputs.append(y)
+        close(torch.stack(outputs, dim=1), mixer(x))
+
+    @torch.no_grad()
+    def test_a_step_copies_no_cache(self):
+        """2,000 steps move it a few times, and the room in it stays a small part."""
+        mixer = self.mixer()
+        _, state = mixer.prefill(torch.randn(1, 3000, D_MODEL), mixer.initial_state(1))
+        assert state.k.shape[2] == 3000  # no more than there is, while nothing was continued
+        places = []
+        for _ in range(2000):
+            _, state = mixer.step(torch.randn(1, D_MODEL), state)
+            places.append(state.k.data_ptr())
+        assert state.length == 5000
+        assert sum(a != b for a, b in pairwise(places)) <= 5
+        assert state.k.shape[2] <= 5000 * 1.2
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_the_last_positions_against_a_mask(self, dtype):
+        """Against attention written out with an explicit mask, in float64."""
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (torch.randn(2, 3, n, 8, generator=generator, dtype=torch.float64) for n in (5, 12, 12))
+        scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(5, 12, dtype=torch.bool).tril(7), -torch.inf)
+        y = attention.attend_last(*(part.to(dtype) for part in (q, k, v)))
+        assert y.dtype == dtype
+        tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
+        close(y.double(), scores.softmax(dim=-1) @ v, tolerance)
+
+
+class RunningSum(nn.Module):
+    """A mixer that has ``step`` alone, as in the README's example."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(x.cumsum(dim=1))
+
+    def initial_state(self, batch_size: int) -> dict[str, Tensor]:
+        return {"total": self.out_proj.weight.new_zeros(batch_size, self.out_proj.in_features)}
+
+    def step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        total = state["total"] + x
+        return self.out_proj(total), {"total": total}
+
+
+def hybrid() -> SequenceModel:
+    """A mixer without ``prefill`` between two others."""
+    torch.manual_seed(0)
+    mixers = {"sum": RunningSum, "attention": lambda d_model: Attention(d_model, n_heads=2)}
+    settings = {"d_model": D_MODEL, "n_layers": 3, "pattern": ["attention", "sum", "attention"], "mixers": mixers}
+    return SequenceModel(tokens=True, d_input=D_INPUT, d_output=D_INPUT, max_length=LENGTH, **settings).eval()
+
+
+class TestAMixerWithoutPrefill:
+    @torch.no_grad()
+    def test_takes_steps(self):
+        mixer, x = RunningSum(4), torch.randn(2, 7, 4)
+        y, state = prefill_mixer(mixer, x, mixer.initial_state(2))
+        close(y, mixer(x))
+        close(state["total"], x.sum(dim=1))
+
+    @torch.no_grad()
+    def test_in_a_hybrid(self):
+        model, x = hybrid(), inputs()
+        y, _ = model.prefill(x, model.initial_state(3), every=True, chunk=10)
+        close(y, model(x))
+        attention_bytes, sum_bytes = 2 * 100 * D_MODEL * 4, D_MODEL * 4
+        assert state_bytes(model, 100) == 2 * attention_bytes + sum_bytes
+
+
+def test_learned_positions_end():
+    model, x = build("transformer_vanilla"), inputs(length=LENGTH + 1)
+    with pytest.raises(UserError, match=rf"sequence of {LENGTH + 1} is past the {LENGTH} positions"):
+        model.prefill(x, model.initial_state(3))
+    _, state = model.prefill(x[:, :-1], model.initial_state(3))
+    with pytest.raises(UserError, match=rf"sequence of {LENGTH + 1} is past"):
+        model.step(x[:, -1], state)
+
+
+def mamba_bytes(size: int) -> int:
+    """E N numbers of the scan, in float32, and the K - 1 last inputs of the convolution."""
+    inner, d_state, d_conv = 2 * D_MODEL, 16, 4
+    return LAYERS * (inner * d_state * 4 + inner * (d_conv - 1) * size)
+
+
+BYTES = {  # by hand: of one sequence, for numbers of this size, after n positions
+    "mamba": lambda size, n: mamba_bytes(size),
+    "transformer": lambda size, n: LAYERS * 2 * n * D_MODEL * size,
+    "transformer_vanilla": lambda size, n: LAYERS * 2 * n * D_MODEL * size,
+    "self_attention": lambda size, n: 2 * n * D_MODEL * size,
+    "lstm": lambda size, n: LAYERS * 2 * D_MODEL * size,
+    "mlp": lambda size, n: 0,
+    "linear": lambda size, n: 0,
+}
+
+
+class TestStateBytes:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("name", sorted(BYTES))
+    def test_by_hand(self, name, dtype):
+        model = build(name).to(dtype)
+        for length in (1, 5, 40):
+            assert state_bytes(model, length) == BYTES[name](dtype.itemsize, length)
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_is_what_the_tensors_hold(self, name):
+        model = build(name)
+        _, state = model.prefill(inputs(), model.initial_state(3))
+        assert bytes_of(state) == 3 * state_bytes(model, LENGTH)
+
+    def test_leaves_the_model_alone(self):
+        model = build("lstm")
+        before = {name: (p.data_ptr(), p.device.type) for name, p in model.named_parameters()}
+        state_bytes(model, 1000)
+        assert before == {name: (p.data_ptr(), p.device.type) for name, p in model.named_parameters()}
+
+    def test_of_another_kind_of_model(self):
+        assert state_bytes(nn.Linear(2, 2), 8) is None
