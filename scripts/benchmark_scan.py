@@ -2,6 +2,7 @@
 
     python scripts/benchmark_scan.py                                  # a sweep over L on whatever is there
     python scripts/benchmark_scan.py --shapes targets                 # the published rows, beside the published figures
+    python scripts/benchmark_scan.py --shapes targets --captured      # the same, and the GPU's time alone
     python scripts/benchmark_scan.py --shapes 32x256x512,1x4096x1536 --backends parallel --against none
 
 Leaves scan.json (everything), scan.csv (a line for each row) and scan.png in --out.
@@ -133,6 +134,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--backends", type=partial(to_names, "--backends", BACKENDS), help="of ours; default: all that can run")
     add("--against", type=partial(to_names, "--against", [*OTHERS, "none"]), help="default: all others; or none")
     add("--limit", type=to_seconds, default=2.0, help="seconds: longer calls are left out; default 2")
+    add("--captured", action="store_true", help="on a GPU: calls as CUDA graphs, without what Python adds to them")
     add("--out", type=Path, help="folder for the results; default outputs/benchmarks/scan-<time>")
     add("--seed", type=partial(to_whole, "--seed", least=0), default=0)
     args = parser.parse_args(argv)
@@ -141,6 +143,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.dtype = args.dtype or DTYPES[defaults["dtype"]]
     args.against = [name for name in args.against or OTHERS if name != "none"]
     args.out = args.out or Path("outputs", "benchmarks", f"scan-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    if args.captured and args.device.type != "cuda":
+        raise UserError("--captured", args.device, "only a GPU has CUDA graphs", "Leave it out")
     args.sweep, args.targets = args.shapes is None, args.shapes == list(OFFICIAL)
     if args.sweep:
         batch, d_inner = args.batch or defaults["batch"], args.d_inner or defaults["d_inner"]
@@ -183,7 +187,7 @@ def make_folder(path: Path) -> None:
 
 def measure(args: argparse.Namespace, contestants: list[Contestant]) -> tuple[Session, DeviceLimits, bool]:
     """The session, the device's limits, and whether Ctrl-C cut it short."""
-    settings = Settings(args.device, args.dtype, args.d_state, args.seed, args.limit)
+    settings = Settings(args.device, args.dtype, args.d_state, args.seed, args.limit, args.captured)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     log = rich.get_console()
     with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as progress:
@@ -213,6 +217,7 @@ def where_and_what(args: argparse.Namespace, limits: DeviceLimits) -> dict[str, 
         "shapes": [list(shape) for shape in args.shapes],
         "seed": args.seed,
         "limit_s": args.limit,
+        "captured": args.captured,
     }
     facts["roofline"] = limits._asdict()
     facts["official"] = OFFICIAL_SOURCE if args.targets else None
@@ -246,6 +251,8 @@ def run(args: argparse.Namespace) -> int:
     compare(rows, limits, args.dtype.itemsize, args.targets)
     facts = {**where_and_what(args, limits), "interrupted": interrupted, "left_out": left_out}
     title = f"Selective scan on {facts['device_name']}, {facts['settings']['dtype']}, N = {args.d_state}"
+    if args.captured:
+        title += ", captured as CUDA graphs"
     report.write_json(args.out / "scan.json", {**facts, "rows": list(map(asdict, rows))})
     report.write_csv(args.out / "scan.csv", rows)
     written = ["scan.json", "scan.csv"]

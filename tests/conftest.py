@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import ROOT, Job
+from support import ROOT, SMALL, Job
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: its kernels then run on the CPU
-
-# A job small enough to run hundreds of: the main job's data, less of it.
-SMALL = [
-    "trainer=smoke",
-    "trainer.steps=2",
-    "data.length=16",
-    "data.n_train=32",
-    "data.n_validation=8",
-    "data.n_test=8",
-]
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,16 @@ from seqlab.data import Batch
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
+# A job small enough to run hundreds of: the main job's data, less of it.
+SMALL = [
+    "trainer=smoke",
+    "trainer.steps=2",
+    "data.length=16",
+    "data.n_train=32",
+    "data.n_validation=8",
+    "data.n_test=8",
+]
+
 
 class Job(NamedTuple):
     """What a run left."""

@@ -15,13 +15,12 @@ import pytest
 import rich
 import torch
 
-from conftest import SMALL
 from seqlab import experiment
 from seqlab.sweep.folder import sweep_folder
 from seqlab.sweep.lock import only_process_in
 from seqlab.training.loggers import NoLogger
 from seqlab.training.trainer import Fit
-from support import ROOT, Job
+from support import ROOT, SMALL, Job
 from test_cli import assert_same_run
 
 BY_SEED = "hydra.sweep.subdir='${seed}'"

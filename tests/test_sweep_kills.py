@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL
 from seqlab.training import checkpoint
-from support import ROOT, Job
+from support import ROOT, SMALL, Job
 from test_cli import final_weights, timeless
 
 KILLS = 20

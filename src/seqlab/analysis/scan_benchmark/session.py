@@ -10,7 +10,7 @@ import torch
 
 from seqlab.analysis.scan_benchmark.contestants import Contestant, Inputs, Shape, make_inputs
 from seqlab.analysis.scan_benchmark.results import PASSES, Row, scan_bytes
-from seqlab.analysis.timing import gpu_samples, interleaved, peak_mib, seconds
+from seqlab.analysis.timing import captured, gpu_samples, interleaved, peak_mib, seconds
 
 EXPANDED_COPIES = 10
 """Tensors (B, L, D, N) in float32 that a scan holds at its worst if it stores the expanded states."""
@@ -22,6 +22,7 @@ class Settings(NamedTuple):
     d_state: int
     seed: int
     limit: float  # seconds: longer calls are left out, shorter ones repeated for so long
+    captured: bool = False  # on a GPU: replay each call as a CUDA graph
 
 
 class Session:
@@ -39,7 +40,7 @@ class Session:
 
     def measure(self, shape: Shape) -> None:
         """All contestants at one shape: one after the other on a GPU, in turns on a CPU, whose load changes."""
-        device, dtype, d_state, seed, _ = self.settings
+        device, dtype, d_state, seed, *_ = self.settings
         release(device)
         started = len(self.rows)
         if why := self._lacks_memory(scan_bytes(shape, d_state, dtype.itemsize, "forward+backward")):
@@ -71,8 +72,9 @@ class Session:
                     call = call or contestant.prepare(x)
                     function = call.function(passes)
                     row.first_call_s = seconds(function, device)
-                    record(row, gpu_samples(function, device, self.settings.limit))
                     row.peak_mib = peak_mib(function, device)
+                    timed = captured(function) if self.settings.captured else function
+                    record(row, gpu_samples(timed, device, self.settings.limit))
                 except torch.OutOfMemoryError:
                     fail(row, "out of memory")
                 except Exception as error:
@@ -80,7 +82,7 @@ class Session:
                         raise
                     fail(row, f"{type(error).__name__}: {error}".splitlines()[0])
             self._end(row)
-        call = function = None
+        call = function = timed = None
         release(device)
 
     def _on_cpu(self, shape: Shape, x: Inputs) -> None:

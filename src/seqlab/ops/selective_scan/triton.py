@@ -25,7 +25,7 @@ LANES = 128
 SEGMENT = 64
 """Positions between two states that the forward pass keeps: N / 16 bytes for each number of u."""
 
-SHORTEST_CHUNK = 4 * SEGMENT
+SHORTEST_CHUNK = 2 * SEGMENT
 """A chunk walks its positions twice, so it has to be worth a program of its own."""
 
 MOST_SHARED = 48 * 1024
@@ -216,7 +216,7 @@ class Saved(NamedTuple):
         """Of the parts; without ``keep`` there are no states."""
         batch, length, d_inner = inputs.u.shape
         d_state = inputs.A.shape[1]
-        lanes, tiles = _lanes(d_state)
+        lanes, tiles = _lanes(int(d_state))  # a compiler's symbol is no key of a cache
         padded = -(-length // 4) * 4
         return [
             (batch, -(-length // SEGMENT) if keep else 0, d_inner, d_state),
