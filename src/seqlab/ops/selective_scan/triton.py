@@ -205,11 +205,11 @@ def _ring(direction: str, plan: Plan, tensors: list[Tensor]) -> Ring:
 
 
 class Saved(NamedTuple):
-    """What the forward pass leaves for the backward pass: three parts of one tensor."""
+    """What the forward pass leaves for the backward pass: three parts of one tensor, each at a multiple of 16 bytes."""
 
-    states: Tensor  # (Bt, segments, D, N) before every ``SEGMENT`` positions
     BC: Tensor  # (Bt, L padded, 2, N padded) float32 in size; `triton_kernels` says in what order
     reset: Tensor  # (Bt, L padded), empty without seq_idx
+    states: Tensor  # (Bt, segments, D, N) before every ``SEGMENT`` positions
 
     @staticmethod
     def shapes(inputs: Inputs, keep: bool) -> list[tuple[int, ...]]:
@@ -219,28 +219,21 @@ class Saved(NamedTuple):
         lanes, tiles = _lanes(int(d_state))  # a compiler's symbol is no key of a cache
         padded = -(-length // 4) * 4
         return [
-            (batch, -(-length // SEGMENT) if keep else 0, d_inner, d_state),
             (batch, padded, 2, 4 * lanes * tiles),
             (batch, 0 if inputs.seq_idx is None else padded),
+            (batch, -(-length // SEGMENT) if keep else 0, d_inner, d_state),
         ]
-
-    @staticmethod
-    def numbers(shape: tuple[int, ...]) -> int:
-        """Of a part, which ends where the next may begin: at a multiple of 16 bytes."""
-        return -(-math.prod(shape) // 4) * 4
 
     @classmethod
     def within(cls, flat: Tensor, inputs: Inputs, keep: bool) -> "Saved":
-        parts, offset = [], 0
-        for shape in cls.shapes(inputs, keep):
-            parts.append(flat[offset : offset + math.prod(shape)].view(shape))
-            offset += cls.numbers(shape)
-        return cls(*parts)
+        shapes = cls.shapes(inputs, keep)
+        parts = flat.split([math.prod(shape) for shape in shapes])
+        return cls(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def saved_shape(inputs: Inputs, keep: bool = True) -> tuple[int]:
     """Of the tensor that ``Saved`` takes apart."""
-    return (sum(map(Saved.numbers, Saved.shapes(inputs, keep))),)
+    return (sum(map(math.prod, Saved.shapes(inputs, keep))),)
 
 
 def _rows(tensor: Tensor) -> Tensor:
