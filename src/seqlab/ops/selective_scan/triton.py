@@ -1,6 +1,6 @@
 """The selective scan on a GPU: fused Triton kernels, forward and backward.
 
-``triton_kernels.py`` holds the device code and the symbols; this file chooses how the work is cut and launches it.
+``triton_parts.py`` and the files it names hold the device code and the symbols; this one cuts the work and launches it.
 """
 
 import math
@@ -15,7 +15,7 @@ from seqlab.ops.selective_scan.interface import Gradients, Inputs
 try:
     import triton
 
-    from seqlab.ops.selective_scan import triton_kernels as kernels
+    from seqlab.ops.selective_scan import triton_backward, triton_ends, triton_forward
 except ImportError:  # a torch wheel for CPUs may come without it
     triton = None
 
@@ -48,7 +48,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 class Plan(NamedTuple):
-    """How the work is cut: see ``triton_kernels.py`` for S, M and CPT."""
+    """How the work is cut: see ``triton_parts.py`` for S, M and CPT."""
 
     lanes: int  # S, lanes of one channel
     tiles: int  # M, tiles of 4 states that a lane holds of a channel
@@ -207,7 +207,7 @@ def _ring(direction: str, plan: Plan, tensors: list[Tensor]) -> Ring:
 class Saved(NamedTuple):
     """What the forward pass leaves for the backward pass: three parts of one tensor, each at a multiple of 16 bytes."""
 
-    BC: Tensor  # (Bt, L padded, 2, N padded) float32 in size; `triton_kernels` says in what order
+    BC: Tensor  # (Bt, L padded, 2, N padded) float32 in size; `triton_parts` says in what order
     reset: Tensor  # (Bt, L padded), empty without seq_idx
     states: Tensor  # (Bt, segments, D, N) before every ``SEGMENT`` positions
 
@@ -289,7 +289,7 @@ def _stage(inputs: Inputs, saved: Saved, plan: Plan) -> None:
     B, C, seq_idx = inputs.B, inputs.C, inputs.seq_idx
     batch, padded = saved.BC.shape[:2]
     rows = max(2048 // plan.n_padded, 8)
-    kernels.stage_kernel[(_ceil(padded, rows), batch)](
+    triton_ends.stage_kernel[(_ceil(padded, rows), batch)](
         B, C, seq_idx, saved.BC, saved.reset, B.shape[1], padded, B.shape[2], *B.stride(), *C.stride(),
         *(seq_idx.stride() if seq_idx is not None else (0, 0)),
         N_PADDED=plan.n_padded, ROWS=rows, HAS_SEQ=seq_idx is not None,
@@ -325,11 +325,11 @@ def _forward(inputs: Inputs, initial_state: Tensor | None, keep: bool, cut: Plan
     tensors = [staged.u, staged.delta] + [staged.z] * (inputs.z is not None)
     ring = _ring("forward", cut, tensors)
     if cut.n_chunks > 1:
-        kernels.chunk_states_kernel[grid](
+        triton_forward.chunk_states_kernel[grid](
             staged.u, staged.delta, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
             *_strides(staged.u, staged.delta), STAGES=ring.stages, **flags,
         )  # fmt: skip
-    kernels.forward_kernel[grid](
+    triton_forward.forward_kernel[grid](
         staged.u, staged.delta, staged.z, staged.A, saved.BC, staged.D, staged.bias,
         staged.A if initial_state is None else initial_state.contiguous(), saved.reset, *chunks, y, final, saved.states,
         *sizes, -(-length // SEGMENT), *_strides(staged.u, staged.delta, staged.z),
@@ -365,7 +365,7 @@ def _backward(
     tensors = [staged.u, staged.delta, dy] + [staged.z] * (inputs.z is not None)
     gpu = _device_of(dy)
     if cut.n_chunks > 1:
-        kernels.chunk_gradients_kernel[(tiles, cut.n_chunks, batch)](
+        triton_backward.chunk_gradients_kernel[(tiles, cut.n_chunks, batch)](
             staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
             *_strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None,
             STAGES=_ring("forward", cut, tensors).stages, **flags,
@@ -387,7 +387,7 @@ def _backward(
     dA = room(batch * cut.n_chunks, d_inner, d_state)
     dD, d_bias = room(batch * cut.n_chunks, d_inner), room(batch * cut.n_chunks, d_inner)
     d_initial = room(batch, d_inner, d_state)
-    kernels.backward_kernel[(programs,)](
+    triton_backward.backward_kernel[(programs,)](
         staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.D, staged.bias, saved.reset, saved.states,
         staged.A if d_final_state is None else d_final_state.contiguous(), *chunks, scratch,
         du, d_delta, dz, dBC, dA, dD, d_bias, d_initial,
@@ -406,8 +406,8 @@ def _finish(inputs: Inputs, partial: Gradients, cut: Plan, copies: int) -> Gradi
     sums = [None if given is None else torch.empty_like(given, memory_format=torch.contiguous_format)
             for given in (inputs.A, inputs.D, inputs.delta_bias)]  # fmt: skip
     dB, dC = (torch.empty(batch, length, d_state, dtype=t.dtype, device=t.device) for t in (inputs.B, inputs.C))
-    programs = _ceil(d_inner * d_state, kernels.SUM_WIDTH.value)
-    kernels.finish_kernel[(programs + _ceil(dB.numel(), kernels.ROW_WIDTH.value),)](
+    programs = _ceil(d_inner * d_state, triton_ends.SUM_WIDTH.value)
+    triton_ends.finish_kernel[(programs + _ceil(dB.numel(), triton_ends.ROW_WIDTH.value),)](
         partial.A, partial.D, partial.delta_bias, partial.B, *sums, dB, dC,
         batch * cut.n_chunks, d_inner * d_state, d_inner, programs, dB.numel(), length, -(-length // 4) * 4, d_state,
         batch * -(-length // 4) * 4 * 2 * cut.n_padded, copies,

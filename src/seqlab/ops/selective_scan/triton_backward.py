@@ -1,0 +1,423 @@
+"""The backward kernels of the selective scan; ``triton_parts.py`` has the layout and the symbols."""
+
+import triton
+import triton.language as tl
+
+from seqlab.ops.selective_scan.triton_lanes import (
+    LANES,
+    add_floats,
+    await_copies,
+    bc_rounds,
+    fold_list,
+    from_lane,
+    get,
+    input_bytes,
+    own_memory,
+    put,
+    receive,
+    slot_bytes,
+    store_floats,
+    store_numbers,
+    sums_over_lanes,
+    sync,
+    told,
+)
+from seqlab.ops.selective_scan.triton_parts import (
+    LN2,
+    LOG2E,
+    SIZES,
+    add_each,
+    advance,
+    collect,
+    decay,
+    fetch,
+    gated,
+    load_channels,
+    load_row,
+    load_states,
+    open_ring,
+    scaled,
+    sigmoid,
+    step_sizes,
+    store_channels,
+    store_states,
+    zeros,
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def chunk_gradients_kernel(
+    u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, bias_ptr, reset_ptr, state_ptr, time_ptr, cut_ptr,
+    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
+    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """As ``chunk_states_kernel``, the other way: a g (Bt, K, D, N) that each chunk hands to the state before it."""
+    G: tl.constexpr = S if S < 4 else 4
+    K: tl.constexpr = 3 if HAS_Z else 2
+    E: tl.constexpr = CPT * M * 4
+    ASYNC: tl.constexpr = STAGES > 0
+    DTYPE: tl.constexpr = dout_ptr.dtype.element_ty
+    RING: tl.constexpr = STAGES * slot_bytes(K, 0, S, M, CPT, DTYPE.primitive_bitwidth // 8)
+    lane = tl.arange(0, LANES)
+    b = tl.program_id(2).to(tl.int64)
+    k = tl.program_id(1)
+    channel = tl.program_id(0) * (LANES // S * CPT) + lane // S * CPT
+    start = k * CHUNK
+    end = tl.minimum(start + CHUNK, L)
+    A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, E)
+    bias = load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
+    ag, time = zeros(E), zeros(CPT)
+    reset, cut = tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32)
+
+    last = start + (end - start - 1) // G * G
+    pointers, strides = (dout_ptr + b * dout_sb, delta_ptr + b * delta_sb), (dout_st, delta_st)
+    if HAS_Z:
+        pointers, strides = pointers + (z_ptr + b * z_sb,), strides + (z_st,)
+    rows = BC_ptr + b * L_PADDED * (8 * S * M)
+    slots, copies, steps, bounds = lane, (lane,), (lane,), (lane,)
+    if ASYNC:
+        slots = own_memory(RING)
+        copies, steps, bounds = open_ring(slots, pointers, strides, rows, 0, last, start, end, channel, D_SIZE,
+                                      K, 0, S, M, CPT, STAGES, True)  # fmt: skip
+    for group in range((end - start + G - 1) // G):
+        t0 = last - group * G
+        t = t0 + lane % G
+        raw, _, place, copies = fetch(slots, group, copies, steps, bounds, pointers, strides, rows, 0, t0, start, end,
+                                      channel, D_SIZE, K, 0, S, M, CPT, STAGES, True, DTYPE)  # fmt: skip
+        dt, _ = step_sizes(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
+        dy = gated(raw, 0, 2, CPT, HAS_Z)
+        if RESETS:
+            reset = tl.load(reset_ptr + b * L_PADDED + t)
+            cut += reset
+        time = add_each(time, dt, CPT)
+        for j in tl.static_range(G - 1, -1, -1):
+            reset_j = from_lane(reset, j, G)
+            C = load_row(place, j, M, M, M, S, ASYNC)
+            now = told(dt + dy, j, 2 * CPT, G)
+            after = ()
+            for e in tl.static_range(E):
+                g = ag[e] + now[CPT + e // (4 * M)] * C[e % (4 * M)]
+                after = after + (decay(now[e // (4 * M)], A2[e], reset_j, RESETS) * g,)
+            ag = after
+
+    chunk = b * N_CHUNKS + k
+    store_states(state_ptr + chunk * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, False)
+    store_channels(time_ptr + chunk * D_SIZE, time, channel, D_SIZE, CPT, G, S)
+    if RESETS:
+        tl.store(cut_ptr + chunk, tl.min(cut, axis=0))
+
+
+@triton.jit
+def _folded_place(M: tl.constexpr, S: tl.constexpr):
+    """Where in a row of dBC the first value stands that a lane ends with after ``_fold_over_channels``.
+
+    Folding halves the list of 8 M values over each bit of the lane that tells channels apart, so the bits spell the
+    index of what is left. Returns that index and whether the lane is the one that keeps it.
+    """
+    lane = tl.arange(0, LANES)
+    index = lane * 0
+    keep = lane >= 0
+    for level in tl.static_range(5):
+        if (S << level) < 32:
+            if ((8 * M) >> level) > 1:
+                index += tl.where((lane & (S << level)) != 0, (8 * M) >> (level + 1), 0)
+            else:
+                keep = keep & ((lane & (S << level)) == 0)
+    return index, keep
+
+
+@triton.jit
+def _fold_over_channels(values, row, index, keep, M: tl.constexpr, S: tl.constexpr, DETERMINISTIC: tl.constexpr):
+    """Add a position's dB and dC, 4 M values each, up over the channels of the warp, then to one row of memory."""
+    for level in tl.static_range(5):
+        if (S << level) < 32:
+            values = fold_list(values, ((8 * M) >> level) if ((8 * M) >> level) > 1 else 1, S << level)
+    for i in tl.static_range((8 * M * S // 32) if 8 * M * S > 32 else 1):
+        which = index + i  # (kind M + m) 4 + column, kind 0 for B and 1 for C
+        place = row + (which // 4 * S + tl.arange(0, LANES) % S) * 4 + which % 4
+        if DETERMINISTIC:
+            tl.store(place, values[i], mask=keep)
+        else:
+            tl.atomic_add(place, values[i], mask=keep, sem="relaxed")
+
+
+@triton.constexpr_function
+def _bc_table_bytes(M):
+    """Of dB and dC of a group in shared memory: 4 positions, 2 M tiles, 36 lanes (32, and 4 against bank conflicts)."""
+    return 4 * 2 * M * 576
+
+
+@triton.jit
+def _add_over_channels(bc_table, row, M: tl.constexpr, DETERMINISTIC: tl.constexpr, WIDE: tl.constexpr):
+    """Add a group's dB and dC, in shared memory, up over the channels of the warp, then to four rows of memory.
+
+    A lane takes four neighbouring states of B or C at one position.
+    """
+    lane = tl.arange(0, LANES) % 32
+    for m in tl.static_range(M):
+        address = bc_table + (lane // 8 * (2 * M) + lane // 4 % 2 * M + m) * 576 + lane % 4 * 16
+        total = get(address, 4)
+        for k in tl.static_range(1, 8):
+            total = add_each(total, get(address + k * 64, 4), 4)
+        place = row + (((lane // 8 * 2 + lane // 4 % 2) * M + m) * 4 + lane % 4) * 4
+        if DETERMINISTIC:
+            store_floats(place, total, 0, lane >= 0)
+        elif WIDE:
+            add_floats(place, total)
+        else:
+            for i in tl.static_range(4):
+                tl.atomic_add(place + i, total[i], sem="relaxed")
+
+
+@triton.jit
+def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+                  RESETS: tl.constexpr, READ: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
+    """A group from h on: the states before and after each position (G + 1), the decays (G), and if READ, parts of y.
+
+    ``known`` is dt, x and dy, each for CPT channels.
+    """
+    G: tl.constexpr = S if S < 4 else 4
+    states, decays, parts = h, (), ()
+    for j in tl.static_range(G):
+        reset_j = from_lane(reset, j, G)
+        BC = load_row(place, j, 0, 2 * M if READ else M, M, S, ASYNC)
+        now = told(known, j, 3 * CPT, G)
+        parts_j = ()
+        for c in tl.static_range(CPT):
+            part = now[c]
+            for n in tl.static_range(4 * M):
+                a = decay(now[c], A2[c * 4 * M + n], reset_j, RESETS)
+                h_n = a * states[(j * CPT + c) * 4 * M + n] + now[CPT + c] * BC[n]
+                states, decays = states + (h_n,), decays + (a,)
+                if READ:
+                    part = h_n * BC[4 * M + n] if n == 0 else part + h_n * BC[4 * M + n]
+            parts_j = parts_j + (part,)
+        parts = parts + parts_j
+    return states, decays, parts
+
+
+@triton.jit
+def _walk_back(ag, dA, A2, known, states, decays, place, bc_table, row, index, keep,
+               CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+               DETERMINISTIC: tl.constexpr, ASYNC: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    """A group back: a g before it, dA so far, and 2 CPT parts a position, of dx and the gradient by dt over ln 2."""
+    G: tl.constexpr = S if S < 4 else 4
+    N: tl.constexpr = 4 * M
+    parts = ()
+    for j in tl.static_range(G - 1, -1, -1):
+        new_ag, new_dA, dx_j, ddt_j = (), (), (), ()
+        dB, dC = zeros(N), zeros(N)
+        BC = load_row(place, j, 0, 2 * M, M, S, ASYNC)
+        now = told(known, j, 3 * CPT, G)
+        for c in tl.static_range(CPT):
+            dt, x, dy = now[c], now[CPT + c], now[2 * CPT + c]
+            dx_part, dt_part, more_B, more_C = dt, dt, (), ()
+            for n in tl.static_range(N):
+                g = ag[c * N + n] + dy * BC[N + n]
+                more_B = more_B + (dB[n] + g * x if c > 0 else g * x,)
+                h = states[((j + 1) * CPT + c) * N + n]
+                more_C = more_C + (dC[n] + h * dy if c > 0 else h * dy,)
+                ag_n = decays[(j * CPT + c) * N + n] * g
+                d_exponent = ag_n * states[(j * CPT + c) * N + n]
+                dx_part = g * BC[n] if n == 0 else dx_part + g * BC[n]
+                dt_part = d_exponent * A2[c * N + n] if n == 0 else dt_part + d_exponent * A2[c * N + n]
+                new_ag = new_ag + (ag_n,)
+                new_dA = new_dA + (dA[c * N + n] + d_exponent * dt,)
+            dB, dC = more_B, more_C
+            dx_j, ddt_j = dx_j + (dx_part,), ddt_j + (dt_part,)
+        ag, dA = new_ag, new_dA
+        parts = dx_j + ddt_j + parts
+        if SHARED:
+            place_BC = bc_table + tl.arange(0, LANES) % 32 * 16
+            for m in tl.static_range(M):
+                put(place_BC + (2 * j * M + m) * 576, dB, 4 * m)
+                put(place_BC + ((2 * j + 1) * M + m) * 576, dC, 4 * m)
+        else:
+            _fold_over_channels(dB + dC, row + j * (8 * S * M), index, keep, M, S, DETERMINISTIC)
+    return ag, dA, parts
+
+
+@triton.jit
+def _refill(
+    saved_ptr, scratch, slots, pointers, strides, rows, reset_p, base, stop, A2, bias, channel, D_SIZE, N_SIZE,
+    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr,
+    MASKED: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Walk a segment from its saved state and write the state before every group of positions to scratch."""
+    G: tl.constexpr = S if S < 4 else 4
+    ASYNC: tl.constexpr = STAGES > 0
+    lane = tl.arange(0, LANES)
+    h = load_states(saved_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True)
+    reset = tl.zeros([LANES], tl.float32)
+    copies, steps, bounds = (lane,), (lane,), (lane,)
+    if ASYNC:
+        await_copies(0)
+        copies, steps, bounds = open_ring(slots, pointers, strides, rows, 0, base, base, stop, channel, D_SIZE,
+                                      2, 0, S, M, CPT, STAGES, False)  # fmt: skip
+    for group in range((stop - base + G - 1) // G):
+        t0 = base + group * G
+        t = t0 + lane % G
+        for tile in tl.static_range(CPT * M):
+            place = scratch + tile * (4 * LANES) + lane * 4
+            if ASYNC:
+                store_floats(place, h, 4 * tile, lane >= 0)
+            else:
+                for i in tl.static_range(4):
+                    tl.store(place + i, h[4 * tile + i])
+        scratch += CPT * M * 4 * LANES
+        raw, _, row, copies = fetch(slots, group, copies, steps, bounds, pointers, strides, rows, 0, t0, base, stop,
+                                    channel, D_SIZE, 2, 0, S, M, CPT, STAGES, False, DTYPE)  # fmt: skip
+        dt, x = step_sizes(raw, bias, t, stop, CPT, SOFTPLUS, MASKED)
+        if RESETS:
+            reset = tl.load(reset_p + t)
+        h = advance(h, A2, dt, x, reset, row, CPT, M, S, RESETS, ASYNC)
+
+
+@triton.jit
+def _group_states(slot, kept, K: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+                  ITEM: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
+    """The states before a group, from its slot or from scratch memory."""
+    lane = tl.arange(0, LANES)
+    h = ()
+    for tile in tl.static_range(CPT * M):
+        if ASYNC:
+            h = h + get(slot + input_bytes(K, S, CPT, ITEM) + (bc_rounds(S, M) + tile) * 512 + lane % 32 * 16, 4)
+        else:
+            for i in tl.static_range(4):
+                h = h + (tl.load(kept + tile * (4 * LANES) + lane * 4 + i),)
+    return h
+
+
+@triton.jit
+def _finish(
+    raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end,
+    CPT: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """From what was summed over n to du, ddelta, dz at the lane's own position; and dD and dbias so far."""
+    du, ddelta, dz, new_dD, new_dbias = (), (), (), (), ()
+    for c in tl.static_range(CPT):
+        u, dx = raw[c], totals[c]
+        d_step = dx * u + totals[CPT + c] * LN2
+        if SOFTPLUS:
+            d_step = d_step * sigmoid(raw[CPT + c] + bias[c])
+        if MASKED:
+            d_step = tl.where(t < end, d_step, 0.0)
+        du, ddelta = du + (dx * dt[c] + dy[c] * skip[c],), ddelta + (d_step,)
+        new_dD, new_dbias = new_dD + (dD[c] + dy[c] * u,), new_dbias + (dbias[c] + d_step,)
+        if HAS_Z:
+            z = raw[3 * CPT + c]
+            gate = sigmoid(z)
+            y = ys[c] + skip[c] * u
+            dz = dz + (raw[2 * CPT + c] * y * gate * (1.0 + z * (1.0 - gate)),)
+    return du, ddelta, dz, new_dD, new_dbias
+
+
+@triton.jit(do_not_specialize=SIZES)
+def backward_kernel(
+    u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, reset_ptr, saved_ptr, final_ptr,
+    chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, scratch_ptr,
+    du_ptr, ddelta_ptr, dz_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, initial_ptr,
+    L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH,
+    u_sb, u_st, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
+    SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
+    DETERMINISTIC: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    STAGES: tl.constexpr, FILL_STAGES: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Every gradient. A program takes one tile after another: some channels of one chunk of one sequence.
+
+    Gradients by A, D and the bias are written for each sequence and chunk, to be added up; dBC (Bt, L padded, 2, N
+    padded) is added to in memory, or with DETERMINISTIC written for each warp's channels, to be added up.
+    """
+    G: tl.constexpr = S if S < 4 else 4
+    E: tl.constexpr = CPT * M * 4
+    K: tl.constexpr = 4 if HAS_Z else 3
+    ASYNC: tl.constexpr = STAGES > 0
+    DTYPE: tl.constexpr = u_ptr.dtype.element_ty
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    RING: tl.constexpr = STAGES * slot_bytes(K, CPT * M, S, M, CPT, ITEM)
+    lane = tl.arange(0, LANES)
+    index, keep = _folded_place(M, S)
+    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * ((SEGMENT // G) * E * LANES)
+    slots, bc_table = lane, lane
+    if ASYNC:
+        slots = own_memory(RING + (_bc_table_bytes(M) if SHARED else 0))
+        bc_table = slots + RING
+    for work in range(tl.program_id(0), TILES, tl.num_programs(0)):
+        k = (work // N_TILES) % N_CHUNKS
+        b = (work // N_TILES // N_CHUNKS).to(tl.int64)
+        channel = (work % N_TILES) * (LANES // S * CPT) + lane // S * CPT
+        start = k * CHUNK
+        end = tl.minimum(start + CHUNK, L)
+        A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, E)
+        bias = load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
+        skip = load_channels(D_ptr, channel, D_SIZE, CPT, HAS_D)
+        ag = load_states(final_ptr + b * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, HAS_FINAL)
+        ag = collect(ag, A2, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, (b + 1) * N_CHUNKS - 1,
+                      N_CHUNKS - 1 - k, -1, D_SIZE, N_SIZE, channel, CPT, M, S, RESETS)  # fmt: skip
+        dA, dD, dbias, reset = zeros(E), zeros(CPT), zeros(CPT), tl.zeros([LANES], tl.float32)
+        pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
+        all_pointers, all_strides = pointers + (dout_ptr + b * dout_sb,), strides + (dout_st,)
+        if HAS_Z:
+            all_pointers, all_strides = all_pointers + (z_ptr + b * z_sb,), all_strides + (z_st,)
+        rows = BC_ptr + b * L_PADDED * (8 * S * M)
+        dBC = dBC_ptr + b * L_PADDED * (8 * S * M)
+        if DETERMINISTIC:
+            dBC += (work % N_TILES * (LANES // 32) + lane // 32) * BATCH.to(tl.int64) * L_PADDED * (8 * S * M)
+        segments = (end - start + SEGMENT - 1) // SEGMENT
+        for done in range(segments):
+            base = start + (segments - 1 - done) * SEGMENT
+            stop = tl.minimum(base + SEGMENT, end)
+            saved = saved_ptr + (b * N_SEGMENTS + base // SEGMENT) * D_SIZE * N_SIZE
+            _refill(saved, scratch, slots, pointers, strides, rows, reset_ptr + b * L_PADDED, base, stop, A2,
+                    bias, channel, D_SIZE, N_SIZE, CPT, M, S, SOFTPLUS, RESETS, MASKED, FILL_STAGES, DTYPE)  # fmt: skip
+
+            last = base + (stop - base - 1) // G * G
+            out = (b * L + last + lane % G) * D_SIZE + channel
+            kept = scratch + (last - base) // G * (E * LANES)
+            copies, steps, bounds = (lane,), (lane,), (lane,)
+            if ASYNC:
+                await_copies(0)  # and what this warp has written to scratch memory is seen by it
+                copies, steps, bounds = open_ring(slots, all_pointers, all_strides, rows, kept.to(tl.int64), last, base,
+                                              end, channel, D_SIZE, K, CPT * M, S, M, CPT, STAGES, True)  # fmt: skip
+            for group in range((stop - base + G - 1) // G):
+                t0 = last - group * G
+                t = t0 + lane % G
+                raw, slot, row, copies = fetch(slots, group, copies, steps, bounds, all_pointers, all_strides, rows,
+                                               kept.to(tl.int64), t0, base, end, channel, D_SIZE, K, CPT * M, S, M, CPT,
+                                               STAGES, True, DTYPE)  # fmt: skip
+                h = _group_states(slot, kept, K, S, M, CPT, ITEM, ASYNC)
+                kept -= E * LANES
+                if RESETS:
+                    reset = tl.load(reset_ptr + b * L_PADDED + t)
+                dt, x = step_sizes(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
+                dy = gated(raw, 2, 3, CPT, HAS_Z)
+                states, decays, parts = _walk_forward(h, A2, dt + x + dy, reset, row, CPT, M, S, RESETS, HAS_Z, ASYNC)
+                ys = dy
+                if HAS_Z:
+                    ys = sums_over_lanes(parts, CPT, G, S)
+                dBC_row = dBC + t0.to(tl.int64) * (8 * S * M)
+                ag, dA, parts = _walk_back(ag, dA, A2, dt + x + dy, states, decays, row, bc_table, dBC_row, index, keep,
+                                           CPT, M, S, DETERMINISTIC, ASYNC, SHARED)  # fmt: skip
+                totals = sums_over_lanes(parts, 2 * CPT, G, S)
+                if SHARED:
+                    sync()
+                    _add_over_channels(bc_table, dBC_row, M, DETERMINISTIC, WIDE)
+                if ASYNC:  # read again: fewer registers in between
+                    raw = receive(slot, K, S, CPT, DTYPE)
+                du, ddelta, dz, dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, CPT, HAS_Z,
+                                                    SOFTPLUS, MASKED)  # fmt: skip
+                inside = (t < end) & (lane % S < G)
+                store_numbers(du_ptr + out, du, inside, channel, D_SIZE, CPT, ASYNC)
+                store_numbers(ddelta_ptr + out, ddelta, inside, channel, D_SIZE, CPT, ASYNC)
+                if HAS_Z:
+                    store_numbers(dz_ptr + out, dz, inside, channel, D_SIZE, CPT, ASYNC)
+                out -= G * D_SIZE
+
+        chunk = b * N_CHUNKS + k
+        store_states(dA_ptr + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)
+        store_channels(dD_ptr + chunk * D_SIZE, dD, channel, D_SIZE, CPT, G, S)
+        store_channels(dbias_ptr + chunk * D_SIZE, dbias, channel, D_SIZE, CPT, G, S)
+        if k == 0:
+            store_states(initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, False)
