@@ -51,11 +51,10 @@ def test_workers_share_the_cores(monkeypatch):
 
 def test_threads_are_a_jobs_own(train):
     """Set for one job, and back at what the process began with for the next."""
-    before = torch.get_num_threads()
     train("threads=3", "model=linear", folder="three")
     assert torch.get_num_threads() == 3
     train("model=linear", folder="default")
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == launching.DEFAULT_THREADS
 
 
 def test_the_jobs_of_a_sweep_take_the_gpus_in_turn(monkeypatch):

@@ -19,6 +19,7 @@ ELEMENTS = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.float16: 
 """Numba knows neither bfloat16 nor float16: the kernels see their bits, and tell the two by the sign."""
 BLOCKS = 8  # of channels that a task works on side by side at most, to read longer stretches of memory
 TASKS_PER_THREAD = 4
+LEAST_NUMBERS = 2**16  # that a call or a thread is worth: some 0.1 ms, what it takes to wake another thread
 GROUPS = 32  # of sequences at most, whose shares of the parameters' gradients are summed one by one
 
 
@@ -116,16 +117,17 @@ class _Operands:
         groups = min(GROUPS, batch)
         blocks = max(1, min(BLOCKS, groups * all_blocks // (TASKS_PER_THREAD * threads), all_blocks))
         tasks = groups * -(-all_blocks // blocks)
-        threads = min(threads, tasks)
+        threads = min(threads, tasks, -(-self.x.numel() // LEAST_NUMBERS))
         tile = _kernels().T
         work = torch.empty(threads, (1 + tile) + blocks * 2 * (lags - 1 + tile), _kernels().W)
         fixed = (ELEMENTS[self.x.dtype], *first, *self.arguments)
-        buffers, waiting = iter(range(threads)), iter(range(tasks))
+        together = max(1, min(LEAST_NUMBERS * tasks // self.x.numel(), -(-tasks // threads)))
+        buffers, waiting = iter(range(threads)), iter(range(0, tasks, together))
 
         def run() -> None:
             work_at = work[next(buffers)].data_ptr()
-            for task in waiting:
-                kernel(*fixed, work_at, (groups, blocks, task, task + 1))
+            for first in waiting:
+                kernel(*fixed, work_at, (groups, blocks, first, min(first + together, tasks)))
 
         on_threads(threads, run)
 

@@ -1,4 +1,4 @@
-"""The loops of the fused CPU scan, compiled by Numba: one call is one task, a sequence and a group of its channels.
+"""The loops of the fused CPU scan, compiled by Numba: one call is one task, sequences and a group of their channels.
 
 Channels are the vector axis. A tile of T positions and W channels is brought into a scratch buffer as float32 rows,
 whatever the dtype and the strides in memory; then the recurrence runs over t, over the states n, and in the innermost
@@ -507,8 +507,8 @@ def kept_states(saved_at, shape, group, b, start, block):
     return floats(saved_at + 4 * (((b * tiles + start // T) * blocks + group[0] + block) * n_states * W))
 
 
-@entry
-def forward_task(operands, vectors_at, A, fresh, state, saved_at, softplus_on, gated, scratch_at, b, group):
+@part
+def forward_sequence(operands, vectors_at, A, fresh, state, saved_at, softplus_on, gated, scratch_at, b, group):
     """y of one sequence and of a group of blocks; ``state`` (Bt, D, N) goes from the initial to the final.
 
     The states before each tile are kept if there is an address to keep them at.
@@ -546,7 +546,14 @@ def forward_task(operands, vectors_at, A, fresh, state, saved_at, softplus_on, g
 
 
 @entry
-def backward_task(
+def forward_task(operands, vectors_at, A, fresh, state, saved_at, softplus_on, gated, scratch_at, sequences, group):
+    """``forward_sequence`` for a range of sequences, first and end."""
+    for b in range(sequences[0], sequences[1]):
+        forward_sequence(operands, vectors_at, A, fresh, state, saved_at, softplus_on, gated, scratch_at, b, group)
+
+
+@part
+def backward_sequence(
     operands, vectors_at, d_vectors_at, A, dA, fresh, carry, saved_at, softplus_on, gated, scratch_at, b, group, share
 ):
     """Every gradient of one sequence and of a group of blocks, from the last tile to the first.
@@ -600,3 +607,40 @@ def backward_task(
         first, count = block_of(group, block, channels)
         store_states(carry, b, first, count, CARRY, floats(states_at + block * pitch))
         store_states(dA, b, first, count, D_RATE, floats(states_at + block * pitch))
+
+
+@entry
+def backward_task(
+    operands,
+    vectors_at,
+    d_vectors_at,
+    A,
+    dA,
+    fresh,
+    carry,
+    saved_at,
+    softplus_on,
+    gated,
+    scratch_at,
+    sequences,
+    group,
+    shares,
+):
+    """``backward_sequence`` for a range of sequences, first and end; ``shares`` is the group's first share."""
+    for b in range(sequences[0], sequences[1]):
+        backward_sequence(
+            operands,
+            vectors_at,
+            d_vectors_at,
+            A,
+            dA,
+            fresh,
+            carry,
+            saved_at,
+            softplus_on,
+            gated,
+            scratch_at,
+            b,
+            group,
+            shares + b,
+        )
