@@ -141,6 +141,7 @@ class TestTheScript:
             (["--against", "attention,rwkv"], "--against=rwkv"),
             (["--limit", "soon"], "--limit=soon"),
             (["--seed", "x"], "--seed=x"),
+            (["--device", "cpu", "--captured"], "--captured=cpu"),
             (["--batches", "2"], "unrecognized arguments"),
             (["--out", str(SCRIPT)], "cannot be a folder"),
         ],
@@ -308,8 +309,11 @@ class TestTiming:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu(benchmark):
-    status, results = benchmark("--device", "cuda", "--lengths", "64,256", "--d-inner", "64", "--against", "attention")
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # a capture has a stream of its own
+@pytest.mark.parametrize("captured", [[], ["--captured"]])
+def test_on_a_gpu(benchmark, captured):
+    sizes = ("--lengths", "64,256", "--d-inner", "64", "--backends", "triton,parallel")
+    status, results = benchmark("--device", "cuda", *sizes, "--against", "attention", *captured)
     assert status == 0
     assert_measured(results["rows"])
     assert all(row["peak_mib"] > 0 for row in results["rows"])
