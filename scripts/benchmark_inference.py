@@ -35,7 +35,7 @@ from seqlab.analysis.inference_benchmark.session import LAST_STEPS, Contestant, 
 from seqlab.errors import UserError
 from seqlab.experiment import begin_anew, choose_device
 from seqlab.loading import fresh_model, load_run
-from seqlab.summary import environment, package_version, scan_backend
+from seqlab.summary import cpu_model, environment, package_version, scan_backend
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 DEFAULTS = {
@@ -181,20 +181,6 @@ def where_and_what(args: argparse.Namespace) -> dict[str, Any]:
     return facts | {"models": {}}
 
 
-def cpu_model() -> str | None:
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
-
-
-def say(message: str) -> None:
-    """A line on standard error, unwrapped, so that paths and commands can be copied."""
-    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True)
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure, write and show. Returns the exit status."""
     try:
@@ -211,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
     if report.write_png(args.out / "inference.png", curves, title):
         written.append("inference.png")
     else:
-        say("No picture without matplotlib: pip install 'seqlab[plots]' adds it.")
+        console.say("No picture without matplotlib: pip install 'seqlab[plots]' adds it.")
     out = console.output()
     if not out.is_terminal:
         out.width = max(out.width, 180)  # a table in a file need not fit a screen
@@ -221,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
         out.print(line, soft_wrap=True, markup=False, highlight=False)
     out.print(f"Written to {args.out}: {', '.join(written)}", soft_wrap=True, markup=False, highlight=False)
     if interrupted:
-        say("Stopped at once; what was measured is written.")
+        console.say("Stopped at once; what was measured is written.")
     return 130 if interrupted else 0
 
 
@@ -233,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ending = cli.translate(error)
         if ending is None:
             raise
-        rich.get_console().print(str(ending), markup=False, highlight=False, soft_wrap=True, style="bold red")
+        console.complain(str(ending))
         return ending.exit_status
 
 

@@ -36,7 +36,7 @@ from seqlab.analysis.timing import DeviceLimits, device_limits
 from seqlab.errors import UserError
 from seqlab.ops import backends
 from seqlab.ops.selective_scan import BACKENDS
-from seqlab.summary import environment, package_version
+from seqlab.summary import cpu_model, environment, package_version
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 DEFAULTS = {
@@ -224,26 +224,12 @@ def where_and_what(args: argparse.Namespace, limits: DeviceLimits) -> dict[str, 
     return facts
 
 
-def cpu_model() -> str | None:
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
-
-
-def say(message: str) -> None:
-    """A line on standard error, unwrapped, so that paths and commands can be copied."""
-    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True)
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure, write and show. Returns the exit status."""
     contestants, left_out = choose(args)
     make_folder(args.out)
     for name, why in left_out.items():
-        say(f"{name} left out: {why}")
+        console.say(f"{name} left out: {why}")
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device.index or 0)
     session, limits, interrupted = measure(args, contestants)
@@ -259,9 +245,9 @@ def run(args: argparse.Namespace) -> int:
     if report.write_png(args.out / "scan.png", rows, title, args.sweep):
         written.append("scan.png")
     else:
-        say("No plot without matplotlib: pip install 'seqlab[plots]' adds it.")
+        console.say("No plot without matplotlib: pip install 'seqlab[plots]' adds it.")
     for line in report.gaps(rows):
-        say(line)
+        console.say(line)
     out = console.output()
     if not out.is_terminal:
         out.width = max(out.width, 180)  # a table in a file need not fit a screen
@@ -270,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
         out.print(report.targets_table(rows, facts["device_name"]))
     out.print(f"Written to {args.out}: {', '.join(written)}", soft_wrap=True, markup=False, highlight=False)
     if interrupted:
-        say("Stopped at once; the shapes that were measured to their end are written.")
+        console.say("Stopped at once; the shapes that were measured to their end are written.")
     return 130 if interrupted else 0
 
 
@@ -279,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(parse(argv))
     except UserError as error:
-        rich.get_console().print(str(error), markup=False, highlight=False, soft_wrap=True, style="bold red")
+        console.complain(str(error))
         return error.exit_status
 
 

@@ -18,8 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-import rich
-
 from seqlab import console
 from seqlab.analysis import tables
 from seqlab.analysis.budgets import parse_at
@@ -82,11 +80,6 @@ def make_folder(path: Path) -> None:
         raise UserError("--out", path, f"cannot be a folder ({error.strerror})", "Name another folder") from error
 
 
-def say(message: str) -> None:
-    """A line on standard error, unwrapped, so that paths and commands can be copied."""
-    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True)
-
-
 def write(comparison: Comparison, folder: Path, progress: LateProgress) -> list[Path]:
     """Tables, pictures and the page. Returns what was written."""
     from seqlab.analysis import plots, report  # not before they are needed: they take a second to import
@@ -96,12 +89,16 @@ def write(comparison: Comparison, folder: Path, progress: LateProgress) -> list[
         progress.show("writing tables")
         written = tables.write(comparison, folder)
         if find_spec("matplotlib") is None:
-            say("No pictures without matplotlib: pip install 'seqlab[plots]' adds it.")
+            console.say("No pictures without matplotlib: pip install 'seqlab[plots]' adds it.")
         else:
             progress.show("drawing pictures")
             written += plots.write(comparison, folder)
-        progress.show("writing the page")
-        return [*written, report.write(comparison, folder)]
+        if find_spec("plotly") is None:
+            console.say("No page for the browser without plotly: pip install 'seqlab[plots]' adds it.")
+        else:
+            progress.show("writing the page")
+            written.append(report.write(comparison, folder))
+        return written
     except OSError as error:
         where = error.filename or folder
         raise UserError("--out", where, f"cannot be written ({error.strerror})", "Name another folder") from error
@@ -132,10 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(parse(argv))
     except UserError as error:
-        rich.get_console().print(str(error), markup=False, highlight=False, soft_wrap=True, style="bold red")
+        console.complain(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        say("Stopped at once.")
+        console.say("Stopped at once.")
         return 130
 
 

@@ -23,10 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import rich
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
-from seqlab import cli
+from seqlab import cli, console
 from seqlab.config import in_words, nearest
 from seqlab.errors import UserError
 from seqlab.experiment import begin_anew, choose_device
@@ -126,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
         ending = cli.translate(error)
         if ending is None:
             raise
-        rich.get_console().print(str(ending), markup=False, highlight=False, soft_wrap=True, style="bold red")
+        console.complain(str(ending))
         return ending.exit_status
     return 0
 

@@ -1,5 +1,6 @@
 """scripts/compare.py as a person runs it: what it leaves, what it refuses, and how long it takes."""
 
+import importlib.util
 import re
 import resource
 import runpy
@@ -61,6 +62,18 @@ def test_a_shell_that_expands_globs_gives_the_same(compare, tmp_path):
     status, out, _ = compare("sweep/multirun.yaml", "sweep/seed=1", "sweep/sweep.json", "--out", "here")
     assert status == 0
     assert "Passed over" not in out
+
+
+def test_without_the_plots_extra_there_are_tables(compare, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    absent = ("matplotlib", "plotly")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    write_run(tmp_path / "run")
+    status, out, errors = compare("run", "--out", "here")
+    assert status == 0
+    assert "Written to here: comparison.csv, differences.csv, comparison.md, comparison.tex\n" in out
+    for name in absent:
+        assert re.search(rf"^No .* without {name}: pip install 'seqlab\[plots\]' adds it\.$", errors, re.MULTILINE)
 
 
 def test_runs_that_are_not_alike_are_named_and_strict_refuses_them(compare, tmp_path):

@@ -23,3 +23,13 @@ class ConsoleHandler(logging.Handler):
 def output() -> Console:
     """Standard output, for results."""
     return Console()
+
+
+def say(message: str) -> None:
+    """A line on standard error, unwrapped, so that paths and commands can be copied."""
+    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """The same, of a mistake."""
+    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True, style="bold red")

@@ -88,3 +88,21 @@ def restrided(tensor: Tensor, layout: str) -> Tensor:
 def numbered(cuts: list[set[int]], length: int) -> Tensor:
     """seq_idx (batch, length): 0 and 1 in turn, a new sequence at each cut."""
     return torch.tensor([[sum(cut <= t for cut in row) % 2 for t in range(length)] for row in cuts])
+
+
+def assert_replays(step: Callable[[], list[Tensor]], static: Iterable[Tensor]) -> None:
+    """Capture ``step`` as a CUDA graph, change what it reads, and hold the replay to a step made anew, bit by bit."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for tensor in static:
+            tensor.mul_(0.5)
+    graph.replay()
+    for actual, expected in zip(captured, step(), strict=True):
+        assert torch.equal(actual, expected)

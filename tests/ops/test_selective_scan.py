@@ -12,6 +12,7 @@ from comparison import (
     DEVICES,
     TOLERANCE,
     assert_all_close,
+    assert_replays,
     backends_in,
     doubled,
     named_gradients,
@@ -614,20 +615,7 @@ class TestOperator:
             y, state = selective_scan(**static, return_final_state=True, **settings)
             return [y, state, *torch.autograd.grad((y, state), list(static.values()), (y.detach(), state.detach()))]
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
-        with torch.no_grad():
-            for tensor in static.values():
-                tensor.mul_(0.5)
-        graph.replay()
-        for actual, expected in zip(captured, step(), strict=True):
-            assert torch.equal(actual, expected)
+        assert_replays(step, static.values())
 
     @pytest.mark.gpu
     @gpu_test
