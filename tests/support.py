@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 from torch import Tensor, nn
 
 from seqlab.data import Batch
@@ -45,6 +46,24 @@ class Job(NamedTuple):
 def options(group: str) -> list[str]:
     """The names of a configuration group's options, found by glob."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def models() -> list[str]:
+    """The models that run on a CPU as they are installed: all but the layers of another library."""
+    return [name for name in options("model") if not name.startswith("fla_")]
+
+
+def architectures() -> list[str]:
+    """The models without those that are another at a size of its own (``mamba_small``)."""
+    return [name for name in models() if name.rpartition("_")[2] not in options("size")]
+
+
+@cache
+def depth(model: str) -> int:
+    """The fewest layers, from two, that hold a model's patterns whole."""
+    model = compose_config(f"model={model}", "size=tiny").model
+    feedforwards = model.feedforward if isinstance(model.feedforward, ListConfig) else []
+    return max(2, len(model.pattern), len(feedforwards))
 
 
 def compose_config(*overrides: str) -> DictConfig:

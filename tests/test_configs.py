@@ -1,10 +1,13 @@
 """Every YAML, found by glob, runs end to end; every setting is held against its constructor."""
 
+from importlib.util import find_spec
+
 import pytest
+import torch
 
 from seqlab.config import check, describe_options, first_comment
 from seqlab.errors import UserError
-from support import CONF, compose_config, options
+from support import CONF, compose_config, depth, models, options
 
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
 
@@ -15,12 +18,25 @@ def plain(*overrides: str) -> dict:
     return OmegaConf.to_container(compose_config(*overrides), resolve=True)
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", models())
 def test_every_model_trains(train, model):
-    job = train(f"model={model}", "size=tiny")
+    job = train(f"model={model}", "size=tiny", f"size.n_layers={depth(model)}")
     assert job.status == 0
     assert job.summary["status"] == "completed"
     assert job.summary["model"] == model
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+@pytest.mark.parametrize("model", [name for name in options("model") if name not in models()])
+def test_every_model_of_an_extra_trains_or_says_why_not(train, model, capsys):
+    job = train(f"model={model}", "size=tiny", "trainer.precision=bf16", "device=auto")
+    if find_spec("fla") and torch.cuda.is_available():
+        assert job.status == 0
+        return
+    message = "need a GPU" if find_spec("fla") else "Install it with pip install 'seqlab[fla]'."
+    assert job.status == 2
+    assert message in capsys.readouterr().err
+    pytest.skip("the message is right; training needs the extra fla and a GPU")
 
 
 @pytest.mark.parametrize("size", options("size"))
@@ -83,10 +99,9 @@ def test_a_setting_that_its_constructor_refuses(overrides, message):
         check(plain(*overrides))
 
 
-@pytest.mark.parametrize("model", options("model"))
-@pytest.mark.parametrize("data", options("data"))
-def test_what_is_shipped_passes_the_check(model, data):
-    check(plain(f"model={model}", f"data={data}"))
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in ("model", "data") for name in options(group)])
+def test_what_is_shipped_passes_the_check(group, name):
+    check(plain(f"{group}={name}"))
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

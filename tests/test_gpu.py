@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support import options
+from support import architectures, depth
 
 pytestmark = [
     pytest.mark.gpu,
@@ -12,9 +12,15 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
-@pytest.mark.parametrize("model", [name for name in options("model") if not name.startswith("mamba_")])
+@pytest.mark.parametrize("model", architectures())
 def test_every_model_trains_in_every_precision(train, model, precision):
-    job = train("device=cuda", f"model={model}", f"trainer.precision={precision}", "trainer.steps=6")
+    job = train(
+        "device=cuda",
+        f"model={model}",
+        f"size.n_layers={depth(model)}",
+        f"trainer.precision={precision}",
+        "trainer.steps=6",
+    )
     assert job.status == 0
     assert job.summary["device"] == "cuda"
     assert job.summary["skipped_steps"] <= (2 if precision == "fp16" else 0)  # the loss scale may have to come down

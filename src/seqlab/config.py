@@ -19,6 +19,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from seqlab.analysis.targets import check_targets
 from seqlab.errors import UserError
 from seqlab.sweep.folder import sweep_folder
 
@@ -69,6 +70,7 @@ def check_all(cfg: DictConfig) -> None:
     for key, annotation in TOP_LEVEL.items():
         group, _, name = key.rpartition(".")
         check_type((resolved[group] if group else resolved)[name], annotation, key)
+    check_targets(resolved.get("target"))
     check(resolved, raw)
 
 

@@ -13,14 +13,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from seqlab import final_table, further_tests
 from seqlab import summary as facts
+from seqlab.analysis import targets
 from seqlab.config import check_all
 from seqlab.console import output
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.launching import take_share
 from seqlab.matching import matched
 from seqlab.messages import message_of
-from seqlab.models import state_bytes
+from seqlab.models import expert_load, state_bytes
 from seqlab.resume import can_go_on, continued, keep, refuse_used_folder, result_of
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
@@ -73,7 +75,7 @@ def run(cfg: DictConfig) -> float:
         else:
             cfg, resume = continued(cfg, list(hydra.overrides.task)), True
         summary = execute(cfg, *prepare(cfg, folder, resume=resume), folder)
-    output().print(facts.table(summary))
+    output().print(final_table.table(summary))
     return summary["best_validation_loss"]
 
 
@@ -118,6 +120,7 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
         begin_anew(cfg.seed)
         take_share(device, cfg.get("threads"))
         data = instantiate(cfg.data, _convert_="all")
+        targets.check_metrics(targets_of(cfg), data)
         model = build_model(cfg, data, device)
         facts.scan_backend(model, device)  # one that cannot run is refused before anything else is done
         fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
@@ -145,7 +148,8 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
     try:
         with StopRequest() as stop:
             fit.run(record, stop)
-            test = fit.test()
+            test, progress = fit.test(), progress_of(fit)
+            further = further_tests.measure(fit)
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
@@ -158,10 +162,21 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
         "best_validation": fit.counters.best_metrics,
         "test": test.metrics,
         "test_loss_by_position": test.loss_by_position,
+        "test_slices": test.slices,
+        "further_tests": further,
     }
-    summary |= progress_of(fit) | results | {"status": status}
+    load = expert_load(fit.model)
+    if load is not None:
+        results["expert_load"] = load._asdict()
+    summary |= progress | results | {"status": status}
+    summary["targets"] = targets.judged(targets_of(cfg), summary)
     facts.write(folder, summary)
     return summary
+
+
+def targets_of(cfg: DictConfig) -> dict[str, Any] | None:
+    """The figures to reach; the configuration of an older run has none."""
+    return OmegaConf.to_container(cfg.target) if cfg.get("target") is not None else None
 
 
 def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
@@ -189,17 +204,20 @@ def progress_of(fit: Fit) -> facts.Summary:
     """What a run has spent and reached so far."""
     counters = fit.counters
     tokens = counters.step * fit.tokens_per_step
+    stop_reason = fit.stop_reason if counters.step < fit.total else None
     return {
         "steps": counters.step,
         "samples": counters.step * fit.trainer.batch_size,
         "tokens": tokens,
         "flops": counters.step * fit.flops_per_step,
         "seconds": counters.seconds,
+        "data_wait_share": counters.data_seconds / counters.seconds if counters.seconds else None,
         "wall_seconds": fit.wall_seconds,
         "tokens_per_second": tokens / counters.seconds if counters.seconds else None,
         "peak_memory_bytes": facts.peak_memory(fit.device),
         "skipped_steps": counters.skipped,
-        "stopped_early": fit.stopped_early,
+        "stopped_early": stop_reason is not None,
+        "stop_reason": stop_reason,
         "best_step": counters.best_step,
         "best_validation_loss": counters.best_loss,
     }

@@ -18,7 +18,7 @@ MOVABLE = {"device", "threads", "debug", "data.dir", "data.cache_dir"}
 
 CHANGEABLE = {
     *MOVABLE,
-    *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "max_skipped")),
+    *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
     *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
 }
 """Settings that leave the mathematics of the steps alone, and the budget."""
@@ -57,7 +57,7 @@ def refuse_another_job(cfg: DictConfig, folder: Path) -> None:
     asked = flat(OmegaConf.to_container(cfg, resolve=True))
     for key in sorted(saved.keys() | asked.keys()):
         then, now = saved.get(key, "missing"), asked.get(key, "missing")
-        if then != now and key not in MOVABLE and key.split(".")[0] not in ("logger", "sweep"):
+        if then != now and key not in MOVABLE and key.split(".")[0] not in ("logger", "sweep", "target"):
             rule = f"the run in {folder} was started with {then}"
             remedy = f"Set {key}={then}, delete that folder, or use another (sweep.resume=false, or hydra.sweep.dir)"
             raise UserError(key, now, rule, remedy)

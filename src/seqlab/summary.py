@@ -1,8 +1,7 @@
-"""What is known about a run besides its curves: ``summary.json`` and the table at its end."""
+"""What is known about a run besides its curves: ``summary.json``."""
 
 import contextlib
 import json
-import math
 import os
 import platform
 import re
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from seqlab import __version__
 from seqlab.errors import UserError
-from seqlab.ops.selective_scan import resolve_backend
 from seqlab.training.loggers import finite
 
 Summary = dict[str, Any]
@@ -77,17 +74,21 @@ def environment(device: torch.device) -> Summary:
 
 
 def scan_backend(model: nn.Module, device: torch.device) -> str | None:
-    """The backend that the model's selective scans run on, ``None`` for a model without one."""
-    asked = {m.scan_backend for m in model.modules() if hasattr(m, "scan_backend")}
+    """The backends that the model's scans run on, ``None`` for a model without one."""
+    scans = [m for m in model.modules() if hasattr(m, "scan_backend")]
+    asked = ", ".join(sorted({m.scan_backend for m in scans}))
     try:
-        return ", ".join(sorted(resolve_backend(name, device, torch.float32) for name in asked)) or None
+        return ", ".join(sorted({m.resolve_backend(m.scan_backend, device, torch.float32) for m in scans})) or None
     except ValueError as error:
         remedy = "Use scan_backend=auto, which picks the fastest that can run"
-        raise UserError("scan_backend", ", ".join(sorted(asked)), str(error), remedy) from error
+        raise UserError("scan_backend", asked, str(error), remedy) from error
 
 
 def count_parameters(model: nn.Module) -> Summary:
-    """All parameters, and those that are no lookup table (a tied head counts as the matrix that it is)."""
+    """All parameters, those that a token uses, and those that are no lookup table.
+
+    A token uses only some of a mixture's experts; a tied head counts as the matrix that it is.
+    """
     total = sum(p.numel() for p in model.parameters())
     head = getattr(model, "head", None)
     lookups = {
@@ -95,7 +96,12 @@ def count_parameters(model: nn.Module) -> Summary:
         for m in model.modules()
         if isinstance(m, nn.Embedding) and (head is None or m.weight is not head.weight)
     }
-    return {"parameters": total, "parameters_without_embeddings": total - sum(lookups.values())}
+    inactive = sum(m.inactive_parameters() for m in model.modules() if hasattr(m, "inactive_parameters"))
+    return {
+        "parameters": total,
+        "parameters_without_embeddings": total - sum(lookups.values()),
+        "active_parameters": total - inactive,
+    }
 
 
 PROCESS = Path("/proc/self")  # on Linux
@@ -135,38 +141,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(item) for item in value]
     return finite(value)
-
-
-def scaled(number: float, unit: str = "") -> str:
-    """Three significant digits and a prefix: 1234567 -> 1.23 M."""
-    prefixes = ["", "k", "M", "G", "T", "P", "E"]
-    power = min(len(prefixes) - 1, int(math.log10(abs(number)) // 3)) if abs(number) >= 1 else 0
-    return f"{number / 1000**power:.4g} {prefixes[power]}{unit}".rstrip()
-
-
-def table(summary: Summary) -> Table:
-    """The end of a run on one screen."""
-    rows = Table(title=f"{summary['model']} on {summary['data']}", show_header=False, title_justify="left")
-    rows.add_column(style="bold")
-    rows.add_column(overflow="fold")
-    best, test = summary["best_validation"], summary["test"]
-    facts = {
-        "model": summary["model"],
-        "parameters": f"{summary['parameters']:,} ({summary['parameters_without_embeddings']:,} without embeddings)",
-        "training FLOPs": scaled(summary["flops"], "FLOP"),
-        "steps": f"{summary['steps']:,}" + (" (stopped early)" if summary["stopped_early"] else ""),
-        "seen": f"{summary['tokens']:,} tokens in {summary['samples']:,} samples",
-        "wall time": f"{summary['wall_seconds']:.1f} s ({summary['seconds']:.1f} s in training steps)",
-        "throughput": f"{scaled(summary['tokens_per_second'])} tokens/s",
-        "scan backend": summary["scan_backend"] or "none (no selective scan)",
-        "device": f"{summary['device_name']}, {summary['precision']}",
-        "run folder": summary["folder"],
-    }
-    if summary["skipped_steps"]:
-        facts["skipped steps"] = f"{summary['skipped_steps']:,} (loss or gradient not finite, or past fp16's range)"
-    for name, value in facts.items():
-        rows.add_row(name, value)
-    rows.add_section()
-    for name, value in test.items():
-        rows.add_row(name, f"{value:.4f} test   {best[name]:.4f} best validation (step {summary['best_step']:,})")
-    return rows

@@ -138,3 +138,38 @@ def five_panel_sweep(seeds: Sequence[int] = (1, 2, 3)) -> list[Run]:
             better = -0.06 * np.log2(value / max(base[name], 1)) * (0.3 if name in ("d_state", "n_heads") else 1)
             runs += [made_run(model, seed=seed, loss_change=float(better), **{key: value}) for seed in seeds]
     return runs
+
+
+def probe_comparison(seeds: Sequence[int] = (1, 2, 3)) -> list[Run]:
+    """Three models on a probe, one of which cannot take the longest sequences."""
+    runs = []
+    for place, model in enumerate(("mamba", "transformer", "self_attention")):
+        for seed in seeds:
+            run = made_run(model, "mqar", seed)
+            run.summary.update(made_difficulties(place, seed))
+            runs.append(run)
+    return runs
+
+
+def made_difficulties(place: int, seed: int) -> dict[str, Any]:
+    """Accuracies that fall with the difficulty, the sooner the higher the model's place; a target on one of them."""
+
+    def accuracy(difficulty: float) -> float:
+        return float(np.clip(1.02 - 0.02 * (place + 1) * np.log2(difficulty) - 0.004 * seed, 0, 1))
+
+    def row(difficulty: float) -> dict[str, float]:
+        return {"loss": 1 - accuracy(difficulty), "accuracy": accuracy(difficulty)}
+
+    tests = {f"length={n}": row(n) for n in (512, 4096, 2**20)}
+    tests |= {f"length={n},pairs={k}": row(n) for n, k in ((128, 8), (1024, 64))}
+    if place:
+        tests["length=1048576"] = {"error": "memory=the GPU's: there is not enough."}
+    value = tests["length=512"]["accuracy"]
+    rule = {"at_least": 0.8, "published": 1.0}
+    target = {"metric": "further_tests.length=512.accuracy", "rule": rule, "value": value, "reached": value >= 0.8}
+    return {
+        "test_slices": {"distance": {str(n): row(n) | {"count": 100} for n in (64, 8, 256)}, "pairs": {"4": row(4)}},
+        "further_tests": tests,
+        "targets": [target],
+        "active_parameters": 100_000 + place,
+    }

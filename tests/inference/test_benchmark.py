@@ -16,7 +16,7 @@ from seqlab.analysis.inference_benchmark.session import Contestant, Session, Set
 from seqlab.errors import UserError
 from seqlab.loading import fresh_model
 from seqlab.models.sequence_model import SequenceModel
-from support import ROOT, options
+from support import ROOT, architectures, depth
 
 SCRIPT = ROOT / "scripts" / "benchmark_inference.py"
 CPU = torch.device("cpu")
@@ -52,7 +52,9 @@ class TestExponents:
 
 def contestant(name: str, max_length: int = 100) -> Contestant:
     torch.manual_seed(0)
-    return Contestant(name, name, fresh_model(name, "tiny", vocabulary=11, max_length=max_length))
+    return Contestant(
+        name, name, fresh_model(name, "tiny" if depth(name) == 2 else None, vocabulary=11, max_length=max_length)
+    )
 
 
 def curve_of(entrant: Contestant, contexts: list[int], *, batch: int = 2, limit: float = 10.0) -> Curve:
@@ -65,7 +67,7 @@ def curve_of(entrant: Contestant, contexts: list[int], *, batch: int = 2, limit:
 
 
 class TestSession:
-    @pytest.mark.parametrize("name", [name for name in options("model") if not name.startswith("mamba_")])
+    @pytest.mark.parametrize("name", architectures())
     def test_every_model(self, name):
         curve = curve_of(contestant(name), [4, 8, 16, 32])
         assert curve.ended is None
@@ -78,6 +80,8 @@ class TestSession:
         growth = curve.exponents["state_bytes"]
         if name in ("mlp", "linear"):
             assert growth is None and curve.points[0].state_bytes == 0
+        elif "hybrid" in name:
+            assert 0 < growth.value < 1  # beside a state that stays as it is
         else:
             expected = 1.0 if "former" in name or "attention" in name else 0.0
             assert (growth.value, growth.standard_error) == pytest.approx((expected, 0.0), abs=1e-9)

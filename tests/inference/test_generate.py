@@ -11,17 +11,23 @@ from seqlab.errors import UserError
 from seqlab.inference.generate import generate_text, generate_tokens, pieces, until
 from seqlab.inference.sampling import Sampling
 from seqlab.models import SequenceModel
-from support import compose_config, options
+from support import compose_config, depth, models
 
 VOCABULARY, LONGEST = 23, 40
-SMALLEST = ["size.d_model=16", "size.n_layers=2", "size.n_heads=2", "size.d_ff=40"]
+SMALLEST = ["size.d_model=16", "size.n_heads=2", "size.d_ff=40"]
 GREEDY = Sampling(temperature=0)
 
 
 def build(name: str, vocabulary: int = VOCABULARY) -> SequenceModel:
     """A small model whose likeliest token depends on what came before: a tied head would repeat its input."""
     torch.manual_seed(0)
-    cfg = compose_config(f"model={name}", *SMALLEST, "model.embedding_std=1.0", "model.tie_embeddings=false")
+    cfg = compose_config(
+        f"model={name}",
+        *SMALLEST,
+        f"size.n_layers={depth(name)}",
+        "model.embedding_std=1.0",
+        "model.tie_embeddings=false",
+    )
     widths = {"tokens": True, "d_input": vocabulary, "d_output": vocabulary, "max_length": LONGEST}
     return instantiate(cfg.model, **widths, _convert_="all").eval()
 
@@ -34,7 +40,7 @@ def sampled(model: SequenceModel, count: int, sampling: Sampling = GREEDY, seed:
     return torch.stack(list(generate_tokens(model, prompt(), sampling, max_new_tokens=count, seed=seed)), dim=1)
 
 
-@pytest.mark.parametrize("name", options("model"))
+@pytest.mark.parametrize("name", models())
 @torch.no_grad()
 def test_greedy_is_the_full_passs_argmax(name):
     """Token for token: the whole text so far through the model again, and its likeliest next token."""

@@ -10,13 +10,13 @@ import torch
 from seqlab.analysis.inference_benchmark.session import captured
 from seqlab.loading import fresh_model
 from seqlab.models.state import tensors_of
-from support import ROOT, options
+from support import ROOT, architectures, depth
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-MODELS = [name for name in options("model") if not name.startswith("mamba_")]
+MODELS = architectures()
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the largest output: the whole and the steps round at other places."""
 CUDA = torch.device("cuda")
@@ -24,7 +24,7 @@ CUDA = torch.device("cuda")
 
 def build(name: str, dtype: torch.dtype):
     torch.manual_seed(0)
-    return fresh_model(name, "tiny", vocabulary=97, max_length=400).to(CUDA, dtype)
+    return fresh_model(name, "tiny" if depth(name) == 2 else None, vocabulary=97, max_length=400).to(CUDA, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -1,5 +1,6 @@
 """Prefill and steps give what the whole gives, for every model found by glob; what a state weighs."""
 
+import math
 from functools import cache
 from itertools import pairwise
 
@@ -11,24 +12,26 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models import SequenceModel, state_bytes
-from seqlab.models.mixers import Attention, attention
-from seqlab.models.sequence_model import prefill_mixer
+from seqlab.models.layer import prefill_mixer
+from seqlab.models.mixers import Attention, softmax
+from seqlab.models.mixers import cache as kv_cache
 from seqlab.models.state import bytes_of, tensors_of
-from support import compose_config, options
+from support import architectures, compose_config, depth
 
-MODELS = options("model")
+MODELS = architectures()
 D_MODEL, LAYERS, LENGTH, D_INPUT = 16, 2, 41, 11
-SMALLEST = [f"size.d_model={D_MODEL}", f"size.n_layers={LAYERS}", "size.n_heads=2", "size.d_ff=40"]
+SMALLEST = [f"size.d_model={D_MODEL}", "size.n_heads=2", "size.d_ff=40"]
 
 
 @cache
-def config(name: str) -> DictConfig:
-    return compose_config(f"model={name}", *SMALLEST, "model.embedding_std=1.0")
+def config(name: str, *overrides: str) -> DictConfig:
+    own = [f"model={name}", f"size.n_layers={depth(name)}", "model.embedding_std=1.0"]
+    return compose_config(*own, *SMALLEST, *overrides)
 
 
-def build(name: str, *, tokens: bool = True) -> SequenceModel:
+def build(name: str, *overrides: str, tokens: bool = True) -> SequenceModel:
     torch.manual_seed(0)
-    cfg = config(name)
+    cfg = config(name, *overrides)
     model = instantiate(cfg.model, tokens=tokens, d_input=D_INPUT, d_output=D_INPUT, max_length=LENGTH, _convert_="all")
     return model.eval()
 
@@ -122,7 +125,7 @@ class TestAttention:
     @pytest.mark.parametrize("spare", [1, 3, 256])
     @torch.no_grad()
     def test_growing_changes_nothing(self, monkeypatch, spare):
-        monkeypatch.setattr(attention, "SPARE", spare)
+        monkeypatch.setattr(kv_cache, "SPARE", spare)
         mixer, x = self.mixer(), torch.randn(2, 60, D_MODEL)
         state, outputs = mixer.initial_state(2), []
         for position in x.unbind(dim=1):
@@ -150,7 +153,7 @@ class TestAttention:
         generator = torch.Generator().manual_seed(0)
         q, k, v = (torch.randn(2, 3, n, 8, generator=generator, dtype=torch.float64) for n in (5, 12, 12))
         scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(5, 12, dtype=torch.bool).tril(7), -torch.inf)
-        y = attention.attend_last(*(part.to(dtype) for part in (q, k, v)))
+        y = softmax.attend_last(*(part.to(dtype) for part in (q, k, v)))
         assert y.dtype == dtype
         tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
         close(y.double(), scores.softmax(dim=-1) @ v, tolerance)
@@ -208,10 +211,22 @@ def test_learned_positions_end():
         model.step(x[:, -1], state)
 
 
-def mamba_bytes(size: int) -> int:
+def test_sinusoidal_positions_do_not_end():
+    """At a place past the longest window they are the formula, and steps go on counting where prefill stopped."""
+    model = build("transformer_vanilla", "model.positions=sinusoidal")
+    angles = [(LENGTH + 3) / 10_000 ** (i / D_MODEL) for i in range(0, D_MODEL, 2)]
+    expected = torch.tensor([2**0.5 * f(angle) for angle in angles for f in (math.sin, math.cos)])
+    close(model.positions.at(LENGTH + 3, LENGTH + 4, model.embed.weight)[0], expected, tolerance=1e-5)
+    x = inputs(length=LENGTH + 5)
+    y, state = model.prefill(x[:, :-1], model.initial_state(3), every=True)
+    last, _ = model.step(x[:, -1], state)
+    close(torch.cat((y, last[:, None]), dim=1), model(x).detach())
+
+
+def mamba_bytes(size: int, layers: int = LAYERS) -> int:
     """E N numbers of the scan, in float32, and the K - 1 last inputs of the convolution."""
     inner, d_state, d_conv = 2 * D_MODEL, 16, 4
-    return LAYERS * (inner * d_state * 4 + inner * (d_conv - 1) * size)
+    return layers * (inner * d_state * 4 + inner * (d_conv - 1) * size)
 
 
 BYTES = {  # by hand: of one sequence, for numbers of this size, after n positions
@@ -219,7 +234,11 @@ BYTES = {  # by hand: of one sequence, for numbers of this size, after n positio
     "transformer": lambda size, n: LAYERS * 2 * n * D_MODEL * size,
     "transformer_vanilla": lambda size, n: LAYERS * 2 * n * D_MODEL * size,
     "self_attention": lambda size, n: 2 * n * D_MODEL * size,
+    "transformer_window": lambda size, n: LAYERS * 2 * min(n, 64) * D_MODEL * size,
+    "hybrid": lambda size, n: mamba_bytes(size, 3) + 2 * n * D_MODEL * size,
     "lstm": lambda size, n: LAYERS * 2 * D_MODEL * size,
+    "gru": lambda size, n: LAYERS * D_MODEL * size,
+    "min_gru": lambda size, n: LAYERS * 2 * D_MODEL * 4,
     "mlp": lambda size, n: 0,
     "linear": lambda size, n: 0,
 }
@@ -230,7 +249,7 @@ class TestStateBytes:
     @pytest.mark.parametrize("name", sorted(BYTES))
     def test_by_hand(self, name, dtype):
         model = build(name).to(dtype)
-        for length in (1, 5, 40):
+        for length in (1, 5, 40, 100):
             assert state_bytes(model, length) == BYTES[name](dtype.itemsize, length)
 
     @pytest.mark.parametrize("name", MODELS)

@@ -276,8 +276,8 @@ class TestEveryBackend:
         """Every backend in one test, for the reference takes longest.
 
         Decays of tiny steps are so close to 1 that float32 rounds most of them away, at each of 65,537 positions: the
-        reference itself in float32 is up to 5e-4 off. ``parallel`` multiplies decays before they meet a state, rounded as
-        the device's exponential does it, and is held to what rounding can do at most: half a unit a position.
+        reference itself in float32 is up to 5e-4 off. ``parallel`` multiplies decays before they meet a state, and is
+        held to what rounding can do at most: half a unit of each decay, whichever way the device's exponential rounds.
         """
         tiny = dict.fromkeys(FUSED, 5e-4) | {"parallel": 65_537 * 2.0**-24}
         arguments = make_arguments(1, 65_537, 2, 2, dtype=torch.float32, steps=steps)

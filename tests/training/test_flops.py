@@ -9,8 +9,9 @@ import torch
 from hydra.utils import instantiate
 from torch.nn import functional as F
 
+from seqlab.ops import selective_scan_flops
 from seqlab.training.flops import training_flops
-from support import compose_config
+from support import compose_config, depth
 
 D, D_FF, LAYERS, HEADS, VOCABULARY = 32, 96, 3, 4, 50
 
@@ -32,7 +33,12 @@ class Tokens:
 
 
 def counted(name: str, length: int) -> int:
-    size = [f"size.d_model={D}", f"size.n_layers={LAYERS}", f"size.n_heads={HEADS}", f"size.d_ff={D_FF}"]
+    size = [
+        f"size.d_model={D}",
+        f"size.n_layers={max(LAYERS, depth(name))}",
+        f"size.n_heads={HEADS}",
+        f"size.d_ff={D_FF}",
+    ]
     cfg, data = compose_config(f"model={name}", *size), Tokens(length)
     model = instantiate(
         cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=length, _convert_="all"
@@ -53,8 +59,6 @@ def mamba(length: int) -> int:
     e, n, k, r = 2 * D, 16, 4, 2
     products = linear(length, D, 2 * e) + linear(length, e, r + 2 * n) + linear(length, r, e) + linear(length, e, D)
     convolution = 3 * 2 * length * e * k
-    from seqlab.ops import selective_scan_flops
-
     return products + convolution + 3 * selective_scan_flops(1, length, e, n)
 
 
@@ -63,8 +67,23 @@ def lstm(length: int) -> int:
     return linear(length, D, 4 * D) + linear(length, D, 4 * D) - 2 * D * 4 * D
 
 
+def gru(length: int) -> int:
+    """Three gates from the input and three from the hidden state."""
+    return linear(length, D, 3 * D) + linear(length, D, 3 * D) - 2 * D * 3 * D
+
+
+def min_gru(length: int) -> int:
+    """Gate and candidate from the input, a scan with one state a channel, and the way back."""
+    return linear(length, D, 4 * D) + linear(length, 2 * D, D) + 3 * selective_scan_flops(1, length, 2 * D, 1)
+
+
 def swiglu(length: int) -> int:
     return linear(length, D, 2 * 64) + linear(length, 64, D)
+
+
+def mixture(length: int, experts: int = 8, top_k: int = 2) -> int:
+    """The router, and as many feed-forwards as a token visits, however many there are."""
+    return linear(length, D, experts) + top_k * swiglu(length)
 
 
 def mlp(length: int) -> int:
@@ -75,8 +94,13 @@ FORMULAS = {
     "mamba": lambda n: LAYERS * mamba(n),
     "transformer": lambda n: LAYERS * (attention(n) + swiglu(n)),
     "transformer_vanilla": lambda n: LAYERS * (attention(n) + mlp(n)),
+    "mamba_moe": lambda n: LAYERS * (mamba(n) + mixture(n)),
+    "transformer_moe": lambda n: LAYERS * (attention(n) + mixture(n)),
     "self_attention": attention,
+    "hybrid": lambda n: 3 * mamba(n) + attention(n),
     "lstm": lambda n: LAYERS * lstm(n),
+    "gru": lambda n: LAYERS * gru(n),
+    "min_gru": lambda n: LAYERS * min_gru(n),
     "mlp": lambda n: LAYERS * linear(n, D, D),
     "linear": lambda n: 0,
 }

@@ -99,7 +99,7 @@ def test_masked_positions_do_not_count():
     outputs = torch.arange(24.0).view(2, 3, 4)
     targets, mask = torch.tensor([[0, -100, 2], [-100, 1, 3]]), torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.bool)
     loss = torch.where(mask, 1.0, 0.0)
-    seen = counted_positions(outputs, targets, loss, mask, tokens=True)
+    seen = counted_positions(outputs, targets, loss, mask)
     assert seen["target"].tolist() == [0, 2, 1, 3]
     assert seen["preds"][:, 0].tolist() == [0, 8, 16, 20]
     assert seen["loss"].tolist() == [1, 1, 1, 1]
@@ -107,6 +107,6 @@ def test_masked_positions_do_not_count():
 
 def test_loss_by_position_with_a_shorter_last_window():
     by_position = LossByPosition(torch.device("cpu"))
-    by_position.update(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool))
-    by_position.update(torch.tensor([[3.0, 4.0, 5.0]]), torch.ones(1, 3, dtype=torch.bool))
+    by_position.update(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), 0)
+    by_position.update(torch.tensor([[3.0, 4.0, 5.0]]), torch.ones(1, 3, dtype=torch.bool), 0)
     assert by_position.compute() == [2.0, 3.0, 5.0]

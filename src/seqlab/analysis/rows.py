@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seqlab.analysis.difficulty import Curve, accuracies
 from seqlab.analysis.groups import Group
 from seqlab.analysis.runs import Run
 from seqlab.analysis.statistics import Estimate, estimate
+from seqlab.analysis.targets import Outcome, outcomes
 
 COSTS = ("flops", "tokens", "wall_seconds", "tokens_per_second", "peak_memory_bytes")
 
@@ -32,11 +34,14 @@ class Row:
     Args:
         group: whose.
         parameters, parameters_without_embeddings: of the model.
+        active_parameters: those that a token uses, all but for a mixture of experts.
         state_bytes: what the model remembers of one sequence of the data's length; ``None`` where no run says.
         flops, tokens, wall_seconds, tokens_per_second, peak_memory_bytes: of training, over the seeds.
         validation: metrics at each run's best evaluation, over the seeds.
         test: metrics of the test split, over the seeds. Losses are in nats for tokens.
         scan_backend, device, precision: each different one, if the runs do not agree; ``None`` without a scan.
+        difficulty: accuracy by what makes a probe hard; see ``seqlab.analysis.difficulty``.
+        targets: what the runs were held against, and whether they reached it.
         at: at the budget that was asked for, if the curves reach it.
         left_out: seeds of this group that did not complete, and why.
     """
@@ -44,6 +49,7 @@ class Row:
     group: Group
     parameters: int
     parameters_without_embeddings: int
+    active_parameters: int
     state_bytes: int | None
     flops: Estimate | None
     tokens: Estimate | None
@@ -55,6 +61,8 @@ class Row:
     scan_backend: str | None
     device: str
     precision: str
+    difficulty: dict[str, Curve]
+    targets: list[Outcome]
     at: AtBudget | None = None
     left_out: tuple[str, ...] = ()
 
@@ -67,6 +75,7 @@ def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
         group=group,
         parameters=first["parameters"],
         parameters_without_embeddings=first["parameters_without_embeddings"],
+        active_parameters=first.get("active_parameters") or first["parameters"],
         state_bytes=max(states, default=None),
         **{name: over_seeds([summary.get(name) for summary in summaries]) for name in COSTS},
         validation=metrics_over_seeds([summary["best_validation"] for summary in summaries]),
@@ -74,6 +83,8 @@ def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
         scan_backend=distinct(summary.get("scan_backend") for summary in summaries) or None,
         device=distinct(device_of(run) for run in group.runs),
         precision=distinct(summary.get("precision") for summary in summaries),
+        difficulty=accuracies(summaries),
+        targets=outcomes(summaries),
         at=at,
         left_out=tuple(left_out),
     )

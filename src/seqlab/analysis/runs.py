@@ -15,6 +15,7 @@ import yaml
 
 from seqlab.analysis.curves import Damaged, is_number, read_curves
 from seqlab.analysis.folders import find
+from seqlab.analysis.targets import are_judged
 
 LARGE = 2**25
 """Bytes of metrics from which several processes read sooner than one."""
@@ -159,7 +160,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 TEXT = ("status", "model", "data")
 NUMBERS = ("parameters", "parameters_without_embeddings", "tokens", "flops", "wall_seconds", "steps")
 OPTIONAL_TEXT = ("scan_backend", "precision", "device", "device_name", "data_fingerprint", "data_description")
-OPTIONAL_NUMBERS = ("tokens_per_second", "peak_memory_bytes", "state_bytes", "seconds", "length")
+OPTIONAL_NUMBERS = ("active_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes", "seconds", "length")
 
 
 def check_summary(summary: dict[str, Any]) -> None:
@@ -181,6 +182,9 @@ def check_results(summary: dict[str, Any]) -> None:
         demand(summary, name, is_metrics, "a mapping of numbers")
         if not is_number(summary[name].get("loss")) or not np.isfinite(summary[name]["loss"]):
             raise Damaged(f"summary.json: the {name.replace('_', ' ')} loss is not a number")
+    demand(summary, "test_slices", lambda value: value is None or is_table(value, 2), "a table of numbers")
+    demand(summary, "further_tests", lambda value: value is None or is_table(value, 1), "a table of numbers")
+    demand(summary, "targets", lambda value: value is None or are_judged(value), "a list of judged targets")
     positions = summary.get("test_loss_by_position")
     if positions is not None and not (isinstance(positions, list) and is_metrics(dict(enumerate(positions)))):
         raise Damaged("summary.json: test_loss_by_position is no list of numbers")
@@ -188,6 +192,15 @@ def check_results(summary: dict[str, Any]) -> None:
 
 def is_metrics(value: Any) -> bool:
     return isinstance(value, dict) and all(item is None or is_number(item) for item in value.values())
+
+
+def is_table(value: Any, depth: int) -> bool:
+    """Whether mappings of mappings hold metrics at a depth, or why there are none."""
+    if not isinstance(value, dict):
+        return False
+    if depth:
+        return all(is_table(below, depth - 1) for below in value.values())
+    return is_metrics(value) or set(value) == {"error"}
 
 
 def demand(summary: dict[str, Any], name: str, fits: Callable[[Any], bool], kind: str) -> None:

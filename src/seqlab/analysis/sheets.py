@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from seqlab.analysis.budgets import UNITS
 from seqlab.analysis.compare import Comparison, Difference
+from seqlab.analysis.difficulty import titles
 from seqlab.analysis.figures import NONE, duration, interval, mean, mean_and_std, scaled, scaled_bytes, signed
 from seqlab.analysis.rows import Row
-from seqlab.analysis.statistics import Estimate
+from seqlab.analysis.statistics import Estimate, estimate
 
 MAIN_METRICS = ("perplexity", "accuracy", "top1_accuracy", "r2")
 """Of the test metrics besides the loss, those that a table shows; a file of all is written too."""
@@ -39,11 +40,11 @@ class Sheet:
 
 
 def sheets_of(comparison: Comparison) -> list[Sheet]:
-    """For each data set its results and costs, then the paired differences and, if asked for, equal parameters."""
+    """For each data set its results, accuracy by difficulty, targets and costs; then what is across the groups."""
     found = []
     for data in dict.fromkeys(row.group.data for row in comparison.rows):
         rows = [row for row in comparison.rows if row.group.data == data]
-        found += [results_sheet(data, rows, comparison), costs_sheet(data, rows)]
+        found += [results_sheet(data, rows, comparison), *probe_sheets(data, rows), costs_sheet(data, rows)]
     if comparison.at is not None and comparison.at.sizes:
         found.append(sizes_sheet(comparison))
     if comparison.differences:
@@ -67,6 +68,7 @@ def results_sheet(data: str, rows: Sequence[Row], comparison: Comparison) -> She
     """Losses and main metrics over the seeds."""
     metrics = [name for name in MAIN_METRICS if all(name in row.test for row in rows)][:2]
     headings = ["model", "seeds", "parameters", "best validation loss", "test loss", "95 % interval", *metrics]
+    active = any(row.active_parameters != row.parameters for row in rows)
     lines = [
         [
             row.group.label,
@@ -80,18 +82,49 @@ def results_sheet(data: str, rows: Sequence[Row], comparison: Comparison) -> She
         for row in rows
     ]
     notes = [INTERVAL_NOTE]
+    if active:
+        headings.insert(3, "active")
+        for line, row in zip(lines, rows, strict=True):
+            line.insert(3, f"{row.active_parameters:,}")
+        notes.append("Active: the parameters that a token uses, of experts only those that it goes to.")
     at = comparison.at
     if at is not None and data in at.budgets:
         budget = f"{scaled(at.budgets[data])} {UNITS[at.axis]}"
-        headings[3:3] = [f"validation loss at {budget}", "95 % interval", "best so far"]
+        place = headings.index("best validation loss")
+        headings[place:place] = [f"validation loss at {budget}", "95 % interval", "best so far"]
         for line, row in zip(lines, rows, strict=True):
             loss, best = (None, None) if row.at is None else (row.at.loss, row.at.best)
-            line[3:3] = [partial(loss, row, mean_and_std(loss)), interval(loss), mean(best)]
+            line[place:place] = [partial(loss, row, mean_and_std(loss)), interval(loss), mean(best)]
         notes.append(
             f"At {budget}: each seed's validation curve is read there on the straight line between the evaluations "
             "around it; nothing is extrapolated. The other columns are of whole runs, whatever they spent."
         )
     return Sheet(f"{data}: results", headings, lines, notes=notes)
+
+
+def probe_sheets(data: str, rows: Sequence[Row]) -> list[Sheet]:
+    """Accuracy by difficulty, a sheet for each kind, and the targets; none where no run has such."""
+    found = []
+    for title, values in titles([row.difficulty for row in rows]).items():
+        curves = [row.difficulty.get(title, {}) for row in rows]
+        lines = [
+            [row.group.label, *(mean_and_std(curve.get(value)) for value in values)]
+            for row, curve in zip(rows, curves, strict=True)
+        ]
+        found.append(Sheet(f"{data}: accuracy {title}", ["model", *values], lines))
+    lines = [
+        [
+            row.group.label,
+            one.asked,
+            mean_and_std(estimate(one.values)) if one.values else NONE,
+            NONE if one.published is None else f"{one.published:.6g}",
+            one.verdict,
+        ]
+        for row in rows
+        for one in row.targets
+    ]
+    headings = ["model", "target", "value", "published", "verdict"]
+    return [*found, Sheet(f"{data}: targets", headings, lines, names=2)] if lines else found
 
 
 def costs_sheet(data: str, rows: Sequence[Row]) -> Sheet:

@@ -55,6 +55,7 @@ def csv_row(row: Row) -> dict[str, Any]:
         "left_out": "; ".join(row.left_out),
         "parameters": row.parameters,
         "parameters_without_embeddings": row.parameters_without_embeddings,
+        "active_parameters": row.active_parameters,
         "state_bytes": row.state_bytes,
         "scan_backend": row.scan_backend,
         "precision": row.precision,
@@ -68,6 +69,11 @@ def csv_row(row: Row) -> dict[str, Any]:
     for part in ("validation", "test"):
         for name, estimate in getattr(row, part).items():
             cells |= spread_out(f"{part}_{name}", estimate)
+    for title, curve in row.difficulty.items():
+        for value, one in curve.items():
+            cells |= spread_out(f"test_accuracy_{title}_{value}".replace(" ", "_").replace(",", ""), one)
+    for one in row.targets:
+        cells[f"target {one.asked}"] = one.verdict
     cells["folders"] = " ".join(str(run.folder) for run in group.runs)
     return cells
 

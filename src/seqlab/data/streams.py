@@ -12,7 +12,7 @@ import numpy as np
 from seqlab.errors import UserError
 
 
-def bits(seed: int, purpose: str, index: int, shape: int | tuple[int, ...]) -> np.ndarray:
+def bits(seed: int, purpose: str, index: int, shape: int | tuple[int, ...], start: int = 0) -> np.ndarray:
     """Independent uniform 64-bit words of the given shape.
 
     Args:
@@ -20,10 +20,11 @@ def bits(seed: int, purpose: str, index: int, shape: int | tuple[int, ...]) -> n
         purpose: what the words are for; different purposes never share any.
         index: which draw for that purpose, from 0.
         shape: of the result; a longer draw begins with the shorter one.
+        start: leave out this many times four words.
     """
     name = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
     key = np.array([seed % 2**64, name], dtype=np.uint64)
-    counter = np.array([0, 0, 0, index], dtype=np.uint64)
+    counter = np.array([start, 0, 0, index], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(shape)
 
 

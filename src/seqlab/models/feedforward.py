@@ -23,16 +23,25 @@ class MLP(nn.Module):
         return self.out_proj(F.relu(self.in_proj(x)))
 
 
+def swiglu_width(d_ff: int) -> int:
+    """The hidden width of ``SwiGLU``: two thirds of ``d_ff``, rounded up to a multiple of 8.
+
+    It has three matrices where ``MLP`` has two: the same ``d_ff`` then means as many parameters and FLOPs in both.
+    """
+    return -(-2 * d_ff // 24) * 8
+
+
 class SwiGLU(nn.Module):
     """A gated feed-forward, silu(x V) * (x W) projected back (Shazeer 2020, equation 6).
 
-    It has three matrices where ``MLP`` has two, so its hidden width is two thirds of ``d_ff``, rounded up to a
-    multiple of 8: the same ``d_ff`` then means the same number of parameters and FLOPs in both.
+    Args:
+        d_model: width D.
+        d_ff: hidden width of an ``MLP`` as large; its own is ``swiglu_width``.
     """
 
     def __init__(self, d_model: int, *, d_ff: PositiveInt):
         super().__init__()
-        d_hidden = -(-2 * d_ff // 24) * 8
+        d_hidden = swiglu_width(d_ff)
         self.in_proj = nn.Linear(d_model, 2 * d_hidden, bias=False)
         self.out_proj = nn.Linear(d_hidden, d_model, bias=False)
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqlab.models.sequence_model import SequenceModel, prefill_mixer
+from seqlab.models.layer import prefill_mixer
+from seqlab.models.sequence_model import SequenceModel
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:
@@ -35,6 +36,7 @@ def state_bytes(model: nn.Module, length: int) -> int | None:
     if not isinstance(model, SequenceModel):
         return None
     placeholders = {id(p): nn.Parameter(p.detach().to("meta")) for p in model.parameters()}
+    placeholders |= {id(b): b.to("meta") for b in model.buffers()}
     layers = copy.deepcopy(model.layers, placeholders)
     return sum(mixer_state_bytes(layer.mixer.inner, model.head.in_features, length) for layer in layers)
 

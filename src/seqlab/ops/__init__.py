@@ -5,12 +5,19 @@ function, ``from seqlab.ops.selective_scan import resolve_backend`` reads from t
 """
 
 from seqlab.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
+from seqlab.ops.routed_experts import routed_experts, routed_experts_flops
 from seqlab.ops.selective_scan import selective_scan, selective_scan_flops, selective_state_update
+from seqlab.ops.ssd import ssd, ssd_flops, ssd_update
 
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
+    "routed_experts",
+    "routed_experts_flops",
     "selective_scan",
     "selective_scan_flops",
     "selective_state_update",
+    "ssd",
+    "ssd_flops",
+    "ssd_update",
 ]

@@ -10,12 +10,14 @@ from seqlab.training.update import Outcome
 class Counters:
     """Steps, time, the running mean of the loss, and the best validation loss.
 
-    ``seconds`` is time in updates alone, ``wall_seconds`` all time since the start, earlier parts of a resumed run
-    included. ``evaluated_step`` is the last step whose validation is complete.
+    ``seconds`` is time in updates alone, ``data_seconds`` as much of it as was spent waiting for a batch,
+    ``wall_seconds`` all time since the start, earlier parts of a resumed run included. ``evaluated_step`` is the last
+    step whose validation is complete, and ``last_metrics`` what it gave.
     """
 
     step: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
     wall_seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -26,11 +28,13 @@ class Counters:
     best_loss: float = math.inf
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluations_without_gain: int = 0
+    last_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def updated(self, outcome: Outcome, seconds: float) -> None:
+    def updated(self, outcome: Outcome, seconds: float, data_seconds: float) -> None:
         """Count an update, taken or thrown away."""
         self.step += 1
         self.seconds += seconds
+        self.data_seconds += data_seconds
         if outcome.taken:
             self.loss_sum += outcome.loss
             self.loss_steps += 1
@@ -47,7 +51,7 @@ class Counters:
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         """Note the validation of this step; the first is the best until one with a lower loss comes."""
-        self.evaluated_step = self.step
+        self.evaluated_step, self.last_metrics = self.step, metrics
         loss = metrics["loss"]
         if self.best_step is None or loss < self.best_loss:
             self.best_loss = loss if math.isfinite(loss) else math.inf

@@ -1,19 +1,35 @@
-"""One pass over a whole split."""
+"""One pass over a whole split.
 
-from collections.abc import Callable
+What counts is known on the CPU, where batches are made, so nothing here waits for the device before the end.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from seqlab.training.metrics import collect
+from seqlab.training.slices import Slices, SliceTable
+
+LONG = 8192
+"""Positions up to which sequences go through the model at once. Longer ones go in pieces, the model's state passed on
+from one to the next, so that activations and logits take the memory of a piece; outputs are equal within rounding."""
+
+PIECE = 2**18
+LOGITS = 2**28
+"""Positions and logits of a piece at most, those of all sequences of the batch together."""
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, and the mean loss at each position of the window."""
+    """Metrics by name, the mean loss at each position of the window, and metrics by difficulty.
+
+    ``slices`` is ``{name: {value: {loss, accuracy, count}}}``, empty where the data states no difficulty.
+    """
 
     metrics: dict[str, float]
     loss_by_position: list[float]
+    slices: SliceTable
 
 
 class LossByPosition:
@@ -21,20 +37,21 @@ class LossByPosition:
 
     def __init__(self, device: torch.device):
         self.total = torch.zeros(0, dtype=torch.float64, device=device)
-        self.count = torch.zeros(0, dtype=torch.int64, device=device)
+        self.count = torch.zeros(0, dtype=torch.int64)
 
-    def update(self, loss: Tensor, mask: Tensor) -> None:
-        """Add losses (B, L), zero where the mask (B, L) is."""
-        missing = loss.shape[1] - len(self.total)
+    def update(self, loss: Tensor, mask: Tensor, start: int) -> None:
+        """Add losses (B, L) from place ``start`` on, zero where the mask (B, L) is; the mask is on the CPU."""
+        end = start + loss.shape[1]
+        missing = end - len(self.total)
         if missing > 0:
             self.total = nn.functional.pad(self.total, (0, missing))
             self.count = nn.functional.pad(self.count, (0, missing))
-        self.total[: loss.shape[1]] += loss.sum(dim=0, dtype=torch.float64)
-        self.count[: loss.shape[1]] += mask.sum(dim=0)
+        self.total[start:end] += loss.sum(dim=0, dtype=torch.float64)
+        self.count[start:end] += mask.sum(dim=0)
 
     def compute(self) -> list[float]:
         """The means; not a number where no position counted."""
-        return (self.total / self.count).tolist()
+        return (self.total.cpu() / self.count).tolist()
 
 
 @torch.inference_mode()
@@ -53,7 +70,7 @@ def evaluate(
     Args:
         model: maps inputs to outputs, on ``device``.
         data: a data object.
-        split: ``validation`` or ``test``.
+        split: ``validation``, ``test`` or one of the data's further tests.
         batch_size: windows at a time; it changes the speed and not the result.
         autocast: the precision's context.
         on_batch: called after each batch, for a progress bar and to stop early by raising.
@@ -61,30 +78,87 @@ def evaluate(
     training = model.training
     model.eval()
     metrics = collect(data.metrics).to(device)
-    by_position = LossByPosition(device)
+    by_position, slices = LossByPosition(device), Slices()
     try:
         for batch in data.evaluation_batches(split, batch_size):
+            mask = data.mask(batch.targets)  # (B, L), on the CPU
             inputs, targets = (part.to(device, non_blocking=True) for part in batch)
-            with autocast():
-                outputs = model(inputs)
-            loss, mask = data.loss(outputs, targets), data.mask(targets)
-            by_position.update(loss, mask)
-            metrics.update(**counted_positions(outputs, targets, loss, mask, tokens=targets.ndim == 2))
+            size = piece_size(model, *inputs.shape[:2], data.d_output)
+            seen = []
+            for start, outputs in pieces(model, inputs, size, autocast):
+                here = slice(start, start + size)
+                loss = losses(data, outputs, targets[:, here], mask[:, here], whole=size >= inputs.shape[1])
+                by_position.update(loss, mask[:, here], start)
+                seen.append(counted_positions(outputs, targets[:, here], loss, mask[:, here]))
+            answers = seen[0] if len(seen) == 1 else {k: torch.cat([part[k] for part in seen]) for k in seen[0]}
+            metrics.update(**answers, sequence=in_answers(numbered(mask), mask, size).to(device, non_blocking=True))
+            if hasattr(data, "slices"):
+                values = {name: in_answers(value, mask, size) for name, value in data.slices(batch).items()}
+                slices.update(values, **answers)
             on_batch()
     finally:
         model.train(training)
-    values = {name: float(value) for name, value in metrics.compute().items()}
-    return Evaluation({"loss": values["loss"]} | values, by_position.compute())
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    return Evaluation({"loss": found["loss"]} | found, by_position.compute(), slices.compute())
 
 
-def counted_positions(
-    outputs: Tensor, targets: Tensor, loss: Tensor, mask: Tensor, *, tokens: bool
-) -> dict[str, Tensor]:
-    """The positions under the mask in a row: what metrics see."""
+def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int) -> int:
+    """How many positions of the sequences go through the model at once; all where it would go on step by step."""
+    layers = getattr(model, "layers", ())
+    by_pieces = hasattr(model, "prefill") and all(hasattr(layer.mixer.inner, "prefill") for layer in layers)
+    return max(1, min(PIECE, LOGITS // d_output) // batch_size) if by_pieces and length > LONG else length
+
+
+def pieces(model: nn.Module, inputs: Tensor, size: int, autocast: Callable[[], Any]) -> Iterator[tuple[int, Tensor]]:
+    """Where each piece of the sequences begins, and the model's outputs there."""
+    length = inputs.shape[1]
+    if size >= length:
+        with autocast():
+            outputs = model(inputs)
+        yield 0, outputs
+        return
+    model.check_length(length)  # now, and not after half of it
+    state = model.initial_state(len(inputs))
+    for start in range(0, length, size):
+        with autocast():
+            outputs, state = model.prefill(inputs[:, start : start + size], state, every=True, chunk=size)
+        yield start, outputs
+
+
+def losses(data: Any, outputs: Tensor, targets: Tensor, mask: Tensor, *, whole: bool) -> Tensor:
+    """Losses (B, L), of a piece with each answer as a sequence of its own: a data object need not know of pieces."""
+    if whole:
+        return data.loss(outputs, targets)
+    places = places_of(mask, outputs.device)
+    loss = torch.zeros(targets.shape[:2], device=outputs.device)
+    if len(places):
+        answers = (part.flatten(0, 1)[places][:, None] for part in (outputs, targets))  # (P, 1, ...) each
+        loss.view(-1)[places] = data.loss(*answers)[:, 0]
+    return loss
+
+
+def places_of(mask: Tensor, device: torch.device) -> Tensor:
+    """Where a mask (B, L) on the CPU is true, in the flat batch: (P,) on the device."""
+    return mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+
+
+def numbered(mask: Tensor) -> Tensor:
+    """For each position (B, L) which sequence of the batch it is in, of those that have any under the mask."""
+    return (mask.any(dim=1).cumsum(dim=0) - 1)[:, None].expand(mask.shape)
+
+
+def in_answers(values: Tensor, mask: Tensor, size: int) -> Tensor:
+    """Values (B, L) at the positions under the mask (B, L) in a row (P,), in the order of the pieces' answers."""
+    return torch.cat([one[here] for one, here in zip(values.split(size, 1), mask.split(size, 1), strict=True)])
+
+
+def counted_positions(outputs: Tensor, targets: Tensor, loss: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The positions under the mask (B, L), which is on the CPU, in a row: what metrics see."""
     parts = [part.flatten(0, 1) for part in (outputs, targets, loss)]  # (B L, ...) each
     if not mask.all():  # a copy of the outputs only where it drops something
-        parts = [part[mask.flatten()] for part in parts]
+        places = places_of(mask, loss.device)
+        parts = [part[places] for part in parts]
     preds, target, loss = parts
-    if not tokens:
+    if targets.ndim > 2:  # values and no tokens
         preds, target = preds.flatten(), target.flatten()
     return {"preds": preds, "target": target, "loss": loss}

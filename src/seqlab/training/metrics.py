@@ -4,7 +4,8 @@ A data set's YAML names its metrics. Each is updated with what its signature ask
 
 - ``preds``: outputs at the positions that count, (P, d_output), or all values in a row for regression;
 - ``target``: what they should be, (P,) or in a row;
-- ``loss``: the loss at each position, (P,), in nats for language.
+- ``loss``: the loss at each position, (P,), in nats for language;
+- ``sequence``: which sequence of the batch each position is in, (P,), numbered from 0 without a gap.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryCalibrationError
 
 PositionFunction = Callable[[Tensor, Tensor], Tensor]
@@ -68,7 +69,29 @@ class CalibrationError(BinaryCalibrationError):
         super().update(confidence.clamp(max=1), (predicted == target).long())
 
 
-class PositionMean(MeanMetric):
+class ExactSequences(Metric):
+    """The share of sequences all of whose answers are right; one without an answer does not count."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("exact", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor, sequence: Tensor) -> None:
+        wrong = preds.argmax(dim=-1) != target
+        answers, mistakes = (torch.zeros(len(sequence), dtype=torch.int64, device=wrong.device) for _ in range(2))
+        answers.index_add_(0, sequence, torch.ones_like(sequence))  # (P,): there are no more sequences than answers
+        mistakes.index_add_(0, sequence, wrong.long())
+        self.exact += ((answers > 0) & (mistakes == 0)).sum()
+        self.count += (answers > 0).sum()
+
+    def compute(self) -> Tensor:
+        return self.exact / self.count
+
+
+class PositionMean(MeanLoss):
     """The mean over positions of a function of predictions and targets."""
 
     def __init__(self, function: PositionFunction):

@@ -11,6 +11,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
 
+from seqlab.models.mixture_of_experts import ExpertMaps
+from seqlab.training.muon_of_stacks import MuonOfStacks
+
 Parameters = list[nn.Parameter]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
@@ -35,10 +38,6 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> lis
     return [group for group in groups if group["params"]]
 
 
-def on_cuda(model: nn.Module) -> bool:
-    return any(p.is_cuda for p in model.parameters())
-
-
 def adamw(
     model: nn.Module,
     *,
@@ -47,16 +46,16 @@ def adamw(
     eps: PositiveFloat = 1e-8,
     weight_decay: NonNegativeFloat = 0.1,
 ) -> list[Optimizer]:
-    """Adam with decoupled decay (Loshchilov and Hutter 2019), one fused kernel on a GPU."""
+    """Adam with decoupled decay (Loshchilov and Hutter 2019), all parameters in one fused call."""
     groups = decay_groups(trainable(model), weight_decay)
-    return [torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=on_cuda(model))]
+    return [torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)]
 
 
 def adam(
     model: nn.Module, *, lr: PositiveFloat = 1e-3, betas: Betas = (0.9, 0.999), eps: PositiveFloat = 1e-8
 ) -> list[Optimizer]:
     """Adam without decay (Kingma and Ba 2015)."""
-    return [torch.optim.Adam(trainable(model), lr=lr, betas=tuple(betas), eps=eps, fused=on_cuda(model))]
+    return [torch.optim.Adam(trainable(model), lr=lr, betas=tuple(betas), eps=eps, fused=True)]
 
 
 def sgd(
@@ -83,16 +82,22 @@ def muon(
 ) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the layers' linear maps, AdamW for the rest.
 
-    Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that one rate serves both.
+    Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that one rate serves both. The maps of
+    experts are taken one by one.
     """
-    hidden = [m.weight for m in model.layers.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-    taken = {id(p) for p in hidden}
+    hidden, stacks = (
+        [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]
+        for kind in (nn.Linear, ExpertMaps)
+    )
+    taken = {id(p) for p in hidden + stacks}
     rest = decay_groups((p for p in trainable(model) if id(p) not in taken), weight_decay)
-    optimizers: list[Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=tuple(betas), eps=eps, fused=on_cuda(model))]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=tuple(betas), eps=eps, fused=True)]
     if hidden:
         optimizers.append(
             torch.optim.Muon(
                 hidden, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         )
+    if stacks:
+        optimizers.append(MuonOfStacks(stacks, lr=lr, momentum=momentum, weight_decay=weight_decay))
     return optimizers

@@ -1,6 +1,6 @@
 """The trainer: one loop for every model, task and device.
 
-``Trainer`` is the settings, ``Fit`` one model being trained under them. Between two updates it evaluates if that is
+``Fit`` is one model being trained under the settings of a ``Trainer``. Between two updates it evaluates if that is
 due, then writes a checkpoint if that is due; so a run that continues from a checkpoint repeats exactly what it would
 have done. Batch number ``step`` is a function of the seed alone, so the step is all there is to save of the data.
 """
@@ -13,70 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import nn
-from torch.optim import Optimizer
 
-from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.data import Batch
+from seqlab.errors import Diverged, Interrupted
 from seqlab.training import checkpoint
 from seqlab.training.budget import total_steps
 from seqlab.training.counters import Counters
 from seqlab.training.evaluate import Evaluation, evaluate
 from seqlab.training.flops import training_flops
+from seqlab.training.prefetch import Prefetch
 from seqlab.training.progress import ProgressBar
+from seqlab.training.settings import Trainer
 from seqlab.training.signals import StopRequest
-from seqlab.training.update import Precision, Update, autocast
+from seqlab.training.stopping import check_stop_above, stop_reason
+from seqlab.training.update import Update, autocast
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(kw_only=True)
-class Trainer:
-    """Settings of a training run.
-
-    Args:
-        optimizer: given the model, its torch optimizers (``seqlab.training.optim``).
-        schedule: given step and total, the factor on the learning rate (``seqlab.training.schedule``).
-        batch_size: windows in an update.
-        steps, epochs, tokens: the budget, exactly one of them.
-        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole.
-        clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
-        precision: of the model's arithmetic; parameters are always float32.
-        compile: train through ``torch.compile``.
-        evaluate_every: steps between evaluations; ``None`` is an epoch.
-        checkpoint_every: steps between checkpoints, besides those of each better validation loss and of the end;
-            ``None`` is ``evaluate_every``.
-        log_every: steps between training records.
-        patience: evaluations without a better validation loss before stopping; ``None`` goes on to the end.
-        max_skipped: steps in a row whose loss or gradient is not finite before giving up.
-        evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
-    """
-
-    optimizer: Callable[[nn.Module], list[Optimizer]]
-    schedule: Callable[[int, int], float]
-    batch_size: PositiveInt
-    steps: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
-    tokens: PositiveInt | None = None
-    accumulate: PositiveInt = 1
-    clip_norm: PositiveFloat | None = 1.0
-    precision: Precision = "float32"
-    compile: bool = False
-    evaluate_every: PositiveInt | None = None
-    checkpoint_every: PositiveInt | None = None
-    log_every: PositiveInt = 10
-    patience: PositiveInt | None = None
-    max_skipped: PositiveInt = 5
-    evaluation_batch_size: PositiveInt | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.accumulate:
-            raise UserError(
-                "trainer.accumulate",
-                self.accumulate,
-                f"must divide batch_size={self.batch_size}, so that the parts are alike",
-                "Change one of the two",
-            )
 
 
 class Fit:
@@ -104,6 +57,7 @@ class Fit:
         self.trainer, self.model, self.data, self.device, self.seed = trainer, model, data, device, seed
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         data.check_batch_size(trainer.batch_size)
+        check_stop_above(trainer.stop_above, data)
         self.total = total_steps(trainer, data)
         self.evaluate_every = trainer.evaluate_every or -(-data.train_size // trainer.batch_size)
         self.checkpoint_every = trainer.checkpoint_every or self.evaluate_every
@@ -148,20 +102,27 @@ class Fit:
         """
         self.record, self.stop = record, stop
         self._started = time.perf_counter() - self.counters.wall_seconds
-        with ProgressBar("training", total=self.total, completed=self.counters.step) as bar:
+        first, device = self.counters.step, self.device
+        with self.progress("training") as bar, Prefetch(self._batch, first, self.total, device=device) as self.batches:
             while True:
                 self._evaluate_if_due(bar)
                 self._save_if_due()
-                if self.counters.step >= self.total or self.stopped_early:
+                if self.counters.step >= self.total or self.stop_reason is not None:
                     break
                 self._train_step(bar)
                 self._stop_if_asked()
         checkpoint.load_weights(self.best_checkpoint, self.model)
 
     def test(self) -> Evaluation:
-        """Measure the model on the test split, once, after training."""
-        with ProgressBar("testing", total=self.total, completed=self.counters.step) as bar:
-            return self.evaluate("test", bar)
+        """Measure the model on the test split, once, after training, and record it."""
+        with self.progress("testing") as bar:
+            result = self.evaluate("test", bar)
+        self._record("test", **result.metrics)
+        return result
+
+    def progress(self, description: str) -> ProgressBar:
+        """A bar that stands where the training does."""
+        return ProgressBar(description, total=self.total, completed=self.counters.step)
 
     @property
     def wall_seconds(self) -> float:
@@ -172,19 +133,24 @@ class Fit:
         return checkpoint.path_of(self.checkpoints, self.counters.best_step)
 
     @property
-    def stopped_early(self) -> bool:
-        patience = self.trainer.patience
-        return patience is not None and self.counters.evaluations_without_gain >= patience
+    def stop_reason(self) -> str | None:
+        """Why training ends before its budget, if it does."""
+        return stop_reason(self.counters, patience=self.trainer.patience, stop_above=self.trainer.stop_above)
+
+    def _batch(self, step: int) -> Batch:
+        return self.data.train_batch(step, self.trainer.batch_size, self.seed)
 
     def _train_step(self, bar: ProgressBar) -> None:
         began = time.perf_counter()
         counters = self.counters
-        batch = self.data.train_batch(counters.step, self.trainer.batch_size, self.seed)
+        batch = self.batches.take()
+        waited = time.perf_counter() - began
         outcome = self.update(batch, self.trainer.schedule(counters.step, self.total))
-        counters.updated(outcome, time.perf_counter() - began)
+        counters.updated(outcome, time.perf_counter() - began, waited)
         if counters.step % self.trainer.log_every == 0 or counters.step == self.total:
             loss, norm = counters.take_mean_loss(), outcome.grad_norm
-            self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped)
+            more = self.update.figures(outcome)
+            self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
         bar.step(counters.step, outcome.loss, counters.best_loss)
         if counters.skipped_in_a_row >= self.trainer.max_skipped:
             raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
@@ -200,13 +166,16 @@ class Fit:
         if not due or counters.step == counters.evaluated_step:
             return
         metrics = self.evaluate("validation", bar).metrics
+        self._record("validation", **metrics)
         counters.evaluated(metrics)
         told = counters.step, self.total, metrics["loss"], counters.best_loss
         log.info("Step %d of %d: validation loss %.4f, best %.4f.", *told)
 
     def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
-        """Measure the model as it is now on a whole split, and record it."""
+        """Measure the model as it is now on a whole split."""
         size = self.trainer.evaluation_batch_size or self.trainer.batch_size
+        if hasattr(self.data, "largest_batch"):
+            size = self.data.largest_batch(split, size)
 
         def on_batch() -> None:
             bar.evaluated_batch()
@@ -223,13 +192,12 @@ class Fit:
             on_batch=on_batch,
         )
         bar.end_evaluation()
-        self._record(split, **result.metrics)
         return result
 
     def _save_if_due(self) -> None:
         counters = self.counters
         due = counters.step % self.checkpoint_every == 0 or counters.step == counters.best_step
-        if (due or counters.step >= self.total or self.stopped_early) and counters != self._saved:
+        if (due or counters.step >= self.total or self.stop_reason) and counters != self._saved:
             self.save()
 
     def save(self) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from seqlab.models import auxiliary_losses, expert_load
+
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,13 +24,16 @@ class Outcome(NamedTuple):
     """What an update did.
 
     ``loss`` is the batch's mean, ``grad_norm`` the norm before clipping. The weights changed if it was ``taken``; if
-    not, it is ``hopeless`` unless fp16's loss scale can still come down.
+    not, it is ``hopeless`` unless fp16's loss scale can still come down. ``auxiliary_loss`` is what the model's parts
+    added to what was differentiated, ``None`` where they have nothing to add; ``loss`` is the data's alone, so that
+    models stay comparable.
     """
 
     loss: float
     grad_norm: float
     taken: bool
     hopeless: bool
+    auxiliary_loss: float | None = None
 
 
 class Update:
@@ -76,7 +81,7 @@ class Update:
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        loss, norm = self._gradient(batch)
+        loss, norm, auxiliary = self._gradient(batch)
         taken = math.isfinite(loss) and math.isfinite(norm)
         for optimizer in self.optimizers:
             if taken:
@@ -84,26 +89,43 @@ class Update:
             optimizer.zero_grad(set_to_none=True)
         can_mend = self.scaler.is_enabled() and self.scaler.get_scale() > 1  # a gradient past fp16's range
         self.scaler.update()
-        return Outcome(loss, norm, taken, hopeless=not taken and not (can_mend and math.isfinite(loss)))
+        hopeless = not taken and not (can_mend and math.isfinite(loss))
+        return Outcome(loss, norm, taken, hopeless, auxiliary)
 
-    def _gradient(self, batch: Any) -> tuple[float, float]:
-        """Accumulate the gradient of the batch's mean loss; that loss, and the norm before clipping."""
+    def _gradient(self, batch: Any) -> tuple[float, float, float | None]:
+        """Accumulate the gradient of the batch's mean loss and of the mean auxiliary loss of its parts.
+
+        Returns:
+            The mean loss, the norm before clipping, and the auxiliary loss if there is one.
+        """
         inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
         count = self.data.mask(targets).sum()
-        loss = torch.zeros((), device=self.device)
+        loss, added = torch.zeros((), device=self.device), None
         for part_inputs, part_targets in zip(
             inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True
         ):
             with autocast(self.device, self.precision):
                 outputs = self.model(part_inputs)
             part_loss = self.data.loss(outputs, part_targets).sum() / count
-            self.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
+            auxiliary = auxiliary_losses(self.model)
+            if auxiliary is not None:
+                auxiliary = auxiliary / self.accumulate
+                part_loss = part_loss + auxiliary
+                added = auxiliary.detach() if added is None else added + auxiliary.detach()
+            self.scaler.scale(part_loss).backward()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        loss, norm = torch.stack((loss, norm)).tolist()  # in float32 and bf16 the only wait for the device
-        return loss, norm
+        found = (loss, norm) if added is None else (loss, norm, added)
+        loss, norm, *added = torch.stack(found).tolist()  # in float32 and bf16 the only wait for the device
+        return loss, norm, added[0] if added else None
+
+    def figures(self, outcome: Outcome) -> dict[str, float]:
+        """What to record of an update besides loss and norm: of a model with experts, how busy they were."""
+        load = expert_load(self.model)
+        busy = {} if load is None else {"largest_expert_share": load.largest_share, "dead_experts": load.dead}
+        return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers and loss scale."""

@@ -18,6 +18,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     """
     if find_spec("matplotlib") is None:
         raise UserError("plots", "none", "matplotlib is not installed", "pip install -e '.[plots]'")
+    from seqlab.analysis.plots.difficulty import difficulty_figure
     from seqlab.analysis.plots.drawing import look
     from seqlab.analysis.plots.figures import Picture, cost_figure, loss_figure, position_figure
     from seqlab.analysis.plots.sweep import sweep_figure
@@ -27,6 +28,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         "cost": cost_figure,
         "position": position_figure,
         "sweep": sweep_figure,
+        "difficulty": difficulty_figure,
     }
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []

@@ -8,7 +8,7 @@ from seqlab.analysis.budgets import UNITS
 from seqlab.analysis.compare import Comparison
 from seqlab.analysis.figures import NONE, duration, interval, mean, mean_and_std, scaled, scaled_bytes
 from seqlab.analysis.rows import Row
-from seqlab.analysis.sheets import Sheet, differences_sheet, number_of_seeds, sizes_sheet
+from seqlab.analysis.sheets import Sheet, differences_sheet, number_of_seeds, probe_sheets, sizes_sheet
 from seqlab.analysis.statistics import Estimate
 
 Cell = list[Any]
@@ -30,6 +30,7 @@ def columns_of(comparison: Comparison, groups: Sequence[int]) -> dict[str, Any]:
             "without embeddings",
             lambda row: [f"{row.parameters_without_embeddings:,}", row.parameters_without_embeddings],
         ),
+        *active_columns(comparison),
         ("state of a sequence", lambda row: [scaled_bytes(row.state_bytes), row.state_bytes]),
         ("training FLOPs", lambda row: amount_cell(row.flops, scaled)),
         ("tokens", lambda row: amount_cell(row.tokens, scaled)),
@@ -57,6 +58,13 @@ def metric_columns(name: str) -> list[tuple[str, Callable[[Row], Cell]]]:
         (heading, lambda row: estimate_cell(row.test.get(name), mean_and_std)),
         ("95 % interval", lambda row: interval_cell(row.test.get(name))),
     ]
+
+
+def active_columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], Cell]]]:
+    """The parameters that a token uses, where a model has others."""
+    if all(row.active_parameters == row.parameters for row in comparison.rows):
+        return []
+    return [("active parameters", lambda row: [f"{row.active_parameters:,}", row.active_parameters])]
 
 
 def budget_columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], Cell]]]:
@@ -93,8 +101,11 @@ def text_cell(text: str | None) -> Cell:
 
 
 def extra_tables(comparison: Comparison) -> list[dict[str, Any]]:
-    """Paired differences, and every architecture at equal parameters if that was asked for."""
-    sheets = [sizes_sheet(comparison)] if comparison.at is not None and comparison.at.sizes else []
+    """Probes' accuracies and targets, paired differences, and equal parameters if they were asked for."""
+    sheets = []
+    for data in dict.fromkeys(row.group.data for row in comparison.rows):
+        sheets += probe_sheets(data, [row for row in comparison.rows if row.group.data == data])
+    sheets += [sizes_sheet(comparison)] if comparison.at is not None and comparison.at.sizes else []
     sheets += [differences_sheet(comparison.differences)] if comparison.differences else []
     return [described_sheet(sheet) for sheet in sheets]
 

@@ -8,6 +8,10 @@ const charts = [
   ...known.sweeps.map((sweep) => {
     return { title: `Sweep: ${sweep.parameter}`, small: true, build: () => sweepChart(sweep) };
   }),
+  ...known.difficulties.map((one) => {
+    const title = several ? `Accuracy ${one.title} (${one.data})` : `Accuracy ${one.title}`;
+    return { title, small: true, build: () => difficultyChart(one) };
+  }),
 ];
 
 function buildCharts() {

@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from seqlab import __version__
 from seqlab.analysis.compare import Comparison
+from seqlab.analysis.difficulty import numbers_of, titles
 from seqlab.analysis.groups import Group, flatten, in_short
 from seqlab.analysis.plots.bands import AXES, Band, bands, loss_by_position
 from seqlab.analysis.plots.choices import COSTS, PARAMETERS, best_of_models, cost_of, prominent, sweeps
@@ -64,6 +65,7 @@ def payload(comparison: Comparison) -> dict[str, Any]:
         "extra": extra_tables(comparison),
         "groups": described(groups, [rows[id(group)] for group in groups]),
         "sweeps": described_sweeps(groups, place),
+        "difficulties": described_difficulties(comparison.rows, place),
         "runs": [[str(run.folder), i, run.summary["seed"]] for i, group in enumerate(groups) for run in group.runs],
         "settings": settings_of(runs),
     }
@@ -160,6 +162,24 @@ def described_sweeps(groups: Sequence[Group], place: dict[int, int]) -> list[dic
         }
         for parameter, series in sweeps(groups).items()
     ]
+
+
+def described_difficulties(rows: Sequence[Row], place: dict[int, int]) -> list[dict[str, Any]]:
+    """Accuracy against each difficulty of each data set: its values, and each group's mean and interval at them."""
+    found = []
+    for data in dict.fromkeys(row.group.data for row in rows):
+        mine = [row for row in rows if row.group.data == data]
+        for title, values in titles([row.difficulty for row in mine]).items():
+            curves = {place[id(row.group)]: row.difficulty[title] for row in mine if title in row.difficulty}
+            points = {
+                i: [described_estimate(curve[value]) if value in curve else None for value in values]
+                for i, curve in curves.items()
+            }
+            numbers = [numbers_of(value) for value in values]
+            single = all(one is not None and len(one) == 1 for one in numbers)
+            shown = [one[0] for one in numbers] if single else values
+            found.append({"data": data, "title": title, "values": shown, "points": points})
+    return found
 
 
 def number_or_text(value: Any) -> float | str:

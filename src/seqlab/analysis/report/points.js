@@ -1,4 +1,4 @@
-// Charts of test losses: against what they cost, and against a swept parameter.
+// Charts of results: test losses against what they cost and against a swept parameter, accuracy against difficulty.
 
 function errorBars(group) {
   const [mean, low, high] = group.test;
@@ -87,4 +87,42 @@ function sweepChart(sweep) {
   const ticks = numeric && values.length > 10 ? {} : every;
   const y = axisLayout("test loss", isOn("log-y"), { exponentformat: "none" });
   return { traces, layout: layoutOf(axisLayout(title, log, ticks), y, sweep.parameter), count: series.length };
+}
+
+function difficultyChart(one) {
+  const numeric = one.values.every((value) => typeof value === "number");
+  const log = numeric && one.values[0] > 0 && one.values.at(-1) >= 4 * one.values[0];
+  const places = numeric ? one.values : one.values.map((_, i) => i);
+  const shown = shownGroups().filter((i) => groups[i].data === one.data && one.points[i]);
+  const traces = shown.map((i) => {
+    const group = groups[i];
+    const points = places.map((x, at) => ({ x, estimate: one.points[i][at] })).filter(({ estimate }) => estimate);
+    const colour = visible(group.colour);
+    const bar = (estimate, end) => (estimate[end] === null || !isOn("bands") ? 0 : Math.abs(estimate[end] - estimate[0]));
+    const above = points.map(({ estimate }) => bar(estimate, 2));
+    return {
+      x: points.map(({ x }) => x),
+      y: points.map(({ estimate }) => estimate[0]),
+      customdata: points.map(() => [plain(group.label)]),
+      mode: "lines+markers",
+      line: { color: colour, width: 2, dash: group.line.replace("dashed", "dash").replace("dotted", "dot") },
+      marker: { color: colour, size: 7, symbol: SYMBOLS[group.marker] },
+      error_y: {
+        type: "data",
+        symmetric: false,
+        array: above,
+        arrayminus: points.map(({ estimate }) => bar(estimate, 1)),
+        color: colour,
+        thickness: 1.2,
+        width: 3,
+        visible: above.some(Boolean),
+      },
+      hovertemplate: "<b>%{customdata[0]}</b><br>accuracy %{y:.4~f}<extra></extra>",
+    };
+  });
+  const every = { tickvals: places, ticktext: one.values.map((value) => plain(String(value))) };
+  const ticks = numeric && places.length > 10 ? {} : every;
+  const x = axisLayout(plain(one.title.replace(/^(by|at) /, "")), log, ticks);
+  const y = axisLayout("accuracy", false, { range: [-0.03, 1.03], exponentformat: "none" });
+  return { traces, layout: layoutOf(x, y, one.title), count: shown.length };
 }

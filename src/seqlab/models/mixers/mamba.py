@@ -18,6 +18,7 @@ from seqlab.ops import (
     selective_scan_flops,
     selective_state_update,
 )
+from seqlab.ops.selective_scan import resolve_backend
 
 
 class State(NamedTuple):
@@ -46,6 +47,8 @@ class Mamba(nn.Module):
         dt_min, dt_max: range of the steps at the start.
         scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
     """
+
+    resolve_backend = staticmethod(resolve_backend)  # what ``scan_backend`` comes to on a device
 
     def __init__(
         self,

@@ -1,0 +1,259 @@
+"""What all probes share: streams of numbered examples, splits, tests beyond training, and the loss.
+
+Symbols: B batch, L length, V vocabulary, K answers in an example.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqlab.data.batch import Batch
+from seqlab.data.probes.draws import Draw
+from seqlab.data.streams import check_batch_size, epoch_items
+from seqlab.data.text import IGNORED
+from seqlab.errors import UserError
+
+EVALUATED_TOKENS = 2**20
+EVALUATED_LOGITS = 2**28
+
+Setting = dict[str, int]
+Examples = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(kw_only=True, eq=False)
+class Probe(ABC):
+    """A task whose examples are generated from the seed; the targets are IGNORED except at the answers.
+
+    Example number i of a stream depends on the data's seed, the stream's name and i alone. Training, validation, test
+    and each further test are streams of their own, so that none repeats another but by chance. Fresh training data
+    also depend on the run's seed; nothing else does.
+
+    Args:
+        length: positions in an example.
+        n_train: training examples, handed out in a new order each epoch; None generates fresh ones without end.
+        epoch_size: examples that count as an epoch of fresh data; a fixed set is an epoch itself.
+        n_validation: examples to select by.
+        n_test: examples for the final figures.
+        n_further: examples of each further test; None is ``n_test``.
+        seed: of the data.
+        tests: further tests, each by what it changes of the difficulty: ``[{length: 512}, {length: 1024}]``.
+        mixture: difficulties that examples take in turn, in training, validation and test; None is one alone.
+        metrics: what to measure besides the loss, by name.
+    """
+
+    name: ClassVar[str]
+    difficulty: ClassVar[tuple[str, ...]] = ("length",)
+    tokens: ClassVar[bool] = True
+    unit: ClassVar[str] = "token"
+
+    length: int
+    n_train: int | None
+    epoch_size: int
+    n_validation: int
+    n_test: int
+    n_further: int | None = None
+    seed: int
+    tests: list[dict[str, int]] | None = None
+    mixture: list[dict[str, int]] | None = None
+    metrics: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = self.metrics or {}
+        self._check_sizes()
+        base = {name: getattr(self, name) for name in self.difficulty}
+        self._check(base, "data")
+        self._settings = self._overridden(base, "mixture") or [base]
+        for i, setting in enumerate(self._settings):
+            if setting["length"] != self.length:
+                rule = f"all examples of a batch have length {self.length}"
+                remedy = "Change data.length, or leave it out of data.mixture"
+                raise UserError(f"data.mixture[{i}].length", setting["length"], rule, remedy)
+        tests = self._overridden(base, "tests")
+        self._further = {label(changed): s for changed, s in zip(self.tests or [], tests, strict=True)}
+        self._answers: dict[int, int] = {}
+        for setting in [*self._settings, *tests]:
+            length = setting["length"]
+            self._answers[length] = max(self.answers(setting), self._answers.get(length, 0))
+
+    def _check_sizes(self) -> None:
+        for name in ("length", "n_train", "epoch_size", "n_validation", "n_test", "n_further"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"data.{name}", value, "must be at least 1", f"Set data.{name}=1 or more")
+
+    def _overridden(self, base: Setting, name: str) -> list[Setting]:
+        """The base setting under each of the changes in ``tests`` or ``mixture``."""
+        settings = []
+        for i, changed in enumerate(getattr(self, name) or []):
+            key = f"data.{name}[{i}]"
+            for unknown in set(changed) - set(base):
+                remedy = f"It may change {' and '.join(base)}"
+                raise UserError(f"{key}.{unknown}", changed[unknown], "is no difficulty of this task", remedy)
+            settings.append(base | changed)
+            self._check(settings[-1], key)
+        return settings
+
+    def _check(self, setting: Setting, key: str) -> None:
+        for name, value in setting.items():
+            if value < 1:
+                raise UserError(f"{key}.{name}", value, "must be at least 1", f"Set {key}.{name}=1 or more")
+        self.check_setting(setting, key)
+
+    @abstractmethod
+    def check_setting(self, setting: Setting, key: str) -> None:
+        """Refuse a difficulty that cannot be generated; ``key`` is where it stands."""
+
+    @abstractmethod
+    def answers(self, setting: Setting) -> int:
+        """How many positions of an example are answers."""
+
+    @abstractmethod
+    def generate(self, draw: Draw, **setting: int) -> Examples:
+        """The inputs and targets of numbered examples: (N, L) and (N, L), int64."""
+
+    @property
+    @abstractmethod
+    def d_input(self) -> int:
+        """The size of the vocabulary."""
+
+    @property
+    def d_output(self) -> int:
+        """How many logits a position has."""
+        return self.d_input
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """The accuracy of the best guess that knows nothing of the sequence."""
+
+    @property
+    def train_size(self) -> int:
+        """Examples in an epoch."""
+        return self.n_train or self.epoch_size
+
+    @property
+    def further_tests(self) -> tuple[str, ...]:
+        """The names of the tests beyond training, each a split."""
+        return tuple(self._further)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the training, validation and test examples."""
+        left_out = {"metrics", "tests", "n_further", "epoch_size"}
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        digest = hashlib.sha256(json.dumps([self.name, settings], sort_keys=True).encode())
+        for part in self._examples("validation", 0, 16, self._settings):
+            digest.update(part.astype("<i8"))
+        return digest.hexdigest()[:12]
+
+    @property
+    def description(self) -> str:
+        """The data set in one line."""
+        given = {name: getattr(self, name) for name in self.difficulty} | {"vocabulary": self.d_input}
+        what = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in given.items())
+        mixed = f" (mixture of {len(self._settings)})" if len(self._settings) > 1 else ""
+        train = f"{self.n_train:,}" if self.n_train else f"fresh ({self.epoch_size:,} an epoch)"
+        sizes = f"{train} + {self.n_validation:,} + {self.n_test:,} examples"
+        return f"{self.name}: {sizes}, {what}{mixed}, seed {self.seed}, chance {self.chance:.2g}"
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse a batch that one epoch cannot fill."""
+        check_batch_size(batch_size, self.train_size, "examples")
+
+    def _examples(self, stream: str, first: int, count: int, settings: list[Setting]) -> Examples:
+        """Examples of a stream from number ``first`` on; they take the settings in turn."""
+        parts = []
+        for i, setting in enumerate(settings):
+            begin, end = (-(-(at - i) // len(settings)) for at in (first, first + count))
+            draw = Draw(self.seed, f"{self.name} {stream} {i} {label(setting)}", begin, end - begin)
+            parts.append(self.generate(draw, **setting))
+        if len(parts) == 1:
+            return parts[0]
+        whole = tuple(np.empty((count, *part.shape[1:]), dtype=np.int64) for part in parts[0])
+        for i, part in enumerate(parts):
+            for to, values in zip(whole, part, strict=True):
+                to[(i - first) % len(settings) :: len(settings)] = values
+        return whole
+
+    @cached_property
+    def _train_set(self) -> Examples:
+        """The fixed training set in as few bytes as hold it: (n, L) twice."""
+        dtype = np.int16 if self.d_input < 2**15 else np.int32
+        parts = []
+        for first in range(0, self.n_train, 1024):
+            examples = self._examples("train", first, min(1024, self.n_train - first), self._settings)
+            parts.append([part.astype(dtype) for part in examples])
+        inputs, targets = zip(*parts, strict=True)
+        return np.concatenate(inputs), np.concatenate(targets)
+
+    def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
+        """Batch number ``index`` of the endless training stream: (B, L) and (B, L)."""
+        self.check_batch_size(batch_size)
+        if self.n_train is None:
+            examples = self._examples(f"train {seed}", index * batch_size, batch_size, self._settings)
+        else:
+            _, items = epoch_items(index, batch_size, seed, self.n_train)
+            examples = tuple(part[items].astype(np.int64) for part in self._train_set)
+        return Batch(*map(torch.from_numpy, examples))
+
+    def _split(self, split: str) -> tuple[int, list[Setting]]:
+        """How many examples a split has, and their settings."""
+        if split in self._further:
+            return self.n_further or self.n_test, [self._further[split]]
+        return {"validation": self.n_validation, "test": self.n_test}[split], self._settings
+
+    def evaluation_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """A split once, in order, generated as it is read; the last batch may be smaller."""
+        size, settings = self._split(split)
+        for first in range(0, size, batch_size):
+            examples = self._examples(split, first, min(batch_size, size - first), settings)
+            yield Batch(*map(torch.from_numpy, examples))
+
+    def evaluation_size(self, split: str, batch_size: int) -> int:
+        """How many batches ``evaluation_batches`` yields."""
+        return -(-self._split(split)[0] // batch_size)
+
+    def largest_batch(self, split: str, batch_size: int) -> int:
+        """The batch size to take for a split instead of the usual one, so that long sequences fit into memory."""
+        length = max(setting["length"] for setting in self._split(split)[1])
+        if length <= self.length:
+            return batch_size
+        tokens = min(EVALUATED_TOKENS, EVALUATED_LOGITS // self.d_output)
+        return max(1, min(batch_size, max(tokens, batch_size * self.length) // length))
+
+    def slices(self, batch: Batch) -> dict[str, Tensor]:
+        """The difficulty of each answer, found from the batch alone: by name (B, L) int64, anything elsewhere."""
+        return {}
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats, in float32: logits (B, L, V) and ids (B, L) to (B, L); 0 where masked.
+
+        An example has few answers, so only their logits are turned to float32 and normalised. How many they may be
+        is known beforehand, so that the host need not wait for the device to count them.
+        """
+        length = targets.shape[1]
+        most = self._answers.get(length, length)
+        places = (targets != IGNORED).to(torch.uint8).topk(most, dim=1, sorted=False).indices  # (B, K)
+        chosen = outputs.gather(1, places[..., None].expand(-1, -1, outputs.shape[-1]))  # (B, K, V)
+        asked = targets.gather(1, places)  # (B, K)
+        loss = F.cross_entropy(chosen.float().flatten(0, 1), asked.flatten(), reduction="none", ignore_index=IGNORED)
+        zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+        return zeros.scatter(1, places, loss.view_as(asked))
+
+    def mask(self, targets: Tensor) -> Tensor:
+        """The answers, (B, L)."""
+        return targets != IGNORED
+
+
+def label(setting: Setting) -> str:
+    """A setting as text: ``length=512,pairs=64``."""
+    return ",".join(f"{name}={value}" for name, value in setting.items())

@@ -1,0 +1,101 @@
+"""Compression: all tokens of a sequence in the one vector at its end.
+
+Symbols: B batch, L length, n data tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqlab.data.probes.arrays import ignored
+from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.draws import Draw
+from seqlab.data.text import IGNORED
+from seqlab.errors import UserError
+
+BLANK = 0
+
+
+@dataclass(kw_only=True, eq=False)
+class Compression(Probe):
+    """Data tokens among blanks, then a compression token, where one output must tell all of them.
+
+    With ``length`` 7, ``data_tokens`` 4 and ``vocab_size`` 6 (0 the blank ``_``, 5 the compression token ``#``), one
+    example is as below: at the last position the model's output is n V logits, V for each data token in turn::
+
+        inputs     3  _  1  1  _  4  #
+        targets    .  .  .  .  .  .  3 1 1 4
+
+    After Poli et al. 2024 (MAD), where a decoder of its own, an MLP, is given the last position's
+    vector and the place of a token. Here the model's own linear head reads all tokens from that vector at once, so
+    that every model can be trained on it as it is. In both, everything passes through one vector of width d_model:
+    asking at later positions instead would let attention look the tokens up. Without blanks
+    (``length`` = ``data_tokens`` + 1) the sequences are the published ones; blanks let tests be longer than training.
+
+    Targets are (B, L, n). Accuracy is the share of data tokens that are right.
+
+    Args:
+        vocab_size: the blank, the compression token and at least two data tokens.
+        data_tokens: how many to compress.
+    """
+
+    name = "compression"
+
+    vocab_size: int
+    data_tokens: int
+
+    def __post_init__(self) -> None:
+        least = {"vocab_size": 4, "data_tokens": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                value, rule = getattr(self, name), f"must be at least {bound}"
+                raise UserError(f"data.{name}", value, rule, f"Set data.{name}={bound} or more")
+        super().__post_init__()
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        if setting["length"] <= self.data_tokens:
+            rule = f"must leave room for {self.data_tokens} data tokens and the compression token"
+            remedy = f"Set {key}.length={self.data_tokens + 1} or more"
+            raise UserError(f"{key}.length", setting["length"], rule, remedy)
+
+    def answers(self, setting: Setting) -> int:
+        return 1
+
+    @property
+    def d_input(self) -> int:
+        return self.vocab_size
+
+    @property
+    def d_output(self) -> int:
+        return self.data_tokens * self.vocab_size
+
+    @property
+    def chance(self) -> float:
+        return 1 / (self.vocab_size - 2)
+
+    def generate(self, draw: Draw, *, length: int) -> Examples:
+        data = draw.below("data", self.data_tokens, self.vocab_size - 2) + 1  # (N, n)
+        inputs = np.full((draw.count, length), BLANK, dtype=np.int64)
+        np.put_along_axis(inputs, draw.subset("places", self.data_tokens, length - 1), data, axis=1)
+        inputs[:, -1] = self.vocab_size - 1
+        targets = ignored(draw.count, length * self.data_tokens).reshape(draw.count, length, self.data_tokens)
+        targets[:, -1] = data
+        return inputs, targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats, averaged over the data tokens: (B, L, n V) and (B, L, n) to (B, L)."""
+        logits = outputs[:, -1].float().unflatten(1, (self.data_tokens, self.vocab_size))  # (B, n, V)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets[:, -1].flatten(), reduction="none")  # (B n,)
+        mean = loss.view(-1, self.data_tokens).mean(dim=1, keepdim=True)  # (B, 1)
+        return F.pad(mean, (targets.shape[1] - 1, 0))
+
+    def mask(self, targets: Tensor) -> Tensor:
+        """The answers, (B, L): the compression token."""
+        return targets[..., 0] != IGNORED
+
+
+def token_accuracy(preds: Tensor, target: Tensor) -> Tensor:
+    """Whether each token is right: V logits a token in a row (P V,) and tokens (P,) to (P,)."""
+    return preds.view(len(target), -1).argmax(dim=1) == target

@@ -1,0 +1,109 @@
+"""Copying: give back, in order, the data tokens of a sequence; at its start, or scattered over it (selective)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqlab.data.batch import Batch
+from seqlab.data.probes.arrays import blank, power_of_two
+from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.draws import Draw
+from seqlab.errors import UserError
+
+BLANK = 0
+
+
+@dataclass(kw_only=True, eq=False)
+class Copying(Probe):
+    """Data tokens first, then blanks, then as many markers as there are data tokens, each asking for the next one.
+
+    The delayed copying task of Arjovsky et al. 2016 (section 4.1). With ``length`` 10, ``data_tokens`` 3 and
+    ``vocab_size`` 6 (0 the blank ``_``, 5 the marker ``?``), one example is::
+
+        inputs     2  4  4  _  _  _  _  ?  ?  ?
+        targets    .  .  .  .  .  .  .  2  4  4
+
+    The markers are all alike and no answer is ever an input, so each must come from the memory of the data tokens
+    and of how many markers there have been.
+
+    Args:
+        vocab_size: the blank, the marker and at least two data tokens.
+        data_tokens: how many to copy.
+    """
+
+    name = "copying"
+    difficulty = ("length", "data_tokens")
+
+    vocab_size: int
+    data_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 4:
+            rule = "must be at least 4: the blank, the marker and two data tokens"
+            raise UserError("data.vocab_size", self.vocab_size, rule, "Set data.vocab_size=4 or more")
+        super().__post_init__()
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        length, tokens = setting["length"], setting["data_tokens"]
+        if length < 2 * tokens:
+            rule = f"{tokens} data tokens and {tokens} markers do not fit into length {length}"
+            remedy = f"Set length={2 * tokens} or more, or fewer data tokens"
+            raise UserError(f"{key}.data_tokens", tokens, rule, remedy)
+
+    def answers(self, setting: Setting) -> int:
+        return setting["data_tokens"]
+
+    @property
+    def d_input(self) -> int:
+        return self.vocab_size
+
+    @property
+    def chance(self) -> float:
+        return 1 / (self.vocab_size - 2)
+
+    def places(self, draw: Draw, context: int, data_tokens: int) -> np.ndarray:
+        """Where the data tokens stand in the context, (N, data_tokens) int64, ascending."""
+        return np.arange(data_tokens)[None].repeat(draw.count, axis=0)
+
+    def generate(self, draw: Draw, *, length: int, data_tokens: int) -> Examples:
+        data = draw.below("data", data_tokens, self.vocab_size - 2) + 1  # (N, data_tokens)
+        context = length - data_tokens
+        inputs, targets = blank(draw.count, length)
+        np.put_along_axis(inputs, self.places(draw, context, data_tokens), data, axis=1)
+        inputs[:, context:] = self.vocab_size - 1
+        targets[:, context:] = data
+        return inputs, targets
+
+    def slices(self, batch: Batch) -> dict[str, Tensor]:
+        """Positions back to the data token, and its number among them; both rounded up to powers of two."""
+        inputs, asked = batch.inputs, self.mask(batch.targets)
+        is_data = (inputs != BLANK) & (inputs != self.vocab_size - 1)
+        rows, sources = is_data.nonzero(as_tuple=True)
+        number = is_data.cumsum(dim=1) - 1  # (B, L)
+        where = torch.zeros_like(inputs).index_put((rows, number[rows, sources]), sources)  # (B, L), by number
+        rank = (asked.cumsum(dim=1) - 1).clamp(min=0)  # (B, L)
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        return {"distance": power_of_two(positions - where.gather(1, rank)), "number": power_of_two(rank + 1)}
+
+
+@dataclass(kw_only=True, eq=False)
+class SelectiveCopying(Copying):
+    """Data tokens at random places among blanks, then a marker for each, asking for the next one.
+
+    Selective copying as in Gu and Dao 2023 (Mamba, table 1 and appendix E.1): which tokens matter is known by what
+    they are alone, so fixed convolutions fail. With ``length`` 10, ``data_tokens`` 3 and ``vocab_size`` 6 (0 the
+    blank ``_``, 5 the marker ``?``), one example is::
+
+        inputs     _  2  _  _  4  4  _  ?  ?  ?
+        targets    .  .  .  .  .  .  .  2  4  4
+
+    ``length`` counts blanks, data tokens and markers. The blank, which the paper calls noise, is no data token, and
+    every set of places is equally likely. ``vocab_size`` counts the blank and the marker.
+    """
+
+    name = "selective_copying"
+
+    def places(self, draw: Draw, context: int, data_tokens: int) -> np.ndarray:
+        return draw.subset("places", data_tokens, context)

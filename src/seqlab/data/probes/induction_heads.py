@@ -1,0 +1,73 @@
+"""Induction heads: what followed this token when it last stood here?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqlab.data.batch import Batch
+from seqlab.data.probes.arrays import ignored, power_of_two
+from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.draws import Draw
+from seqlab.errors import UserError
+
+
+@dataclass(kw_only=True, eq=False)
+class InductionHeads(Probe):
+    """Random tokens with one special token among them, which comes back at the end: give the token that followed it.
+
+    As in Gu and Dao 2023 (Mamba, section 4.1.2 and appendix E.1). With ``length`` 9 and ``vocab_size`` 6 (5 the
+    special token ``!``), one example is::
+
+        inputs     3  0  0  !  2  4  1  2  !
+        targets    .  .  .  .  .  .  .  .  2
+
+    The special token is no ordinary one, so it stands in the context exactly once, at any of the first
+    ``length - 2`` positions alike, and its follower is uniform over the ordinary tokens.
+
+    Args:
+        vocab_size: the special token and at least two ordinary ones.
+    """
+
+    name = "induction_heads"
+
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 3:
+            rule = "must be at least 3: the special token and two ordinary ones"
+            raise UserError("data.vocab_size", self.vocab_size, rule, "Set data.vocab_size=3 or more")
+        super().__post_init__()
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        if setting["length"] < 3:
+            rule = "must be at least 3: the special token, its follower and the special token again"
+            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length=3 or more")
+
+    def answers(self, setting: Setting) -> int:
+        return 1
+
+    @property
+    def d_input(self) -> int:
+        return self.vocab_size
+
+    @property
+    def chance(self) -> float:
+        return 1 / (self.vocab_size - 1)
+
+    def generate(self, draw: Draw, *, length: int) -> Examples:
+        special, rows = self.vocab_size - 1, np.arange(draw.count)
+        inputs = draw.below("tokens", length, special)  # (N, L)
+        place = draw.below("place", 1, length - 2)[:, 0]  # (N,)
+        inputs[rows, place] = special
+        inputs[:, -1] = special
+        targets = ignored(draw.count, length)
+        targets[:, -1] = inputs[rows, place + 1]
+        return inputs, targets
+
+    def slices(self, batch: Batch) -> dict[str, Tensor]:
+        """Positions back to the special token, rounded up to powers of two."""
+        place = (batch.inputs == self.vocab_size - 1).to(torch.uint8).argmax(dim=1, keepdim=True)  # (B, 1)
+        distance = batch.inputs.shape[1] - 1 - place
+        return {"distance": power_of_two(distance).expand_as(batch.inputs)}

@@ -1,0 +1,97 @@
+"""Multi-query associative recall: many keys, each asked for once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqlab.data.batch import Batch
+from seqlab.data.probes.arrays import blank, power_of_two
+from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.draws import Draw, power_law
+from seqlab.errors import UserError
+
+
+@dataclass(kw_only=True, eq=False)
+class MQAR(Probe):
+    """Pairs of a key and its value, then every key once more, in random order and at random gaps: give its value.
+
+    Multi-query associative recall as in Arora et al. 2023 (Zoology, figure 2). With ``length`` 14,
+    ``pairs`` 3 and ``vocab_size`` 13 (0 the filler ``_``, 1 to 6 keys, 7 to 12 values), one example is::
+
+        inputs     5 11  2  7  3 12  3  _  _  _  5  _  2  _
+        targets    .  .  .  .  .  . 12  .  .  . 11  .  7  .
+
+    Keys differ from one another within an example, and so do values. After the pairs come places of two positions, a
+    key and a filler or two fillers; the places of the keys are drawn one after the other, place x = 1, 2, ... in
+    proportion to x^(``alpha`` - 1), which for a small ``alpha`` puts most of them soon after the pairs, as repeated
+    bigrams stand in text. Fillers, keys and values have vocabularies of their own, so that no filler asks or answers.
+
+    Args:
+        vocab_size: fillers, then keys, then values, of which there are as many as keys or one more.
+        pairs: how many pairs there are.
+        alpha: of the power law; 1 makes all places alike.
+        fillers: how many filler tokens there are; with more than one they are random.
+    """
+
+    name = "mqar"
+    difficulty = ("length", "pairs")
+
+    vocab_size: int
+    pairs: int
+    alpha: float
+    fillers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.fillers < 1:
+            raise UserError("data.fillers", self.fillers, "must be at least 1", "Set data.fillers=1 or more")
+        if self.alpha < 0:
+            raise UserError("data.alpha", self.alpha, "must not be negative", "Zoology takes data.alpha=0.01")
+        self.n_keys = (self.vocab_size - self.fillers) // 2
+        self.n_values = self.vocab_size - self.fillers - self.n_keys
+        super().__post_init__()
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        length, pairs = setting["length"], setting["pairs"]
+        if 4 * pairs > length:
+            rule = f"each takes four positions, and the length is {length}"
+            raise UserError(f"{key}.pairs", pairs, rule, f"Set length={4 * pairs} or more, or fewer pairs")
+        if pairs > self.n_keys:
+            rule = f"there are {self.n_keys} keys in the vocabulary of {self.vocab_size}, and each comes once"
+            remedy = f"Set data.vocab_size={2 * pairs + self.fillers} or more, or fewer pairs"
+            raise UserError(f"{key}.pairs", pairs, rule, remedy)
+
+    def answers(self, setting: Setting) -> int:
+        return setting["pairs"]
+
+    @property
+    def d_input(self) -> int:
+        return self.vocab_size
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.n_values
+
+    def generate(self, draw: Draw, *, length: int, pairs: int) -> Examples:
+        keys = draw.distinct("keys", pairs, self.n_keys) + self.fillers  # (N, pairs)
+        values = draw.distinct("values", pairs, self.n_values) + self.fillers + self.n_keys  # (N, pairs)
+        weights = power_law((length - 2 * pairs) // 2, self.alpha)
+        queries = 2 * pairs + 2 * draw.weighted("gaps", pairs, weights)  # (N, pairs)
+        inputs, targets = blank(draw.count, length)
+        if self.fillers > 1:
+            inputs[:] = draw.below("fillers", length, self.fillers)
+        inputs[:, 0 : 2 * pairs : 2] = keys
+        inputs[:, 1 : 2 * pairs : 2] = values
+        np.put_along_axis(inputs, queries, keys, axis=1)
+        np.put_along_axis(targets, queries, values, axis=1)
+        return inputs, targets
+
+    def slices(self, batch: Batch) -> dict[str, Tensor]:
+        """Positions back to the key, rounded up to powers of two, and how many pairs the example has."""
+        inputs = batch.inputs
+        positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        first = torch.full((len(inputs), self.vocab_size), inputs.shape[1], device=inputs.device)  # (B, V)
+        first = first.scatter_reduce(1, inputs, positions, "amin")
+        pairs = self.mask(batch.targets).sum(dim=1, keepdim=True).expand_as(inputs)
+        return {"distance": power_of_two(positions - first.gather(1, inputs)), "pairs": pairs}

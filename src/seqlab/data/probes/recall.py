@@ -1,0 +1,158 @@
+"""Recall in context: keys and values of several tokens (fuzzy), or among distractors (noisy).
+
+Symbols: N examples, L length, P pairs, k and v tokens of a key and a value, g = k + v, T = L // g slots of g tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqlab.data.batch import Batch
+from seqlab.data.probes.arrays import ignored, power_of_two
+from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.draws import Draw
+from seqlab.errors import UserError
+
+
+@dataclass(kw_only=True, eq=False)
+class Recall(Probe):
+    """Slots of a key and its value; each key comes twice, and the second time its value is the answer.
+
+    The tokens are keys, then values, then noise, each a vocabulary of its own. All pairs come before the first
+    query, in slots that are any of those there are; noise fills the rest. Keys of an example have the same number of
+    tokens and differ from one another, so that none begins another and every answer is determined. Every value token
+    is an answer: the first at the last token of the key, and each further one at the value token before it.
+
+    Args:
+        vocab_size: keys and values, half each.
+        noise_vocab_size: tokens besides those that only stand between the slots that matter.
+        pairs: how many pairs there are.
+        key_tokens: tokens of a key.
+        value_tokens: tokens of a value.
+    """
+
+    difficulty = ("length", "pairs", "key_tokens", "value_tokens")
+
+    vocab_size: int
+    noise_vocab_size: int
+    pairs: int
+    key_tokens: int = 1
+    value_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 4:
+            rule = "must be at least 4: two tokens for keys and two for values"
+            raise UserError("data.vocab_size", self.vocab_size, rule, "Set data.vocab_size=4 or more")
+        if self.noise_vocab_size < 1:
+            rule = "must be at least 1: noise fills what the pairs leave over"
+            raise UserError("data.noise_vocab_size", self.noise_vocab_size, rule, "Set data.noise_vocab_size=1 or more")
+        self.n_keys = self.vocab_size // 2
+        self.n_values = self.vocab_size - self.n_keys
+        super().__post_init__()
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        pairs, k, length = setting["pairs"], setting["key_tokens"], setting["length"]
+        least = 2 * pairs * (k + setting["value_tokens"])
+        if least > length:
+            rule = f"each takes {least // pairs} positions, and the length is {length}"
+            raise UserError(f"{key}.pairs", pairs, rule, f"Set length={least} or more, or fewer pairs")
+        if not pairs <= self.n_keys**k < 2**31:
+            rule = f"{k} tokens of {self.n_keys} give {self.n_keys**k:,} keys; there must be {pairs} to 2^31"
+            raise UserError(f"{key}.key_tokens", k, rule, "Change data.vocab_size, key_tokens or pairs")
+
+    def answers(self, setting: Setting) -> int:
+        return setting["pairs"] * setting["value_tokens"]
+
+    @property
+    def d_input(self) -> int:
+        return self.vocab_size + self.noise_vocab_size
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.n_values
+
+    def generate(self, draw: Draw, *, length: int, pairs: int, key_tokens: int, value_tokens: int) -> Examples:
+        count, group = draw.count, key_tokens + value_tokens
+        slots = length // group
+        codes = draw.distinct("keys", pairs, self.n_keys**key_tokens)  # (N, P)
+        keys = codes[..., None] // self.n_keys ** np.arange(key_tokens) % self.n_keys  # (N, P, k)
+        values = draw.below("values", pairs * value_tokens, self.n_values).reshape(count, pairs, value_tokens)
+        shown = np.concatenate([keys, values + self.n_keys], axis=2)  # (N, P, g)
+        order = draw.distinct("order", pairs, pairs)  # (N, P)
+        asked = np.take_along_axis(shown, order[..., None], axis=1)  # (N, P, g)
+        taken = draw.subset("slots", 2 * pairs, slots)  # (N, 2 P)
+        inputs = draw.below("noise", length, self.noise_vocab_size) + self.vocab_size  # (N, L)
+        targets = ignored(count, length)
+        places = (taken * group)[..., None] + np.arange(group)  # (N, 2 P, g)
+        both = np.concatenate([shown, asked], axis=1)  # (N, 2 P, g)
+        width = 2 * pairs * group
+        np.put_along_axis(inputs, places.reshape(count, width), both.reshape(count, width), axis=1)
+        before, width = places[:, pairs:, key_tokens - 1 : -1], pairs * value_tokens  # (N, P, v)
+        answers = asked[..., key_tokens:]  # (N, P, v)
+        np.put_along_axis(targets, before.reshape(count, width), answers.reshape(count, width), axis=1)
+        return inputs, targets
+
+    def slices(self, batch: Batch) -> dict[str, Tensor]:
+        """Positions back to the key's first coming, rounded up to powers of two, and pairs in the example."""
+        inputs, asked = batch.inputs, self.mask(batch.targets)
+        is_key, is_value = inputs < self.n_keys, (inputs >= self.n_keys) & (inputs < self.vocab_size)
+        k = is_value.to(torch.uint8).argmax(dim=1) - is_key.to(torch.uint8).argmax(dim=1)  # (B,)
+        v = k * is_value.sum(dim=1) // is_key.sum(dim=1)  # (B,)
+        distance = torch.ones_like(inputs)
+        for key_tokens, value_tokens in {*zip(k.tolist(), v.tolist(), strict=True)}:
+            rows = (k == key_tokens) & (v == value_tokens)
+            distance[rows] = self._distances(inputs[rows], key_tokens, value_tokens)
+        pairs = asked.sum(dim=1) // v
+        return {"distance": power_of_two(distance), "pairs": pairs[:, None].expand_as(inputs)}
+
+    def _distances(self, inputs: Tensor, key_tokens: int, value_tokens: int) -> Tensor:
+        """Positions back to the slot before that has the same key, else 1: (B, L)."""
+        group, length = key_tokens + value_tokens, inputs.shape[1]
+        slots = length // group
+        grid = inputs[:, : slots * group].unflatten(1, (slots, group))  # (B, T, g)
+        digits = self.n_keys ** torch.arange(key_tokens, device=inputs.device)
+        codes = (grid[..., :key_tokens] * digits).sum(dim=2)  # (B, T)
+        own = -1 - torch.arange(slots, device=inputs.device)  # a code for each slot of noise
+        codes = codes.where(grid[..., 0] < self.n_keys, own)
+        ordered, slot = codes.sort(dim=1, stable=True)
+        back = torch.where(ordered[:, 1:] == ordered[:, :-1], (slot[:, 1:] - slot[:, :-1]) * group, 1)
+        distance = torch.ones_like(codes).scatter(1, slot[:, 1:], back)  # (B, T)
+        rest = torch.ones_like(inputs[:, slots * group :])
+        return torch.cat([distance.repeat_interleave(group, dim=1), rest], dim=1)  # (B, L)
+
+
+@dataclass(kw_only=True, eq=False)
+class FuzzyRecall(Recall):
+    """Keys and values of several tokens: only all tokens of a key together tell which value it has.
+
+    Fuzzy in-context recall as in Poli et al. 2024 (MAD). With ``length`` 16, ``pairs`` 2, ``key_tokens``
+    and ``value_tokens`` 2 and ``vocab_size`` 6 (0 to 2 keys, 3 to 5 values), one example is::
+
+        inputs     0  2  4  4  0  1  5  3  0  1  5  3  0  2  4  4
+        targets    .  .  .  .  .  .  .  .  .  5  3  .  .  4  4  .
+
+    The published task mixes keys of one to three tokens in a sequence, where one key may begin another, so that the
+    answer is open when it is asked. Here all keys of an example are equally long; ``mixture`` gives examples with
+    keys of different lengths.
+    """
+
+    name = "fuzzy_recall"
+
+
+@dataclass(kw_only=True, eq=False)
+class NoisyRecall(Recall):
+    """Pairs and queries among distractors, which are tokens of their own.
+
+    Noisy in-context recall as in Poli et al. 2024 (MAD). With ``length`` 14, ``pairs`` 2, ``vocab_size``
+    6 (0 to 2 keys, 3 to 5 values) and ``noise_vocab_size`` 3 (6 to 8), one example is::
+
+        inputs     0  5  7  6  2  3  8  8  2  3  6  8  0  5
+        targets    .  .  .  .  .  .  .  .  3  .  .  .  5  .
+
+    The published task asks for one key at the end, or for each key whenever it comes again; here every key comes
+    twice and is asked for once.
+    """
+
+    name = "noisy_recall"

@@ -1,0 +1,39 @@
+"""Test sets beyond training: longer sequences, more pairs. One that cannot be measured costs the others nothing."""
+
+import logging
+from typing import Any
+
+import torch
+
+from seqlab.errors import UserError
+from seqlab.messages import translate
+from seqlab.training.progress import ProgressBar
+from seqlab.training.trainer import Fit
+
+log = logging.getLogger(__name__)
+
+
+def measure(fit: Fit) -> dict[str, dict[str, Any]]:
+    """For each further test set of the data its metrics, or ``error`` and why it could not be measured.
+
+    Why may be a model whose learned positions are too few, or memory.
+    """
+    names = getattr(fit.data, "further_tests", ())
+    if not names:
+        return {}
+    with fit.progress("testing") as bar:
+        return {name: measured(fit, name, bar) for name in names}
+
+
+def measured(fit: Fit, name: str, bar: ProgressBar) -> dict[str, Any]:
+    try:
+        return fit.evaluate(name, bar).metrics
+    except Exception as error:
+        foreseen = translate(error)
+        if not isinstance(foreseen, UserError):
+            raise
+        why = " ".join(str(foreseen).splitlines())
+    log.warning("Further test %s cannot be measured: %s", name, why)
+    if fit.device.type == "cuda":
+        torch.cuda.empty_cache()  # so that a test after one too large finds what it left
+    return {"error": why}

@@ -1,0 +1,63 @@
+"""A layer: a mixer, then a feed-forward if there is one, each behind a norm and a residual connection.
+
+Symbols: B batch, L length, D model width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Branch(nn.Module):
+    """Half a layer: x + dropout(inner(norm(x))), or inner(norm(x)) where there is no residual stream."""
+
+    def __init__(self, inner: nn.Module, norm: nn.Module, *, residual: bool, dropout: float):
+        super().__init__()
+        self.norm, self.inner, self.residual = norm, inner, residual
+        self.dropout = nn.Dropout(dropout)
+
+    def _join(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.dropout(y) if self.residual else self.dropout(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._join(x, self.inner(self.norm(x)))
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, state = self.inner.step(self.norm(x), state)
+        return self._join(x, y), state
+
+    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, state = prefill_mixer(self.inner, self.norm(x), state)
+        return self._join(x, y), state
+
+
+def prefill_mixer(mixer: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it, by steps where it has no ``prefill``."""
+    if hasattr(mixer, "prefill"):
+        return mixer.prefill(x, state)
+    outputs = []
+    for position in x.unbind(dim=1):
+        y, state = mixer.step(position, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+class Layer(nn.Module):
+    """A mixer, then a feed-forward if there is one."""
+
+    def __init__(self, mixer: Branch, feedforward: Branch | None):
+        super().__init__()
+        self.mixer, self.feedforward = mixer, feedforward
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(x)
+        return x if self.feedforward is None else self.feedforward(x)
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        x, state = self.mixer.step(x, state)
+        return x if self.feedforward is None else self.feedforward(x), state
+
+    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        x, state = self.mixer.prefill(x, state)
+        return x if self.feedforward is None else self.feedforward(x), state

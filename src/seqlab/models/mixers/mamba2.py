@@ -1,0 +1,160 @@
+"""Mamba-2 (Dao and Gu 2024, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured
+State Space Duality").
+
+Symbols, the paper's: B batch, L length, D model width, E = expand D inner width, H heads, P = E / H channels of a head,
+G groups of heads that share B and C, N state size, K width of the convolution; A (H,) decay, B and C (B, L, G, N) input
+and output maps, dt (B, L, H) step.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from seqlab.errors import UserError
+from seqlab.models.mixers.mamba import log_uniform_step_bias
+from seqlab.ops import causal_conv1d, causal_conv1d_update, ssd, ssd_flops, ssd_update
+from seqlab.ops.ssd import resolve_backend
+
+
+class State(NamedTuple):
+    """What one Mamba-2 layer remembers, the same size at every length."""
+
+    conv: Tensor  # (B, K - 1, E + 2 G N), the last inputs of the convolution
+    ssm: Tensor  # (B, H, P, N), float32
+
+
+class GatedRMSNorm(nn.Module):
+    """x silu(z), divided by its root mean square in each of G groups of channels, times a weight (section 7.2)."""
+
+    def __init__(self, width: int, n_groups: int, eps: float):
+        super().__init__()
+        self.n_groups, self.eps = n_groups, eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x and z (..., E) to (..., E) in x's dtype; the mean is in float32."""
+        y = x.float() * nn.functional.silu(z.float())
+        y = y.unflatten(-1, (self.n_groups, -1))  # (..., G, E / G)
+        y = nn.functional.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2)  # (..., E)
+        return (y * self.weight).to(x.dtype)
+
+
+class Mamba2(nn.Module):
+    """The block of figure 6 on the right: one projection for all, convolution, scan, gated norm, projection.
+
+    Args:
+        d_model: width D.
+        n_heads: heads H, each with a decay and a step of its own; a divisor of E.
+        d_state: state size N.
+        d_conv: width K of the causal depthwise convolution, which x, B and C pass.
+        expand: inner width E over D.
+        n_groups: groups G, a divisor of H.
+        dt_min, dt_max: range of the steps at the start.
+        A_min, A_max: range of -A at the start.
+        norm_eps: added to the mean square in the gated norm.
+        scan_backend: one of ``seqlab.ops.ssd.BACKENDS``, or ``auto``.
+    """
+
+    resolve_backend = staticmethod(resolve_backend)  # what ``scan_backend`` comes to on a device
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_heads: PositiveInt,
+        d_state: PositiveInt = 64,
+        d_conv: PositiveInt = 4,
+        expand: PositiveInt = 2,
+        n_groups: PositiveInt = 1,
+        dt_min: PositiveFloat = 1e-3,
+        dt_max: PositiveFloat = 1e-1,
+        A_min: PositiveFloat = 1.0,
+        A_max: PositiveFloat = 16.0,
+        norm_eps: PositiveFloat = 1e-5,
+        scan_backend: str = "auto",
+    ):
+        super().__init__()
+        self.d_inner = d_inner = expand * d_model
+        _check_divides("size.n_heads", n_heads, d_inner, "expand * d_model")
+        _check_divides("mamba2.n_groups", n_groups, n_heads, "n_heads")
+        self.n_heads, self.d_state, self.n_groups, self.scan_backend = n_heads, d_state, n_groups, scan_backend
+        self.d_mixed = d_inner + 2 * n_groups * d_state  # x, B and C side by side
+
+        self.in_proj = nn.Linear(d_model, d_inner + self.d_mixed + n_heads, bias=False)
+        bound = d_conv**-0.5  # torch's own bound for a depthwise convolution
+        self.conv_weight = nn.Parameter(torch.empty(self.d_mixed, d_conv).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.empty(self.d_mixed).uniform_(-bound, bound))
+        self.dt_bias = nn.Parameter(log_uniform_step_bias(n_heads, dt_min, dt_max))
+        self.A_log = nn.Parameter(torch.empty(n_heads).uniform_(A_min, A_max).log())  # A = -exp(A_log)
+        self.D = nn.Parameter(torch.ones(n_heads))
+        self.norm = GatedRMSNorm(d_inner, n_groups, norm_eps)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802
+        return -torch.exp(self.A_log.float())
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gate z (..., E), what the convolution mixes (..., E + 2 G N) and dt before bias and softplus (..., H)."""
+        return self.in_proj(x).split((self.d_inner, self.d_mixed, self.n_heads), dim=-1)
+
+    def _select(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (..., H, P), B and C (..., G, N) from what the convolution gave."""
+        width = self.n_groups * self.d_state
+        x, B, C = mixed.split((self.d_inner, width, width), dim=-1)
+        B, C = (part.unflatten(-1, (self.n_groups, self.d_state)) for part in (B, C))
+        return x.unflatten(-1, (self.n_heads, -1)), B, C
+
+    def _scan(self, mixed: Tensor, dt: Tensor, **states: Any) -> Any:
+        """``ssd`` of mixed (B, L, E + 2 G N); ``states`` as it takes them."""
+        x, B, C = self._select(mixed)
+        settings = {"dt_softplus": True, "backend": self.scan_backend}
+        return ssd(x, dt, self.A, B, C, self.D, self.dt_bias, **settings, **states)
+
+    def _leave(self, y: Tensor, z: Tensor) -> Tensor:
+        """From the heads' outputs (..., H, P) to the model's width (..., D)."""
+        return self.out_proj(self.norm(y.flatten(-2), z))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, mixed, dt = self._project(x)
+        mixed = causal_conv1d(mixed, self.conv_weight, self.conv_bias, activation="silu")
+        return self._leave(self._scan(mixed, dt), z)
+
+    def initial_state(self, batch_size: int) -> State:
+        weight = self.conv_weight
+        d_head = self.d_inner // self.n_heads
+        return State(
+            conv=weight.new_zeros(batch_size, weight.shape[1] - 1, self.d_mixed),
+            ssm=weight.new_zeros(batch_size, self.n_heads, d_head, self.d_state, dtype=torch.float32),
+        )
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        z, mixed, dt = self._project(x)
+        mixed, conv = causal_conv1d_update(state.conv, mixed, self.conv_weight, self.conv_bias, activation="silu")
+        u, B, C = self._select(mixed)
+        y, ssm = ssd_update(state.ssm, u, dt, self.A, B, C, self.D, self.dt_bias, dt_softplus=True)
+        return self._leave(y, z), State(conv, ssm)
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        z, mixed, dt = self._project(x)
+        mixed, conv = causal_conv1d(
+            mixed,
+            self.conv_weight,
+            self.conv_bias,
+            activation="silu",
+            initial_state=state.conv,
+            return_final_state=True,
+        )
+        y, ssm = self._scan(mixed, dt, initial_state=state.ssm, return_final_state=True)
+        return self._leave(y, z), State(conv, ssm)
+
+    def uncounted_flops(self, batch_size: int, length: int) -> int:
+        return ssd_flops(batch_size, length, self.n_heads, self.d_inner // self.n_heads, self.d_state)
+
+
+def _check_divides(name: str, value: int, whole: int, what: str) -> None:
+    if whole % value != 0:
+        divisors = [str(n) for n in range(1, whole + 1) if whole % n == 0]
+        raise UserError(name, value, f"must divide {what} = {whole}", f"Choose one of {', '.join(divisors)}")

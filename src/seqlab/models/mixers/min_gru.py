@@ -1,0 +1,99 @@
+"""minGRU (Feng et al. 2024, "Were RNNs All We Needed?", arXiv:2410.01201), through the selective scan.
+
+Symbols, the paper's: B batch, L length, D model width, E = expand D width of the hidden state; z (B, L, E) update gate
+and h~ candidate, both from the input alone, so that the recurrence h_t = (1 - z_t) h_{t-1} + z_t h~_t (section 3.1)
+is linear in h. k is z before its sigmoid, and dt = softplus(k) the step that the scan takes.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from seqlab.ops import selective_scan, selective_scan_flops, selective_state_update
+from seqlab.ops.selective_scan import resolve_backend
+
+CLOSED = -60.0
+"""Below this k the gate over its step is 1 within float64's rounding, and far lower both would be 0."""
+
+
+def gate_over_step(k: Tensor) -> Tensor:
+    """sigmoid(k) / softplus(k): 1 where the gate is closed, 1 / k where it is open wide."""
+    k = k.clamp(min=CLOSED)
+    return torch.sigmoid(k) / F.softplus(k)
+
+
+def positive(x: Tensor) -> Tensor:
+    """The paper's g (appendix B): x + 1/2 where x is not negative, sigmoid(x) elsewhere."""
+    return torch.where(x >= 0, x + 0.5, torch.sigmoid(x))
+
+
+class MinGRU(nn.Module):
+    """minGRU, widened and projected back.
+
+    It is a selective scan with one state a channel, A = -1 and B = C = 1: the decay exp(-softplus(k)) is 1 - z exactly,
+    and the drive dt u is z h~ for u = h~ z / dt. Every backend of the scan so serves it; none divides by the decays,
+    which is what the paper goes to logarithms for (and to positive h~ with them).
+
+    Args:
+        d_model: width D.
+        expand: width E of the hidden state over D.
+        positive_candidate: h~ = g(.) as in the paper's log-space version; otherwise h~ is linear, as in its plain one.
+        scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
+    """
+
+    resolve_backend = staticmethod(resolve_backend)  # what ``scan_backend`` comes to on a device
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        expand: PositiveInt = 2,
+        positive_candidate: bool = False,
+        scan_backend: str = "auto",
+    ):
+        super().__init__()
+        self.d_inner, self.positive_candidate, self.scan_backend = expand * d_model, positive_candidate, scan_backend
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.register_buffer("A", -torch.ones(self.d_inner, 1), persistent=False)
+
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u, k (..., E) and a one for each position (..., 1), in the scan's terms."""
+        k, candidate = self.in_proj(x).chunk(2, dim=-1)  # (..., E) each
+        if self.positive_candidate:
+            candidate = positive(candidate)
+        dtype = torch.promote_types(k.dtype, torch.float32)
+        u = (candidate * gate_over_step(k.to(dtype))).to(k.dtype)
+        return u, k, k.new_ones(*k.shape[:-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, k, one = self._inputs(x)
+        return self.out_proj(selective_scan(u, k, self.A, one, one, delta_softplus=True, backend=self.scan_backend))
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        dtype = torch.promote_types(self.in_proj.weight.dtype, torch.float32)
+        return self.in_proj.weight.new_zeros(batch_size, self.d_inner, 1, dtype=dtype)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        u, k, one = self._inputs(x)
+        y, state = selective_state_update(state, u, k, self.A, one, one, delta_softplus=True)
+        return self.out_proj(y), state
+
+    def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        u, k, one = self._inputs(x)
+        y, state = selective_scan(
+            u,
+            k,
+            self.A,
+            one,
+            one,
+            delta_softplus=True,
+            backend=self.scan_backend,
+            initial_state=state,
+            return_final_state=True,
+        )
+        return self.out_proj(y), state
+
+    def uncounted_flops(self, batch_size: int, length: int) -> int:
+        return selective_scan_flops(batch_size, length, self.d_inner, 1)

@@ -1,0 +1,82 @@
+"""Softmax attention by PyTorch's fused kernels: over all positions, or over a sliding window (Beltagy et al. 2020).
+
+Symbols: B batch, L positions that ask, S positions that are asked (the last L of them ask), H heads, P width of a head,
+W window: a position sees itself and the W - 1 before it; T positions of a block, n blocks.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+SMALLEST_BLOCK = 64
+"""Positions, at least, that ask at once: a narrow window would leave a kernel too little to do."""
+
+
+def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of the last L of S positions: q (B, H, L, P), k and v (B, H, S, P) to (B, H, L, P).
+
+    It is for reading a prompt: on a CPU there are no right gradients where S > L.
+    """
+    length, before = q.shape[2], k.shape[2] - q.shape[2]
+    if before == 0:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if q.device.type != "cpu":
+        mask = causal_lower_right(length, before + length)  # a name for it, which the GPU's kernels know
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # The kernel for CPUs would take that mask as a tensor and work through all of it. So: what came before without a
+    # mask, the new positions causally, and both joined by the sums of exponentials that they divided by.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    old, log_sum_old = kernel(q, k[:, :, :before], v[:, :, :before])
+    new, log_sum_new = kernel(q, k[:, :, before:], v[:, :, before:], is_causal=True)
+    share = torch.sigmoid(log_sum_old - log_sum_new)[..., None]  # (B, H, L, 1)
+    return torch.lerp(new, old, share.to(new.dtype))
+
+
+def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attention of the last L of S positions, each to the last W up to its own, in O(L W) work and memory.
+
+    The positions that ask are cut into blocks of T >= W, so that a block sees itself and the W positions before it and
+    nothing else. All blocks but the first have the same mask, and are one call.
+
+    Args:
+        q: (B, H, L, P).
+        k, v: (B, H, S, P).
+        window: W, at least 1.
+
+    Returns:
+        (B, H, L, P).
+    """
+    length, before = q.shape[2], k.shape[2] - q.shape[2]
+    if k.shape[2] <= window:
+        return attend_last(q, k, v)
+    if before > window:
+        k, v, before = k[:, :, before - window :], v[:, :, before - window :], window
+    block = max(window, SMALLEST_BLOCK)
+    band = torch.ones(block, window + block, dtype=torch.bool, device=q.device)
+    band = band.triu(1).tril(window)  # (T, W + T): the position r of a block sees those in r + 1 .. r + W
+    head = min(block, length)
+    mask = band[:head, window - before : window + head]  # (head, before + head)
+    first = F.scaled_dot_product_attention(
+        q[:, :, :head], k[:, :, : before + head], v[:, :, : before + head], attn_mask=mask
+    )
+    if length == head:
+        return first
+    rest = attend_blocks(q[:, :, head:], k[:, :, before + head - window :], v[:, :, before + head - window :], band)
+    return torch.cat((first, rest), dim=2)
+
+
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention in blocks of T positions under one mask: q (B, H, L, P), k and v (B, H, W + L, P), mask (T, W + T)."""
+    batch, _, length, _ = q.shape
+    block, seen = mask.shape
+    missing = -length % block
+    q, k, v = (F.pad(part, (0, 0, 0, missing)) for part in (q, k, v))
+    q = q.unflatten(2, (-1, block)).transpose(1, 2).flatten(0, 1)  # (B n, H, T, P)
+    k, v = (
+        part.unfold(2, seen, block).permute(0, 2, 1, 4, 3).flatten(0, 1)  # (B n, H, W + T, P)
+        for part in (k, v)
+    )
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y = y.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)  # (B, H, n T, P)
+    return y[:, :, :length]

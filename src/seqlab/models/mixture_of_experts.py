@@ -1,0 +1,142 @@
+"""A mixture of experts in place of one feed-forward: each token visits the few experts that a router picks for it.
+
+Symbols:
+
+    T, D        tokens, model width
+    E, k        experts, experts that a token visits
+    logits      (T, E) W_r x_t, in float32 at any precision (Fedus et al. 2022, section 2.4)
+    p           (T, E) softmax of the logits
+    gates       (T, k) the k largest of p, divided by their sum (Jiang et al. 2024, Mixtral, section 2.1); with k = 1
+                p itself, or the router had no gradient (Fedus et al. 2022, equation 2)
+    f           (E,) share of the T k visits that each expert has, a constant to the gradient
+    P           (E,) mean of p over the tokens
+
+The output is the sum over a token's experts of gate times expert. There is no capacity: no token is dropped.
+"""
+
+from contextlib import nullcontext
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from seqlab.errors import UserError
+from seqlab.models.feedforward import swiglu_width
+from seqlab.ops.routed_experts import routed_experts, routed_experts_flops
+
+
+class ExpertMaps(nn.Module):
+    """A linear map for each expert, ``weight`` (n_experts, d_in, d_out), each at the start as ``nn.Linear`` has it."""
+
+    def __init__(self, n_experts: int, d_in: int, d_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_experts, d_in, d_out).uniform_(-1, 1) / d_in**0.5)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.weight.shape))
+
+
+class MixtureOfExperts(nn.Module):
+    """Experts of which each is a ``SwiGLU``, and the router that sends each token to ``top_k`` of them.
+
+    In training it leaves ``balance_weight`` E sum_e f_e P_e, which is ``balance_weight`` where all experts are equally
+    busy (Fedus et al. 2022, equations 4 to 6; for k = 2 as in GShard, Lepikhin et al. 2021, section 2.2), plus
+    ``z_weight`` times the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5) in ``auxiliary_loss``, and
+    f in ``expert_share``.
+
+    Args:
+        d_model: width D.
+        d_ff: width of an expert, in the sense of ``SwiGLU``.
+        n_experts: E.
+        top_k: experts that a token visits.
+        balance_weight: of the loss that keeps the experts equally busy.
+        z_weight: of the loss that keeps the logits small.
+        dropout: on what the experts give together.
+        backend: of ``seqlab.ops.routed_experts``.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_ff: PositiveInt,
+        n_experts: PositiveInt = 8,
+        top_k: PositiveInt = 2,
+        balance_weight: NonNegativeFloat = 0.01,
+        z_weight: NonNegativeFloat = 0.0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        backend: Literal["auto", "triton", "grouped", "reference"] = "auto",
+    ):
+        super().__init__()
+        if top_k > n_experts:
+            rule = f"a token cannot visit more than the n_experts={n_experts} that there are"
+            raise UserError("model.feedforward.top_k", top_k, rule, "Lower top_k or raise n_experts")
+        self.top_k, self.balance_weight, self.z_weight, self.backend = top_k, balance_weight, z_weight, backend
+        d_hidden = swiglu_width(d_ff)
+        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.in_proj = ExpertMaps(n_experts, d_model, 2 * d_hidden)
+        self.out_proj = ExpertMaps(n_experts, d_hidden, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("expert_share", torch.zeros(n_experts))
+        self.auxiliary_loss: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])  # (T, D)
+        logits, p, experts, gates = self._route(tokens)
+        y = self._visit(tokens, experts, gates)
+        if self.training:
+            self._note(logits, p, experts)
+        return self.dropout(y).view(x.shape)  # (B, L, D) or (B, D)
+
+    def _route(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits and p, (T, E) each, and for each token its experts and their gates, (T, k) each."""
+        exact = nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False)
+        with exact:
+            logits = self.router(tokens.to(self.router.weight.dtype))  # (T, E)
+        p = logits.softmax(dim=-1)
+        largest, experts = p.topk(self.top_k, dim=-1)
+        gates = largest / largest.sum(dim=-1, keepdim=True) if self.top_k > 1 else largest
+        return logits, p, experts, gates
+
+    def _visit(self, tokens: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
+        """What the experts of each token give together, (T, D)."""
+        maps = self.in_proj.weight, self.out_proj.weight
+        return routed_experts(tokens, *maps, experts, gates, backend=self.backend)
+
+    def _note(self, logits: Tensor, p: Tensor, experts: Tensor) -> None:
+        """Leave the auxiliary loss and the experts' load."""
+        everyone = torch.arange(logits.shape[1], device=experts.device)
+        share = (experts.flatten()[:, None] == everyone).to(logits.dtype).mean(dim=0)  # (E,)
+        self.expert_share.copy_(share)
+        if not torch.is_grad_enabled():
+            return
+        loss = self.balance_weight * balance_loss(p, share)
+        if self.z_weight:
+            loss = loss + self.z_weight * z_loss(logits)
+        self.auxiliary_loss = loss
+
+    def inactive_parameters(self) -> int:
+        """How many parameters a token does not meet: those of the experts that it does not visit."""
+        every = sum(p.numel() for maps in (self.in_proj, self.out_proj) for p in maps.parameters())
+        n_experts = len(self.expert_share)
+        return every // n_experts * (n_experts - self.top_k)
+
+    def uncounted_flops(self, batch_size: int, length: int) -> int:
+        """Of the visited experts' matrix products, forward."""
+        _, d_hidden, d_model = self.out_proj.weight.shape
+        return routed_experts_flops(batch_size * length * self.top_k, d_model, d_hidden)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no part in the graph that the auxiliary loss belongs to."""
+        return self.__dict__ | {"auxiliary_loss": None}
+
+
+def balance_loss(p: Tensor, share: Tensor) -> Tensor:
+    """E sum_e f_e P_e of p (T, E) and f = share (E,): 1 where all are equally busy, E where one has it all."""
+    return len(share) * torch.dot(share, p.mean(dim=0))
+
+
+def z_loss(logits: Tensor) -> Tensor:
+    """The mean over tokens of logsumexp(logits)^2."""
+    return logits.logsumexp(dim=-1).square().mean()

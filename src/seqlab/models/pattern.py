@@ -1,0 +1,46 @@
+"""Which mixer and which feed-forward each layer has: lists that repeat over the depth."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from seqlab.errors import UserError
+
+Factory = Callable[..., nn.Module]
+
+
+def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:
+    """Refuse a pattern that names an unknown mixer or that the depth would cut."""
+    unknown = [name for name in pattern if name not in mixers]
+    if unknown:
+        raise UserError(
+            "model.pattern",
+            list(pattern),
+            f"{unknown[0]!r} is not under model.mixers",
+            f"Use {', '.join(map(repr, mixers)) or 'a mixer'}, or describe {unknown[0]!r} there",
+        )
+    if n_layers < 0 or (n_layers > 0 and not pattern):
+        raise UserError("model.n_layers", n_layers, "needs a pattern of mixers", "Name at least one in model.pattern")
+    check_fits("model.pattern", list(pattern), "mixers", n_layers)
+
+
+def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_layers: int) -> list[Factory | None]:
+    """The feed-forwards as a list that repeats over the depth; one that the depth would cut is refused."""
+    if not isinstance(feedforward, list):
+        return [feedforward]
+    if not feedforward:
+        raise UserError("model.feedforward", [], "an empty list has nothing to repeat", "Write null for none at all")
+    shown = [None if factory is None else getattr(factory, "func", factory).__name__ for factory in feedforward]
+    check_fits("model.feedforward", shown, "feed-forwards", n_layers)
+    return feedforward
+
+
+def check_fits(key: str, value: list, things: str, n_layers: int) -> None:
+    """Refuse a list that is longer than the depth, whose last entries would silently be left out."""
+    if len(value) > n_layers > 0:
+        raise UserError(
+            key,
+            value,
+            f"{len(value)} {things} do not fit into n_layers={n_layers}, so the last would never be built",
+            f"Set n_layers to {len(value)} or more, or shorten the list",
+        )

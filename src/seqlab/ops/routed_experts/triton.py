@@ -1,0 +1,129 @@
+"""The pieces of the mixture as Triton kernels: nothing is waited for, and the copies in sorted order are never made.
+
+The loops are in ``triton_kernels.py``; here is how the work is cut into programs. Symbols as there.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from seqlab.ops.routed_experts.groups import Groups
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PRODUCT = {  # by bytes of an element
+    4: {"BM": 64, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
+    2: {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
+}
+OUTER = {
+    4: {"BM": 32, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+    2: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
+}
+ROWS, COLUMNS = 4, 256  # of a program between and after the products
+SMALLEST = 16  # rows of a tile that a tensor core takes
+OPTIONS = {"enable_fp_fusion": True}
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Runs on NVIDIA GPUs from compute capability 8.0 on; on a CPU only under Triton's interpreter, for tests."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if dtype not in DTYPES:
+        return "sums in float32 only"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"needs compute capability 8.0 or later, the device has {major}.{minor}"
+    if device.type == "cpu" and _interpreted():
+        return None
+    return "needs a CUDA device" + (", or TRITON_INTERPRET=1" if device.type == "cpu" else "")
+
+
+def _interpreted() -> bool:
+    import triton
+
+    return triton.knobs.runtime.interpret
+
+
+@cache
+def _kernels() -> ModuleType:
+    """Triton's import takes a while, and the wheels of torch for CPUs come without it: not before it is needed."""
+    from seqlab.ops.routed_experts import triton_kernels
+
+    return triton_kernels
+
+
+def _precision() -> Literal["tf32", "tf32x3"]:
+    """Of products of float32, as ``torch.set_float32_matmul_precision`` asks; others take no notice."""
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) -> Tensor:
+    """(M, N), each row of x times its expert's matrix; arguments as in ``grouped.product``."""
+    x = x.contiguous()
+    (places,), (experts, inner, columns) = groups.order.shape, weight.shape
+    tile: dict[str, Any] = dict(PRODUCT[x.element_size()])
+    tile["BM"] = min(tile["BM"], max(SMALLEST, _power_of_two(places)))
+    y = x.new_empty(places, columns)
+    row_tiles = _blocks(places, tile["BM"]) + min(experts, places)  # each expert may leave one that is not full
+    kernel = _kernels().product_kernel[(row_tiles * _blocks(columns, tile["BN"]),)]
+    operands = (y, x, weight, *weight.stride(), groups.order, groups.ends, experts, inner, columns)
+    fixed = {"FAN": groups.top_k, "SPREAD": spread, "EXPERTS": _power_of_two(experts), "PRECISION": _precision()}
+    with torch.cuda.device_of(x):
+        kernel(*operands, **fixed, **tile, **OPTIONS)
+    return y
+
+
+def outer(left: Tensor, right: Tensor, groups: Groups, *, spread: Literal["left", "right"]) -> Tensor:
+    """(E, K, N), the sum of outer products over each expert's rows; arguments as in ``grouped.outer``."""
+    left, right = left.contiguous(), right.contiguous()
+    experts, inner, columns = len(groups.ends), left.shape[1], right.shape[1]
+    tile = OUTER[left.element_size()]
+    y = left.new_empty(experts, inner, columns)
+    kernel = _kernels().outer_kernel[(_blocks(inner, tile["BK"]) * _blocks(columns, tile["BN"]), experts)]
+    fixed = {"FAN": groups.top_k, "LEFT": spread == "left", "RIGHT": spread == "right", "PRECISION": _precision()}
+    with torch.cuda.device_of(left):
+        kernel(y, left, right, groups.order, groups.ends, inner, columns, **fixed, **tile, **OPTIONS)
+    return y
+
+
+def activate(hidden: Tensor, gates: Tensor, groups: Groups) -> Tensor:
+    """(M, H), silu(a) b times the row's gate; arguments as in ``grouped.activate``."""
+    places, width = len(hidden), hidden.shape[1] // 2
+    active = hidden.new_empty(places, width)
+    kernel = _kernels().activate_kernel[(_blocks(places, ROWS), _blocks(width, COLUMNS))]
+    with torch.cuda.device_of(hidden):
+        kernel(active, hidden, gates.contiguous(), groups.order, places, width, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
+    return active
+
+
+def activate_backward(d_active: Tensor, hidden: Tensor, gates: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by hidden (M, 2 H) and by the gates (T, k), and between them what ``activate`` gave (M, H)."""
+    places, width = d_active.shape
+    d_hidden, active = torch.empty_like(hidden), torch.empty_like(d_active)
+    d_gates = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    operands = (d_hidden, active, d_gates, d_active, hidden, gates.contiguous(), groups.order, places, width)
+    kernel = _kernels().activate_backward_kernel[(_blocks(places, ROWS),)]
+    with torch.cuda.device_of(hidden):
+        kernel(*operands, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
+    return d_hidden, active, d_gates
+
+
+def collect(rows: Tensor, groups: Groups) -> Tensor:
+    """(T, D), the sum of each token's rows, of which ``rows`` (M, D) has the sorted."""
+    (tokens, fan), width = groups.inverse.shape, rows.shape[1]
+    y = rows.new_empty(tokens, width)
+    kernel = _kernels().collect_kernel[(_blocks(tokens, ROWS), _blocks(width, COLUMNS))]
+    with torch.cuda.device_of(rows):
+        kernel(y, rows, groups.inverse, tokens, width, FAN=fan, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
+    return y

@@ -1,0 +1,104 @@
+"""State-space duality, the scan of Mamba-2 (Dao and Gu 2024, arXiv:2405.21060), heads and channels last.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        state, a (P, N) matrix for each head, one decay for all of it
+    y_t = h_t C_t + D x_t                             output
+
+``ssd`` is the whole sequence, ``ssd_update`` one position of it for generation.
+"""
+
+import torch
+from torch import Tensor
+
+from seqlab.ops import backends
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes
+from seqlab.ops.ssd.flops import ssd_flops
+from seqlab.ops.ssd.interface import Inputs, check_groups
+from seqlab.ops.ssd.operator import FUSED, fused_ssd
+from seqlab.ops.ssd.step import ssd_update
+
+__all__ = ["BACKENDS", "resolve_backend", "ssd", "ssd_flops", "ssd_update"]
+
+BACKENDS = ("triton", "parallel", "reference")
+"""Fastest first; each is the file of that name in this folder."""
+
+SHAPES = {
+    "x": ("batch", "length", "n_heads", "d_head"),
+    "dt": ("batch", "length", "n_heads"),
+    "A": ("n_heads",),
+    "B": ("batch", "length", "n_groups", "d_state"),
+    "C": ("batch", "length", "n_groups", "d_state"),
+    "D": ("n_heads",),
+    "dt_bias": ("n_heads",),
+    "initial_state": ("batch", "n_heads", "d_head", "d_state"),
+}
+
+
+def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The backend that ``ssd(..., backend=backend)`` uses for x on ``device`` in ``dtype``.
+
+    A pure function: call it to record what "auto" chose. Raises ValueError as ``ssd`` does.
+    """
+    return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the scan over a sequence; differentiable, once, in every tensor but ``seq_idx``.
+
+    Sums are in float32, or in float64 if the arguments are float64, also under autocast; "triton" rounds what enters
+    a matrix product of a bfloat16 or float16 x to about that precision. float32, bfloat16 and float16 arguments may be
+    mixed. Every backend is the same from run to run, bit by bit.
+
+    Args:
+        x: (batch, length, n_heads, d_head) the input, at least one position long.
+        dt: (batch, length, n_heads) step sizes, before ``dt_bias`` and softplus.
+        A: (n_heads,) the decay of each head, negative in a stable model.
+        B: (batch, length, n_groups, d_state) what enters the state; n_groups divides n_heads, and neighbouring heads
+            share a group.
+        C: (batch, length, n_groups, d_state) what is read from it.
+        D: (n_heads,) the skip: D x is added to y.
+        dt_bias: (n_heads,) added to dt.
+        dt_softplus: whether the step sizes are softplus(dt + dt_bias).
+        initial_state: (batch, n_heads, d_head, d_state) the state before the first position, float32 (float64 if x
+            is); zeros if None.
+        return_final_state: whether to return the state after the last position too.
+        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
+            whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
+            of position 0, the final state to the last one.
+        backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
+
+    Returns:
+        y (batch, length, n_heads, d_head) in x's dtype, or (y, final state) with the state as ``initial_state``.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or a backend that does not exist or cannot run.
+    """
+    inputs = Inputs(x, dt, A, B, C, D, dt_bias, seq_idx, dt_softplus)
+    tensors = {name: tensor for name, tensor in inputs._asdict().items() if name in SHAPES}
+    tensors["initial_state"] = initial_state
+    sizes = {}
+    check_shapes(SHAPES, tensors, sizes)
+    check_groups(sizes)
+    check_dtypes(tensors)
+    if initial_state is not None and initial_state.dtype != accumulation_dtype(x.dtype):
+        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(x.dtype)}")
+    check_seq_idx(seq_idx, "x", x)
+    chosen = resolve_backend(backend, x.device, x.dtype)
+    if chosen in FUSED:
+        y, final_state = fused_ssd(inputs, initial_state, chosen)
+    else:
+        y, final_state = backends.load(__name__, chosen).forward(inputs, initial_state)
+    return (y, final_state) if return_final_state else y

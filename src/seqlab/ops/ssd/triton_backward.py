@@ -1,0 +1,150 @@
+"""State-space duality on a GPU, device code: every gradient of a chunk.
+
+Both kernels start from the state h before the chunk and the gradient g by the state after it, both walked to by the
+kernels of ``triton_states.py``. Squares of positions live in registers; the one that leaves them is summed over heads.
+Symbols as there and in ``parallel.py``.
+"""
+
+import triton
+import triton.language as tl
+
+from seqlab.ops.selective_scan.triton_parts import sigmoid
+from seqlab.ops.ssd.triton_outputs import decay_square
+from seqlab.ops.ssd.triton_states import SIZES, load_decays, load_tile
+
+
+@triton.jit
+def crossing(pairs, into, out, T: tl.constexpr, DOT: tl.constexpr):
+    """For each t the sum of what goes from before it to it or past it: pairs (T, T) from j < t to i >= t, ``into``
+    from the state before the chunk to i >= t, ``out`` from j < t to the state after it. Nothing is subtracted."""
+    i = tl.arange(0, T)
+    below = i[:, None] > i[None, :]
+    later = tl.where(i[:, None] <= i[None, :], 1.0, 0.0).to(DOT)  # [t, i] whether i >= t
+    ended = tl.dot(later, tl.where(below, pairs, 0.0).to(DOT), input_precision="ieee")  # [t, j]
+    return tl.sum(tl.where(below, ended + out[None, :], into[None, :]), axis=1)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def inputs_kernel(
+    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, step_ptr, high_ptr, low_ptr, before_ptr, after_ptr, dy_ptr,
+    dx_ptr, ddt_ptr, pairs_ptr, sums_ptr, L, H, K, HEADS,
+    x_sb, x_st, x_sh, dt_sb, dt_st, dt_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, dy_sb, dy_st, dy_sh,
+    P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """dx and ddt of one chunk and SHARE heads of a group.
+
+    Besides ``pairs`` (Bt, K, H / SHARE, T, T), the gradient by C_i B_j summed over these heads, and ``sums``
+    (3, Bt K, H), the chunk's part of the gradients by A, D and the bias.
+    """
+    chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    first_head = tl.program_id(1) * SHARE
+    group = first_head // HEADS
+    t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
+    rest = L - here
+    B = load_tile(B_ptr + batch * B_sb + here * B_st + group * B_sg, B_st, t, n, rest, N, DOT)
+    C = load_tile(C_ptr + batch * C_sb + here * C_st + group * C_sg, C_st, t, n, rest, N, DOT)
+    products = tl.dot(C, tl.trans(B), input_precision="ieee")  # (T, T)
+    d_products = tl.zeros([T, T], tl.float32)
+
+    for head in range(first_head, first_head + SHARE):
+        first = (batch * H + head) * K * T + here
+        high, low, end_high, end_low = load_decays(high_ptr + first, low_ptr + first, T)
+        step = tl.load(step_ptr + first + t)
+        from_start = tl.exp2(high + low)
+        to_end = tl.exp2((end_high - high) + (end_low - low))
+        scores = (products * decay_square(high, low, T)).to(DOT)
+        d_scores = tl.zeros([T, T], tl.float32)
+        d_dt = tl.zeros([T], tl.float32)
+        into = tl.zeros([T], tl.float32)
+        out = tl.zeros([T], tl.float32)
+        across, dD, skip = 0.0, 0.0, 0.0
+        if HAS_D:
+            skip += tl.load(D_ptr + head)
+        states = ((batch * K + chunk) * H + head) * P * N
+        for block in range(0, P, BP):
+            p = block + tl.arange(0, BP)
+            h = load_tile(before_ptr + states, N, p, n, P, N, DOT)  # (BP, BN)
+            g = load_tile(after_ptr + states, N, p, n, P, N, DOT)
+            across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
+            dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, t, p, rest, P, DOT)
+            into += tl.sum(tl.dot(C, tl.trans(h), input_precision="ieee") * dy, axis=1)
+            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
+            d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision="ieee")
+            du = tl.dot(B, tl.trans(g), input_precision="ieee") * to_end[:, None]  # (T, BP)
+            out += tl.sum(x * du, axis=1)
+            du = tl.dot(tl.trans(scores), dy, acc=du, input_precision="ieee")
+            d_dt += tl.sum(x * du, axis=1)
+            dx = du * step[:, None]
+            if HAS_D:
+                dx += skip * dy
+                dD += tl.sum(x.to(tl.float32) * dy.to(tl.float32))
+            place = dx_ptr + ((batch * L + here) * H + head) * P + t[:, None] * H * P + p[None, :]
+            tl.store(place, dx, mask=(t[:, None] < rest) & (p[None, :] < P))
+
+        d_scores = d_scores * decay_square(high, low, T) * step[None, :]
+        d_products += d_scores
+        d_log = crossing(d_scores * products, into * from_start, out * step, T, DOT)
+        d_log += across * tl.exp2(end_high + end_low)
+        d_dt += d_log * tl.load(A_ptr + head)
+        if SOFTPLUS:
+            at = dt_ptr + batch * dt_sb + (here + t) * dt_st + head * dt_sh
+            raw = tl.load(at, mask=t < rest, other=0.0).to(tl.float32)
+            if HAS_BIAS:
+                raw += tl.load(bias_ptr + head)
+            d_dt = d_dt * sigmoid(raw)
+        d_dt = tl.where(t < rest, d_dt, 0.0)
+        tl.store(ddt_ptr + (batch * L + here + t) * H + head, d_dt, mask=t < rest)
+        sums = sums_ptr + (batch * K + chunk) * H + head
+        each = tl.num_programs(2) * K * H
+        tl.store(sums, tl.sum(d_log * step))
+        if HAS_D:
+            tl.store(sums + each, dD)
+        if HAS_BIAS:
+            tl.store(sums + 2 * each, tl.sum(d_dt))
+
+    place = pairs_ptr + ((batch * K + chunk) * tl.num_programs(1) + tl.program_id(1)) * T * T
+    tl.store(place + t[:, None] * T + t[None, :], d_products)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def projections_kernel(
+    x_ptr, other_ptr, step_ptr, high_ptr, low_ptr, states_ptr, pairs_ptr, out_ptr, L, H, K, HEADS,
+    x_sb, x_st, x_sh, other_sb, other_st, other_sg,
+    P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
+    BACK: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """dB of one chunk and group: the sum over its heads of exp(s_T - s_j) g^T u_j, and over i of pairs_ij C_i.
+
+    BACK: dC, the sum over its heads of exp(s_i) h^T dy_i, and over j of pairs_ij B_j; x is dy then, other B and not C.
+    """
+    chunk, group, batch = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
+    rest = L - here
+    total = tl.zeros([T, BN], tl.float32)
+    for head in range(group * HEADS, group * HEADS + HEADS):
+        first = (batch * H + head) * K * T + here
+        high, low, end_high, end_low = load_decays(high_ptr + first, low_ptr + first, T)
+        if BACK:
+            left = tl.exp2(high + low)
+        else:
+            left = tl.exp2((end_high - high) + (end_low - low)) * tl.load(step_ptr + first + t)
+        states = states_ptr + ((batch * K + chunk) * H + head) * P * N
+        for block in range(0, P, BP):
+            p = block + tl.arange(0, BP)
+            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
+            state = load_tile(states, N, p, n, P, N, DOT)  # (BP, BN)
+            total = tl.dot((x * left[:, None]).to(DOT), state, acc=total, input_precision="ieee")
+
+    pairs = tl.zeros([T, T], tl.float32)
+    shares = H // SHARE
+    for share in range(group * HEADS // SHARE, (group + 1) * HEADS // SHARE):
+        place = pairs_ptr + ((batch * K + chunk) * shares + share) * T * T
+        if BACK:
+            pairs += tl.load(place + t[:, None] * T + t[None, :])
+        else:
+            pairs += tl.load(place + t[None, :] * T + t[:, None])
+    other = load_tile(other_ptr + batch * other_sb + here * other_st + group * other_sg, other_st, t, n, rest, N, DOT)
+    total = tl.dot(pairs.to(DOT), other, acc=total, input_precision="ieee")
+    place = out_ptr + ((batch * L + here) * tl.num_programs(1) + group) * N + t[:, None] * tl.num_programs(1) * N
+    tl.store(place + n[None, :], total, mask=(t[:, None] < rest) & (n[None, :] < N))

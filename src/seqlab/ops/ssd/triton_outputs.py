@@ -1,0 +1,52 @@
+"""State-space duality on a GPU, device code: the outputs of a chunk from its inputs and the state before it.
+
+Symbols as in ``triton_states.py``.
+"""
+
+import triton
+import triton.language as tl
+
+from seqlab.ops.ssd.triton_states import SIZES, load_decays, load_tile
+
+
+@triton.jit
+def decay_square(high, low, T: tl.constexpr):
+    """M (T, T): exp(s_i - s_j) from j to i, 0 for j > i."""
+    i = tl.arange(0, T)
+    exponent = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    return tl.exp2(tl.where(i[:, None] >= i[None, :], exponent, float("-inf")))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def outputs_kernel(
+    x_ptr, B_ptr, C_ptr, D_ptr, step_ptr, high_ptr, low_ptr, before_ptr, y_ptr, L, H, K, HEADS,
+    x_sb, x_st, x_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, y_sb, y_st, y_sh,
+    P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
+    HAS_D: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """y of one chunk for SHARE heads of a group: sum over j of (C_i B_j) M_ij u_j + exp(s_i) h C_i + D x_i."""
+    chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    first_head = tl.program_id(1) * SHARE
+    group = first_head // HEADS
+    t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
+    B = load_tile(B_ptr + batch * B_sb + here * B_st + group * B_sg, B_st, t, n, L - here, N, DOT)
+    C = load_tile(C_ptr + batch * C_sb + here * C_st + group * C_sg, C_st, t, n, L - here, N, DOT)
+    products = tl.dot(C, tl.trans(B), input_precision="ieee")  # (T, T)
+
+    for head in range(first_head, first_head + SHARE):
+        first = (batch * H + head) * K * T + here
+        high, low, _, _ = load_decays(high_ptr + first, low_ptr + first, T)
+        step = tl.load(step_ptr + first + t)
+        scores = (products * decay_square(high, low, T) * step[None, :]).to(DOT)
+        from_start = tl.exp2(high + low)
+        state_ptr = before_ptr + ((batch * K + chunk) * H + head) * P * N
+        for block in range(0, P, BP):
+            p = block + tl.arange(0, BP)
+            state = load_tile(state_ptr, N, p, n, P, N, DOT)  # (BP, BN)
+            y = tl.dot(C, tl.trans(state), input_precision="ieee") * from_start[:, None]  # (T, BP)
+            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, L - here, P, DOT)
+            y = tl.dot(scores, x, acc=y, input_precision="ieee")
+            if HAS_D:
+                y += tl.load(D_ptr + head) * x.to(tl.float32)
+            out = y_ptr + batch * y_sb + here * y_st + head * y_sh + t[:, None] * y_st + p[None, :]
+            tl.store(out, y, mask=(t[:, None] < L - here) & (p[None, :] < P))

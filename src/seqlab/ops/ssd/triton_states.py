@@ -1,0 +1,148 @@
+"""State-space duality on a GPU, device code: step sizes and decays, the states of chunks, and the walk over chunks.
+
+Three kernels that both directions use. The walk back of the gradient by the state is the walk forth of the state with
+other operands: g before a chunk is its decay times g after it, plus the sum over positions of exp(s_i) dy_i C_i^T.
+
+Symbols as in ``parallel.py``, and
+
+    T             positions of a chunk
+    s             log2(e) times its s, kept as two float32, ``high`` + ``low``: differences are then exact where they
+                  matter, since steps of all sizes may meet in one chunk
+    K, LP         chunks; K T, the length with the last chunk filled up
+    DOT           the dtype that enters matrix products; sums are in float32
+
+Scratch memory: steps, high and low (Bt, H, LP); states of chunks (Bt, K, H, P, N).
+"""
+
+import triton
+import triton.language as tl
+
+from seqlab.ops.selective_scan.triton_parts import softplus
+
+LOG2E = tl.constexpr(1.4426950408889634)
+FORGET = tl.constexpr(-1000.0)  # 2 to it is 0 in float32
+
+SIZES = ["L", "H", "K", "HEADS", "dt_sb", "dt_st", "dt_sh", "seq_sb", "seq_st"]
+"""Integers for which no kernel is compiled again where they become 1 or a multiple of 16."""
+
+
+@triton.jit
+def load_tile(pointer, stride, rows, columns, n_rows, WIDTH: tl.constexpr, DOT: tl.constexpr):
+    """Rows of WIDTH numbers side by side in memory, zeros outside, in DOT."""
+    inside = (rows[:, None] < n_rows) & (columns[None, :] < WIDTH)
+    place = pointer + rows[:, None] * stride + columns[None, :]
+    return tl.load(place, mask=inside, other=0.0).to(DOT)
+
+
+@triton.jit
+def load_decays(high_ptr, low_ptr, T: tl.constexpr):
+    """s of a chunk's positions and its last one, each as two numbers."""
+    t = tl.arange(0, T)
+    high, low = tl.load(high_ptr + t), tl.load(low_ptr + t)
+    return high, low, tl.load(high_ptr + T - 1), tl.load(low_ptr + T - 1)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def decays_kernel(
+    dt_ptr, A_ptr, bias_ptr, seq_ptr, step_ptr, high_ptr, low_ptr, L, H, K, dt_sb, dt_st, dt_sh, seq_sb, seq_st,
+    T: tl.constexpr, BH: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr,
+):  # fmt: skip
+    """Step sizes and s of one chunk, BH heads at a time. The sums are in float64."""
+    chunk, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    h = tl.program_id(1) * BH + tl.arange(0, BH)
+    t = chunk * T + tl.arange(0, T)
+    inside = (t[:, None] < L) & (h[None, :] < H)
+    place = dt_ptr + batch * dt_sb + t[:, None].to(tl.int64) * dt_st + h[None, :] * dt_sh
+    dt = tl.load(place, mask=inside, other=0.0).to(tl.float32)  # (T, BH)
+    if HAS_BIAS:
+        dt += tl.load(bias_ptr + h, mask=h < H, other=0.0)[None, :]
+    if SOFTPLUS:
+        dt = softplus(dt)
+    dt = tl.where(inside, dt, 0.0)
+
+    A2 = tl.load(A_ptr + h, mask=h < H, other=0.0).to(tl.float64) * LOG2E
+    log_decay = dt.to(tl.float64) * A2[None, :]
+    if RESETS:
+        seq_ptr += batch * seq_sb
+        later = (t > 0) & (t < L)
+        now = tl.load(seq_ptr + t.to(tl.int64) * seq_st, mask=later, other=0)
+        before = tl.load(seq_ptr + (t - 1).to(tl.int64) * seq_st, mask=later, other=0)
+        log_decay = tl.where((now != before)[:, None], FORGET, log_decay)
+    s = tl.cumsum(log_decay, axis=0)
+    high = s.to(tl.float32)
+    out = (batch * H + h[None, :]) * K * T + t[:, None]  # (T, BH) into (Bt, H, LP)
+    present = (h < H)[None, :] & (t[:, None] >= 0)
+    tl.store(step_ptr + out, dt, mask=present)
+    tl.store(high_ptr + out, high, mask=present)
+    tl.store(low_ptr + out, (s - high.to(tl.float64)).to(tl.float32), mask=present)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def states_kernel(
+    x_ptr, B_ptr, step_ptr, high_ptr, low_ptr, states_ptr, L, H, K, HEADS, x_sb, x_st, x_sh, B_sb, B_st, B_sg,
+    P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BACK: tl.constexpr,
+    DOT: tl.constexpr,
+):  # fmt: skip
+    """What one chunk adds to the state, a tile of (BP, BN): the sum over j of exp(s_T - s_j) u_j B_j^T.
+
+    BACK: to the gradient by the state before it, the sum over i of exp(s_i) dy_i C_i^T; x is dy then and B is C.
+    HEADS share a group. Grid (K, tiles H, Bt).
+    """
+    chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    tile, head = tl.program_id(1) // H, tl.program_id(1) % H
+    p = tile // tl.cdiv(N, BN) * BP + tl.arange(0, BP)
+    n = tile % tl.cdiv(N, BN) * BN + tl.arange(0, BN)
+    t = tl.arange(0, T)
+    first = (batch * H + head) * K * T + chunk * T
+    high, low, end_high, end_low = load_decays(high_ptr + first, low_ptr + first, T)
+    if BACK:
+        left = tl.exp2(high + low)
+    else:
+        left = tl.exp2((end_high - high) + (end_low - low)) * tl.load(step_ptr + first + t)
+
+    here = chunk * T
+    x_ptr += batch * x_sb + here * x_st + head * x_sh
+    B_ptr += batch * B_sb + here * B_st + head // HEADS * B_sg
+    x = load_tile(x_ptr, x_st, t, p, L - here, P, tl.float32)  # (T, BP)
+    B = load_tile(B_ptr, B_st, t, n, L - here, N, DOT)  # (T, BN)
+    x = (x * left[:, None]).to(DOT)
+    added = tl.dot(tl.trans(x), B, input_precision="ieee")  # (BP, BN)
+    out = states_ptr + ((batch * K + chunk) * H + head) * P * N + p[:, None] * N + n[None, :]
+    tl.store(out, added, mask=(p[:, None] < P) & (n[None, :] < N))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def walk_kernel(
+    states_ptr, high_ptr, low_ptr, start_ptr, before_ptr, final_ptr, H, K,
+    SIZE: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, HAS_START: tl.constexpr,
+    BACK: tl.constexpr,
+):  # fmt: skip
+    """From what each chunk adds to the state before it (BACK: after it), and the last: BLOCK of SIZE = P N numbers.
+
+    AHEAD chunks are loaded at once, since the walk is otherwise a wait for memory at each chunk.
+    """
+    batch, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    whole = (batch * H + head) * SIZE + place
+    state = tl.zeros([BLOCK], tl.float32)
+    if HAS_START:
+        state += tl.load(start_ptr + whole, mask=place < SIZE, other=0.0)
+    ends = (batch * H + head) * K * T + T - 1
+    for block in range(0, K, AHEAD):
+        added, decays = (), ()
+        for i in tl.static_range(AHEAD):
+            chunk = K - 1 - block - i if BACK else block + i
+            present = K > block + i
+            inside = place < tl.where(present, SIZE, 0)
+            at = ((batch * K + chunk) * H + head) * SIZE + place
+            added = added + (tl.load(states_ptr + at, mask=inside, other=0.0),)
+            end = ends + chunk * T
+            decays = decays + (
+                tl.load(high_ptr + end, mask=present, other=0.0) + tl.load(low_ptr + end, mask=present, other=0.0),
+            )
+        for i in tl.static_range(AHEAD):
+            chunk = K - 1 - block - i if BACK else block + i
+            at = ((batch * K + chunk) * H + head) * SIZE + place
+            tl.store(before_ptr + at, state, mask=place < tl.where(K > block + i, SIZE, 0))
+            state = tl.exp2(decays[i]) * state + added[i]
+    tl.store(final_ptr + whole, state, mask=place < SIZE)

@@ -1,0 +1,62 @@
+"""The settings of a training run; ``conf/trainer`` holds their values."""
+
+import dataclasses
+from collections.abc import Callable
+
+from pydantic import PositiveFloat, PositiveInt
+from torch import nn
+from torch.optim import Optimizer
+
+from seqlab.errors import UserError
+from seqlab.training.update import Precision
+
+
+@dataclasses.dataclass(kw_only=True)
+class Trainer:
+    """Settings of a training run.
+
+    Args:
+        optimizer: given the model, its torch optimizers (``seqlab.training.optim``).
+        schedule: given step and total, the factor on the learning rate (``seqlab.training.schedule``).
+        batch_size: windows in an update.
+        steps, epochs, tokens: the budget, exactly one of them.
+        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole.
+        clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
+        precision: of the model's arithmetic; parameters are always float32.
+        compile: train through ``torch.compile``.
+        evaluate_every: steps between evaluations; ``None`` is an epoch.
+        checkpoint_every: steps between checkpoints, besides those of each better validation loss and of the end;
+            ``None`` is ``evaluate_every``.
+        log_every: steps between training records.
+        patience: evaluations without a better validation loss before stopping; ``None`` goes on to the end.
+        stop_above: ``{metric: name, value: x}``: stop when this metric of the validation split is above x.
+        max_skipped: steps in a row whose loss or gradient is not finite before giving up.
+        evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
+    """
+
+    optimizer: Callable[[nn.Module], list[Optimizer]]
+    schedule: Callable[[int, int], float]
+    batch_size: PositiveInt
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    tokens: PositiveInt | None = None
+    accumulate: PositiveInt = 1
+    clip_norm: PositiveFloat | None = 1.0
+    precision: Precision = "float32"
+    compile: bool = False
+    evaluate_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None
+    log_every: PositiveInt = 10
+    patience: PositiveInt | None = None
+    stop_above: dict[str, str | float] | None = None
+    max_skipped: PositiveInt = 5
+    evaluation_batch_size: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                "trainer.accumulate",
+                self.accumulate,
+                f"must divide batch_size={self.batch_size}, so that the parts are alike",
+                "Change one of the two",
+            )

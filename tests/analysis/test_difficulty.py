@@ -1,0 +1,133 @@
+"""Accuracy against what makes a probe hard: gathered over seeds, in tables, in the picture and on the page."""
+
+import csv
+
+import pytest
+from made_runs import first_comparison, made_run, probe_comparison
+
+from seqlab.analysis import plots, tables
+from seqlab.analysis.compare import compare
+from seqlab.analysis.difficulty import accuracies, changes_of, in_order, titles
+from seqlab.analysis.plots.difficulty import short_power
+from seqlab.analysis.report.payload import payload
+from seqlab.analysis.runs import check_results
+from seqlab.analysis.sheets import sheets_of
+
+
+def test_the_mean_over_the_seeds_at_each_difficulty():
+    summaries = [run.summary for run in probe_comparison()[:3]]
+    found = accuracies(summaries)
+    assert list(found) == ["by distance", "by pairs", "at length", "at length, pairs"]
+    assert list(found["by distance"]) == ["8", "64", "256"]
+    assert list(found["at length, pairs"]) == ["128, 8", "1024, 64"]
+    expected = [summary["test_slices"]["distance"]["64"]["accuracy"] for summary in summaries]
+    assert found["by distance"]["64"].mean == pytest.approx(sum(expected) / 3)
+    assert found["by distance"]["64"].n == 3
+
+
+def test_what_was_not_measured_is_left_out():
+    transformer = accuracies([run.summary for run in probe_comparison()[3:6]])
+    assert list(transformer["at length"]) == ["512", "4096"]
+    assert accuracies([{"further_tests": {"length=8": {"error": "memory"}}, "test_slices": {}}]) == {}
+    assert accuracies([{}]) == {}
+
+
+def test_a_difficulty_of_one_value_has_no_curve():
+    curves = [accuracies([run.summary]) for run in probe_comparison()]
+    assert list(titles(curves)) == ["by distance", "at length", "at length, pairs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("length=512", ("length", "512")),
+        ("length=512,pairs=64", ("length, pairs", "512, 64")),
+        ("shuffled", ("shuffled", "shuffled")),
+    ],
+)
+def test_what_a_further_test_changes(name, change):
+    assert changes_of(name) == change
+
+
+def test_values_are_in_the_order_of_their_numbers():
+    assert in_order(["1024, 8", "64, 16", "none", "64, 4"]) == ["64, 4", "64, 16", "1024, 8", "none"]
+
+
+@pytest.mark.parametrize(("value", "text"), [(2**20, "1Mi"), (16384, "16Ki"), (512, "512"), (1000, "1k")])
+def test_lengths_in_short(value, text):
+    assert short_power(value) == text
+
+
+class TestTables:
+    def test_a_sheet_for_each_kind_and_one_for_the_targets(self):
+        sheets = {sheet.title: sheet for sheet in sheets_of(compare(probe_comparison()))}
+        by_length = sheets["mqar: accuracy at length"]
+        assert by_length.headings == ["model", "512", "4096", "1048576"]
+        lines = {line[0]: line[1:] for line in by_length.lines}
+        assert lines["mamba"][0] == "0.8320 ± 0.0040"
+        assert lines["transformer"][-1] == "–"  # noqa: RUF001
+        targets = {line[0]: line[1:] for line in sheets["mqar: targets"].lines}
+        asked = "further_tests.length=512.accuracy >= 0.8"
+        assert targets["mamba"] == [asked, "0.8320 ± 0.0040", "1", "reached"]
+        assert targets["self_attention"][-1] == "missed"
+
+    def test_runs_without_probes_have_none(self):
+        titles = [sheet.title for sheet in sheets_of(compare(first_comparison((1,))))]
+        assert not any("accuracy" in title or "targets" in title for title in titles)
+
+    def test_active_parameters_where_they_differ(self):
+        results = sheets_of(compare(probe_comparison()))[0]
+        place = results.headings.index("active")
+        assert {line[place] for line in results.lines} == {"100,000", "100,001", "100,002"}
+        assert "active" not in sheets_of(compare(first_comparison((1,))))[0].headings
+
+    def test_the_csv_holds_all(self, tmp_path):
+        tables.write(compare(probe_comparison()), tmp_path)
+        lines = (tmp_path / "comparison.csv").read_text(encoding="utf-8").splitlines()
+        rows = {row["model"]: row for row in csv.DictReader(lines)}
+        assert float(rows["mamba"]["test_accuracy_at_length_1048576_mean"]) == pytest.approx(0.612)
+        assert rows["transformer"]["test_accuracy_at_length_1048576_mean"] == ""
+        assert rows["mamba"]["target further_tests.length=512.accuracy >= 0.8"] == "reached"
+
+
+def test_the_picture(tmp_path):
+    names = {path.name for path in plots.write(compare(probe_comparison((1, 2))), tmp_path)}
+    assert {"mqar_difficulty.png", "mqar_difficulty.svg"} <= names
+    assert "further_tests" not in (tmp_path / "mqar_difficulty.svg").read_text()
+
+
+def test_no_picture_without_probes(tmp_path):
+    names = {path.name for path in plots.write(compare([made_run()]), tmp_path)}
+    assert not any("difficulty" in name for name in names)
+
+
+def test_the_page():
+    comparison = compare(probe_comparison())
+    known = payload(comparison)
+    by_title = {one["title"]: one for one in known["difficulties"]}
+    length = by_title["at length"]
+    assert (length["data"], length["values"]) == ("mqar", [512, 4096, 2**20])
+    place = {group["model"]: i for i, group in enumerate(known["groups"])}
+    mean, low, high = length["points"][place["mamba"]][0]
+    assert mean == pytest.approx(0.832)
+    assert low < mean < high
+    assert length["points"][place["transformer"]][2] is None
+    assert by_title["at length, pairs"]["values"] == ["128, 8", "1024, 64"]
+    assert "mqar: targets" in [sheet["title"] for sheet in known["extra"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("test_slices", {"distance": {"8": 0.5}}),
+        ("test_slices", [1]),
+        ("further_tests", {"length=8": {"accuracy": "high"}}),
+        ("targets", [{"metric": "test.accuracy"}]),
+        ("active_parameters", "many"),
+    ],
+)
+def test_a_damaged_summary_is_refused(name, value):
+    (run, *_) = probe_comparison((1,))
+    check_results(run.summary)
+    with pytest.raises(ValueError, match=name):
+        check_results(run.summary | {name: value})

@@ -1,0 +1,134 @@
+"""Sliding-window attention against attention written out with a mask over all positions, in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from seqlab.models.mixers import Attention
+from seqlab.models.mixers.cache import WindowCache
+from seqlab.models.mixers.softmax import attend_window
+from seqlab.models.state import bytes_of, mixer_state_bytes
+
+D_MODEL = 16
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    length, before = q.shape[2], k.shape[2] - q.shape[2]
+    distance = torch.arange(before, before + length)[:, None] - torch.arange(before + length)
+    scores = (q @ k.mT / q.shape[3] ** 0.5).masked_fill((distance < 0) | (distance >= window), -torch.inf)
+    return scores.softmax(dim=-1) @ v
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-13) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 64, 65, 300])
+@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 200])
+class TestAgainstAMask:
+    def test_values_and_gradients(self, length, window):
+        q, k, v = (random(2, 3, length, 8, seed=seed).requires_grad_() for seed in range(3))
+        y, expected = attend_window(q, k, v, window), written_out(q, k, v, window)
+        close(y, expected)
+        dy = random(*y.shape)
+        gradients = zip(*(torch.autograd.grad(out, (q, k, v), dy) for out in (y, expected)), strict=True)
+        for actual, wanted in gradients:
+            close(actual, wanted)
+
+    @pytest.mark.parametrize("before", [1, 3, 70, 400])
+    def test_the_last_of_more(self, length, window, before):
+        q = random(2, 3, length, 8)
+        k, v = (random(2, 3, before + length, 8, seed=seed) for seed in (1, 2))
+        close(attend_window(q, k, v, window), written_out(q, k, v, window))
+
+
+def mixer(window: int | None, **settings) -> Attention:
+    torch.manual_seed(0)
+    return Attention(D_MODEL, n_heads=2, window=window, **settings).double().eval()
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 8, 64])
+class TestInPieces:
+    @torch.no_grad()
+    def test_give_what_the_whole_gives(self, window):
+        """Prompts longer and shorter than the window, steps past its end, and a prompt again."""
+        attention, x = mixer(window), random(2, 120, D_MODEL)
+        state, outputs, start = attention.initial_state(2), [], 0
+        for end in (3, 4, 24, 25):
+            y, state = attention.prefill(x[:, start:end], state)
+            outputs, start = [*outputs, y], end
+        for position in range(25, 100):
+            y, state = attention.step(x[:, position], state)
+            outputs.append(y[:, None])
+        y, state = attention.prefill(x[:, 100:], state)
+        close(torch.cat([*outputs, y], dim=1), attention(x))
+
+    @torch.no_grad()
+    def test_steps_alone(self, window):
+        attention, x = mixer(window), random(2, 70, D_MODEL)
+        state, outputs = attention.initial_state(2), []
+        for position in x.unbind(dim=1):
+            y, state = attention.step(position, state)
+            outputs.append(y)
+            assert state.k.shape[2] <= window
+        close(torch.stack(outputs, dim=1), attention(x))
+
+
+def test_a_window_as_long_as_the_sequence_is_full_attention():
+    x = random(2, 33, D_MODEL)
+    close(mixer(33)(x), mixer(None)(x))
+    assert (mixer(32)(x) - mixer(None)(x)).abs().max() > 1e-4
+
+
+class TestCost:
+    @pytest.mark.parametrize("length", [3, 7, 8, 100, 1000])
+    def test_the_cache_ends_at_the_window(self, length):
+        attention = mixer(8).float()
+        _, state = attention.prefill(torch.randn(1, length, D_MODEL), attention.initial_state(1))
+        assert bytes_of(state) == 2 * min(length, 8) * D_MODEL * 4
+        assert mixer_state_bytes(attention.to("meta"), D_MODEL, length) == bytes_of(state)
+
+    @torch.no_grad()
+    def test_a_step_past_the_window_copies_nothing(self):
+        attention = mixer(8)
+        _, state = attention.prefill(random(1, 20, D_MODEL), attention.initial_state(1))
+        places = set()
+        for _ in range(20):
+            _, state = attention.step(random(1, D_MODEL), state)
+            places.add((state.k.data_ptr(), state.v.data_ptr()))
+        assert len(places) == 1
+        assert isinstance(state, WindowCache) and state.length == 40
+
+    @pytest.mark.parametrize("window", [64, 100])
+    def test_grows_with_the_length_alone(self, window):
+        """Of queries with keys and of weights with values: 2 W keys for each position behind the first block."""
+
+        def flops(length: int) -> int:
+            q = torch.empty(1, 2, length, 8, device="meta")
+            with FlopCounterMode(display=False) as counter:
+                attend_window(q, q, q, window)
+            return counter.get_total_flops()
+
+        first = 2 * 2 * 2 * window * window * 8
+        for blocks in (2, 3, 9):
+            assert flops(blocks * window) == first + (blocks - 1) * 2 * 2 * 2 * window * (2 * window) * 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "window"), [(1000, 64), (1000, 129), (77, 5)])
+def test_on_a_gpu(dtype, length, window):
+    q, k, v = (random(2, 3, length, 64, seed=seed) for seed in range(3))
+    expected = written_out(q, k, v, window)
+    inputs = [part.to("cuda", dtype).requires_grad_() for part in (q, k, v)]
+    y = attend_window(*inputs, window)
+    close(y.cpu().double(), expected, {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype])
+    y.float().square().sum().backward()
+    assert all(part.grad.isfinite().all() for part in inputs)

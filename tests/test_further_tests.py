@@ -1,0 +1,134 @@
+"""Test sets beyond training, from the command line to the table; and what became of targets."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from seqlab import further_tests
+from seqlab.errors import Interrupted
+from seqlab.summary import count_parameters
+
+SMALL = [
+    "data=induction_heads",
+    "trainer=smoke",
+    "trainer.steps=2",
+    "data.length=16",
+    "data.n_validation=8",
+    "data.n_test=8",
+    "data.n_further=4",
+    "data.tests=[{length: 8},{length: 64},{length: 9000}]",
+    "size.d_model=16",
+    "size.d_ff=16",
+    "size.n_heads=2",
+]
+
+
+@pytest.fixture
+def targets(tmp_path):
+    """The arguments that bring targets, whose keys no command line can hold."""
+
+    def write(target):
+        folder = tmp_path / "conf" / "experiment"
+        folder.mkdir(parents=True)
+        text = f"# @package _global_\n# For a test\n{yaml.safe_dump({'target': target}, sort_keys=False)}"
+        (folder / "with_targets.yaml").write_text(text)
+        return [f"--config-dir={tmp_path / 'conf'}", "experiment=with_targets"]
+
+    return write
+
+
+def test_each_is_measured_or_says_why_not(train, targets, capsys):
+    asked = {
+        "further_tests.length=8.accuracy": {"at_least": 0.0},
+        "further_tests.length=64.accuracy": {"at_least": 0.0},
+        "test.accuracy": {"at_most": -1.0, "published": 1.0},
+    }
+    job = train(*targets(asked), "model=transformer_vanilla", *SMALL, small=False)
+    assert job.status == 0
+    found = job.summary["further_tests"]
+    assert list(found) == ["length=8", "length=64", "length=9000"]
+    assert 0 <= found["length=8"]["accuracy"] <= 1
+    assert "a sequence of 64 is past the 16 positions that this model has" in found["length=64"]["error"]
+    assert [(one["metric"], one["reached"]) for one in job.summary["targets"]] == [
+        ("further_tests.length=8.accuracy", True),
+        ("further_tests.length=64.accuracy", None),
+        ("test.accuracy", False),
+    ]
+    text = " ".join(capsys.readouterr().out.split())
+    assert "accuracy at length" in text
+    assert "64: – 9000: –" in text  # noqa: RUF001
+    assert "test.accuracy <= -1: missed" in text
+
+
+def test_a_recurrent_model_is_measured_at_any_length(train):
+    job = train("model=mamba", *SMALL, small=False)
+    found = job.summary["further_tests"]
+    assert {name: list(row) for name, row in found.items()} == {name: ["loss", "accuracy"] for name in found}
+    distances = job.summary["test_slices"]["distance"]
+    assert sum(row["count"] for row in distances.values()) == 8
+    mean = sum(row["count"] * row["accuracy"] for row in distances.values()) / 8
+    assert mean == pytest.approx(job.summary["test"]["accuracy"])
+    assert {record["split"] for record in job.records} == {"train", "validation", "test"}
+    assert 0 <= job.summary["data_wait_share"] <= 1
+
+
+def test_a_mistyped_target_is_refused_before_anything_is_built(train, targets, capsys):
+    job = train(*targets({"test.acuracy": {"at_least": 1.0}}), *SMALL, small=False)
+    assert job.status == 2
+    assert "It measures loss, accuracy" in capsys.readouterr().err
+
+
+class OneTest:
+    """A fit whose further tests end as they are told."""
+
+    def __init__(self, endings):
+        self.endings, self.device = endings, torch.device("cpu")
+        self.data = type("Data", (), {"further_tests": tuple(endings)})()
+
+    def progress(self, description):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def evaluate(self, name, bar):
+        ending = self.endings[name]
+        if isinstance(ending, BaseException):
+            raise ending
+        return type("Evaluation", (), {"metrics": ending})()
+
+
+def test_one_too_large_for_the_memory_costs_the_others_nothing(caplog):
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    found = further_tests.measure(OneTest({"length=8": {"loss": 1.0}, "length=64": full, "length=16": {"loss": 2.0}}))
+    assert found["length=8"] == {"loss": 1.0}
+    assert found["length=16"] == {"loss": 2.0}
+    assert found["length=64"]["error"].startswith("memory=the GPU's: there is not enough for another 20.00 GiB")
+    assert "Further test length=64 cannot be measured" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [Interrupted(signal.SIGTERM, 3, Path("run")), ZeroDivisionError("a bug")])
+def test_any_other_error_is_raised(ending):
+    with pytest.raises(type(ending)):
+        further_tests.measure(OneTest({"length=8": ending}))
+
+
+def test_data_without_further_tests():
+    fit = OneTest({})
+    fit.data = object()
+    assert further_tests.measure(fit) == {}
+
+
+class Experts(torch.nn.Linear):
+    def inactive_parameters(self):
+        return 5
+
+
+def test_active_parameters():
+    model = torch.nn.Sequential(torch.nn.Embedding(3, 4), Experts(4, 4), Experts(4, 4))
+    found = count_parameters(model)
+    assert found["parameters"] == 12 + 2 * 20
+    assert found["active_parameters"] == found["parameters"] - 10
+    assert found["parameters_without_embeddings"] == 40

@@ -1,0 +1,47 @@
+"""Small fits for the tests of training."""
+
+import signal
+
+import torch
+from hydra.utils import instantiate
+
+from seqlab.training.optim import adamw
+from seqlab.training.schedule import constant
+from seqlab.training.signals import StopRequest
+from seqlab.training.trainer import Fit, Trainer
+from support import Echo, compose_config
+
+
+def transformer(*overrides):
+    cfg = compose_config("model=transformer", "size.d_model=16", "size.n_heads=2", "size.d_ff=32", *overrides)
+    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all")
+
+
+def build(tmp_path, *, model=None, data=None, optimizer=adamw, schedule=constant, **settings):
+    settings = {"batch_size": 4, "steps": 6, "evaluate_every": 3, "log_every": 1} | settings
+    if model is None:
+        torch.manual_seed(0)
+        model = transformer()
+    trainer = Trainer(optimizer=optimizer, schedule=schedule, **settings)
+    return Fit(trainer, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path)
+
+
+def run(fit, record=lambda values: None, stop=None):
+    fit.run(record, stop or StopRequest())
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def stop_at(fit, step, number=signal.SIGTERM):
+    original = fit.update
+
+    def update(batch, rate):
+        if fit.counters.step + 1 == step:
+            fit.stop.signal = number
+        return original(batch, rate)
+
+    update.state_dict, update.load_state_dict = original.state_dict, original.load_state_dict
+    update.lr, update.figures = 0.0, original.figures
+    fit.update = update

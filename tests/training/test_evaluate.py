@@ -1,0 +1,180 @@
+"""One pass over a split: slices by difficulty, long sequences in pieces, nothing that waits for the device."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from seqlab.data import Batch
+from seqlab.data.probes.induction_heads import InductionHeads
+from seqlab.training import evaluate as module
+from seqlab.training.evaluate import evaluate
+from seqlab.training.metrics import ExactSequences, top_k_accuracy
+from seqlab.training.update import autocast
+from support import Echo, compose_config
+
+CPU = torch.device("cpu")
+
+
+def accuracy(preds, target):
+    return top_k_accuracy(preds, target, k=1)
+
+
+def measured(model, data, split="test", *, batch_size=4, device=CPU, precision="float32"):
+    return evaluate(
+        model, data, split, batch_size=batch_size, device=device, autocast=lambda: autocast(device, precision)
+    )
+
+
+class Sliced(Echo):
+    """Two difficulties: the token, and the place in the window rounded down to even numbers."""
+
+    def __init__(self):
+        super().__init__({"accuracy": accuracy, "exact": ExactSequences()})
+
+    def slices(self, batch):
+        places = torch.arange(batch.inputs.shape[1]).expand_as(batch.inputs)
+        return {"token": batch.inputs, "place": places // 2 * 2}
+
+    def evaluation_batches(self, split, batch_size):
+        tokens = torch.randint(7, (10, 8), generator=torch.Generator().manual_seed(3))
+        targets = tokens.where(torch.arange(8) > 0, -100)
+        targets[4] = -100  # a sequence without an answer
+        yield from map(Batch, tokens.split(batch_size), targets.split(batch_size))
+
+
+class OftenRight(nn.Module):
+    """Logits that are right where the token times the place is even; which is often enough for whole sequences."""
+
+    def forward(self, inputs):
+        place = torch.arange(inputs.shape[1], device=inputs.device)
+        said = torch.where((inputs * place) % 10 < 8, inputs, (inputs + 1) % 7)
+        return 3.0 * nn.functional.one_hot(said, 7).float()
+
+
+def by_hand(data, model):
+    """Loss and accuracy by slice, and the share of exact sequences, answer by answer in float64."""
+    found, exact = defaultdict(list), []
+    for inputs, targets in data.evaluation_batches("test", 100):
+        values = data.slices(Batch(inputs, targets))
+        for b, t in np.ndindex(*targets.shape):
+            if targets[b, t] != -100:
+                logits = model(inputs)[b, t].double().numpy()
+                loss = np.log(np.exp(logits).sum()) - logits[targets[b, t]]
+                for name, value in values.items():
+                    found[name, str(int(value[b, t]))].append((loss, logits.argmax() == int(targets[b, t])))
+        right = (model(inputs).argmax(-1) == targets) | (targets == -100)
+        exact += [bool(row.all()) for row, asked in zip(right, targets != -100, strict=True) if asked.any()]
+    return found, float(np.mean(exact))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_slices_are_the_means_over_their_answers(batch_size):
+    data, model = Sliced(), OftenRight()
+    result = measured(model, data, batch_size=batch_size)
+    expected, exact = by_hand(data, model)
+    assert 0 < exact < 1
+    assert result.metrics["exact"] == pytest.approx(exact)
+    assert {(n, v) for n, values in result.slices.items() for v in values} == set(expected)
+    for (name, value), rows in expected.items():
+        got = result.slices[name][value]
+        assert got["count"] == len(rows)
+        assert got["loss"] == pytest.approx(np.mean([loss for loss, _ in rows]), rel=1e-6)
+        assert got["accuracy"] == pytest.approx(np.mean([right for _, right in rows]), rel=1e-12)
+    assert list(result.slices["place"]) == ["0", "2", "4", "6"]
+    total = sum(row["count"] * row["accuracy"] for row in result.slices["token"].values())
+    assert total / sum(row["count"] for row in result.slices["token"].values()) == pytest.approx(
+        result.metrics["accuracy"]
+    )
+
+
+def test_data_without_difficulties_has_no_slices():
+    assert measured(OftenRight(), Echo()).slices == {}
+
+
+def probe(length=60):
+    return InductionHeads(
+        length=length,
+        vocab_size=7,
+        n_train=64,
+        epoch_size=64,
+        n_validation=8,
+        n_test=6,
+        seed=1,
+        tests=[{"length": 100}, {"length": 6}],
+        metrics={"accuracy": accuracy},
+    )
+
+
+def model_of(name, max_length):
+    torch.manual_seed(1)
+    cfg = compose_config(f"model={name}", "size=tiny", "size.d_model=16", "size.n_heads=2", "size.d_ff=32")
+    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=max_length, _convert_="all")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", ["mamba", "transformer", "transformer_vanilla", "lstm"])
+def test_a_long_sequence_in_pieces_is_the_whole(monkeypatch, name, precision):
+    """The piece of 6 positions is as long as a whole example of another test, which has but one answer."""
+    data, model = probe(), model_of(name, 100)
+    whole = [measured(model, data, split, precision=precision) for split in ("test", "length=100")]
+    monkeypatch.setattr(module, "LONG", 50)
+    monkeypatch.setattr(module, "PIECE", 24)
+    monkeypatch.setattr(model, "forward", lambda inputs: pytest.fail("the whole sequence at once"))
+    pieces = [measured(model, data, split, precision=precision) for split in ("test", "length=100")]
+    rel = 1e-5 if precision == "float32" else 2e-2
+    for one, other in zip(whole, pieces, strict=True):
+        assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=rel)
+        assert one.loss_by_position == pytest.approx(other.loss_by_position, rel=rel, nan_ok=True)
+        assert one.slices["distance"].keys() == other.slices["distance"].keys()
+        for value, row in one.slices["distance"].items():
+            assert row["count"] == other.slices["distance"][value]["count"]
+            assert row["loss"] == pytest.approx(other.slices["distance"][value]["loss"], rel=10 * rel)
+
+
+class Dense(Echo):
+    """Every position but the first is an answer, in a window that takes several pieces."""
+
+    def evaluation_batches(self, split, batch_size):
+        tokens = torch.randint(7, (3, 23), generator=torch.Generator().manual_seed(5))
+        yield Batch(tokens, tokens.roll(1, 1).where(torch.arange(23) > 0, -100))
+
+
+def test_pieces_with_many_answers(monkeypatch):
+    data, model = Dense({"accuracy": accuracy, "exact": ExactSequences()}), model_of("mamba", 23)
+    whole = measured(model, data)
+    monkeypatch.setattr(module, "LONG", 8)
+    monkeypatch.setattr(module, "PIECE", 15)
+    pieces = measured(model, data)
+    assert pieces.metrics == pytest.approx(whole.metrics, rel=1e-5)
+    assert pieces.loss_by_position == pytest.approx(whole.loss_by_position, rel=1e-4, nan_ok=True)
+
+
+def test_a_model_that_could_only_step_goes_whole(monkeypatch):
+    monkeypatch.setattr(module, "LONG", 4)
+    monkeypatch.setattr(module, "PIECE", 4)
+    assert measured(OftenRight(), Sliced()).metrics["loss"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nothing_waits_for_the_device_before_the_end(monkeypatch):
+    """Pinned batches, so that only a real wait is seen; the warm-up fills the allocator's caches."""
+    data, device = Sliced(), torch.device("cuda")
+    batches = [Batch(*(part.pin_memory() for part in batch)) for batch in data.evaluation_batches("test", 5)]
+
+    def watched(split, batch_size):
+        torch.cuda.set_sync_debug_mode("error")
+        yield from batches
+        torch.cuda.set_sync_debug_mode("default")
+
+    expected = measured(OftenRight(), data, device=device)
+    monkeypatch.setattr(data, "evaluation_batches", watched)
+    try:
+        result = measured(OftenRight().to(device), data, device=device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.metrics == pytest.approx(expected.metrics)
