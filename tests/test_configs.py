@@ -87,7 +87,7 @@ def test_help_has_every_option():
         (["trainer.batch_size=0"], r"trainer\.batch_size=0: input should be greater than 0"),
         (["optimizer.lr=fast"], r"optimizer\.lr=fast: input should be a valid number"),
         (["trainer.precision=float16"], r"trainer\.precision=float16: input should be 'float32', 'bf16' or 'fp16'"),
-        (["model.positions=rotary"], r"model\.positions=rotary: input should be 'none' or 'learned'"),
+        (["model.positions=rotary"], r"model\.positions=rotary: input should be 'none', 'learned' or 'sinusoidal'"),
         (["model.mixers.mamba.d_state=many"], r"model\.mixers\.mamba\.d_state=many: input should be a valid integer"),
         (["+model.mixers.mamba.d_stat=8"], r"model\.mixers\.mamba\.d_stat=8: .*\n.*'d_state'"),
         (["+trainer.stesp=8"], r"trainer\.stesp=8: .*\n.*'steps'"),

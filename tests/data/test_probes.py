@@ -233,6 +233,7 @@ def test_a_batch_larger_than_an_epoch_is_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("task", "settings"), TASKS + MIXED)
 def test_loss_and_slices_on_the_gpu_are_those_of_the_cpu(task, settings):
     data = task(**settings, **FRESH)

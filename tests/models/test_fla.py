@@ -246,7 +246,12 @@ class TestTheLibrary:
         tokens = torch.randint(VOCABULARY, (2, 150), device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
             loss = nn.functional.cross_entropy(model(tokens).float().flatten(0, 1), tokens.flatten())
-        loss.backward()
+        try:
+            loss.backward()
+        except RuntimeError as error:  # the library refuses the versions that it knows to miscompile
+            if "Please upgrade Triton" not in str(error):
+                raise
+            pytest.skip(str(error))
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         model.eval()
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):

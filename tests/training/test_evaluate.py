@@ -161,6 +161,7 @@ def test_a_model_that_could_only_step_goes_whole(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_nothing_waits_for_the_device_before_the_end(monkeypatch):
     """Pinned batches, so that only a real wait is seen; the warm-up fills the allocator's caches."""
     data, device = Sliced(), torch.device("cuda")
