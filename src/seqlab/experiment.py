@@ -213,7 +213,7 @@ def progress_of(fit: Fit) -> facts.Summary:
         "seconds": counters.seconds,
         "data_wait_share": counters.data_seconds / counters.seconds if counters.seconds else None,
         "wall_seconds": fit.wall_seconds,
-        "tokens_per_second": tokens / counters.seconds if counters.seconds else None,
+        "tokens_per_second": counters.steps_per_second and counters.steps_per_second * fit.tokens_per_step,
         "peak_memory_bytes": facts.peak_memory(fit.device),
         "skipped_steps": counters.skipped,
         "stopped_early": stop_reason is not None,

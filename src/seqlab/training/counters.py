@@ -5,20 +5,26 @@ import math
 
 from seqlab.training.update import Outcome
 
+STARTING = 5
+"""Updates after a start in which kernels are compiled and caches filled."""
+
 
 @dataclasses.dataclass
 class Counters:
     """Steps, time, the running mean of the loss, and the best validation loss.
 
     ``seconds`` is time in updates alone, ``data_seconds`` as much of it as was spent waiting for a batch,
-    ``wall_seconds`` all time since the start, earlier parts of a resumed run included. ``evaluated_step`` is the last
-    step whose validation is complete, and ``last_metrics`` what it gave.
+    ``wall_seconds`` all time since the start, earlier parts of a resumed run included. The ``starting_`` ones are of
+    the first updates of each part. ``evaluated_step`` is the last step whose validation is complete, and
+    ``last_metrics`` what it gave.
     """
 
     step: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0
     wall_seconds: float = 0.0
+    starting_steps: int = 0
+    starting_seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
     loss_sum: float = 0.0
@@ -30,11 +36,14 @@ class Counters:
     evaluations_without_gain: int = 0
     last_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def updated(self, outcome: Outcome, seconds: float, data_seconds: float) -> None:
-        """Count an update, taken or thrown away."""
+    def updated(self, outcome: Outcome, seconds: float, data_seconds: float, *, starting: bool) -> None:
+        """Count an update, taken or thrown away; ``starting`` if it is one of the first since a start."""
         self.step += 1
         self.seconds += seconds
         self.data_seconds += data_seconds
+        if starting:
+            self.starting_steps += 1
+            self.starting_seconds += seconds
         if outcome.taken:
             self.loss_sum += outcome.loss
             self.loss_steps += 1
@@ -42,6 +51,14 @@ class Counters:
         else:
             self.skipped += 1
             self.skipped_in_a_row += outcome.hopeless
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Without the starting ones, unless there are no others; none before the first update."""
+        steps, seconds = self.step - self.starting_steps, self.seconds - self.starting_seconds
+        if not steps:
+            steps, seconds = self.step, self.seconds
+        return steps / seconds if seconds else None
 
     def take_mean_loss(self) -> float:
         """The mean loss of the updates taken since this was last asked."""

@@ -19,7 +19,7 @@ from seqlab.data import Batch
 from seqlab.errors import Diverged, Interrupted
 from seqlab.training import checkpoint
 from seqlab.training.budget import total_steps
-from seqlab.training.counters import Counters
+from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
 from seqlab.training.flops import training_flops
 from seqlab.training.prefetch import Prefetch
@@ -102,8 +102,9 @@ class Fit:
         """
         self.record, self.stop = record, stop
         self._started = time.perf_counter() - self.counters.wall_seconds
-        first, device = self.counters.step, self.device
-        with self.progress("training") as bar, Prefetch(self._batch, first, self.total, device=device) as self.batches:
+        first = self._first_step = self.counters.step
+        batches = Prefetch(self._batch, first, self.total, device=self.device)
+        with self.progress("training") as bar, batches as self.batches:
             while True:
                 self._evaluate_if_due(bar)
                 self._save_if_due()
@@ -146,7 +147,8 @@ class Fit:
         batch = self.batches.take()
         waited = time.perf_counter() - began
         outcome = self.update(batch, self.trainer.schedule(counters.step, self.total))
-        counters.updated(outcome, time.perf_counter() - began, waited)
+        starting = counters.step < self._first_step + STARTING
+        counters.updated(outcome, time.perf_counter() - began, waited, starting=starting)
         if counters.step % self.trainer.log_every == 0 or counters.step == self.total:
             loss, norm = counters.take_mean_loss(), outcome.grad_norm
             more = self.update.figures(outcome)

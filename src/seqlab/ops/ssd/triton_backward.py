@@ -14,13 +14,19 @@ from seqlab.ops.ssd.triton_states import SIZES, load_decays, load_tile
 
 
 @triton.jit
-def crossing(pairs, into, out, T: tl.constexpr, DOT: tl.constexpr):
+def crossing(pairs, into, out, T: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """For each t the sum of what goes from before it to it or past it: pairs (T, T) from j < t to i >= t, ``into``
-    from the state before the chunk to i >= t, ``out`` from j < t to the state after it. Nothing is subtracted."""
+    from the state before the chunk to i >= t, ``out`` from j < t to the state after it. Nothing is subtracted, but
+    the signs differ: pairs rounded to bfloat16 would leave dA an error of per cents, so what is rounded off is added.
+    """
     i = tl.arange(0, T)
     below = i[:, None] > i[None, :]
     later = tl.where(i[:, None] <= i[None, :], 1.0, 0.0).to(DOT)  # [t, i] whether i >= t
-    ended = tl.dot(later, tl.where(below, pairs, 0.0).to(DOT), input_precision="ieee")  # [t, j]
+    pairs = tl.where(below, pairs, 0.0)
+    rounded = pairs.to(DOT)
+    ended = tl.dot(later, rounded, input_precision=PRECISION)  # [t, j]
+    if DOT != tl.float32:
+        ended = tl.dot(later, (pairs - rounded.to(tl.float32)).to(DOT), acc=ended, input_precision=PRECISION)
     return tl.sum(tl.where(below, ended + out[None, :], into[None, :]), axis=1)
 
 
@@ -30,7 +36,7 @@ def inputs_kernel(
     dx_ptr, ddt_ptr, pairs_ptr, sums_ptr, L, H, K, HEADS,
     x_sb, x_st, x_sh, dt_sb, dt_st, dt_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, dy_sb, dy_st, dy_sh,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, DOT: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dx and ddt of one chunk and SHARE heads of a group.
 
@@ -44,7 +50,7 @@ def inputs_kernel(
     rest = L - here
     B = load_tile(B_ptr + batch * B_sb + here * B_st + group * B_sg, B_st, t, n, rest, N, DOT)
     C = load_tile(C_ptr + batch * C_sb + here * C_st + group * C_sg, C_st, t, n, rest, N, DOT)
-    products = tl.dot(C, tl.trans(B), input_precision="ieee")  # (T, T)
+    products = tl.dot(C, tl.trans(B), input_precision=PRECISION)  # (T, T)
     d_products = tl.zeros([T, T], tl.float32)
 
     for head in range(first_head, first_head + SHARE):
@@ -68,12 +74,12 @@ def inputs_kernel(
             g = load_tile(after_ptr + states, N, p, n, P, N, DOT)
             across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
             dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, t, p, rest, P, DOT)
-            into += tl.sum(tl.dot(C, tl.trans(h), input_precision="ieee") * dy, axis=1)
+            into += tl.sum(tl.dot(C, tl.trans(h), input_precision=PRECISION) * dy, axis=1)
             x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
-            d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision="ieee")
-            du = tl.dot(B, tl.trans(g), input_precision="ieee") * to_end[:, None]  # (T, BP)
+            d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision=PRECISION)
+            du = tl.dot(B, tl.trans(g), input_precision=PRECISION) * to_end[:, None]  # (T, BP)
             out += tl.sum(x * du, axis=1)
-            du = tl.dot(tl.trans(scores), dy, acc=du, input_precision="ieee")
+            du = tl.dot(tl.trans(scores), dy, acc=du, input_precision=PRECISION)
             d_dt += tl.sum(x * du, axis=1)
             dx = du * step[:, None]
             if HAS_D:
@@ -84,7 +90,7 @@ def inputs_kernel(
 
         d_scores = d_scores * decay_square(high, low, T) * step[None, :]
         d_products += d_scores
-        d_log = crossing(d_scores * products, into * from_start, out * step, T, DOT)
+        d_log = crossing(d_scores * products, into * from_start, out * step, T, DOT, PRECISION)
         d_log += across * tl.exp2(end_high + end_low)
         d_dt += d_log * tl.load(A_ptr + head)
         if SOFTPLUS:
@@ -112,7 +118,7 @@ def projections_kernel(
     x_ptr, other_ptr, step_ptr, high_ptr, low_ptr, states_ptr, pairs_ptr, out_ptr, L, H, K, HEADS,
     x_sb, x_st, x_sh, other_sb, other_st, other_sg,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
-    BACK: tl.constexpr, DOT: tl.constexpr,
+    BACK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dB of one chunk and group: the sum over its heads of exp(s_T - s_j) g^T u_j, and over i of pairs_ij C_i.
 
@@ -134,7 +140,7 @@ def projections_kernel(
             p = block + tl.arange(0, BP)
             x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
             state = load_tile(states, N, p, n, P, N, DOT)  # (BP, BN)
-            total = tl.dot((x * left[:, None]).to(DOT), state, acc=total, input_precision="ieee")
+            total = tl.dot((x * left[:, None]).to(DOT), state, acc=total, input_precision=PRECISION)
 
     pairs = tl.zeros([T, T], tl.float32)
     shares = H // SHARE
@@ -145,6 +151,6 @@ def projections_kernel(
         else:
             pairs += tl.load(place + t[None, :] * T + t[:, None])
     other = load_tile(other_ptr + batch * other_sb + here * other_st + group * other_sg, other_st, t, n, rest, N, DOT)
-    total = tl.dot(pairs.to(DOT), other, acc=total, input_precision="ieee")
+    total = tl.dot(pairs.to(DOT), other, acc=total, input_precision=PRECISION)
     place = out_ptr + ((batch * L + here) * tl.num_programs(1) + group) * N + t[:, None] * tl.num_programs(1) * N
     tl.store(place + n[None, :], total, mask=(t[:, None] < rest) & (n[None, :] < N))

@@ -22,7 +22,7 @@ def outputs_kernel(
     x_ptr, B_ptr, C_ptr, D_ptr, step_ptr, high_ptr, low_ptr, before_ptr, y_ptr, L, H, K, HEADS,
     x_sb, x_st, x_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, y_sb, y_st, y_sh,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
-    HAS_D: tl.constexpr, DOT: tl.constexpr,
+    HAS_D: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y of one chunk for SHARE heads of a group: sum over j of (C_i B_j) M_ij u_j + exp(s_i) h C_i + D x_i."""
     chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -31,7 +31,7 @@ def outputs_kernel(
     t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
     B = load_tile(B_ptr + batch * B_sb + here * B_st + group * B_sg, B_st, t, n, L - here, N, DOT)
     C = load_tile(C_ptr + batch * C_sb + here * C_st + group * C_sg, C_st, t, n, L - here, N, DOT)
-    products = tl.dot(C, tl.trans(B), input_precision="ieee")  # (T, T)
+    products = tl.dot(C, tl.trans(B), input_precision=PRECISION)  # (T, T)
 
     for head in range(first_head, first_head + SHARE):
         first = (batch * H + head) * K * T + here
@@ -43,9 +43,9 @@ def outputs_kernel(
         for block in range(0, P, BP):
             p = block + tl.arange(0, BP)
             state = load_tile(state_ptr, N, p, n, P, N, DOT)  # (BP, BN)
-            y = tl.dot(C, tl.trans(state), input_precision="ieee") * from_start[:, None]  # (T, BP)
+            y = tl.dot(C, tl.trans(state), input_precision=PRECISION) * from_start[:, None]  # (T, BP)
             x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, L - here, P, DOT)
-            y = tl.dot(scores, x, acc=y, input_precision="ieee")
+            y = tl.dot(scores, x, acc=y, input_precision=PRECISION)
             if HAS_D:
                 y += tl.load(D_ptr + head) * x.to(tl.float32)
             out = y_ptr + batch * y_sb + here * y_st + head * y_sh + t[:, None] * y_st + p[None, :]

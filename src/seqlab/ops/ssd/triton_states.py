@@ -81,7 +81,7 @@ def decays_kernel(
 def states_kernel(
     x_ptr, B_ptr, step_ptr, high_ptr, low_ptr, states_ptr, L, H, K, HEADS, x_sb, x_st, x_sh, B_sb, B_st, B_sg,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BACK: tl.constexpr,
-    DOT: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What one chunk adds to the state, a tile of (BP, BN): the sum over j of exp(s_T - s_j) u_j B_j^T.
 
@@ -106,7 +106,7 @@ def states_kernel(
     x = load_tile(x_ptr, x_st, t, p, L - here, P, tl.float32)  # (T, BP)
     B = load_tile(B_ptr, B_st, t, n, L - here, N, DOT)  # (T, BN)
     x = (x * left[:, None]).to(DOT)
-    added = tl.dot(tl.trans(x), B, input_precision="ieee")  # (BP, BN)
+    added = tl.dot(tl.trans(x), B, input_precision=PRECISION)  # (BP, BN)
     out = states_ptr + ((batch * K + chunk) * H + head) * P * N + p[:, None] * N + n[None, :]
     tl.store(out, added, mask=(p[:, None] < P) & (n[None, :] < N))
 
