@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from seqlab.ops.selective_scan.triton_parts import sigmoid
-from seqlab.ops.ssd.triton_outputs import decay_square
+from seqlab.ops.ssd.triton_outputs import decay_square, load_part
 from seqlab.ops.ssd.triton_states import SIZES, load_decays, load_tile
 
 
@@ -48,9 +48,14 @@ def inputs_kernel(
     group = first_head // HEADS
     t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
     rest = L - here
-    B = load_tile(B_ptr + batch * B_sb + here * B_st + group * B_sg, B_st, t, n, rest, N, DOT)
-    C = load_tile(C_ptr + batch * C_sb + here * C_st + group * C_sg, C_st, t, n, rest, N, DOT)
+    B_ptr += batch * B_sb + here * B_st + group * B_sg
+    C_ptr += batch * C_sb + here * C_st + group * C_sg
+    B, C = load_tile(B_ptr, B_st, t, n, rest, N, DOT), load_tile(C_ptr, C_st, t, n, rest, N, DOT)  # (T, BN)
     products = tl.dot(C, tl.trans(B), input_precision=PRECISION)  # (T, T)
+    for part in range(BN, N, BN):
+        further_B = load_tile(B_ptr, B_st, t, part + n, rest, N, DOT)
+        further_C = load_tile(C_ptr, C_st, t, part + n, rest, N, DOT)
+        products = tl.dot(further_C, tl.trans(further_B), acc=products, input_precision=PRECISION)
     d_products = tl.zeros([T, T], tl.float32)
 
     for head in range(first_head, first_head + SHARE):
@@ -70,14 +75,21 @@ def inputs_kernel(
         states = ((batch * K + chunk) * H + head) * P * N
         for block in range(0, P, BP):
             p = block + tl.arange(0, BP)
-            h = load_tile(before_ptr + states, N, p, n, P, N, DOT)  # (BP, BN)
-            g = load_tile(after_ptr + states, N, p, n, P, N, DOT)
-            across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
+            read = tl.zeros([T, BP], tl.float32)
+            du = tl.zeros([T, BP], tl.float32)
+            for part in range(0, N, BN):
+                h = load_tile(before_ptr + states, N, p, part + n, P, N, DOT)  # (BP, BN)
+                g = load_tile(after_ptr + states, N, p, part + n, P, N, DOT)
+                across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
+                C_part = load_part(C, C_ptr, C_st, t, part + n, rest, N, BN, DOT)
+                read = tl.dot(C_part, tl.trans(h), acc=read, input_precision=PRECISION)
+                B_part = load_part(B, B_ptr, B_st, t, part + n, rest, N, BN, DOT)
+                du = tl.dot(B_part, tl.trans(g), acc=du, input_precision=PRECISION)
             dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, t, p, rest, P, DOT)
-            into += tl.sum(tl.dot(C, tl.trans(h), input_precision=PRECISION) * dy, axis=1)
+            into += tl.sum(read * dy, axis=1)
             x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
             d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision=PRECISION)
-            du = tl.dot(B, tl.trans(g), input_precision=PRECISION) * to_end[:, None]  # (T, BP)
+            du *= to_end[:, None]
             out += tl.sum(x * du, axis=1)
             du = tl.dot(tl.trans(scores), dy, acc=du, input_precision=PRECISION)
             d_dt += tl.sum(x * du, axis=1)

@@ -17,6 +17,15 @@ def decay_square(high, low, T: tl.constexpr):
     return tl.exp2(tl.where(i[:, None] >= i[None, :], exponent, float("-inf")))
 
 
+@triton.jit
+def load_part(first, pointer, stride, rows, n, n_rows, N: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr):
+    """Columns n of rows of B or C: the ``first`` BN of them where that is all, and they are there already."""
+    if BN >= N:
+        return first
+    else:
+        return load_tile(pointer, stride, rows, n, n_rows, N, DOT)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def outputs_kernel(
     x_ptr, B_ptr, C_ptr, D_ptr, step_ptr, high_ptr, low_ptr, before_ptr, y_ptr, L, H, K, HEADS,
@@ -29,9 +38,15 @@ def outputs_kernel(
     first_head = tl.program_id(1) * SHARE
     group = first_head // HEADS
     t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
-    B = load_tile(B_ptr + batch * B_sb + here * B_st + group * B_sg, B_st, t, n, L - here, N, DOT)
-    C = load_tile(C_ptr + batch * C_sb + here * C_st + group * C_sg, C_st, t, n, L - here, N, DOT)
+    rest = L - here
+    B_ptr += batch * B_sb + here * B_st + group * B_sg
+    C_ptr += batch * C_sb + here * C_st + group * C_sg
+    B, C = load_tile(B_ptr, B_st, t, n, rest, N, DOT), load_tile(C_ptr, C_st, t, n, rest, N, DOT)  # (T, BN)
     products = tl.dot(C, tl.trans(B), input_precision=PRECISION)  # (T, T)
+    for part in range(BN, N, BN):
+        further_B = load_tile(B_ptr, B_st, t, part + n, rest, N, DOT)
+        further_C = load_tile(C_ptr, C_st, t, part + n, rest, N, DOT)
+        products = tl.dot(further_C, tl.trans(further_B), acc=products, input_precision=PRECISION)
 
     for head in range(first_head, first_head + SHARE):
         first = (batch * H + head) * K * T + here
@@ -42,11 +57,15 @@ def outputs_kernel(
         state_ptr = before_ptr + ((batch * K + chunk) * H + head) * P * N
         for block in range(0, P, BP):
             p = block + tl.arange(0, BP)
-            state = load_tile(state_ptr, N, p, n, P, N, DOT)  # (BP, BN)
-            y = tl.dot(C, tl.trans(state), input_precision=PRECISION) * from_start[:, None]  # (T, BP)
-            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, L - here, P, DOT)
+            y = tl.zeros([T, BP], tl.float32)
+            for part in range(0, N, BN):
+                state = load_tile(state_ptr, N, p, part + n, P, N, DOT)  # (BP, BN)
+                read = load_part(C, C_ptr, C_st, t, part + n, rest, N, BN, DOT)
+                y = tl.dot(read, tl.trans(state), acc=y, input_precision=PRECISION)
+            y *= from_start[:, None]
+            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
             y = tl.dot(scores, x, acc=y, input_precision=PRECISION)
             if HAS_D:
                 y += tl.load(D_ptr + head) * x.to(tl.float32)
             out = y_ptr + batch * y_sb + here * y_st + head * y_sh + t[:, None] * y_st + p[None, :]
-            tl.store(out, y, mask=(t[:, None] < L - here) & (p[None, :] < P))
+            tl.store(out, y, mask=(t[:, None] < rest) & (p[None, :] < P))
