@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqlab.ops import causal_conv1d, causal_conv1d_update
+from seqlab.ops import causal_conv1d, causal_conv1d_update, triton_support
 from seqlab.ops.causal_conv1d import BACKENDS, cpu, resolve_backend, torch_conv, triton
 from seqlab.ops.causal_conv1d.operator import FUSED
 
@@ -493,9 +493,9 @@ class TestBackendChoice:
         assert resolve_backend("triton", "cpu", torch.float32) == "triton"
         assert resolve_backend("auto", "cpu", torch.float32) == "torch_conv"
 
-    @pytest.mark.parametrize(("module", "package"), [(cpu, "numba"), (triton, "triton")])
-    def test_a_missing_package_is_named(self, monkeypatch, module, package):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    @pytest.mark.parametrize(("module", "asks", "package"), [(cpu, cpu, "numba"), (triton, triton_support, "triton")])
+    def test_a_missing_package_is_named(self, monkeypatch, module, asks, package):
+        monkeypatch.setattr(asks, "find_spec", lambda name: None)
         reason = module.why_unavailable(torch.device("cpu"), torch.float32)
         assert reason == f"the package {package} is not installed"
         assert resolve_backend("auto", "cpu", torch.float32) in ("cpu", "torch_conv")

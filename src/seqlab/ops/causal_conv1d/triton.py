@@ -4,41 +4,20 @@ The loops are in ``triton_kernels.py``; here is how a tensor is cut into program
 """
 
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from seqlab.ops.causal_conv1d.operator import Gradients
+from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LINE = 128  # bytes: a row of a tile is one cache line
 THREADS = 128
 RUNS = (64, 32, 16, 8)
 PROGRAMS_PER_PROCESSOR = 8  # enough loads in flight to keep the memory busy
 COLUMNS = 32  # channels of a program that adds up shares
 OPTIONS = {"num_warps": THREADS // 32, "num_stages": 1, "enable_fp_fusion": True}
-
-
-def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Runs on NVIDIA GPUs from compute capability 8.0 on; on a CPU only under Triton's interpreter, for tests."""
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
-    if dtype not in DTYPES:
-        return "sums in float32 only"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 8 else f"needs compute capability 8.0 or later, the device has {major}.{minor}"
-    if device.type == "cpu" and _interpreted():
-        return None
-    return "needs a CUDA device" + (", or TRITON_INTERPRET=1" if device.type == "cpu" else "")
-
-
-def _interpreted() -> bool:
-    import triton
-
-    return triton.knobs.runtime.interpret
 
 
 @cache

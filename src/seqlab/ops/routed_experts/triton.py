@@ -4,7 +4,6 @@ The loops are in ``triton_kernels.py``; here is how the work is cut into program
 """
 
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from seqlab.ops.routed_experts.groups import Groups
+from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PRODUCT = {  # by bytes of an element
     4: {"BM": 64, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
     2: {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
@@ -25,26 +24,6 @@ OUTER = {
 ROWS, COLUMNS = 4, 256  # of a program between and after the products
 SMALLEST = 16  # rows of a tile that a tensor core takes
 OPTIONS = {"enable_fp_fusion": True}
-
-
-def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Runs on NVIDIA GPUs from compute capability 8.0 on; on a CPU only under Triton's interpreter, for tests."""
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
-    if dtype not in DTYPES:
-        return "sums in float32 only"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 8 else f"needs compute capability 8.0 or later, the device has {major}.{minor}"
-    if device.type == "cpu" and _interpreted():
-        return None
-    return "needs a CUDA device" + (", or TRITON_INTERPRET=1" if device.type == "cpu" else "")
-
-
-def _interpreted() -> bool:
-    import triton
-
-    return triton.knobs.runtime.interpret
 
 
 @cache

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
+from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 try:
     import triton
@@ -34,17 +35,6 @@ MOST_SHARED = 48 * 1024
 
 def _ceil(a: int, b: int) -> int:
     return -(-a // b)
-
-
-def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why not here: no Triton, no GPU that it knows, float64, which the kernels have no use for; else None."""
-    if triton is None:
-        return "triton is not installed"
-    if device.type != "cuda" and not (device.type == "cpu" and triton.knobs.runtime.interpret):
-        return f"no Triton on {device.type}" + (" without TRITON_INTERPRET=1" if device.type == "cpu" else "")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"accumulates in float32, not enough for {dtype}"
-    return None
 
 
 class Plan(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops.ssd.interface import Gradients, Inputs
+from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 try:
     import triton
@@ -25,23 +26,44 @@ MOST_STATES = 256
 """Largest state size: a program holds whole rows of B and C."""
 
 
-def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why not here: no Triton, no GPU that it knows, float64, which the kernels have no use for; else None."""
-    if triton is None:
-        return "triton is not installed"
-    if device.type != "cuda" and not (device.type == "cpu" and triton.knobs.runtime.interpret):
-        return f"no Triton on {device.type}" + (" without TRITON_INTERPRET=1" if device.type == "cpu" else "")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"accumulates in float32, not enough for {dtype}"
-    return None
+class Tile(NamedTuple):
+    """What a kernel with matrix products takes at a time, and how it runs."""
+
+    P: int  # channels of a head, at most
+    N: int  # states, at most
+    warps: int
+    stages: int
+
+
+NARROW = {
+    "states": Tile(64, 128, 4, 1),
+    "outputs": Tile(64, MOST_STATES, 4, 2),
+    "inputs": Tile(32, MOST_STATES, 8, 2),
+    "projections": Tile(64, MOST_STATES, 4, 2),
+}
+"""For bfloat16: what needs no more registers than there are, or hardly more."""
+
+WIDE = {
+    "states": Tile(64, 128, 8, 1),
+    "outputs": Tile(64, 32, 4, 1),
+    "inputs": Tile(32, 32, 8, 1),
+    "projections": Tile(32, MOST_STATES, 8, 2),
+}
+"""The same for float32, whose rows of B and C are too wide to stay in registers: the products over N take 32 of them at
+a time, from memory."""
+
+PRECISION = "tf32x3"
+"""How float32 is multiplied: on tensor cores, as three products of factors cut in two, which keeps about 21 of its 24
+bits. With exact ones, which tensor cores do not have, the kernels were no faster than ``parallel``."""
+
+CHUNK = 64
+"""Positions of a chunk."""
 
 
 class Plan(NamedTuple):
     """How the work is cut."""
 
     T: int  # positions of a chunk
-    BP: int  # channels of a head at a time
-    BN: int  # states, a power of two
     n_chunks: int
     share: int  # heads of a program, which share the products of B and C
     narrow: bool  # whether bfloat16 enters matrix products, and not float32
@@ -52,12 +74,6 @@ def _multiprocessors(index: int | None) -> int:
     """Of the GPU of that number, or for None the interpreter."""
     return 1 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
 
-
-OPTIONS = {"states": (4, 1), "outputs": (4, 2), "inputs": (8, 2), "projections": (4, 2)}
-"""Warps and stages of the kernels with matrix products, for bfloat16."""
-
-WIDE = (8, 2)
-"""The same for float32, whose products are exact and without tensor cores."""
 
 PROGRAMS = 4
 """Programs for each multiprocessor that are worth more than sharing products among heads."""
@@ -73,25 +89,17 @@ def _power(n: int) -> int:
 
 
 def plan(inputs: Inputs) -> Plan:
-    """Chunks of 64 positions for bfloat16, 32 where numbers are twice as wide; as many heads as leave enough work."""
-    batch, length, n_heads, d_head = inputs.x.shape
+    """As many heads for a program as leave enough work for all."""
+    batch, length, n_heads, _ = inputs.x.shape
     n_groups, d_state = inputs.B.shape[2:]
     if d_state > MOST_STATES:
         raise ValueError(f'ssd backend="triton" takes d_state up to {MOST_STATES}, not {d_state}')
-    narrow = inputs.x.dtype == torch.bfloat16
-    T = 64 if narrow else 32
-    n_chunks = _ceil(length, T)
+    n_chunks = _ceil(length, CHUNK)
     fewest = PROGRAMS * _multiprocessors(inputs.x.device.index if inputs.x.is_cuda else None)
     heads = n_heads // n_groups
     shares = [n for n in range(1, heads + 1) if heads % n == 0]
     share = max((n for n in shares if batch * n_chunks * n_heads // n >= fewest), default=1)
-    return Plan(T, min(_power(d_head), T), _power(d_state), n_chunks, share, narrow)
-
-
-def _options(cut: Plan, name: str) -> dict[str, int]:
-    """Warps and stages of a kernel: what needs no more registers than there are, or hardly more."""
-    warps, stages = OPTIONS[name] if cut.narrow else WIDE
-    return {"num_warps": warps, "num_stages": stages}
+    return Plan(CHUNK, n_chunks, share, inputs.x.dtype == torch.bfloat16)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -128,11 +136,20 @@ class _Staged:
         """L, H, K, heads of a group: as the kernels want them."""
         return self.length, self.n_heads, self.plan.n_chunks, self.heads
 
-    @property
-    def constants(self) -> dict[str, Any]:
-        dot = triton.language.bfloat16 if self.dot == torch.bfloat16 else triton.language.float32
-        cut = self.plan
-        return {"P": self.d_head, "N": self.d_state, "T": cut.T, "DOT": dot}
+    def constants(self, kernel: str) -> dict[str, Any]:
+        """What a kernel with matrix products is compiled for."""
+        tile = (NARROW if self.plan.narrow else WIDE)[kernel]
+        return {
+            "P": self.d_head,
+            "N": self.d_state,
+            "T": self.plan.T,
+            "BP": min(_power(self.d_head), tile.P),
+            "BN": min(_power(self.d_state), tile.N),
+            "DOT": triton.language.bfloat16 if self.dot == torch.bfloat16 else triton.language.float32,
+            "PRECISION": PRECISION,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        }
 
     @property
     def shares(self) -> tuple[int, int, int]:
@@ -154,11 +171,11 @@ class _Staged:
         """
         cut, size = self.plan, self.d_head * self.d_state
         added = self.new(self.batch, cut.n_chunks, self.n_heads, self.d_head, self.d_state)
-        BN = min(cut.BN, 128)
-        tiles = _ceil(self.d_head, cut.BP) * _ceil(self.d_state, BN)
+        constants = self.constants("states")
+        tiles = _ceil(self.d_head, constants["BP"]) * _ceil(self.d_state, constants["BN"])
         triton_states.states_kernel[(cut.n_chunks, tiles * self.n_heads, self.batch)](
             x, B, *self.decays, added, *self.sizes, *x.stride()[:3], *B.stride()[:3],
-            BP=cut.BP, BN=BN, BACK=back, **_options(cut, "states"), **self.constants,
+            BACK=back, **constants,
         )  # fmt: skip
         before = torch.empty_like(added, dtype=self.dot)
         final = self.new(self.batch, self.n_heads, self.d_head, self.d_state)
@@ -180,7 +197,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tenso
     triton_outputs.outputs_kernel[a.shares](
         a.x, a.B, a.C, a.D, *a.decays, before, y, *a.sizes,
         *(stride for tensor in (a.x, a.B, a.C, y) for stride in tensor.stride()[:3]),
-        BP=cut.BP, BN=cut.BN, SHARE=cut.share, HAS_D=a.D is not None, **_options(cut, "outputs"), **a.constants,
+        SHARE=cut.share, HAS_D=a.D is not None, **a.constants("outputs"),
     )  # fmt: skip
     return y, final
 
@@ -198,14 +215,14 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
     triton_backward.inputs_kernel[a.shares](
         a.x, a.dt, a.A, a.B, a.C, a.D, a.bias, *a.decays, before, after, dy, dx, ddt, pairs, sums, *a.sizes,
         *a.x.stride()[:3], *a.dt.stride(), *(stride for t in (a.B, a.C, dy) for stride in t.stride()[:3]),
-        BP=min(cut.BP, 32), BN=cut.BN, SHARE=cut.share, HAS_D=a.D is not None, HAS_BIAS=a.bias is not None,
-        SOFTPLUS=a.softplus, **_options(cut, "inputs"), **a.constants,
+        SHARE=cut.share, HAS_D=a.D is not None, HAS_BIAS=a.bias is not None, SOFTPLUS=a.softplus,
+        **a.constants("inputs"),
     )  # fmt: skip
     grid = (cut.n_chunks, inputs.B.shape[2], a.batch)
     for x, other, states, out, back in ((a.x, a.C, after, dB, False), (dy, a.B, before, dC, True)):
         triton_backward.projections_kernel[grid](
             x, other, *a.decays, states, pairs, out, *a.sizes, *x.stride()[:3], *other.stride()[:3],
-            BP=cut.BP, BN=cut.BN, SHARE=cut.share, BACK=back, **_options(cut, "projections"), **a.constants,
+            SHARE=cut.share, BACK=back, **a.constants("projections"),
         )  # fmt: skip
     dA, dD, d_bias = sums.sum(dim=1)  # (H,) each; what has no use is not written
     return Gradients(

@@ -9,24 +9,20 @@ import triton
 import triton.language as tl
 
 from seqlab.ops.selective_scan.triton_parts import sigmoid
-from seqlab.ops.ssd.triton_outputs import decay_square, load_part
+from seqlab.ops.ssd.triton_outputs import decay_square, load_part, multiply
 from seqlab.ops.ssd.triton_states import SIZES, load_decays, load_tile
 
 
 @triton.jit
-def crossing(pairs, into, out, T: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def crossing(pairs, into, out, T: tl.constexpr):
     """For each t the sum of what goes from before it to it or past it: pairs (T, T) from j < t to i >= t, ``into``
-    from the state before the chunk to i >= t, ``out`` from j < t to the state after it. Nothing is subtracted, but
-    the signs differ: pairs rounded to bfloat16 would leave dA an error of per cents, so what is rounded off is added.
+    from the state before the chunk to i >= t, ``out`` from j < t to the state after it. Nothing is subtracted.
+
+    No matrix product: pairs have both signs, and dA, of what they leave, would show that bfloat16 entered it.
     """
     i = tl.arange(0, T)
     below = i[:, None] > i[None, :]
-    later = tl.where(i[:, None] <= i[None, :], 1.0, 0.0).to(DOT)  # [t, i] whether i >= t
-    pairs = tl.where(below, pairs, 0.0)
-    rounded = pairs.to(DOT)
-    ended = tl.dot(later, rounded, input_precision=PRECISION)  # [t, j]
-    if DOT != tl.float32:
-        ended = tl.dot(later, (pairs - rounded.to(tl.float32)).to(DOT), acc=ended, input_precision=PRECISION)
+    ended = tl.cumsum(tl.where(below, pairs, 0.0), axis=0, reverse=True)  # [t, j], the sum over i >= t
     return tl.sum(tl.where(below, ended + out[None, :], into[None, :]), axis=1)
 
 
@@ -50,12 +46,7 @@ def inputs_kernel(
     rest = L - here
     B_ptr += batch * B_sb + here * B_st + group * B_sg
     C_ptr += batch * C_sb + here * C_st + group * C_sg
-    B, C = load_tile(B_ptr, B_st, t, n, rest, N, DOT), load_tile(C_ptr, C_st, t, n, rest, N, DOT)  # (T, BN)
-    products = tl.dot(C, tl.trans(B), input_precision=PRECISION)  # (T, T)
-    for part in range(BN, N, BN):
-        further_B = load_tile(B_ptr, B_st, t, part + n, rest, N, DOT)
-        further_C = load_tile(C_ptr, C_st, t, part + n, rest, N, DOT)
-        products = tl.dot(further_C, tl.trans(further_B), acc=products, input_precision=PRECISION)
+    products, B, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
     d_products = tl.zeros([T, T], tl.float32)
 
     for head in range(first_head, first_head + SHARE):
@@ -102,7 +93,7 @@ def inputs_kernel(
 
         d_scores = d_scores * decay_square(high, low, T) * step[None, :]
         d_products += d_scores
-        d_log = crossing(d_scores * products, into * from_start, out * step, T, DOT, PRECISION)
+        d_log = crossing(d_scores * products, into * from_start, out * step, T)
         d_log += across * tl.exp2(end_high + end_low)
         d_dt += d_log * tl.load(A_ptr + head)
         if SOFTPLUS:

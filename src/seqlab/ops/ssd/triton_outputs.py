@@ -18,8 +18,22 @@ def decay_square(high, low, T: tl.constexpr):
 
 
 @triton.jit
+def multiply(
+    B_ptr, B_st, C_ptr, C_st, t, n, rest, N: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """C_i B_j (T, T) of a chunk and group, BN states at a time, and the first BN columns of B and C."""
+    B, C = load_tile(B_ptr, B_st, t, n, rest, N, DOT), load_tile(C_ptr, C_st, t, n, rest, N, DOT)  # (T, BN)
+    products = tl.dot(C, tl.trans(B), input_precision=PRECISION)  # (T, T)
+    for part in range(BN, N, BN):
+        further_B = load_tile(B_ptr, B_st, t, part + n, rest, N, DOT)
+        further_C = load_tile(C_ptr, C_st, t, part + n, rest, N, DOT)
+        products = tl.dot(further_C, tl.trans(further_B), acc=products, input_precision=PRECISION)
+    return products, B, C
+
+
+@triton.jit
 def load_part(first, pointer, stride, rows, n, n_rows, N: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr):
-    """Columns n of rows of B or C: the ``first`` BN of them where that is all, and they are there already."""
+    """Columns n of B or C: ``first``, its first BN, where there are no others; else from memory."""
     if BN >= N:
         return first
     else:
@@ -41,12 +55,7 @@ def outputs_kernel(
     rest = L - here
     B_ptr += batch * B_sb + here * B_st + group * B_sg
     C_ptr += batch * C_sb + here * C_st + group * C_sg
-    B, C = load_tile(B_ptr, B_st, t, n, rest, N, DOT), load_tile(C_ptr, C_st, t, n, rest, N, DOT)  # (T, BN)
-    products = tl.dot(C, tl.trans(B), input_precision=PRECISION)  # (T, T)
-    for part in range(BN, N, BN):
-        further_B = load_tile(B_ptr, B_st, t, part + n, rest, N, DOT)
-        further_C = load_tile(C_ptr, C_st, t, part + n, rest, N, DOT)
-        products = tl.dot(further_C, tl.trans(further_B), acc=products, input_precision=PRECISION)
+    products, _, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
 
     for head in range(first_head, first_head + SHARE):
         first = (batch * H + head) * K * T + here

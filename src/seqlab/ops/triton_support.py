@@ -1,0 +1,31 @@
+"""Where Triton kernels run."""
+
+from importlib.util import find_spec
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a kernel that sums in float32 cannot run there, or None.
+
+    It runs on NVIDIA GPUs from compute capability 8.0 on, and on a CPU under Triton's interpreter alone, for tests.
+    """
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if dtype not in DTYPES:
+        return f"sums in float32, not enough for {dtype}"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"needs compute capability 8.0 or later, the device has {major}.{minor}"
+    if device.type == "cpu" and interpreted():
+        return None
+    return "needs a CUDA device" + (", or TRITON_INTERPRET=1" if device.type == "cpu" else "")
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter. The import takes a while, so it is not made before it is needed."""
+    import triton
+
+    return triton.knobs.runtime.interpret
