@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import MODELS, first_comparison, five_panel_sweep, made_run
+from made_runs import MODELS, first_comparison, five_panel_sweep, grid_sweep, made_run
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from seqlab.analysis import plots
 from seqlab.analysis.compare import compare
+from seqlab.analysis.grids import grid_of
 from seqlab.analysis.groups import flatten, group
-from seqlab.analysis.plots import drawing, figures, sweep
+from seqlab.analysis.plots import drawing, figures, grid, sweep
 from seqlab.analysis.plots.bands import band, bands, loss_by_position, thin
 from seqlab.analysis.plots.choices import best_of_models, pareto_front, prominent, sweeps
 from seqlab.analysis.plots.style import COLOURS, OTHERS, architecture, colours, styles
+from seqlab.analysis.sheets import sheets_of
 from seqlab.errors import UserError
 
 HOSTILE = [
@@ -168,6 +170,16 @@ def test_nothing_is_swept_where_sizes_differ_in_several_ways():
     assert not set(sweeps(group(runs))) - {"d_model"}
 
 
+def test_two_of_several_sizes_that_differ_in_one_thing_by_chance_are_no_sweep():
+    sizes = [(256, 4), (512, 4), (512, 6), (768, 8), (384, 12)]
+    runs = [made_run(**{"size.d_model": width, "size.n_layers": layers}) for width, layers in sizes]
+    assert sweeps(group(runs)) == {}
+    wider = made_run(**{"size.d_model": 1024, "size.n_layers": 4})
+    assert {name: series[0].values for name, series in sweeps(group([*runs, wider])).items()} == {
+        "d_model": (256, 512, 1024)
+    }
+
+
 def colour_blind(colour: str, kind: str) -> np.ndarray:
     """A colour as seen with a common blindness (Machado, Oliveira and Fernandes 2009, whole), in CIELAB."""
     matrix = {
@@ -227,6 +239,7 @@ def drawn(monkeypatch):
 
     monkeypatch.setattr(figures, "save", keep)
     monkeypatch.setattr(sweep, "save", keep)
+    monkeypatch.setattr(grid, "save", keep)
     return found
 
 
@@ -273,6 +286,94 @@ def test_the_sweep_figure(drawn, tmp_path):
     ends = bars[0].get_segments()[1][:, 1]
     np.testing.assert_allclose(ends, [rows[16].test["loss"].low, rows[16].test["loss"].high])
     assert "base setting" in caption and "d_state 16" in caption
+
+
+def test_the_grid_figure(drawn, tmp_path):
+    unfinished = {("mamba", 256, 64), ("mamba", 256, 128)}
+    runs = [run for run in grid_sweep() if place_of(run) not in unfinished]
+    comparison = compare(runs)
+    plots.write(comparison, tmp_path)
+    assert "sweep" not in drawn
+    figure, caption = drawn["grid"]
+    titles = ["length 64, pairs 4", "length 128, pairs 8", "length 256, pairs 16"]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert figure.axes[0].get_ylabel() == "accuracy" and figure.axes[0].get_ylim() == (-0.03, 1.03)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["width (d_model)"] * 3
+    assert figure.axes[0].get_xscale() == "log"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["32", "64", "128"]
+    lines = [{line.get_color(): line.get_xydata().tolist() for line, *_ in axes.containers} for axes in figure.axes]
+    solved = [[32, 0.999], [64, 0.999], [128, 0.999]]
+    assert [by_colour[COLOURS["transformer"]] for by_colour in lines] == [solved] * 3
+    expected = [solved, [[32, 0.115], *solved[1:]], [[32, 0.115]]]
+    for by_colour, points in zip(lines, expected, strict=True):
+        np.testing.assert_allclose(by_colour[COLOURS["mamba"]], points)
+    assert "Mean over 2 seeds; bars: 95 %" in caption and "batch_size" in caption
+    assert "2 of 18 places have no completed run" in caption
+
+
+def place_of(run):
+    return run.summary["model"], run.config["data"]["length"], run.config["size"]["d_model"]
+
+
+def test_without_accuracy_the_grid_shows_the_loss(drawn, tmp_path):
+    comparison = compare(grid_sweep((1,), metric="top1_accuracy"))
+    plots.write(comparison, tmp_path)
+    figure, caption = drawn["grid"]
+    assert figure.axes[0].get_ylabel() == "test loss" and "One seed, so no interval" in caption
+    losses = {place_of(row.group.runs[0]): row.test["loss"].mean for row in comparison.rows}
+    (line,) = (line for line, *_ in figure.axes[1].containers if line.get_color() == COLOURS["mamba"])
+    expected = [losses["mamba", 128, width] for width in (32, 64, 128)]
+    assert line.get_ydata().tolist() == expected and len(set(expected)) == 3
+
+
+def test_around_a_base_there_is_no_grid():
+    assert grid_of(group(five_panel_sweep((1,)))) is None
+    assert grid_of(group([run for run in grid_sweep((1,)) if place_of(run)[1] == 64])) is None
+    star = [run for run in grid_sweep((1,)) if 64 in place_of(run)[1:]]
+    assert grid_of(group(star)) is None
+    assert list(sweeps(group(star))) == ["d_model", "length"]
+
+
+def test_settings_beyond_data_and_size_keep_a_model_out_of_the_grid():
+    place = {"data.length": 64, "data.pairs": 4, "size.d_model": 32}
+    found = grid_of(group([*grid_sweep((1,)), made_run("mamba", "mqar", **place, **{"trainer.batch_size": 8})]))
+    assert list(found.models) == ["transformer"]
+    assert found.left_out == ("mamba",)
+
+
+def test_a_size_that_follows_the_width_is_named():
+    runs = grid_sweep((1,))
+    for run in runs:
+        width = run.config["size"]["d_model"]
+        run.config["size"]["d_ff"] = run.config["model"]["d_ff"] = 4 * width
+    found = grid_of(group(runs))
+    assert (found.parameter, found.sizes, found.missing) == ("d_model", (32, 64, 128), 0)
+    assert set(found.follows) == {"batch_size", "d_ff"}
+
+
+def test_the_size_that_each_setting_needs():
+    runs = [run for run in grid_sweep() if place_of(run) not in {("mamba", 128, 32), ("mamba", 256, 128)}]
+    (needed,) = (sheet for sheet in sheets_of(compare(runs)) if "needed" in sheet.title)
+    assert needed.headings == ["model", "length 64, pairs 4", "length 128, pairs 8", "length 256, pairs 16"]
+    assert {line[0]: line[1:] for line in needed.lines} == {
+        "transformer": ["32", "32", "32"],
+        "mamba": ["32", "at most 64", "none of 32, 64"],
+    }
+    assert "0.99" in needed.notes[0]
+    unsolved = [run for run in grid_sweep() if place_of(run)[0] == "mamba"]
+    for run in unsolved:
+        run.summary["test"]["accuracy"] = 0.98
+    (needed,) = (sheet for sheet in sheets_of(compare(unsolved)) if "needed" in sheet.title)
+    assert needed.lines == [["mamba", "none", "none", "none"]]
+
+
+def test_a_sweep_of_a_probe_shows_accuracy(drawn, tmp_path):
+    runs = [run for run in grid_sweep() if place_of(run)[1] == 128]
+    plots.write(compare(runs), tmp_path)
+    figure, _ = drawn["sweep"]
+    assert figure.axes[0].get_ylabel() == "accuracy"
+    lines = {line.get_color(): np.array(line.get_ydata(), float) for line, *_ in figure.axes[0].containers}
+    np.testing.assert_allclose(lines[COLOURS["mamba"]], [0.115, 0.999, 0.999])
 
 
 def test_one_seed_is_said(drawn, tmp_path):

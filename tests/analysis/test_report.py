@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import MODELS, first_comparison, made_run
+from made_runs import MODELS, first_comparison, grid_sweep, made_run
 
 from seqlab.analysis import report
 from seqlab.analysis.compare import compare
@@ -93,6 +93,20 @@ def test_every_row_and_curve_is_in_the_page(tmp_path):
         np.testing.assert_allclose(np.multiply(curve["step"]["x"], x), runs[0].curves["validation"][axis], rtol=1e-5)
     assert curve["seconds"].keys() == {"x", "y", "low", "high"}
     assert mamba["test"][1] < mamba["test"][0] < mamba["test"][2]
+
+
+def test_a_grid_has_a_panel_for_each_data_setting():
+    runs = [run for run in grid_sweep() if run.config["data"]["length"] != 128 or run.config["size"]["d_model"] != 64]
+    known = payload(compare(runs))
+    assert known["measures"] == {"mqar": "accuracy"} and known["sweeps"] == []
+    titles = ["length 64, pairs 4", "length 128, pairs 8", "length 256, pairs 16"]
+    assert [panel["title"] for panel in known["grids"]] == titles
+    panel = known["grids"][1]
+    assert (panel["data"], panel["axis"], panel["sizes"]) == ("mqar", "width (d_model)", [32, 64, 128])
+    lines = {known["groups"][line[0]]["model"]: line for line in panel["lines"]}
+    assert [line[1] for line in lines.values()] == [None, None]
+    means = [known["groups"][i]["accuracy"][0] for i in (lines["mamba"][0], lines["mamba"][2])]
+    assert means == pytest.approx([0.115, 0.999])
 
 
 def test_each_runs_configuration_can_be_read_back():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import MODELS, first_comparison, made_run
+from made_runs import MODELS, first_comparison, grid_sweep, made_run
 from PIL import Image
 
 from seqlab.analysis import report
@@ -266,6 +266,17 @@ def test_the_axis_is_switched(shown):
     assert shown.chart("Validation loss")["bands"] == 0
     shown.select("#cost", "training FLOPs")
     assert shown.chart("Test loss and what it cost")["x"] == "training FLOPs"
+
+
+def test_a_grid_shows_accuracy_against_the_size(browser, tmp_path):
+    path = report.write(compare(grid_sweep()), tmp_path)
+    browser.open(path)
+    chart = browser.chart("Sweep at length 128, pairs 8")
+    assert (chart["x"], chart["type"], chart["y"]) == ("width (d_model)", "log", "linear")
+    assert chart["points"] == 2
+    browser.select("#filter-model", "mamba")
+    assert browser.chart("Sweep at length 128, pairs 8")["points"] == 1
+    assert browser.complaints() == []
 
 
 def test_hovering_tells_a_point_and_dragging_zooms(shown):

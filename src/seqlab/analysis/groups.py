@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import Any
 
 from seqlab.analysis.runs import Run
+from seqlab.analysis.size_names import by_size_name
 from seqlab.analysis.statistics import Estimate, estimate
 
 __all__ = ["Estimate", "Group", "estimate", "flatten", "group", "repeated"]
@@ -116,7 +117,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for (data, model), family in families.items():
         settings = settings_that_vary([same[0] for same in family])
-        labels = labels_of(model, settings)
+        labels = labels_of(model, by_size_name(settings, [same[0] for same in family]))
         groups += [Group(*one) for one in zip(labels, repeat(model), repeat(data), settings, family)]
     return sorted(groups, key=order)
 

@@ -7,6 +7,8 @@ from seqlab.analysis.budgets import UNITS
 from seqlab.analysis.compare import Comparison, Difference
 from seqlab.analysis.difficulty import titles
 from seqlab.analysis.figures import NONE, duration, interval, mean, mean_and_std, scaled, scaled_bytes, signed
+from seqlab.analysis.grids import ENOUGH, PARAMETERS, grid_of, headline, sizes_needed
+from seqlab.analysis.groups import in_short
 from seqlab.analysis.rows import Row
 from seqlab.analysis.statistics import Estimate, estimate
 
@@ -102,9 +104,24 @@ def results_sheet(data: str, rows: Sequence[Row], comparison: Comparison) -> She
     return Sheet(f"{data}: results", headings, lines, notes=notes)
 
 
+def needed_sheets(rows: Sequence[Row]) -> list[Sheet]:
+    """The size that each model needs in each data setting, where accuracy was swept over both."""
+    grid = grid_of([row.group for row in rows])
+    if grid is None or headline(rows) != "accuracy":
+        return []
+    lines = sizes_needed(grid, {id(row.group): row.test["accuracy"] for row in rows})
+    size = PARAMETERS.get(grid.parameter, grid.parameter)
+    sizes = ", ".join(map(in_short, grid.sizes))
+    note = (
+        f"The smallest {size} of {sizes} with a mean test accuracy of at least {ENOUGH:g}; larger ones may have less. "
+        "Only completed runs count."
+    )
+    return [Sheet(f"{grid.data}: {size} needed", ["model", *grid.titles], lines, notes=[note])]
+
+
 def probe_sheets(data: str, rows: Sequence[Row]) -> list[Sheet]:
-    """Accuracy by difficulty, a sheet for each kind, and the targets; none where no run has such."""
-    found = []
+    """Sizes needed, accuracy by difficulty, a sheet for each kind, and the targets; none where no run has such."""
+    found = needed_sheets(rows)
     for title, values in titles([row.difficulty for row in rows]).items():
         curves = [row.difficulty.get(title, {}) for row in rows]
         lines = [

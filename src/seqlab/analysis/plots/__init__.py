@@ -21,6 +21,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     from seqlab.analysis.plots.difficulty import difficulty_figure
     from seqlab.analysis.plots.drawing import look
     from seqlab.analysis.plots.figures import Picture, cost_figure, loss_figure, position_figure
+    from seqlab.analysis.plots.grid import grid_figure
     from seqlab.analysis.plots.sweep import sweep_figure
 
     kinds: dict[str, Callable[[Picture, Path, str], list[Path]]] = {
@@ -28,6 +29,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         "cost": cost_figure,
         "position": position_figure,
         "sweep": sweep_figure,
+        "grid": grid_figure,
         "difficulty": difficulty_figure,
     }
     folder.mkdir(parents=True, exist_ok=True)

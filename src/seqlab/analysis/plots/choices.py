@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from seqlab.analysis.curves import is_number
+from seqlab.analysis.grids import PARAMETERS, Grid, grid_of, importance, in_order
 from seqlab.analysis.groups import Group, short_names
 from seqlab.analysis.rows import Row
 from seqlab.analysis.statistics import Estimate
@@ -22,16 +22,6 @@ COSTS = {
     "wall_seconds": "wall time (s)",
 }
 """What a loss can be held against: a row's attribute, and its axis."""
-
-PARAMETERS = {
-    "d_model": "width (d_model)",
-    "n_layers": "layers",
-    "n_heads": "attention heads",
-    "d_state": "state size (d_state)",
-    "length": "context length",
-    "lr": "learning rate",
-}
-"""Swept parameters in words, in the order of their panels; any other comes after them by its own name."""
 
 
 def validation_loss(group: Group) -> float:
@@ -85,12 +75,15 @@ class Series:
 def sweeps(groups: Sequence[Group]) -> dict[str, list[Series]]:
     """For each swept parameter a series for each model and data set that sweeps it.
 
-    All series of a model go through one base setting, the one that most others differ from in a single parameter (of
-    several such, the best on validation). Nothing is picked among the rest, so no series is flattered by a search.
+    Groups that form a grid over data settings and sizes have a picture of their own and no series. All series of a
+    model go through one base setting, the one that most others differ from in a single parameter (of several such, the
+    best on validation). Nothing is picked among the rest, so no series is flattered by a search.
     """
     families: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    in_grids = {(grid.data, model) for grid in grids(groups) for model in grid.models}
     for group in groups:
-        families[group.data, group.model].append(group)
+        if (group.data, group.model) not in in_grids:
+            families[group.data, group.model].append(group)
     found: dict[str, list[Series]] = defaultdict(list)
     for family in families.values():
         for series in family_series(family):
@@ -99,8 +92,20 @@ def sweeps(groups: Sequence[Group]) -> dict[str, list[Series]]:
     return {name: found[name] for name in [*known, *sorted(set(found) - set(known))]}
 
 
+def grids(groups: Sequence[Group]) -> list[Grid]:
+    """The grid of each data set that has one."""
+    by_data: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        by_data[group.data].append(group)
+    return [grid for same in by_data.values() if (grid := grid_of(same)) is not None]
+
+
 def family_series(family: Sequence[Group]) -> list[Series]:
-    """The series of the groups of one model on one data set."""
+    """The series of the groups of one model on one data set.
+
+    Where some groups are in none, settings vary together (a small, a wide and a deep size); two groups that happen to
+    differ in one of them are then no sweep, and only series of three and more count.
+    """
     parameters = joint_parameters(family)
     if not parameters:
         return []
@@ -118,8 +123,12 @@ def family_series(family: Sequence[Group]) -> list[Series]:
     reach = {place: neighbours(place) for place in range(len(family))}
     base = min(reach, key=lambda place: (-sum(map(len, reach[place].values())), validation_loss(family[place])))
     short = short_names([key for keys in parameters for key in keys])
+    reached = len({base, *(place for others in reach[base].values() for place in others)})
+    fewest = 2 if reached == len(family) else 3
     series = []
     for i, others in reach[base].items():
+        if len(others) + 1 < fewest:
+            continue
         key, *follows = parameters[i]
         members = sorted((family[place] for place in {base, *others}), key=lambda group: in_order(group.settings[key]))
         values = tuple(group.settings[key] for group in members)
@@ -138,14 +147,4 @@ def joint_parameters(family: Sequence[Group]) -> list[list[str]]:
         if any(pattern):
             together[pattern].append(key)
 
-    order = list(PARAMETERS)
-
-    def importance(key: str) -> tuple[int, str]:
-        name = key.split(".")[-1]
-        return order.index(name) if name in PARAMETERS else len(order), name
-
-    return [sorted(keys, key=importance) for keys in together.values()]
-
-
-def in_order(value: Any) -> tuple[int, float, str]:
-    return (0, value, "") if is_number(value) else (1, 0.0, str(value))
+    return [sorted(keys, key=lambda key: (importance(key), key.split(".")[-1])) for keys in together.values()]

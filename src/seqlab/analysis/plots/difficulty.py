@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter
 
 from seqlab.analysis.difficulty import Curve, numbers_of, titles
-from seqlab.analysis.plots.drawing import WIDTH, finish, flatten, linestyle, plain, save, short_number
+from seqlab.analysis.plots.drawing import WIDTH, draw_estimates, finish, flatten, plain, save, short_number
 from seqlab.analysis.plots.figures import INTERVAL, Picture
 from seqlab.analysis.plots.style import Style
 from seqlab.analysis.plots.sweep import MOST_NAMED, places_of
@@ -51,11 +51,8 @@ def draw_panel(axes: Axes, values: Sequence[str], curves: Sequence[tuple[Curve, 
     place = dict(zip(values, places, strict=True))
     for curve, style in curves:
         drawn = {value: curve[value] for value in values if value in curve}
-        means = [one.mean for one in drawn.values()]
-        below = [0.0 if one.low is None else one.mean - max(one.low, 0.0) for one in drawn.values()]
-        above = [0.0 if one.high is None else min(one.high, 1.0) - one.mean for one in drawn.values()]
-        look = {"color": style.colour, "linestyle": linestyle(style), "marker": style.marker, "markersize": 3}
-        axes.errorbar([place[value] for value in drawn], means, [below, above], elinewidth=0.9, capsize=2, **look)
+        x = [place[value] for value in drawn]
+        draw_estimates(axes, x, list(drawn.values()), style, share=True, markersize=3)
 
 
 def short_power(value: float) -> str:

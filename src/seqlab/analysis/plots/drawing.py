@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from seqlab.analysis.plots.bands import Band
 from seqlab.analysis.plots.style import Style
+from seqlab.analysis.statistics import Estimate
 
 WIDTH = 7.0
 """Inches: the text of a page in two columns; letters are of the size of its footnotes."""
@@ -72,6 +73,18 @@ def draw_band(axes: Axes, band: Band, style: Style) -> None:
     axes.plot(band.x, band.mean, marker=style.marker if len(band.x) == 1 else None, **look)
     if band.n > 1:
         axes.fill_between(band.x, band.low, band.high, color=style.colour, alpha=0.2, linewidth=0, zorder=2)
+
+
+def draw_estimates(
+    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], style: Style, *, share: bool = False, **more: Any
+) -> None:
+    """Means as a line with markers and the intervals as bars; bars of a share end at 0 and 1."""
+    low, high = (0.0, 1.0) if share else (-np.inf, np.inf)
+    means = [one.mean for one in estimates]
+    below = [0.0 if one.low is None else one.mean - max(one.low, low) for one in estimates]
+    above = [0.0 if one.high is None else min(one.high, high) - one.mean for one in estimates]
+    look = {"color": style.colour, "linestyle": linestyle(style), "marker": style.marker, **more}
+    axes.errorbar(x, means, [below, above], elinewidth=0.9, capsize=2, **look)
 
 
 def draw_background(axes: Axes, curves: Sequence[Band], styles: Sequence[Style]) -> None:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from seqlab.analysis.grids import headline
 from seqlab.analysis.groups import Group
 from seqlab.analysis.plots.bands import AXES, Band, bands, loss_by_position
 from seqlab.analysis.plots.choices import COSTS, cost_of, pareto_front, prominent
@@ -52,6 +53,21 @@ class Picture:
     @cached_property
     def test(self) -> list[Estimate]:
         return [row.test["loss"] for row in self.rows]
+
+    @cached_property
+    def headline(self) -> str:
+        """The metric that the data is judged by."""
+        return headline(self.rows)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether that metric lies between 0 and 1."""
+        return self.headline != "loss"
+
+    @cached_property
+    def headlines(self) -> dict[int, Estimate]:
+        """Each group's test metric that the data is judged by, by the group's ``id``."""
+        return {id(row.group): row.test[self.headline] for row in self.rows}
 
     @cached_property
     def prominent(self) -> list[int]:

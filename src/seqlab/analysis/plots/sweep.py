@@ -9,15 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from seqlab.analysis.curves import is_number
+from seqlab.analysis.grids import PARAMETERS, in_order
 from seqlab.analysis.groups import in_short
-from seqlab.analysis.plots.choices import PARAMETERS, Series, in_order, sweeps
+from seqlab.analysis.plots.choices import Series, sweeps
 from seqlab.analysis.plots.drawing import (
     WIDTH,
+    draw_estimates,
     finish,
     flatten,
     format_axis,
     legend_handle,
-    linestyle,
     plain,
     save,
     wide,
@@ -31,7 +32,7 @@ MOST_NAMED = 10
 
 
 def sweep_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
-    """Final test loss against each swept parameter, for each model that sweeps it."""
+    """Final test loss, or accuracy where the data has it, against each swept parameter."""
     found = dict(list(sweeps(picture.groups).items())[:MOST_PANELS])
     if not found:
         return []
@@ -46,12 +47,19 @@ def sweep_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
         draw_series(axes, picture, series, looks)
     for axes in panels[len(found) :]:
         axes.remove()
-    for axes in panels[: len(found) : columns]:
-        axes.set_ylabel("test loss")
+    value_axis(picture, panels[: len(found) : columns])
     several = any(len(one.runs) > 1 for series in found.values() for one in series[0].groups)
     caption = f"{picture.data}. {picture.seeds()}{'; ' + INTERVAL if several else ''}. {bases(found)}"
     finish(figure, [(legend_handle(looks[model], marker=True), model) for model in models], caption)
     return save(figure, folder, name, caption)
+
+
+def value_axis(picture: Picture, first: Sequence[Axes]) -> None:
+    """The axis that panels share, named at the first of each row."""
+    for axes in first:
+        axes.set_ylabel("accuracy" if picture.is_share else "test loss")
+    if picture.is_share:
+        first[0].set_ylim(-0.03, 1.03)
 
 
 def bases(found: dict[str, list[Series]]) -> str:
@@ -71,16 +79,10 @@ def draw_series(axes: Axes, picture: Picture, series: Sequence[Series], looks: d
     values = sorted({value_key(value) for one in series for value in one.values}, key=lambda pair: in_order(pair[1]))
     places = places_of(axes, [value for _, value in values])
     place = {name: x for (name, _), x in zip(values, places, strict=True)}
-    losses = {id(group): loss for group, loss in zip(picture.groups, picture.test, strict=True)}
     for one in series:
-        style = looks[one.model]
-        estimates = [losses[id(group)] for group in one.groups]
-        means = [loss.mean for loss in estimates]
-        below = [0.0 if loss.low is None else loss.mean - loss.low for loss in estimates]
-        above = [0.0 if loss.high is None else loss.high - loss.mean for loss in estimates]
-        look = {"color": style.colour, "linestyle": linestyle(style), "marker": style.marker}
+        estimates = [picture.headlines[id(group)] for group in one.groups]
         x = [place[value_key(value)[0]] for value in one.values]
-        axes.errorbar(x, means, [below, above], elinewidth=0.9, capsize=2, **look)
+        draw_estimates(axes, x, estimates, looks[one.model], share=picture.is_share)
     follows = sorted({name for one in series for name in one.follows})
     axes.set_xlabel(title_of(series[0].parameter, follows))
 
@@ -89,10 +91,13 @@ def value_key(value: Any) -> tuple[str, Any]:
     return in_short(value), value if is_number(value) else in_short(value)
 
 
-def places_of(axes: Axes, values: Sequence[Any]) -> Sequence[float]:
-    """Where each value stands on the axis: numbers to scale, anything else side by side; of few every one is named."""
+def places_of(axes: Axes, values: Sequence[Any], factor: float = 4) -> Sequence[float]:
+    """Where each value stands on the axis: numbers to scale, anything else side by side; of few every one is named.
+
+    Numbers that span the factor stand on a logarithmic axis.
+    """
     numbers = all(map(is_number, values))
-    log = numbers and wide(values, 4)
+    log = numbers and wide(values, factor)
     places = list(values) if numbers else list(range(len(values)))
     axes.margins(x=0.12)
     if numbers and len(values) > MOST_NAMED:

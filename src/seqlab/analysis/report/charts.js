@@ -8,6 +8,10 @@ const charts = [
   ...known.sweeps.map((sweep) => {
     return { title: `Sweep: ${sweep.parameter}`, small: true, build: () => sweepChart(sweep) };
   }),
+  ...known.grids.map((panel) => {
+    const title = several ? `Sweep at ${panel.title} (${panel.data})` : `Sweep at ${panel.title}`;
+    return { title, small: true, build: () => gridChart(panel) };
+  }),
   ...known.difficulties.map((one) => {
     const title = several ? `Accuracy ${one.title} (${one.data})` : `Accuracy ${one.title}`;
     return { title, small: true, build: () => difficultyChart(one) };

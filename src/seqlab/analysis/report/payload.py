@@ -12,9 +12,10 @@ from numpy import ndarray
 from seqlab import __version__
 from seqlab.analysis.compare import Comparison
 from seqlab.analysis.difficulty import numbers_of, titles
+from seqlab.analysis.grids import PARAMETERS, headline
 from seqlab.analysis.groups import Group, flatten, in_short
 from seqlab.analysis.plots.bands import AXES, Band, bands, loss_by_position
-from seqlab.analysis.plots.choices import COSTS, PARAMETERS, best_of_models, cost_of, prominent, sweeps
+from seqlab.analysis.plots.choices import COSTS, best_of_models, cost_of, grids, prominent, sweeps
 from seqlab.analysis.plots.style import architecture, styles
 from seqlab.analysis.report.cells import columns_of, extra_tables
 from seqlab.analysis.rows import Row
@@ -64,7 +65,9 @@ def payload(comparison: Comparison) -> dict[str, Any]:
         "table": columns_of(comparison, [place[id(row.group)] for row in comparison.rows]),
         "extra": extra_tables(comparison),
         "groups": described(groups, [rows[id(group)] for group in groups]),
+        "measures": {data: measure_of(rows) for data, rows in by_data(comparison.rows).items()},
         "sweeps": described_sweeps(groups, place),
+        "grids": described_grids(groups, place),
         "difficulties": described_difficulties(comparison.rows, place),
         "runs": [[str(run.folder), i, run.summary["seed"]] for i, group in enumerate(groups) for run in group.runs],
         "settings": settings_of(runs),
@@ -90,6 +93,7 @@ def described(groups: Sequence[Group], rows: Sequence[Row]) -> list[dict[str, An
             "seeds": len(group.runs),
             "costs": {key: cost_of(row, key) for key in COSTS},
             "test": described_estimate(row.test["loss"]),
+            "accuracy": described_estimate(row.test["accuracy"]) if "accuracy" in row.test else None,
             "curves": {split: described_curves(bands(group, split, points)) for split in ("train", "validation")},
             "position": described_band(loss_by_position(group)),
         }
@@ -161,6 +165,34 @@ def described_sweeps(groups: Sequence[Group], place: dict[int, int]) -> list[dic
             ],
         }
         for parameter, series in sweeps(groups).items()
+    ]
+
+
+def by_data(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return {data: [row for row in rows if row.group.data == data] for data in {row.group.data for row in rows}}
+
+
+def measure_of(rows: Sequence[Row]) -> str:
+    """Which of a group's estimates its data is judged by: ``accuracy`` or ``test`` (the loss)."""
+    return "test" if headline(rows) == "loss" else headline(rows)
+
+
+def described_grids(groups: Sequence[Group], place: dict[int, int]) -> list[dict[str, Any]]:
+    """A panel for each data setting of each grid: by model its group at each size, ``None`` without a run."""
+    return [
+        {
+            "data": grid.data,
+            "title": title,
+            "axis": PARAMETERS.get(grid.parameter, grid.parameter),
+            "sizes": list(grid.sizes),
+            "lines": [
+                [place[id(line[size])] if size in line else None for size in grid.sizes]
+                for model in grid.models
+                if (line := grid.line(model, title))
+            ],
+        }
+        for grid in grids(groups)
+        for title in grid.titles
     ]
 
 

@@ -1,19 +1,20 @@
-// Charts of results: test losses against what they cost and against a swept parameter, accuracy against difficulty.
+// Charts of results: test losses against what they cost, losses or accuracies against swept parameters and difficulty.
 
-function errorBars(group) {
-  const [mean, low, high] = group.test;
+const MEASURES = { test: "test loss", accuracy: "accuracy" };
+
+function errorBars([mean, low, high]) {
   return low === null || !isOn("bands") ? null : [high - mean, mean - low];
 }
 
-function pointTrace(items, colour, more) {
-  const bars = items.map(({ group }) => errorBars(group));
+function pointTrace(items, colour, more, measure = "test") {
+  const bars = items.map(({ group }) => errorBars(group[measure]));
   const label = ({ group }) => {
-    const [, low, high] = group.test;
+    const [, low, high] = group[measure];
     return [plain(group.label), low === null ? "one seed" : `${low.toPrecision(5)} to ${high.toPrecision(5)}`];
   };
   return {
     x: items.map((item) => item.x),
-    y: items.map(({ group }) => group.test[0]),
+    y: items.map(({ group }) => group[measure][0]),
     customdata: items.map(label),
     error_y: {
       type: "data",
@@ -25,9 +26,15 @@ function pointTrace(items, colour, more) {
       width: 3,
       visible: bars.some(Boolean),
     },
-    hovertemplate: "<b>%{customdata[0]}</b><br>test loss %{y:.4~f} (%{customdata[1]})<extra></extra>",
+    hovertemplate: `<b>%{customdata[0]}</b><br>${MEASURES[measure]} %{y:.4~f} (%{customdata[1]})<extra></extra>`,
     ...more,
   };
+}
+
+function measureAxis(measure) {
+  const share = measure === "accuracy";
+  const more = { exponentformat: "none", ...(share ? { range: [-0.03, 1.03] } : {}) };
+  return axisLayout(MEASURES[measure], isOn("log-y") && !share, more);
 }
 
 // The points that no other beats at the same cost or less.
@@ -66,6 +73,7 @@ function costChart() {
 function sweepChart(sweep) {
   const shown = new Set(shownGroups());
   const data = chartData();
+  const measure = known.measures[data];
   // A series is one thing: it is shown whole if any of its groups' models passes, so that no value is left out.
   const series = sweep.series.filter((one) => one.data === data && passes(groups[one.base]) &&
     groups.some((group, i) => shown.has(i) && group.model === one.model));
@@ -78,15 +86,32 @@ function sweepChart(sweep) {
     const items = one.groups.map((i, place) => ({ group: groups[i], x: x[place] }));
     const colour = visible(groups[one.base].colour);
     const marker = { color: colour, size: 7, symbol: SYMBOLS[groups[one.base].marker] };
-    return pointTrace(items, colour, { mode: "lines+markers", line: { color: colour, width: 2 }, marker });
+    return pointTrace(items, colour, { mode: "lines+markers", line: { color: colour, width: 2 }, marker }, measure);
   });
   const follows = distinct(series.flatMap((one) => one.follows));
   const title = plain(sweep.title) + (follows.length ? `<br>with ${plain(follows.join(", "))}` : "");
   const places = numeric ? values : values.map((_, i) => i);
   const every = { tickvals: places, ticktext: values.map((value) => plain(String(value))) };
   const ticks = numeric && values.length > 10 ? {} : every;
-  const y = axisLayout("test loss", isOn("log-y"), { exponentformat: "none" });
-  return { traces, layout: layoutOf(axisLayout(title, log, ticks), y, sweep.parameter), count: series.length };
+  const layout = layoutOf(axisLayout(title, log, ticks), measureAxis(measure), sweep.parameter);
+  return { traces, layout, count: series.length };
+}
+
+// One data setting of a sweep over several. Like a series, a model's line is shown whole.
+function gridChart(panel) {
+  const models = new Set(shownGroups().map((i) => groups[i].model));
+  const lines = panel.lines.filter((line) => panel.data === chartData() &&
+    line.some((i) => i !== null && passes(groups[i]) && models.has(groups[i].model)));
+  const measure = known.measures[panel.data];
+  const traces = lines.map((line) => {
+    const items = line.map((i, at) => ({ group: groups[i], x: panel.sizes[at] })).filter(({ group }) => group);
+    const colour = visible(items[0].group.colour);
+    const marker = { color: colour, size: 7, symbol: SYMBOLS[items[0].group.marker] };
+    return pointTrace(items, colour, { mode: "lines+markers", line: { color: colour, width: 2 }, marker }, measure);
+  });
+  const ticks = { tickvals: panel.sizes, ticktext: panel.sizes.map(String) };
+  const x = axisLayout(plain(panel.axis), panel.sizes[0] > 0, panel.sizes.length > 10 ? {} : ticks);
+  return { traces, layout: layoutOf(x, measureAxis(measure), panel.title), count: lines.length };
 }
 
 function difficultyChart(one) {

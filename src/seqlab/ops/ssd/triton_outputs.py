@@ -55,7 +55,7 @@ def outputs_kernel(
     rest = L - here
     B_ptr += batch * B_sb + here * B_st + group * B_sg
     C_ptr += batch * C_sb + here * C_st + group * C_sg
-    products, _, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
+    products, _B, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
 
     for head in range(first_head, first_head + SHARE):
         first = (batch * H + head) * K * T + here
