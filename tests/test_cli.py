@@ -1,6 +1,7 @@
 """What people meet: the table, the run folder, resuming, and messages for mistakes, through the real entry point."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -354,6 +355,15 @@ def test_help_and_cfg(environment, tmp_path):
     composed = script("model=lstm", "--cfg", "job", environment=environment, folder=tmp_path)
     assert composed.returncode == 0, composed.stderr
     assert "seqlab.models.mixers.LSTM" in composed.stdout
+
+
+def test_help_that_nobody_reads_to_its_end(environment, tmp_path):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_sweep(train, environment, tmp_path):

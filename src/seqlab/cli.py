@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         status: Any = 0
     except SystemExit as ending:
         status = ending.code or 0
+    except BrokenPipeError:  # whoever read the output has seen enough, as in --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        status = 128 + signal.SIGPIPE
     except Exception as error:
         status = report(error, debug="debug=true" in map(str.lower, sys.argv))
     except KeyboardInterrupt:
