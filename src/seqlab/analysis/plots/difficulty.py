@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter
 
 from seqlab.analysis.difficulty import Curve, numbers_of, titles
+from seqlab.analysis.plots.choices import grids
 from seqlab.analysis.plots.drawing import WIDTH, draw_estimates, finish, flatten, plain, save, short_number
 from seqlab.analysis.plots.figures import INTERVAL, Picture
 from seqlab.analysis.plots.style import Style
@@ -18,7 +19,12 @@ HALF = 0.55
 
 
 def difficulty_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
-    """Test accuracy by slice of the test split and at each further test, a line for each model."""
+    """Test accuracy by slice of the test split and at each further test, a line for each model.
+
+    Not for a grid: its places have data of their own, and models would be drawn at different ones.
+    """
+    if grids([row.group for row in picture.rows]):
+        return []
     shown = picture.prominent
     found = titles([picture.rows[i].difficulty for i in shown])
     if not found:
