@@ -48,6 +48,17 @@ def assert_all_close(
         assert difference <= tolerance * norm, f"{name}: relative error {difference / (norm or 1):.1e}"
 
 
+def step_sizes(kind: str, *shape: int) -> Tensor:
+    """Step sizes as a model has them, or such as break quotients of decays and differences of their logarithms."""
+    if kind == "huge":  # every decay underflows, in float64 too
+        return 1e4 * (1 + torch.rand(shape))
+    if kind == "tiny":  # no decay is told from one
+        return 1e-7 * (1 + torch.rand(shape))
+    if kind == "mixed":
+        return 10 ** (torch.rand(shape) * 8 - 6)
+    return torch.rand(shape)
+
+
 def weighted_sum(outputs: Iterable[Tensor]) -> Tensor:
     """A random combination of all elements of all outputs, its weights the same in every dtype and on every device."""
     generator = torch.Generator().manual_seed(1)

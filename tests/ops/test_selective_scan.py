@@ -20,6 +20,7 @@ from comparison import (
     restrided,
     results,
     skip_unless_available,
+    step_sizes,
     weighted_sum,
 )
 from hypothesis import HealthCheck, given, settings
@@ -40,17 +41,6 @@ INTERPRETED = 4
 """Positions, in all sequences together, that Triton's interpreter may take in a test that all backends share: they
 last 0.1 s each. What it is held to besides is in TestTritonInterpreted."""
 HALF = (torch.bfloat16, torch.float16)
-
-
-def step_sizes(kind: str, *shape: int) -> Tensor:
-    """Step sizes as a model has them, or such as break a scan that divides by its decays."""
-    if kind == "huge":  # every decay underflows, in float64 too
-        return 1e4 * (1 + torch.rand(shape))
-    if kind == "tiny":  # no decay is told from one
-        return 1e-7 * (1 + torch.rand(shape))
-    if kind == "mixed":
-        return 10 ** (torch.rand(shape) * 8 - 6)
-    return torch.rand(shape)
 
 
 def make_arguments(

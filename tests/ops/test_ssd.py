@@ -15,6 +15,7 @@ from comparison import (
     numbered,
     results,
     skip_unless_available,
+    step_sizes,
     weighted_sum,
 )
 from torch import Tensor
@@ -31,17 +32,6 @@ SIZE = (2, 77, 4, 5, 2, 7)
 """Batch, length, heads, channels of a head, groups, states: some chunks, the last not whole, and tiles not filled."""
 INTERPRETED_SIZE = (1, 70, 2, 5, 1, 37)
 """The same for Triton's interpreter, which takes about 50 ms for each head and chunk."""
-
-
-def step_sizes(kind: str, *shape: int) -> Tensor:
-    """Step sizes as a model has them, or such as break sums of logarithms and differences of such sums."""
-    if kind == "huge":  # every decay underflows, in float64 too
-        return 1e4 * (1 + torch.rand(shape))
-    if kind == "tiny":  # no decay is told from one
-        return 1e-7 * (1 + torch.rand(shape))
-    if kind == "mixed":
-        return 10 ** (torch.rand(shape) * 8 - 6)
-    return torch.rand(shape)
 
 
 def make_arguments(
@@ -412,7 +402,9 @@ class TestOnGPU:
     """The sizes that models have."""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize("sizes", [(8, 64, 1, 64), (4, 128, 2, 128), (2, 96, 1, 256), (3, 200, 1, 16)])
+    @pytest.mark.parametrize(
+        "sizes", [(8, 64, 1, 64), (4, 128, 2, 128), (2, 96, 1, 256), (3, 200, 1, 16), (4, 16, 1, 64), (4, 32, 1, 128)]
+    )
     @kernel_test
     def test_sizes_of_models(self, dtype, sizes):
         compare(make_arguments(2, 333, *sizes, dtype=dtype, device="cuda"), "triton", dt_softplus=True)
@@ -436,7 +428,7 @@ class TestContract:
         assert resolve_backend("auto", "cpu", torch.float64) == "parallel"
 
     def test_a_backend_asked_for_by_name_is_not_replaced(self):
-        with pytest.raises(ValueError, match="accumulates in float32, not enough for torch"):
+        with pytest.raises(ValueError, match="sums in float32, not enough for torch"):
             ssd(**make_arguments(1, 2, 2, 2, 1, 2, dtype=torch.float64), backend="triton")
         with pytest.raises(ValueError, match="no backend 'fused'; choose one of auto, triton, parallel, reference"):
             ssd(**make_arguments(1, 2, 2, 2, 1, 2), backend="fused")
@@ -472,6 +464,18 @@ class TestContract:
         skip_unless_available(PACKAGE, "triton", "cpu", torch.float32)
         with pytest.raises(ValueError, match="takes d_state up to 256, not 257"):
             ssd(**make_arguments(1, 1, 1, 1, 1, triton.MOST_STATES + 1), backend="triton")
+
+    @pytest.mark.parametrize("narrow", [False, True])
+    @pytest.mark.parametrize("kernel", ["states", "outputs", "inputs", "projections"])
+    def test_a_tile_is_one_that_the_kernels_can_run(self, kernel, narrow, monkeypatch):
+        """tile_of holds its tiles to what the kernels assume: for heads of all sizes, and whatever the table says."""
+        for d_head, d_state in itertools.product((1, 5, 16, 17, 32, 64, 200), (1, 16, 17, 64, 128, triton.MOST_STATES)):
+            tile = triton.tile_of(kernel, narrow, d_head, d_state)
+            assert max(d_head, 4 * tile.warps) > tile.P // 2  # no more is padded than has to be
+        for wrong in (triton.Tile(16, 256, 8, 1), triton.Tile(48, 256, 4, 1), triton.Tile(64, 24, 4, 1)):
+            monkeypatch.setitem(triton.NARROW if narrow else triton.WIDE, kernel, wrong)
+            with pytest.raises(AssertionError, match=kernel):
+                triton.tile_of(kernel, narrow, 64, 64)
 
     def test_flops_of_one_position_by_hand(self):
         """P = 2, N = 3: exp(dt A) 2, dt x 2, times B 6, a h + x 12, C h 6 products and 4 sums."""

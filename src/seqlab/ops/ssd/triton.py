@@ -27,7 +27,13 @@ MOST_STATES = 256
 
 
 class Tile(NamedTuple):
-    """What a kernel with matrix products takes at a time, and how it runs."""
+    """What a kernel with matrix products takes at a time, and how it runs.
+
+    What the kernels assume of it, held to in ``tile_of``: sides are powers of two from 16 on, as a matrix product has
+    them; "projections" has no loop over states, so its N reaches to all of them; and P is 4 channels a warp at least,
+    also where a head has fewer. With 16 for the 8 warps of "inputs", and at the same time more warps for the others, a
+    run on an H200 ended in an illegal access, though every address in that code is in bounds.
+    """
 
     P: int  # channels of a head, at most
     N: int  # states, at most
@@ -49,15 +55,15 @@ WIDE = {
     "inputs": Tile(32, 32, 8, 1),
     "projections": Tile(32, MOST_STATES, 8, 2),
 }
-"""The same for float32, whose rows of B and C are too wide to stay in registers: the products over N take 32 of them at
-a time, from memory."""
+"""The same for float32, whose rows of B and C are too wide to stay in registers: the products over N take 32 of
+them at a time, from memory."""
 
 PRECISION = "tf32x3"
 """How float32 is multiplied: on tensor cores, as three products of factors cut in two, which keeps about 21 of its 24
 bits. With exact ones, which tensor cores do not have, the kernels were no faster than ``parallel``."""
 
 CHUNK = 64
-"""Positions of a chunk."""
+"""Positions of a chunk, a power of two from 16 on."""
 
 
 class Plan(NamedTuple):
@@ -86,6 +92,16 @@ def _ceil(a: int, b: int) -> int:
 def _power(n: int) -> int:
     """The power of two from n on; a matrix product has sides of 16 at least."""
     return max(16, 1 << (n - 1).bit_length())
+
+
+def tile_of(kernel: str, narrow: bool, d_head: int, d_state: int) -> Tile:
+    """The tile for heads of these sizes."""
+    most = (NARROW if narrow else WIDE)[kernel]
+    tile = most._replace(P=min(max(_power(d_head), 4 * most.warps), most.P), N=min(_power(d_state), most.N))
+    assert all(side == _power(side) for side in (CHUNK, tile.P, tile.N)), f"{kernel}: {CHUNK}, {tile}"
+    assert 4 * tile.warps <= tile.P, f"{kernel}: too many warps for {tile}"
+    assert kernel != "projections" or d_state <= tile.N, f"{kernel}: {tile} leaves states out"
+    return tile
 
 
 def plan(inputs: Inputs) -> Plan:
@@ -138,13 +154,13 @@ class _Staged:
 
     def constants(self, kernel: str) -> dict[str, Any]:
         """What a kernel with matrix products is compiled for."""
-        tile = (NARROW if self.plan.narrow else WIDE)[kernel]
+        tile = tile_of(kernel, self.plan.narrow, self.d_head, self.d_state)
         return {
             "P": self.d_head,
             "N": self.d_state,
             "T": self.plan.T,
-            "BP": min(_power(self.d_head), tile.P),
-            "BN": min(_power(self.d_state), tile.N),
+            "BP": tile.P,
+            "BN": tile.N,
             "DOT": triton.language.bfloat16 if self.dot == torch.bfloat16 else triton.language.float32,
             "PRECISION": PRECISION,
             "num_warps": tile.warps,

@@ -40,7 +40,7 @@ def inputs_kernel(
     (3, Bt K, H), the chunk's part of the gradients by A, D and the bias.
     """
     chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    first_head = tl.program_id(1) * SHARE
+    first_head = tl.program_id(1).to(tl.int64) * SHARE
     group = first_head // HEADS
     t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
     rest = L - here
@@ -127,7 +127,8 @@ def projections_kernel(
 
     BACK: dC, the sum over its heads of exp(s_i) h^T dy_i, and over j of pairs_ij B_j; x is dy then, other B and not C.
     """
-    chunk, group, batch = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)
     t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
     rest = L - here
     total = tl.zeros([T, BN], tl.float32)

@@ -49,7 +49,7 @@ def outputs_kernel(
 ):  # fmt: skip
     """y of one chunk for SHARE heads of a group: sum over j of (C_i B_j) M_ij u_j + exp(s_i) h C_i + D x_i."""
     chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    first_head = tl.program_id(1) * SHARE
+    first_head = tl.program_id(1).to(tl.int64) * SHARE
     group = first_head // HEADS
     t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
     rest = L - here

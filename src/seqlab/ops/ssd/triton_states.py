@@ -49,7 +49,7 @@ def decays_kernel(
 ):  # fmt: skip
     """Step sizes and s of one chunk, BH heads at a time. The sums are in float64."""
     chunk, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    h = tl.program_id(1) * BH + tl.arange(0, BH)
+    h = tl.program_id(1).to(tl.int64) * BH + tl.arange(0, BH)
     t = chunk * T + tl.arange(0, T)
     inside = (t[:, None] < L) & (h[None, :] < H)
     place = dt_ptr + batch * dt_sb + t[:, None].to(tl.int64) * dt_st + h[None, :] * dt_sh
@@ -89,7 +89,7 @@ def states_kernel(
     HEADS share a group. Grid (K, tiles H, Bt).
     """
     chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    tile, head = tl.program_id(1) // H, tl.program_id(1) % H
+    tile, head = tl.program_id(1) // H, (tl.program_id(1) % H).to(tl.int64)
     p = tile // tl.cdiv(N, BN) * BP + tl.arange(0, BP)
     n = tile % tl.cdiv(N, BN) * BN + tl.arange(0, BN)
     t = tl.arange(0, T)
