@@ -75,6 +75,16 @@ def test_a_recurrent_model_is_measured_at_any_length(train):
     assert 0 <= job.summary["data_wait_share"] <= 1
 
 
+def test_one_that_ends_the_run_leaves_the_results_of_the_test_split(train, monkeypatch):
+    def stopped(fit):
+        raise Interrupted(signal.SIGTERM, 2, fit.folder)
+
+    monkeypatch.setattr(further_tests, "measure", stopped)
+    summary = train("model=mamba", *SMALL, small=False).summary
+    assert summary["status"] == "interrupted"
+    assert summary["test"]["loss"] > 0 and summary["further_tests"] == {}
+
+
 def test_a_mistyped_target_is_refused_before_anything_is_built(train, targets, capsys):
     job = train(*targets({"test.acuracy": {"at_least": 1.0}}), *SMALL, small=False)
     assert job.status == 2
@@ -102,7 +112,10 @@ class OneTest:
 
 def test_one_too_large_for_the_memory_costs_the_others_nothing(caplog):
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-    found = further_tests.measure(OneTest({"length=8": {"loss": 1.0}, "length=64": full, "length=16": {"loss": 2.0}}))
+    refused = RuntimeError("a kernel that takes no more")
+    endings = {"length=8": {"loss": 1.0}, "length=64": full, "length=32": refused, "length=16": {"loss": 2.0}}
+    found = further_tests.measure(OneTest(endings))
+    assert found["length=32"] == {"error": "a kernel that takes no more"}
     assert found["length=8"] == {"loss": 1.0}
     assert found["length=16"] == {"loss": 2.0}
     assert found["length=64"]["error"].startswith("memory=the GPU's: there is not enough for another 20.00 GiB")

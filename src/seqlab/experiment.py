@@ -28,6 +28,7 @@ from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
+from seqlab.training.evaluate import Evaluation
 from seqlab.training.loggers import MetricsFile, NoLogger
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
@@ -148,30 +149,33 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
     try:
         with StopRequest() as stop:
             fit.run(record, stop)
-            test, progress = fit.test(), progress_of(fit)
-            further = further_tests.measure(fit)
+            test = fit.test()
+            summary |= progress_of(fit) | results_of(fit, test)
+            facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
+            summary["further_tests"] = further_tests.measure(fit)
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
-        facts.write(folder, summary | progress_of(fit) | {"status": status, "error": message_of(error)})
+        facts.write(folder, progress_of(fit) | summary | {"status": status, "error": message_of(error)})
         raise
     finally:
         metrics_file.close()
         logger.close(status)
-    results = {
+    summary |= {"status": status, "targets": targets.judged(targets_of(cfg), summary)}
+    facts.write(folder, summary)
+    return summary
+
+
+def results_of(fit: Fit, test: Evaluation) -> facts.Summary:
+    """What a run has reached when its test split has been read."""
+    load = expert_load(fit.model)
+    return {
         "best_validation": fit.counters.best_metrics,
         "test": test.metrics,
         "test_loss_by_position": test.loss_by_position,
         "test_slices": test.slices,
-        "further_tests": further,
-    }
-    load = expert_load(fit.model)
-    if load is not None:
-        results["expert_load"] = load._asdict()
-    summary |= progress | results | {"status": status}
-    summary["targets"] = targets.judged(targets_of(cfg), summary)
-    facts.write(folder, summary)
-    return summary
+        "further_tests": {},
+    } | ({} if load is None else {"expert_load": load._asdict()})
 
 
 def targets_of(cfg: DictConfig) -> dict[str, Any] | None:

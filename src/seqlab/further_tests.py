@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def measure(fit: Fit) -> dict[str, dict[str, Any]]:
     """For each further test set of the data its metrics, or ``error`` and why it could not be measured.
 
-    Why may be a model whose learned positions are too few, or memory.
+    Why may be a model whose learned positions are too few, memory, or a kernel that does not take so much.
     """
     names = getattr(fit.data, "further_tests", ())
     if not names:
@@ -30,9 +30,9 @@ def measured(fit: Fit, name: str, bar: ProgressBar) -> dict[str, Any]:
         return fit.evaluate(name, bar).metrics
     except Exception as error:
         foreseen = translate(error)
-        if not isinstance(foreseen, UserError):
+        if not isinstance(foreseen, UserError) and not isinstance(error, RuntimeError):
             raise
-        why = " ".join(str(foreseen).splitlines())
+        why = " ".join(str(foreseen or error).splitlines())
     log.warning("Further test %s cannot be measured: %s", name, why)
     if fit.device.type == "cuda":
         torch.cuda.empty_cache()  # so that a test after one too large finds what it left

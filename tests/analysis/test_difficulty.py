@@ -7,10 +7,10 @@ from made_runs import first_comparison, made_run, probe_comparison
 
 from seqlab.analysis import plots, tables
 from seqlab.analysis.compare import compare
-from seqlab.analysis.difficulty import accuracies, changes_of, in_order, titles
+from seqlab.analysis.difficulty import accuracies, changes_of, in_order, numbers_of, titles
 from seqlab.analysis.plots.difficulty import short_power
 from seqlab.analysis.report.payload import payload
-from seqlab.analysis.runs import check_results
+from seqlab.analysis.runs import check_results, loads
 from seqlab.analysis.sheets import sheets_of
 
 
@@ -131,3 +131,14 @@ def test_a_damaged_summary_is_refused(name, value):
     check_results(run.summary)
     with pytest.raises(ValueError, match=name):
         check_results(run.summary | {name: value})
+
+
+def test_numbers_that_are_not_finite_are_none():
+    assert loads('{"a": NaN, "b": -Infinity, "c": 1e999, "d": 1.5, "e": 2}') == {
+        "a": None,
+        "b": None,
+        "c": None,
+        "d": 1.5,
+        "e": 2,
+    }
+    assert numbers_of("inf") is None and numbers_of("8, nan") is None and numbers_of("8, 4") == (8.0, 4.0)

@@ -133,6 +133,16 @@ def test_over_seeds(values, words):
     assert one.published == 1.0
 
 
-@pytest.mark.parametrize("value", [1, ["x"], [{}], [{"metric": "a", "rule": {"x": 1}, "value": 1, "reached": True}]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        1,
+        ["x"],
+        [{}],
+        [{"metric": "a", "rule": {"x": 1}, "value": 1, "reached": True}],
+        [{"metric": "a", "rule": {"at_least": 1, "published": "high"}, "value": 1, "reached": True}],
+        [{"metric": "a", "rule": {"at_least": 1, "published": [1]}, "value": 1, "reached": True}],
+    ],
+)
 def test_what_a_damaged_summary_may_hold(value):
     assert not are_judged(value)

@@ -1,5 +1,6 @@
 """Accuracy against what makes a probe hard: slices of the test split, and test sets beyond training."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -45,11 +46,12 @@ def in_order(values: Sequence[str]) -> list[str]:
 
 
 def numbers_of(value: str) -> tuple[float, ...] | None:
-    """``(512.0, 64.0)`` of ``512, 64``; ``None`` where a part is no number."""
+    """``(512.0, 64.0)`` of ``512, 64``; ``None`` where a part is no finite number."""
     try:
-        return tuple(map(float, value.split(", ")))
+        numbers = tuple(map(float, value.split(", ")))
     except ValueError:
         return None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def titles(curves: Sequence[dict[str, Curve]]) -> dict[str, list[str]]:

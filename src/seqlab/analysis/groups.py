@@ -18,8 +18,9 @@ SECTIONS = ("data", "model", "trainer")
 
 WITHOUT_EFFECT = frozenset(
     {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
+    | {"data.tests", "data.n_further"}
 )
-"""Settings that tell where a run was and how it was watched, not what it did."""
+"""Settings that tell where a run was, how it was watched and what it was asked besides, not what it did."""
 
 WITHOUT_EFFECT_BELOW = ("data.download",)
 

@@ -1,6 +1,7 @@
 """Runs read back from the folders that they left; whatever cannot be compared is listed with its reason."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -135,10 +136,19 @@ def part(folder: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
         raise Damaged(f"{name} cannot be parsed ({str(error).splitlines()[0]})") from None
 
 
+def loads(text: str | bytes) -> Any:
+    """JSON in which a number that is not finite is nothing."""
+
+    def number(literal: str) -> float | None:
+        return value if math.isfinite(value := float(literal)) else None
+
+    return json.loads(text, parse_constant=lambda _: None, parse_float=number)
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     if not (folder / "summary.json").exists() and not (folder / "metrics.jsonl").exists():
         raise Foreign("no summary.json: a job that did not begin, or another project's")
-    summary = part(folder, "summary.json", json.loads)
+    summary = part(folder, "summary.json", loads)
     if not isinstance(summary, dict):
         raise Damaged("summary.json is no mapping")
     if not {"status", "model", "data", "seed"} & set(summary):

@@ -129,7 +129,7 @@ def are_judged(value: Any) -> bool:
     """Whether something read from a file is what ``judged`` gives."""
     try:
         return all(
-            bounds(one) and isinstance(one["value"], int | float | None) and isinstance(one["reached"], bool | None)
+            verdict(one) and isinstance(one["value"], int | float | None) and isinstance(one["reached"], bool | None)
             for one in value
         )
     except (TypeError, KeyError, ValueError):

@@ -93,7 +93,9 @@ class MixtureOfExperts(nn.Module):
         """Logits and p, (T, E) each, and for each token its experts and their gates, (T, k) each."""
         exact = nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False)
         with exact:
-            logits = self.router(tokens.to(self.router.weight.dtype))  # (T, E)
+            weight = self.router.weight
+            dtype = torch.promote_types(weight.dtype, torch.float32)  # of a model in bfloat16 too
+            logits = nn.functional.linear(tokens.to(dtype), weight.to(dtype))  # (T, E)
         p = logits.softmax(dim=-1)
         largest, experts = p.topk(self.top_k, dim=-1)
         gates = largest / largest.sum(dim=-1, keepdim=True) if self.top_k > 1 else largest

@@ -20,7 +20,8 @@ class Trainer:
         schedule: given step and total, the factor on the learning rate (``seqlab.training.schedule``).
         batch_size: windows in an update.
         steps, epochs, tokens: the budget, exactly one of them.
-        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole.
+        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole, but for the
+            auxiliary losses of experts, which are each part's own.
         clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
         precision: of the model's arithmetic; parameters are always float32.
         compile: train through ``torch.compile``.
