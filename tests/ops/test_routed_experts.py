@@ -14,8 +14,8 @@ from comparison import (
 )
 from torch import Tensor
 
-from seqlab.ops import routed_experts
-from seqlab.ops.routed_experts import BACKENDS, resolve_backend, triton
+from seqlab.ops import routed_experts, triton_support
+from seqlab.ops.routed_experts import BACKENDS, resolve_backend
 from seqlab.ops.routed_experts.groups import sort_by_expert
 from seqlab.ops.routed_experts.operator import FUSED
 
@@ -258,5 +258,5 @@ class TestArguments:
             routed_experts(**arguments)
 
     def test_auto_never_takes_the_interpreter(self, monkeypatch):
-        monkeypatch.setattr(triton, "_interpreted", lambda: True)
+        monkeypatch.setattr(triton_support, "interpreted", lambda: True)
         assert resolve_backend("auto", "cpu", torch.float32) == "grouped"
