@@ -148,7 +148,7 @@ def test_vanilla_layer_is_torchs_encoder_layer():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rotary_scores_depend_on_distance_alone(seed):
     """Su et al. 2021, equation 16."""
-    from seqlab.models.mixers.attention import rotate
+    from seqlab.models.mixers.rotary import rotate
 
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
@@ -157,3 +157,22 @@ def test_rotary_scores_depend_on_distance_alone(seed):
 
     torch.testing.assert_close(score(3, 1), score(103, 101), rtol=1e-4, atol=1e-5)
     assert not torch.isclose(score(3, 1), score(3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_turns_by_the_angle_a_million_positions_on(dtype):
+    """As complex numbers in float64, at a place whose angle float32 does not hold; an evaluation asks first."""
+    from seqlab.models.mixers.rotary import rotate
+
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    first, base = 2**20 - 2, 1_000.0
+    with torch.inference_mode():
+        rotate(x, first, base)
+    position = torch.arange(first, first + 5, dtype=torch.float64)[:, None]
+    angle = position * base ** (-torch.arange(4, dtype=torch.float64) / 4)
+    pairs = torch.complex(*x.detach().double().chunk(2, dim=-1)) * torch.polar(torch.ones_like(angle), angle)
+    turned = rotate(x, first, base)
+    turned.sum().backward()
+    assert turned.dtype == dtype
+    one_rounding = {"rtol": torch.finfo(dtype).eps, "atol": 1e-6}
+    torch.testing.assert_close(turned.double(), torch.cat((pairs.real, pairs.imag), dim=-1), **one_rounding)

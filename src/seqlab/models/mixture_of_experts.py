@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models.feedforward import swiglu_width
-from seqlab.ops.routed_experts import routed_experts, routed_experts_flops
+from seqlab.ops.routed_experts import resolve_backend, routed_experts, routed_experts_flops
 
 
 class ExpertMaps(nn.Module):
@@ -53,8 +53,10 @@ class MixtureOfExperts(nn.Module):
         balance_weight: of the loss that keeps the experts equally busy.
         z_weight: of the loss that keeps the logits small.
         dropout: on what the experts give together.
-        backend: of ``seqlab.ops.routed_experts``.
+        backend: one of ``seqlab.ops.routed_experts.BACKENDS``, or ``auto``.
     """
+
+    resolve_backend = staticmethod(resolve_backend)  # what ``experts_backend`` comes to on a device
 
     def __init__(
         self,
@@ -72,7 +74,8 @@ class MixtureOfExperts(nn.Module):
         if top_k > n_experts:
             rule = f"a token cannot visit more than the n_experts={n_experts} that there are"
             raise UserError("model.feedforward.top_k", top_k, rule, "Lower top_k or raise n_experts")
-        self.top_k, self.balance_weight, self.z_weight, self.backend = top_k, balance_weight, z_weight, backend
+        self.top_k, self.balance_weight, self.z_weight = top_k, balance_weight, z_weight
+        self.experts_backend = backend
         d_hidden = swiglu_width(d_ff)
         self.router = nn.Linear(d_model, n_experts, bias=False)
         self.in_proj = ExpertMaps(n_experts, d_model, 2 * d_hidden)
@@ -104,7 +107,7 @@ class MixtureOfExperts(nn.Module):
     def _visit(self, tokens: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
         """What the experts of each token give together, (T, D)."""
         maps = self.in_proj.weight, self.out_proj.weight
-        return routed_experts(tokens, *maps, experts, gates, backend=self.backend)
+        return routed_experts(tokens, *maps, experts, gates, backend=self.experts_backend)
 
     def _note(self, logits: Tensor, p: Tensor, experts: Tensor) -> None:
         """Leave the auxiliary loss and the experts' load."""

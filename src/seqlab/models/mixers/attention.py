@@ -4,29 +4,14 @@
 Symbols: B batch, L length, H heads, P width of a head, D = H P model width, W window.
 """
 
-import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models.mixers.cache import Cache, WindowCache
+from seqlab.models.mixers.rotary import rotate
 from seqlab.models.mixers.softmax import attend_last, attend_window
-
-
-def rotate(x: Tensor, start: int, base: float) -> Tensor:
-    """Rotary position embedding: turn each pair (x_i, x_{i + P/2}) at position t by the angle t base^(-2i/P).
-
-    Su et al. 2021, equation 34, with the halves of a head as the pairs. x is (B, H, L, P), its first position
-    number ``start``; angles and products are float32, the result has x's dtype.
-    """
-    length, width = x.shape[-2:]
-    position = torch.arange(start, start + length, device=x.device, dtype=torch.float32)
-    frequency = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
-    angle = position[:, None] * frequency  # (L, P/2)
-    cos, sin = angle.cos(), angle.sin()
-    first, second = x.float().chunk(2, dim=-1)  # (B, H, L, P/2)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -66,13 +51,10 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (
-            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, L, P)
-            for part in self.in_proj(x).chunk(3, dim=-1)
-        )
-        if self.rotary:
-            q, k = (rotate(part, start, self.rotary_base) for part in (q, k))
-        return q, k, v
+        qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, P)
+        if not self.rotary:
+            return tuple(qkv)
+        return *rotate(qkv[:2], start, self.rotary_base), qkv[2]
 
     def _merge(self, y: Tensor) -> Tensor:
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
