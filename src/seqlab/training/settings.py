@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
@@ -25,6 +26,8 @@ class Trainer:
         clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
         precision: of the model's arithmetic; parameters are always float32.
         compile: train through ``torch.compile``.
+        cuda_graph: record the kernels of a step once and replay them, which a GPU needs for small models; ``auto`` does
+            so on CUDA in float32 and bf16 without ``compile``.
         evaluate_every: steps between evaluations; ``None`` is an epoch.
         checkpoint_every: steps between checkpoints, besides those of each better validation loss and of the end;
             ``None`` is ``evaluate_every``.
@@ -45,6 +48,7 @@ class Trainer:
     clip_norm: PositiveFloat | None = 1.0
     precision: Precision = "float32"
     compile: bool = False
+    cuda_graph: bool | Literal["auto"] = "auto"
     evaluate_every: PositiveInt | None = None
     checkpoint_every: PositiveInt | None = None
     log_every: PositiveInt = 10

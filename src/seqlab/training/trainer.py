@@ -19,6 +19,7 @@ from seqlab.data import Batch
 from seqlab.errors import Diverged, Interrupted
 from seqlab.training import checkpoint
 from seqlab.training.budget import total_steps
+from seqlab.training.captured import captures
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
 from seqlab.training.flops import training_flops
@@ -63,6 +64,7 @@ class Fit:
         self.checkpoint_every = trainer.checkpoint_every or self.evaluate_every
         self.tokens_per_step = trainer.batch_size * data.length
         self.flops_per_step = trainer.batch_size * training_flops(model, data)
+        self.cuda_graph = captures(trainer.cuda_graph, device, precision=trainer.precision, compile=trainer.compile)
         self.update = Update(
             model,
             data,
@@ -72,6 +74,7 @@ class Fit:
             accumulate=trainer.accumulate,
             clip_norm=trainer.clip_norm,
             compile=trainer.compile,
+            cuda_graph=self.cuda_graph,
         )
         self.counters = Counters()
         self._saved: Counters | None = None
@@ -127,6 +130,7 @@ class Fit:
 
     @property
     def wall_seconds(self) -> float:
+        """Since the first step, earlier parts of a resumed run included."""
         return time.perf_counter() - self._started
 
     @property

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqlab.models import auxiliary_losses, expert_load
+from seqlab.training.captured import CapturedGradient
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +48,7 @@ class Update:
         accumulate: parts that a batch is cut into; the gradient is that of the whole.
         clip_norm: largest norm of the gradient, or ``None``.
         compile: go through ``torch.compile``.
+        cuda_graph: record the gradient's kernels once and replay them.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Update:
         accumulate: int,
         clip_norm: float | None,
         compile: bool,
+        cuda_graph: bool = False,
     ):
         self.data, self.device, self.precision = data, device, precision
         self.accumulate, self.clip_norm = accumulate, clip_norm or math.inf
@@ -70,6 +73,7 @@ class Update:
         if compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if compile else model
+        self.gradient = CapturedGradient(self._gradient, self.parameters) if cuda_graph else self._gradient
 
     @property
     def lr(self) -> float:
@@ -81,7 +85,8 @@ class Update:
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        loss, norm, auxiliary = self._gradient(batch)
+        found = self.gradient(*(part.to(self.device, non_blocking=True) for part in batch))
+        loss, norm, *auxiliary = found.tolist()  # in float32 and bf16 the only wait for the device
         taken = math.isfinite(loss) and math.isfinite(norm)
         for optimizer in self.optimizers:
             if taken:
@@ -90,15 +95,14 @@ class Update:
         can_mend = self.scaler.is_enabled() and self.scaler.get_scale() > 1  # a gradient past fp16's range
         self.scaler.update()
         hopeless = not taken and not (can_mend and math.isfinite(loss))
-        return Outcome(loss, norm, taken, hopeless, auxiliary)
+        return Outcome(loss, norm, taken, hopeless, *auxiliary)
 
-    def _gradient(self, batch: Any) -> tuple[float, float, float | None]:
+    def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the batch's mean loss and of the mean auxiliary loss of its parts.
 
         Returns:
-            The mean loss, the norm before clipping, and the auxiliary loss if there is one.
+            The mean loss, the norm before clipping, and the auxiliary loss if there is one: (2,) or (3,).
         """
-        inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)
         count = self.data.mask(targets).sum()
         loss, added = torch.zeros((), device=self.device), None
         for part_inputs, part_targets in zip(
@@ -117,9 +121,7 @@ class Update:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        found = (loss, norm) if added is None else (loss, norm, added)
-        loss, norm, *added = torch.stack(found).tolist()  # in float32 and bf16 the only wait for the device
-        return loss, norm, added[0] if added else None
+        return torch.stack((loss, norm) if added is None else (loss, norm, added))
 
     def figures(self, outcome: Outcome) -> dict[str, float]:
         """What to record of an update besides loss and norm: of a model with experts, how busy they were."""

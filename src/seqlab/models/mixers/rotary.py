@@ -24,20 +24,25 @@ def rotate(x: Tensor, start: int, base: float) -> Tensor:
     """
     length, width = x.shape[-2:]
     capacity = max(LEAST, 1 << (start + length - 1).bit_length())  # a table serves generation for many positions
-    cos, sin = (table[start : start + length] for table in turns(capacity, width, base, x.device))  # (L, P)
+    tables = turns if torch.compiler.is_compiling() else kept_turns  # a compiler folds them into its own constants
+    cos, sin = (table[start : start + length] for table in tables(capacity, width, base, x.device))  # (L, P)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin).to(x.dtype)
 
 
-@lru_cache(maxsize=16)
 def turns(capacity: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """The cosine of each angle, and its sine with the first half's sign turned, (capacity, P) each in float32.
 
-    All layers of a model share them. The angles are float64: in float32 that of position 2^20 would be wrong by 0.06.
+    The angles are float64: in float32 that of position 2^20 would be wrong by 0.06.
     """
+    position = torch.arange(capacity, device=device, dtype=torch.float64)
+    frequency = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
+    angle = position[:, None] * frequency  # (capacity, P/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1).float(), torch.cat((-sin, sin), dim=-1).float()
+
+
+@lru_cache(maxsize=16)
+def kept_turns(capacity: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``turns``, which all layers of a model share."""
     with torch.inference_mode(False), torch.no_grad():  # an evaluation may make what the next training step reads
-        position = torch.arange(capacity, dtype=torch.float64)
-        frequency = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angle = position[:, None] * frequency  # (capacity, P/2)
-        cos, sin = angle.cos(), angle.sin()
-        tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return tables[0].float().to(device), tables[1].float().to(device)
+        return turns(capacity, width, base, device)

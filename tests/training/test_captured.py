@@ -1,0 +1,94 @@
+"""Steps replayed as a CUDA graph: where they may be, and that they are the steps that they replace."""
+
+import pytest
+import torch
+
+from seqlab.errors import UserError
+from seqlab.training.captured import EAGER, CapturedGradient, captures
+from support import architectures, depth
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+class TestWhere:
+    @pytest.mark.parametrize(
+        "device, precision, compile", [(CPU, "bf16", False), (GPU, "fp16", False), (GPU, "bf16", True)]
+    )
+    def test_what_cannot_be_recorded_is_left_by_auto_and_refused_if_asked_for(self, device, precision, compile):
+        how = {"precision": precision, "compile": compile}
+        assert captures("auto", device, **how) is False
+        assert captures(False, device, **how) is False
+        with pytest.raises(UserError, match=r"trainer\.cuda_graph=True"):
+            captures(True, device, **how)
+
+    @pytest.mark.parametrize("precision", ["float32", "bf16"])
+    def test_the_rest_is_recorded_unless_told_not_to(self, precision):
+        choices = [captures(setting, GPU, precision=precision, compile=False) for setting in ("auto", True, False)]
+        assert choices == [True, True, False]
+
+    def test_a_run_says_what_it_did(self, train):
+        assert train("device=cpu", "model=linear").summary["cuda_graph"] is False
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnAGpu:
+    @pytest.mark.parametrize("precision", ["float32", "bf16"])
+    @pytest.mark.parametrize("model", architectures())
+    def test_every_model_takes_the_same_steps(self, train, model, precision):
+        """Validation too, in whose midst graphs are not used and before whose end the weights have to be there."""
+        settings = f"model={model}", f"size.n_layers={depth(model)}", f"trainer.precision={precision}"
+        budget = "device=cuda", "trainer.steps=12", "trainer.evaluate_every=5", "schedule=constant"
+        eager, replayed = (
+            train(*budget, *settings, f"trainer.cuda_graph={value}", folder=f"graph_{value}")
+            for value in ("false", "true")
+        )
+        assert [job.summary["cuda_graph"] for job in (eager, replayed)] == [False, True]
+        assert len(replayed.records) == len(eager.records) > 12
+        for a, b in zip(eager.records, replayed.records, strict=True):
+            # sums of an embedding's gradient are in no order on a GPU; Adam's first steps make much of the last bits
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4 if precision == "float32" else 2e-3)
+
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    def test_it_is_the_gradient_of_the_batch_that_it_is_given(self, accumulate):
+        layer = torch.nn.Linear(5, 3, device=GPU)
+        unused = torch.nn.Parameter(torch.zeros(2, device=GPU))
+        parameters = [*layer.parameters(), unused]
+
+        def gradient(x, y):
+            total = torch.zeros((), device=GPU)
+            for part, target in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
+                loss = (layer(part) - target).square().sum()
+                total += loss.detach()
+                loss.backward()
+            return torch.stack((total, total))
+
+        captured = CapturedGradient(gradient, parameters)
+        sizes = [4] * (EAGER + 3) + [2, 4]  # the last batch but one is of another shape
+        for seed, size in enumerate(sizes):
+            x, y = torch.randn(2, size, 5, device=GPU, generator=torch.Generator(GPU).manual_seed(seed))
+            told = captured(x, y[:, :3].contiguous())
+            off = layer(x) - y[:, :3]
+            torch.testing.assert_close(told, off.square().sum().detach().expand(2))
+            torch.testing.assert_close(layer.weight.grad, (2 * off.T @ x).detach())
+            assert unused.grad is None
+            with torch.no_grad():
+                layer.weight -= 0.01 * layer.weight.grad
+            layer.zero_grad(set_to_none=True)
+        assert captured.graph is not None
+
+    def test_dropout_differs_from_step_to_step(self):
+        captured = CapturedGradient(lambda x, y: torch.nn.functional.dropout(x, 0.5), [])
+        x = torch.ones(1000, device=GPU)
+        masks = [captured(x, x).clone() for _ in range(EAGER + 3)]
+        assert captured.graph is not None
+        assert all(not torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
+
+    def test_a_run_continues_as_it_would_have_gone_on(self, train):
+        settings = "device=cuda", "model=mamba", "schedule=constant", "trainer.evaluate_every=6"
+        whole = train(*settings, "trainer.steps=12", folder="whole")
+        cut = train(*settings, "trainer.steps=6", folder="cut")
+        assert train(f"resume={cut.folder}", "device=cuda", "trainer.steps=12").status == 0
+        assert cut.summary["cuda_graph"]
+        for a, b in zip(whole.records, cut.records, strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
