@@ -26,8 +26,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from seqlab import cli, console
-from seqlab.config import in_words, nearest
-from seqlab.errors import UserError
+from seqlab.config import in_words
+from seqlab.errors import UserError, nearest
 from seqlab.experiment import begin_anew, choose_device
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling

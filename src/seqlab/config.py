@@ -4,10 +4,9 @@ A part's constructor is its schema: each ``_target_``'s settings are held agains
 signature, so that a mistyped one is refused with its place and the nearest name.
 """
 
-import difflib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -20,30 +19,34 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from seqlab.analysis.targets import check_targets
-from seqlab.errors import UserError
+from seqlab.errors import UserError, nearest
 from seqlab.sweep.folder import sweep_folder
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "conf"
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A remedy that names what was probably meant, or all there is."""
-    names = list(names)
-    same_end = [other for other in names if other.split(".")[-1] == name.split(".")[-1]]
-    close = same_end or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {close[0]!r}?"
-    return f"There are: {', '.join(names)}" if len(names) <= 20 else "There is nothing like it"
-
-
 def known_settings(arguments: list[str]) -> list[str]:
     """Every key that can be set on the command line, with the parts that valid choices among the arguments bring."""
+    return list(dotted_keys(OmegaConf.to_container(with_choices(arguments), resolve=False)))
+
+
+def with_choices(arguments: list[str]) -> DictConfig:
+    """The configuration under the valid choices of parts among the arguments, with no other setting changed."""
     chosen = [a for a in arguments if (CONFIG_FOLDER / f"{a.replace('=', '/')}.yaml").is_file()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = compose("config", chosen)
-    return list(dotted_keys(OmegaConf.to_container(cfg, resolve=False)))
+        return compose("config", chosen)
+
+
+def wanted_form(key: str, arguments: list[str]) -> str:
+    """What a setting takes, for a person: by the signature that it is for, or by the value that it has."""
+    cfg = with_choices(arguments)
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    annotations = signature_of(OmegaConf.to_container(node), parent) if "_target_" in node else {}
+    usual = list if OmegaConf.is_list(node.get(name)) else dict
+    return in_words(annotations.get(name, usual))
 
 
 def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -69,9 +72,28 @@ def check_all(cfg: DictConfig) -> None:
     resolved, raw = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (True, False))
     for key, annotation in TOP_LEVEL.items():
         group, _, name = key.rpartition(".")
-        check_type((resolved[group] if group else resolved)[name], annotation, key)
+        settings = resolved.get(group, {}) if group else resolved
+        if name in settings:  # an older run, which is continued, may lack some
+            check_type(settings[name], annotation, key)
     check_targets(resolved.get("target"))
+    check_models(resolved.get("target"), resolved["name"])
     check(resolved, raw)
+
+
+def check_models(targets: dict[str, Any] | None, name: str) -> None:
+    """Refuse a target for a model that there is not, unless runs have a name of their own (``name=...``)."""
+    options = model_options()
+    for path, rule in (targets or {}).items() if name in options else ():
+        for model in rule.get("models") or ():
+            if model not in options:
+                raise UserError(f"target.{path}.models", model, "is no option of model", nearest(model, options))
+
+
+def model_options() -> list[str]:
+    """Every model that can be chosen, those of a person's own folder (``--config-dir``) among them."""
+    if GlobalHydra.instance().is_initialized():
+        return GlobalHydra.instance().config_loader().get_group_options("model")
+    return sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
 
 
 def check(node: Any, raw: Any = None, key: str = "") -> None:
@@ -142,20 +164,31 @@ def check_type(value: Any, annotation: Any, key: str) -> None:
         raise UserError(key, value, rule, f"Give it {in_words(annotation)}") from error
 
 
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 def in_words(annotation: Any) -> str:
     """What a type admits, for a person."""
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
-        return in_words(arguments[0])
+        examples = [f", for example {one}" for about in arguments[1:] for one in getattr(about, "examples", None) or ()]
+        return in_words(arguments[0]) + "".join(examples)
     if get_origin(annotation) is Literal:
         return " or ".join(map(str, arguments))
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(map(in_words, arguments))
     if get_origin(annotation) is list:
         return f"a list, of {in_words(arguments[0])} each"
+    if get_origin(annotation) is dict:
+        return "a mapping"
     return WORDS.get(annotation, f"a value of type {getattr(annotation, '__name__', annotation)}")
 
 

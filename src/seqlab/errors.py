@@ -1,5 +1,7 @@
 """How a run can end early, each with the message and the exit status that its user gets."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,18 @@ from typing import Any
 def sentence(text: str) -> str:
     """Text with a full stop, unless it ends in a mark of its own."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A remedy that names what was probably meant, or all there is."""
+    names = list(names)
+    same_end = [other for other in names if other.split(".")[-1] == name.split(".")[-1]]
+    close = same_end or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    if not names:
+        return "There is none"
+    return f"There are: {', '.join(names)}" if len(names) <= 20 else "There is nothing like it"
 
 
 def resume_command(folder: Path) -> str:

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from seqlab.config import CONFIG_FOLDER, check, nearest
-from seqlab.errors import UserError
+from seqlab.config import CONFIG_FOLDER, check
+from seqlab.errors import UserError, nearest
 from seqlab.experiment import build_model
 from seqlab.resume import CONFIG
 from seqlab.training import checkpoint

@@ -10,8 +10,9 @@ import torch
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-from seqlab.config import CONFIG_FOLDER, known_settings, nearest
-from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.config import CONFIG_FOLDER, known_settings, wanted_form
+from seqlab.errors import Diverged, Interrupted, UserError, nearest
+from seqlab.resume import CHANGEABLE
 
 
 def message_of(error: BaseException) -> str:
@@ -92,7 +93,14 @@ def composition_error(message: str) -> UserError:
         return UserError(group, option, f"is no option of {group}", nearest(option, sorted(options)))
     if found := re.search(r"Could not override '([^']+)'", message):
         key = found.group(1)
+        if "resume" in arguments and key in CHANGEABLE:  # composed are the usual parts, and not those of the run
+            rule = "is no setting of the parts that the command line begins with"
+            return UserError(key, arguments[key], rule, f"Write '+{key}={arguments[key]}'")
         rule, remedy = "is no setting", nearest(key, known_settings(sys.argv[1:]))
         return UserError(key, arguments.get(key, ""), rule, f"{remedy} (python train.py --cfg job lists all)")
+    if found := re.search(r"Error merging override \+*(?!hydra\.)([^=]+)=(.*)", message):
+        key, value = found.groups()
+        remedy = f"Give it {wanted_form(key, sys.argv[1:])}"
+        return UserError(key, value, "does not have the form that it takes", remedy)
     remedy = "Write settings as key=value, and quote what the shell would take for itself"
     return UserError("command line", shlex.join(sys.argv[1:]), message.splitlines()[0], remedy)

@@ -1,6 +1,8 @@
-"""Sizes by the names under which they were chosen: ``size=large`` says more than its four numbers."""
+"""Sizes by the names of their files: ``size=large`` says more than its four numbers."""
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,10 +10,11 @@ import yaml
 from seqlab.analysis.runs import Run
 
 PREFIX = "size."
+FOLDER = Path(__file__).parents[3] / "conf" / "size"
 
 
 def by_size_name(settings: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Sequence[dict[str, Any]]:
-    """Settings with the size's name in place of its numbers, where that tells exactly as much; else as they are.
+    """Settings with the size's name in place of its numbers, where every run has a size by name; else as they are.
 
     Args:
         settings: those that vary, for each run by flat key.
@@ -19,9 +22,8 @@ def by_size_name(settings: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Seq
     """
     if not any(key.startswith(PREFIX) for one in settings for key in one):
         return settings
-    names = [chosen_size(run) for run in runs]
-    pairs = {(name, str(run.config.get("size"))) for name, run in zip(names, runs, strict=True)}
-    if None in names or not len(pairs) == len(set(names)) == len({size for _, size in pairs}):
+    names = [size_name(run) for run in runs]
+    if None in names:
         return settings
     return [renamed(one, name) for one, name in zip(settings, names, strict=True)]
 
@@ -37,20 +39,13 @@ def renamed(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def chosen_size(run: Run) -> str | None:
-    """The file in ``conf/size`` that a run took whole; ``None`` if it changed a part of it or does not say."""
-    try:
-        overrides = read_yaml(run, "overrides.yaml")
-        choices = read_yaml(run, "hydra.yaml")["hydra"]["runtime"]["choices"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
-    if not isinstance(overrides, list) or any(str(one).lstrip("+~").startswith(PREFIX) for one in overrides):
-        return None
-    name = choices.get("size") if isinstance(choices, dict) else None
-    return name if isinstance(name, str) else None
+def size_name(run: Run) -> str | None:
+    """The file in ``conf/size`` that has all of a run's numbers, after whatever changed them; ``None`` if none has."""
+    size = run.config.get("size")
+    return next((name for name, numbers in named_sizes(FOLDER) if numbers == size), None)
 
 
-def read_yaml(run: Run, name: str) -> Any:
-    """One of the files that Hydra leaves beside a run's results."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load((run.folder / ".hydra" / name).read_bytes(), loader)
+@cache
+def named_sizes(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Every size with its numbers; none where the package is installed without the configuration beside it."""
+    return [(path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.yaml"))]

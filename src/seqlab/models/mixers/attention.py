@@ -1,7 +1,7 @@
 """Causal multi-head self-attention (Vaswani et al. 2017), with rotary positions (Su et al. 2021) and a sliding window
 (Beltagy et al. 2020) if asked.
 
-Symbols: B batch, L length, H heads, P width of a head, D = H P model width, W window.
+Symbols: B batch, L length, H heads, P width of a head, D model width, E = H P inner width, W window.
 """
 
 import torch.nn.functional as F
@@ -18,12 +18,13 @@ class Attention(nn.Module):
     """Softmax attention over all positions up to one's own, or over the last W of them.
 
     Args:
-        d_model: width D, divisible by ``n_heads``.
-        n_heads: heads H.
+        d_model: width D.
+        n_heads: heads H, a divisor of E.
         rotary: turn queries and keys by their position; without it the mixer knows no order but causality.
         rotary_base: the largest wavelength over 2 pi.
         bias: biases in the projections.
         window: W, how many positions one sees, its own among them; null is all. Work is then O(L W), the cache O(W).
+        d_inner: inner width E of queries, keys and values; null is D.
     """
 
     def __init__(
@@ -35,20 +36,23 @@ class Attention(nn.Module):
         rotary_base: PositiveFloat = 10_000.0,
         bias: bool = False,
         window: PositiveInt | None = None,
+        d_inner: PositiveInt | None = None,
     ):
         super().__init__()
-        if d_model % n_heads:
-            divisors = [str(h) for h in range(1, min(d_model, 64) + 1) if d_model % h == 0]
+        width, d_inner = ("d_model", d_model) if d_inner is None else ("d_inner", d_inner)
+        if d_inner % n_heads:
+            divisors = [str(h) for h in range(1, min(d_inner, 64) + 1) if d_inner % h == 0]
             raise UserError(
-                "size.n_heads", n_heads, f"must divide d_model={d_model}", f"Choose one of {', '.join(divisors)}"
+                "size.n_heads", n_heads, f"must divide {width}={d_inner}", f"Choose one of {', '.join(divisors)}"
             )
-        d_head = d_model // n_heads
+        d_head = d_inner // n_heads
         if rotary and d_head % 2:
-            rule = f"rotary positions turn pairs, and d_model / n_heads = {d_head} is odd"
-            raise UserError("size.n_heads", n_heads, rule, "Choose n_heads so that d_model / n_heads is even")
-        self.n_heads, self.rotary, self.rotary_base, self.window = n_heads, rotary, rotary_base, window
-        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
-        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
+            rule = f"rotary positions turn pairs, and {width} / n_heads = {d_head} is odd"
+            raise UserError("size.n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
+        self.d_inner, self.n_heads, self.window = d_inner, n_heads, window
+        self.rotary, self.rotary_base = rotary, rotary_base
+        self.in_proj = nn.Linear(d_model, 3 * d_inner, bias=bias)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, P)
@@ -66,8 +70,7 @@ class Attention(nn.Module):
         return self._merge(attend_window(q, k, v, self.window))
 
     def initial_state(self, batch_size: int) -> Cache | WindowCache:
-        weight = self.in_proj.weight
-        empty = weight.new_empty(batch_size, self.n_heads, 0, weight.shape[1] // self.n_heads)
+        empty = self.in_proj.weight.new_empty(batch_size, self.n_heads, 0, self.d_inner // self.n_heads)
         return Cache(empty, empty, 0) if self.window is None else WindowCache(empty, empty, 0, self.window)
 
     def step(self, x: Tensor, state: Cache | WindowCache) -> tuple[Tensor, Cache | WindowCache]:

@@ -11,6 +11,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from seqlab.errors import UserError
 from seqlab.ops import (
     causal_conv1d,
     causal_conv1d_update,
@@ -18,6 +19,7 @@ from seqlab.ops import (
     selective_scan_flops,
     selective_state_update,
 )
+from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.selective_scan import resolve_backend
 
 
@@ -25,7 +27,7 @@ class State(NamedTuple):
     """What one Mamba layer remembers, the same size at every length."""
 
     conv: Tensor  # (B, K - 1, E), the last inputs of the convolution
-    ssm: Tensor  # (B, E, N), float32
+    ssm: Tensor  # (B, E, N), float32, or float64 in a model that is
 
 
 def log_uniform_step_bias(width: int, smallest: float, largest: float) -> Tensor:
@@ -33,6 +35,18 @@ def log_uniform_step_bias(width: int, smallest: float, largest: float) -> Tensor
     low, high = math.log(smallest), math.log(largest)
     step = torch.exp(low + (high - low) * torch.rand(width))
     return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
+
+
+def check_range(key: str, smallest: float, largest: float) -> None:
+    """Refuse a range ``<key>_min`` to ``<key>_max`` whose ends are the wrong way round."""
+    if smallest > largest:
+        rule = f"is above the largest, {key.rpartition('.')[2]}_max={largest}"
+        raise UserError(f"{key}_min", smallest, rule, f"Lower it, or raise {key}_max")
+
+
+def decay(A_log: Tensor) -> Tensor:
+    """A = -exp(A_log), in float32 also of a model in half precision, in float64 of one in that."""
+    return -torch.exp(A_log.to(accumulation_dtype(A_log.dtype)))
 
 
 class Mamba(nn.Module):
@@ -43,6 +57,7 @@ class Mamba(nn.Module):
         d_state: state size N.
         d_conv: width K of the causal depthwise convolution.
         expand: inner width E over D.
+        d_inner: E itself; null is expand * D.
         dt_rank: rank R of delta; ``None`` is ceil(D / 16).
         dt_min, dt_max: range of the steps at the start.
         scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
@@ -57,13 +72,15 @@ class Mamba(nn.Module):
         d_state: PositiveInt = 16,
         d_conv: PositiveInt = 4,
         expand: PositiveInt = 2,
+        d_inner: PositiveInt | None = None,
         dt_rank: PositiveInt | None = None,
         dt_min: PositiveFloat = 1e-3,
         dt_max: PositiveFloat = 1e-1,
         scan_backend: str = "auto",
     ):
         super().__init__()
-        d_inner = expand * d_model
+        check_range("model.mixers.mamba.dt", dt_min, dt_max)
+        d_inner = expand * d_model if d_inner is None else d_inner
         self.d_inner, self.d_state, self.scan_backend = d_inner, d_state, scan_backend
         self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)
 
@@ -76,8 +93,8 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
             self.dt_proj.bias.copy_(log_uniform_step_bias(d_inner, dt_min, dt_max))
-        decay = torch.arange(1, d_state + 1, dtype=torch.float32)
-        self.A_log = nn.Parameter(decay.log().repeat(d_inner, 1))  # (E, N): A = -exp(A_log) = -(1..N)
+        one_to_n = torch.arange(1, d_state + 1, dtype=torch.float32)
+        self.A_log = nn.Parameter(one_to_n.log().repeat(d_inner, 1))  # (E, N): A = -exp(A_log) = -(1..N)
         self.D = nn.Parameter(torch.ones(d_inner))
         self.A_log.no_weight_decay = True
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
@@ -89,7 +106,7 @@ class Mamba(nn.Module):
 
     @property
     def A(self) -> Tensor:  # noqa: N802
-        return -torch.exp(self.A_log.float())
+        return decay(self.A_log)
 
     def _scan(self, u: Tensor, z: Tensor, **states: Any) -> Any:
         """The selective scan of u, gated by z, both (B, L, E); ``states`` as ``selective_scan`` takes them."""
@@ -106,7 +123,7 @@ class Mamba(nn.Module):
         weight = self.conv_weight
         return State(
             conv=weight.new_zeros(batch_size, weight.shape[1] - 1, self.d_inner),
-            ssm=weight.new_zeros(batch_size, self.d_inner, self.d_state, dtype=torch.float32),
+            ssm=weight.new_zeros(batch_size, self.d_inner, self.d_state, dtype=accumulation_dtype(weight.dtype)),
         )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

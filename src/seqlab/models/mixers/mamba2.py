@@ -13,8 +13,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
-from seqlab.models.mixers.mamba import log_uniform_step_bias
+from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
 from seqlab.ops import causal_conv1d, causal_conv1d_update, ssd, ssd_flops, ssd_update
+from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.ssd import resolve_backend
 
 
@@ -22,7 +23,7 @@ class State(NamedTuple):
     """What one Mamba-2 layer remembers, the same size at every length."""
 
     conv: Tensor  # (B, K - 1, E + 2 G N), the last inputs of the convolution
-    ssm: Tensor  # (B, H, P, N), float32
+    ssm: Tensor  # (B, H, P, N), float32, or float64 in a model that is
 
 
 class GatedRMSNorm(nn.Module):
@@ -34,8 +35,9 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """x and z (..., E) to (..., E) in x's dtype; the mean is in float32."""
-        y = x.float() * nn.functional.silu(z.float())
+        """x and z (..., E) to (..., E) in x's dtype; the mean is in float32, or in float64 if x is."""
+        dtype = accumulation_dtype(x.dtype)
+        y = x.to(dtype) * nn.functional.silu(z.to(dtype))
         y = y.unflatten(-1, (self.n_groups, -1))  # (..., G, E / G)
         y = nn.functional.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2)  # (..., E)
         return (y * self.weight).to(x.dtype)
@@ -50,6 +52,7 @@ class Mamba2(nn.Module):
         d_state: state size N.
         d_conv: width K of the causal depthwise convolution, which x, B and C pass.
         expand: inner width E over D.
+        d_inner: E itself; null is expand * D.
         n_groups: groups G, a divisor of H.
         dt_min, dt_max: range of the steps at the start.
         A_min, A_max: range of -A at the start.
@@ -67,6 +70,7 @@ class Mamba2(nn.Module):
         d_state: PositiveInt = 64,
         d_conv: PositiveInt = 4,
         expand: PositiveInt = 2,
+        d_inner: PositiveInt | None = None,
         n_groups: PositiveInt = 1,
         dt_min: PositiveFloat = 1e-3,
         dt_max: PositiveFloat = 1e-1,
@@ -76,9 +80,12 @@ class Mamba2(nn.Module):
         scan_backend: str = "auto",
     ):
         super().__init__()
-        self.d_inner = d_inner = expand * d_model
-        _check_divides("size.n_heads", n_heads, d_inner, "expand * d_model")
+        inner = "expand * d_model" if d_inner is None else "d_inner"
+        self.d_inner = d_inner = expand * d_model if d_inner is None else d_inner
+        _check_divides("size.n_heads", n_heads, d_inner, inner)
         _check_divides("mamba2.n_groups", n_groups, n_heads, "n_heads")
+        check_range("model.mixers.mamba2.dt", dt_min, dt_max)
+        check_range("model.mixers.mamba2.A", A_min, A_max)
         self.n_heads, self.d_state, self.n_groups, self.scan_backend = n_heads, d_state, n_groups, scan_backend
         self.d_mixed = d_inner + 2 * n_groups * d_state  # x, B and C side by side
 
@@ -94,7 +101,7 @@ class Mamba2(nn.Module):
 
     @property
     def A(self) -> Tensor:  # noqa: N802
-        return -torch.exp(self.A_log.float())
+        return decay(self.A_log)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """The gate z (..., E), what the convolution mixes (..., E + 2 G N) and dt before bias and softplus (..., H)."""
@@ -127,7 +134,9 @@ class Mamba2(nn.Module):
         d_head = self.d_inner // self.n_heads
         return State(
             conv=weight.new_zeros(batch_size, weight.shape[1] - 1, self.d_mixed),
-            ssm=weight.new_zeros(batch_size, self.n_heads, d_head, self.d_state, dtype=torch.float32),
+            ssm=weight.new_zeros(
+                batch_size, self.n_heads, d_head, self.d_state, dtype=accumulation_dtype(weight.dtype)
+            ),
         )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

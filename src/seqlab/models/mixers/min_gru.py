@@ -38,6 +38,7 @@ class MinGRU(nn.Module):
     Args:
         d_model: width D.
         expand: width E of the hidden state over D.
+        d_inner: E itself; null is expand * D.
         positive_candidate: h~ = g(.) as in the paper's log-space version; otherwise h~ is linear, as in its plain one.
         scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
     """
@@ -49,11 +50,13 @@ class MinGRU(nn.Module):
         d_model: int,
         *,
         expand: PositiveInt = 2,
+        d_inner: PositiveInt | None = None,
         positive_candidate: bool = False,
         scan_backend: str = "auto",
     ):
         super().__init__()
-        self.d_inner, self.positive_candidate, self.scan_backend = expand * d_model, positive_candidate, scan_backend
+        self.d_inner = expand * d_model if d_inner is None else d_inner
+        self.positive_candidate, self.scan_backend = positive_candidate, scan_backend
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
         self.register_buffer("A", -torch.ones(self.d_inner, 1), persistent=False)
