@@ -21,7 +21,7 @@ ALLOWED = {
     "analysis": {"models", "data", "ops", "errors", "console"},
 }
 # All that knows Hydra.
-TOP = {"cli", "config", "experiment", "launching", "loading", "matching", "messages", "resume", "sweep"}
+TOP = {"cli", "config", "experiment", "launching", "loading", "matching", "messages", "model_choice", "resume", "sweep"}
 
 
 def imports(path: Path) -> set[str]:

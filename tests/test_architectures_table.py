@@ -3,8 +3,13 @@
 import importlib.util
 
 import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
 
-from support import CONF, models
+from seqlab.analysis.figures import scaled_bytes
+from seqlab.models.feedforward import swiglu_width
+from support import CONF, architectures, compose_config, models
 
 ROOT = CONF.parent
 
@@ -39,3 +44,48 @@ def test_only_models_at_a_size_are_left_out(script):
 @pytest.mark.parametrize("name", ["mamba", "transformer_moe", "linear"])
 def test_its_figures_are_the_models(script, rows, name):
     assert script.row(CONF / "model" / f"{name}.yaml") == rows[name]
+
+
+def parameters_left_out(cfg: DictConfig) -> int:
+    """Of the experts that a token does not visit: three matrices each."""
+    feedforwards = cfg.model.feedforward if isinstance(cfg.model.feedforward, ListConfig) else [cfg.model.feedforward]
+    left_out = 0
+    for i in range(cfg.model.n_layers):
+        experts = feedforwards[i % len(feedforwards)]
+        if experts and "n_experts" in experts:
+            expert = 3 * cfg.size.d_model * swiglu_width(experts.d_ff)
+            left_out += (experts.n_experts - experts.top_k) * expert
+    return left_out
+
+
+def numbers_remembered(cfg: DictConfig, name: str, length: int) -> int:
+    """How many numbers one layer keeps of a sequence."""
+    d, mixer = cfg.size.d_model, cfg.model.mixers[name]
+    if name == "attention":
+        return 2 * min(length, mixer.window or length) * d  # keys and values
+    if name == "mamba":
+        return 2 * d * (3 + 16)  # inputs of the convolution, and the states of its E = 2 D channels
+    if name == "mamba2":
+        return 3 * (2 * d + 2 * 64) + 2 * d * 64  # B and C pass the convolution too
+    if name not in (others := {"gru": d, "lstm": 2 * d, "min_gru": 2 * d, "dense": 0}):
+        pytest.skip(f"nobody has worked out by hand yet what {name} remembers")
+    return others[name]
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_every_row_against_a_count(rows, name):
+    """The parameters of the model as it is built, each once, and what closed formulas say of experts and states."""
+    own = {"hybrid_jamba": "tall"}
+    cfg = compose_config(f"model={name}", f"size={own.get(name, 'small')}")
+    with torch.device("meta"):
+        model = instantiate(cfg.model, tokens=True, d_input=256, d_output=256, max_length=1024, _convert_="all")
+    total = sum({id(p): p.numel() for part in model.modules() for p in part.parameters(recurse=False)}.values())
+    left_out = parameters_left_out(cfg)
+    pattern = cfg.model.pattern
+    near, far = (
+        scaled_bytes(4 * sum(numbers_remembered(cfg, pattern[i % len(pattern)], n) for i in range(cfg.model.n_layers)))
+        for n in (1024, 65536)
+    )
+    *_, parameters, state, _ = (cell.strip() for cell in rows[name].split("|"))
+    assert parameters == (f"{total:,} ({total - left_out:,} active)" if left_out else f"{total:,}")
+    assert state == (near if near == far else f"{near} to {far}")

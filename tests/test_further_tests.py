@@ -1,15 +1,20 @@
 """Test sets beyond training, from the command line to the table; and what became of targets."""
 
+import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hydra.utils import instantiate
 
 from seqlab import further_tests
+from seqlab.analysis.targets import check_names
 from seqlab.errors import Interrupted
 from seqlab.summary import count_parameters
+from support import CONF, compose_config
 
 SMALL = [
     "data=induction_heads",
@@ -57,10 +62,12 @@ def test_each_is_measured_or_says_why_not(train, targets, capsys):
         ("further_tests.length=64.accuracy", None),
         ("test.accuracy", False),
     ]
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "accuracy at length" in text
     assert "64: – 9000: –" in text  # noqa: RUF001
     assert "test.accuracy <= -1: missed" in text
+    assert job.summary["further_seconds"] > 0
+    assert re.search(r"s in training steps\), then [\d.]+ s in further tests", text)
 
 
 def test_a_recurrent_model_is_measured_at_any_length(train):
@@ -75,6 +82,44 @@ def test_a_recurrent_model_is_measured_at_any_length(train):
     assert 0 <= job.summary["data_wait_share"] <= 1
 
 
+def test_a_completed_run_is_measured_on_further_tests_that_come_later(train, targets, capsys, caplog):
+    """Resumed with other tests, more examples and another target: the same weights, and what else was measured."""
+    job = train(*targets({"further_tests.length=8.loss": {"at_least": 0.0}}), "model=linear", *SMALL, small=False)
+    before = job.summary
+    again = train(f"resume={job.folder}", "+data.tests=[{length: 8},{length: 24}]", "+data.n_further=6").summary
+    assert list(again["further_tests"]) == ["length=8", "length=24"]
+    assert again["further_tests"]["length=8"]["loss"] != before["further_tests"]["length=8"]["loss"]
+    assert (again["test"], again["best_validation"]) == (before["test"], before["best_validation"])
+    assert (again["steps"], again["data_fingerprint"]) == (before["steps"], before["data_fingerprint"])
+    assert again["targets"][0]["reached"] is True
+    capsys.readouterr()
+    assert train(f"resume={job.folder}", "+data.tests=[{length: 24}]").status == 2
+    assert "this data has no further test 'length=8'.\nDid you mean 'length=24'?" in capsys.readouterr().err
+    last = train(f"resume={job.folder}", "+data.tests=[{length: 24}]", "target=null").summary
+    assert list(last["further_tests"]) == ["length=24"] and last["targets"] == []
+    assert len(yaml.safe_load((job.folder / "config.yaml").read_text())["data"]["tests"]) == 1
+    assert train(f"resume={job.folder}", "data.tests=[{length: 24}]").status == 2
+    error = capsys.readouterr().err or caplog.messages[-1]  # before Hydra sets up its own log, or after
+    assert "Write '+data.tests=[{length: 24}]'." in error
+
+
+def test_their_time_is_no_part_of_the_wall_time(train, monkeypatch, capsys):
+    before = []
+
+    def slow(fit):
+        before.append(fit.wall_seconds)
+        time.sleep(0.1)
+        return {}
+
+    monkeypatch.setattr(further_tests, "measure", slow)
+    assert train("model=linear", *SMALL, small=False).summary["further_seconds"] == 0
+    assert "further tests" not in capsys.readouterr().out
+    monkeypatch.setattr(further_tests, "measure", lambda fit: slow(fit) or {"length=8": {"loss": 1.0}})
+    summary = train("model=linear", *SMALL, small=False, folder="measured").summary
+    assert summary["further_seconds"] >= 0.1
+    assert summary["wall_seconds"] <= before[1]
+
+
 def test_one_that_ends_the_run_leaves_the_results_of_the_test_split(train, monkeypatch):
     def stopped(fit):
         raise Interrupted(signal.SIGTERM, 2, fit.folder)
@@ -82,13 +127,39 @@ def test_one_that_ends_the_run_leaves_the_results_of_the_test_split(train, monke
     monkeypatch.setattr(further_tests, "measure", stopped)
     summary = train("model=mamba", *SMALL, small=False).summary
     assert summary["status"] == "interrupted"
-    assert summary["test"]["loss"] > 0 and summary["further_tests"] == {}
+    assert summary["test"]["loss"] > 0 and summary["further_tests"] == {} and summary["further_seconds"] == 0
 
 
-def test_a_mistyped_target_is_refused_before_anything_is_built(train, targets, capsys):
-    job = train(*targets({"test.acuracy": {"at_least": 1.0}}), *SMALL, small=False)
+@pytest.mark.parametrize(
+    ("path", "rule", "message"),
+    [
+        ("test.acuracy", {}, "this data has no metric 'acuracy'.\nDid you mean 'accuracy'?"),
+        ("further_tests.length=46.loss", {}, "no further test 'length=46'.\nDid you mean 'length=64'?"),
+        ("test_slices.pairs.4.loss", {}, "no difficulty among its slices 'pairs'.\nThere are: distance."),
+        ("test.loss", {"models": ["mambo"]}, "target.test.loss.models=mambo: is no option of model.\nDid you mean 'm"),
+    ],
+)
+def test_a_mistyped_target_is_refused_before_anything_is_trained(train, targets, capsys, path, rule, message):
+    job = train(*targets({path: {"at_least": 1.0} | rule}), *SMALL, small=False)
     assert job.status == 2
-    assert "It measures loss, accuracy" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert not (job.folder / "metrics.jsonl").exists()
+
+
+def test_targets_for_models_whose_names_a_person_gave(train, targets):
+    rule = {"at_least": 0.0, "models": ["the wide one"]}
+    job = train(*targets({"test.loss": rule}), "name='the wide one'", *SMALL, small=False)
+    assert job.summary["targets"][0]["reached"] is True
+
+
+def test_the_points_of_an_experiment_may_have_tests_of_their_own():
+    with (CONF / "experiment" / "induction_heads.yaml").open() as file:
+        experiment = yaml.safe_load(file)
+    points = [point.split() for point in experiment["hydra"]["sweeper"]["points"]]
+    composed = [compose_config("experiment=induction_heads", *point) for point in points]
+    assert len({len(cfg.data.tests) for cfg in composed}) == 2
+    for cfg in composed:
+        check_names(experiment["target"], instantiate(cfg.data, _convert_="all"), cfg.name)
 
 
 class OneTest:

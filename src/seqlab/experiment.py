@@ -1,6 +1,7 @@
 """From a configuration to a finished run: data, model, trainer, then what is left in the run folder."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.launching import take_share
 from seqlab.matching import matched
 from seqlab.messages import message_of
+from seqlab.model_choice import check_choice
 from seqlab.models import expert_load, state_bytes
 from seqlab.resume import can_go_on, continued, keep, refuse_used_folder, result_of
 from seqlab.sweep.isolation import begin_anew
@@ -67,14 +69,16 @@ def run(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     with only_process_in(folder):
-        check_all(cfg)
         if hydra.mode is RunMode.MULTIRUN:
             return run_in_sweep(cfg, folder)
-        if cfg.resume is None:
-            refuse_used_folder(folder)
-            cfg, resume = settled(cfg, folder), False
+        resume = cfg.resume is not None
+        if resume:
+            cfg = continued(cfg, list(hydra.overrides.task))
+            check_all(cfg)
         else:
-            cfg, resume = continued(cfg, list(hydra.overrides.task)), True
+            check_all(cfg)
+            refuse_used_folder(folder)
+            cfg = settled(cfg, folder)
         summary = execute(cfg, *prepare(cfg, folder, resume=resume), folder)
     output().print(final_table.table(summary))
     return summary["best_validation_loss"]
@@ -85,6 +89,7 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
 
     One that diverged has its result too, and would diverge again.
     """
+    check_all(cfg)
     if cfg.resume is not None:
         raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
     if not cfg.sweep.resume:
@@ -99,6 +104,7 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
 def settled(cfg: DictConfig, folder: Path) -> DictConfig:
     """The configuration with nothing left to choose: what the machine and other settings give it is filled in."""
     with cannot_begin(cfg, folder):
+        check_choice(cfg)
         return OmegaConf.create(OmegaConf.to_container(matched(cfg, build_model), resolve=True))
 
 
@@ -121,9 +127,9 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
         begin_anew(cfg.seed)
         take_share(device, cfg.get("threads"))
         data = instantiate(cfg.data, _convert_="all")
-        targets.check_metrics(targets_of(cfg), data)
+        targets.check_names(targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
-        facts.scan_backend(model, device)  # one that cannot run is refused before anything else is done
+        facts.backends(model, device)  # one that cannot run is refused before anything else is done
         fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
         if resume:
             fit.restore()
@@ -152,7 +158,9 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
             test = fit.test()
             summary |= progress_of(fit) | results_of(fit, test)
             facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
+            began = time.perf_counter()
             summary["further_tests"] = further_tests.measure(fit)
+            summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
@@ -167,7 +175,7 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
 
 
 def results_of(fit: Fit, test: Evaluation) -> facts.Summary:
-    """What a run has reached when its test split has been read."""
+    """What a run has reached when its test split has been read, and its further tests have not."""
     load = expert_load(fit.model)
     return {
         "best_validation": fit.counters.best_metrics,
@@ -175,6 +183,7 @@ def results_of(fit: Fit, test: Evaluation) -> facts.Summary:
         "test_loss_by_position": test.loss_by_position,
         "test_slices": test.slices,
         "further_tests": {},
+        "further_seconds": 0.0,
     } | ({} if load is None else {"expert_load": load._asdict()})
 
 
@@ -190,8 +199,9 @@ def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
         | ({"matched": OmegaConf.to_container(cfg.matched)} if "matched" in cfg else {})
         | facts.count_parameters(fit.model)
         | {
-            "scan_backend": facts.scan_backend(fit.model, fit.device),
+            **facts.backends(fit.model, fit.device),
             "precision": fit.trainer.precision,
+            "cuda_graph": fit.cuda_graph,
             "batch_size": fit.trainer.batch_size,
             "length": fit.data.length,
             "state_bytes": state_bytes(fit.model, fit.data.length),
@@ -205,7 +215,11 @@ def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
 
 
 def progress_of(fit: Fit) -> facts.Summary:
-    """What a run has spent and reached so far."""
+    """What a run has spent and reached so far.
+
+    ``wall_seconds`` is all time from the first step, with validation, checkpoints and the test split; time of further
+    tests, which ask more of one model than of another, is in ``further_seconds``.
+    """
     counters = fit.counters
     tokens = counters.step * fit.tokens_per_step
     stop_reason = fit.stop_reason if counters.step < fit.total else None

@@ -33,9 +33,10 @@ def table(summary: Summary) -> Table:
         "training FLOPs": scaled(summary["flops"], "FLOP"),
         "steps": f"{summary['steps']:,}" + (f" (stopped early: {reason})" if reason else ""),
         "seen": f"{summary['tokens']:,} tokens in {summary['samples']:,} samples",
-        "wall time": f"{summary['wall_seconds']:.1f} s ({summary['seconds']:.1f} s in training steps)",
+        "wall time": wall_time(summary),
         "throughput": f"{scaled(summary['tokens_per_second'])} tokens/s, {waiting(summary)}",
         "scan backend": summary["scan_backend"] or "none (no selective scan)",
+        **({"experts backend": summary["experts_backend"]} if "experts_backend" in summary else {}),
         "device": f"{summary['device_name']}, {summary['precision']}",
         "run folder": summary["folder"],
     }
@@ -61,6 +62,12 @@ def parameters(summary: Summary) -> str:
     total, active = summary["parameters"], summary["active_parameters"]
     used = f"{active:,} active, " if active != total else ""
     return f"{total:,} ({used}{summary['parameters_without_embeddings']:,} without embeddings)"
+
+
+def wall_time(summary: Summary) -> str:
+    """All of it, the steps', and that of the further tests, which comes on top."""
+    further = f", then {seconds:.1f} s in further tests" if (seconds := summary["further_seconds"]) else ""
+    return f"{summary['wall_seconds']:.1f} s ({summary['seconds']:.1f} s in training steps){further}"
 
 
 def waiting(summary: Summary) -> str:

@@ -20,8 +20,9 @@ CHANGEABLE = {
     *MOVABLE,
     *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
     *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
+    *("data.tests", "data.n_further", "target"),
 }
-"""Settings that leave the mathematics of the steps alone, and the budget."""
+"""Settings that leave the mathematics of the steps alone: the budget, and what is measured when training is over."""
 
 CONFIG = "config.yaml"
 
@@ -129,7 +130,7 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     if any(key.startswith("logger") for key in keys):
         saved.logger = cfg.logger
     for key in CHANGEABLE & set(keys):
-        OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
+        OmegaConf.update(saved, key, OmegaConf.select(cfg, key), merge=False)
     return saved
 
 

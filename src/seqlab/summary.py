@@ -75,13 +75,30 @@ def environment(device: torch.device) -> Summary:
 
 def scan_backend(model: nn.Module, device: torch.device) -> str | None:
     """The backends that the model's scans run on, ``None`` for a model without one."""
-    scans = [m for m in model.modules() if hasattr(m, "scan_backend")]
-    asked = ", ".join(sorted({m.scan_backend for m in scans}))
+    return chosen_backends(model, device, "scan_backend", "scan_backend")
+
+
+def experts_backend(model: nn.Module, device: torch.device) -> str | None:
+    """The backends that the model's mixtures of experts run on, ``None`` for a model without one."""
+    return chosen_backends(model, device, "experts_backend", "model.feedforward.backend")
+
+
+def backends(model: nn.Module, device: torch.device) -> Summary:
+    """What the model's parts run on; raises UserError for a backend that cannot run there."""
+    experts = experts_backend(model, device)
+    return {"scan_backend": scan_backend(model, device)} | ({"experts_backend": experts} if experts else {})
+
+
+def chosen_backends(model: nn.Module, device: torch.device, attribute: str, key: str) -> str | None:
+    """What the backends that the model's parts have in ``attribute`` come to on a device; ``key`` is the setting's."""
+    parts = [m for m in model.modules() if hasattr(m, attribute)]
+    asked = [getattr(m, attribute) for m in parts]
     try:
-        return ", ".join(sorted({m.resolve_backend(m.scan_backend, device, torch.float32) for m in scans})) or None
+        names = {m.resolve_backend(name, device, torch.float32) for m, name in zip(parts, asked, strict=True)}
     except ValueError as error:
-        remedy = "Use scan_backend=auto, which picks the fastest that can run"
-        raise UserError("scan_backend", asked, str(error), remedy) from error
+        remedy = f"Use {key}=auto, which picks the fastest that can run"
+        raise UserError(key, ", ".join(sorted(set(asked))), str(error), remedy) from error
+    return ", ".join(sorted(names)) or None
 
 
 def count_parameters(model: nn.Module) -> Summary:

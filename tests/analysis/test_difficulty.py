@@ -71,6 +71,29 @@ class TestTables:
         assert targets["mamba"] == [asked, "0.8320 ± 0.0040", "1", "reached"]
         assert targets["self_attention"][-1] == "missed"
 
+    def test_a_mean_over_fewer_seeds_than_there_are_says_so(self):
+        runs = probe_comparison()
+        second, third = (run.summary for run in runs[1:3])
+        second["further_tests"]["length=512"] = {"error": "memory"}
+        second["targets"][0] |= {"value": None, "reached": None}
+        del third["test_slices"]["distance"]["64"], second["test_slices"]["distance"]["64"]
+        sheets = {sheet.title: sheet for sheet in sheets_of(compare(runs))}
+        by_length, by_distance = (sheets[f"mqar: accuracy {title}"].lines for title in ("at length", "by distance"))
+        mamba = next(line for line in by_length if line[0] == "mamba")
+        assert mamba[1:3] == ["0.832 ± 0.006 (n = 2)", "0.7720 ± 0.0040"]  # of 0.836 and 0.828
+        assert [line[2] for line in by_distance if line[0] == "mamba"] == ["0.8960 (n = 1)"]
+        assert not any("n =" in cell for line in by_length for cell in line if line[0] != "mamba")
+        (value,) = (line[2] for line in sheets["mqar: targets"].lines if line[0] == "mamba")
+        assert value == "0.832 ± 0.006 (n = 2)"
+
+    def test_the_time_of_further_tests_stands_apart(self):
+        runs = probe_comparison()
+        notes = {sheet.title: sheet.notes for sheet in sheets_of(compare(runs))}
+        assert notes["mqar: costs"] == ["Means over the seeds."]
+        runs[0].summary["further_seconds"] = 3.0
+        notes = {sheet.title: sheet.notes for sheet in sheets_of(compare(runs))}
+        assert notes["mqar: costs"][1] == "Wall time is without that of the further tests."
+
     def test_runs_without_probes_have_none(self):
         titles = [sheet.title for sheet in sheets_of(compare(first_comparison((1,))))]
         assert not any("accuracy" in title or "targets" in title for title in titles)

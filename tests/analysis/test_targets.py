@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from seqlab.analysis.targets import are_judged, check_metrics, check_targets, judged, outcomes, value_at, verdict
+from seqlab.analysis.targets import are_judged, check_names, check_targets, judged, outcomes, value_at, verdict
 from seqlab.errors import UserError
 
 SUMMARY = {
@@ -20,8 +20,21 @@ SUMMARY = {
 }
 
 
-class Data:
+class Text:
+    metrics: ClassVar = {"perplexity": None}
+
+
+class Probe:
     metrics: ClassVar = {"accuracy": None}
+    further_tests = ("length=512", "length=64,noise=0.2")
+
+    def evaluation_batches(self, split, batch_size):
+        assert (split, batch_size) == ("test", 1)
+        yield "an example"
+
+    def slices(self, batch):
+        assert batch == "an example"
+        return {"distance": None, "pairs": None}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +63,48 @@ def test_sound_targets_pass():
     check_targets({"steps": {"at_most": 400_000}, "test_slices.distance.8.accuracy": {"published": 0.5}})
 
 
-def test_a_metric_that_the_data_lacks_is_refused():
-    check_metrics(None, Data)
-    check_metrics({"test.loss": {"at_most": 1}, "best_validation.accuracy": {}, "further_tests.x.any": {}}, Data)
-    with pytest.raises(UserError, match=r"target.test.acuracy=.*\nIt measures loss, accuracy"):
-        check_metrics({"test.acuracy": {"at_least": 1}}, Data)
+SOUND = {
+    "test.loss": {"at_most": 1},
+    "best_validation.accuracy": {"at_least": 1},
+    "steps": {"at_most": 3},
+    "further_tests.length=512.accuracy": {"at_least": 1, "models": ["lstm", "mamba"]},
+    "further_tests.length=64,noise=0.2.loss": {"at_least": 1},
+    "test_slices.distance.8.count": {"at_least": 1},
+    "test_slices.pairs.-1.accuracy": {"published": 1},
+}
+
+
+def test_names_that_the_data_has():
+    check_names(None, Probe(), "mamba")
+    check_names(SOUND, Probe(), "mamba")
+    check_names({"test.perplexity": {"at_most": 30}}, Text(), "mamba")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("test.acuracy", r"no metric 'acuracy'\.\nDid you mean 'accuracy'\?"),
+        ("best_validation.top5", r"no metric 'top5'\.\nThere are: loss, accuracy"),
+        ("further_tests.length=521.accuracy", r"no further test 'length=521'\.\nDid you mean 'length=512'\?"),
+        ("further_tests.length=64,noise=0.3.loss", r"no further test .*\nDid you mean 'length=64,noise=0.2'\?"),
+        ("further_tests.length=512.acuracy", r"no metric 'acuracy'\.\nDid you mean 'accuracy'\?"),
+        ("further_tests.accuracy", r"no further test ''\.\nThere are: length=512, length=64,noise=0\.2"),
+        ("test_slices.distanse.8.accuracy", r"no difficulty .*'distanse'\.\nDid you mean 'distance'\?"),
+        ("test_slices.distance.accuracy", r"a value of distance is a whole number\.\nFor example target\.test_slices"),
+        ("test_slices.distance.8.perplexity", r"no metric 'perplexity'\.\nThere are: loss, accuracy, count"),
+    ],
+)
+def test_a_name_that_the_data_lacks_is_refused_for_the_models_that_it_is_for(path, message):
+    with pytest.raises(UserError, match=rf"^target\.{path}=.*{message}"):
+        check_names(SOUND | {path: {"at_least": 1, "models": ["lstm", "mamba"]}}, Probe(), "mamba")
+    check_names({path: {"at_least": 1, "models": ["lstm"]}}, Probe(), "mamba")
+
+
+def test_data_without_difficulties_has_no_names():
+    with pytest.raises(UserError, match=r"no further test 'length=8'\.\nThere is none\."):
+        check_names({"further_tests.length=8.loss": {"at_most": 1}}, Text(), "mamba")
+    with pytest.raises(UserError, match=r"no difficulty among its slices 'distance'\.\nThere is none\."):
+        check_names({"test_slices.distance.8.loss": {"at_most": 1}}, Text(), "mamba")
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,7 @@ REFUSED = [
     (InductionHeads, {"n_validation": 0}, r"data\.n_validation=0: must be at least 1"),
     (InductionHeads, {"tests": [{"length": 64}, {"length": 2}]}, r"data\.tests\[1\]\.length=2: must be at least 3"),
     (InductionHeads, {"tests": [{"pairs": 2}]}, r"data\.tests\[0\]\.pairs=2: is no difficulty.*\nIt may change length"),
+    (InductionHeads, {"tests": [{}]}, r"data\.tests\[0\]=\{\}: changes nothing.*\nIt may change length"),
     (InductionHeads, {"mixture": [{"length": 8}]}, r"data\.mixture\[0\]\.length=8: all examples .* length 12"),
     (Copying, {"data_tokens": 8}, r"data\.data_tokens=8: 8 data tokens and 8 markers do not fit into length 14"),
     (Copying, {"data_tokens": 0}, r"data\.data_tokens=0: must be at least 1"),

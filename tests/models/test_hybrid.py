@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from seqlab.errors import UserError
 from seqlab.models import SequenceModel, state_bytes
@@ -98,14 +99,40 @@ class TestStates:
         assert state_bytes(model, 60) - state_bytes(model, 20) == 40 * 2 * D_MODEL * 4
 
 
+EACH = {name: name for name in ("mamba", "mamba2", "gru", "lstm", "min_gru")}
+
+
 class TestWhatIsShipped:
     def test_hybrid_is_mamba_with_another_mixer_in_four(self):
         hybrid, mamba = compose_config("model=hybrid").model, compose_config("model=mamba", "size=small").model
         assert hybrid.pattern == ["mamba", "mamba", "mamba", "attention"]
-        assert hybrid.mixers.attention == compose_config("model=transformer", "size=small").model.mixers.attention
-        del hybrid.mixers.attention
-        hybrid.pattern = ["mamba"]
+        hybrid.pattern, hybrid.mixers = ["mamba"], {"mamba": hybrid.mixers.mamba}
         assert hybrid == mamba
+
+    def test_hybrid_describes_each_mixer_as_its_own_model_does(self):
+        mixers = compose_config("model=hybrid").model.mixers
+        assert set(mixers) == {"attention", *EACH}
+        for name, model in {"attention": "transformer", **EACH}.items():
+            assert mixers[name] == compose_config(f"model={model}", "size=small").model.mixers[name]
+
+    @pytest.mark.parametrize("pattern", ["mamba2,mamba2,attention", "gru,min_gru,mamba", "attention,lstm,mamba2"])
+    def test_any_pattern_of_them_trains_and_generates(self, pattern):
+        smallest = ["size.d_model=16", "size.n_heads=2", "size.n_layers=3"]
+        cfg = compose_config("model=hybrid", f"model.pattern=[{pattern}]", *smallest, "model.embedding_std=1.0")
+        torch.manual_seed(0)
+        widths = {"tokens": True, "d_input": VOCABULARY, "d_output": VOCABULARY, "max_length": 32}
+        model = instantiate(cfg.model, **widths, _convert_="all").eval()
+        tokens = torch.randint(VOCABULARY, (2, 32))
+        whole = model(tokens)
+        whole.square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+        first, state = model.prefill(tokens[:, :20], model.initial_state(2), every=True)
+        outputs = [first]
+        for position in range(20, 32):
+            y, state = model.step(tokens[:, position], state)
+            outputs.append(y[:, None])
+        difference = torch.cat(outputs, dim=1) - whole
+        assert difference.abs().max() <= 4e-6 * whole.abs().max()
 
     def test_hybrid_fits_by_itself(self):
         assert compose_config("model=hybrid").size.n_layers == 4

@@ -164,3 +164,26 @@ def test_training_flops_are_the_products_and_the_recurrence(n_heads=4, d_state=1
     recurrence = length * n_heads * (5 * (2 * d_model // n_heads) * d_state + 2)
     expected = 2 * in_proj + 3 * (out_proj + convolution + recurrence)  # nothing asks for the gradient of the data
     assert training_flops(mixer, Features()) == expected
+
+
+@pytest.mark.parametrize(
+    ("mixer", "settings", "message"),
+    [
+        (Mamba, {"dt_min": 0.2}, r"model\.mixers\.mamba\.dt_min=0\.2: is above the largest, dt_max=0\.1"),
+        (Mamba2, {"n_heads": 2, "dt_max": 1e-4}, r"model\.mixers\.mamba2\.dt_min=0\.001: .* dt_max=0\.0001"),
+        (
+            Mamba2,
+            {"n_heads": 2, "A_min": 20.0},
+            r"mamba2\.A_min=20\.0: .* A_max=16\.0.\n.*raise model\.mixers\.mamba2\.A_max",
+        ),
+    ],
+)
+def test_a_range_the_wrong_way_round_is_refused(mixer, settings, message):
+    with pytest.raises(UserError, match=message):
+        mixer(8, **settings)
+
+
+def test_a_range_of_one_number_is_one():
+    mixer = Mamba2(8, n_heads=2, A_min=3.0, A_max=3.0, dt_min=0.05, dt_max=0.05)
+    torch.testing.assert_close(mixer.A, torch.full((2,), -3.0))
+    torch.testing.assert_close(nn.functional.softplus(mixer.dt_bias), torch.full((2,), 0.05))

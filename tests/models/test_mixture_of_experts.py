@@ -12,6 +12,7 @@ from seqlab.errors import UserError
 from seqlab.models import auxiliary_losses, expert_load
 from seqlab.models.feedforward import SwiGLU
 from seqlab.models.mixture_of_experts import MixtureOfExperts, balance_loss, z_loss
+from seqlab.summary import backends
 
 D, D_FF, H = 12, 24, 16
 
@@ -197,6 +198,25 @@ def test_every_expert_starts_as_a_linear_map_does():
 def test_more_visits_than_experts_are_refused():
     with pytest.raises(UserError, match=r"top_k=3: a token cannot visit more than the n_experts=2"):
         build(n_experts=2, top_k=3)
+
+
+class TestBackendOfARun:
+    """It is in the summary as it came out, and one that cannot run is refused before there is a trainer."""
+
+    def test_is_recorded(self):
+        model = nn.Sequential(build(), build(backend="reference"), nn.Linear(3, 3))
+        assert backends(model, torch.device("cpu"))["experts_backend"] == "grouped, reference"
+        assert backends(model[2], torch.device("cpu")) == {"scan_backend": None}
+
+    def test_that_cannot_run_is_refused(self, train, capsys, monkeypatch):
+        monkeypatch.setattr("seqlab.ops.triton_support.interpreted", lambda: False)
+        job = train("model=mamba_moe", "model.feedforward.backend=triton", "device=cpu")
+        said = capsys.readouterr().err
+        assert job.status == 2
+        assert "model.feedforward.backend=triton: routed_experts backend='triton' cannot run on cpu" in said
+        assert "Use model.feedforward.backend=auto" in said
+        assert "Traceback" not in said
+        assert job.summary["status"] == "failed"
 
 
 def test_compiles():

@@ -158,6 +158,17 @@ class TestAttention:
         tolerance = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
         close(y.double(), scores.softmax(dim=-1) @ v, tolerance)
 
+    def test_a_long_prompt_in_blocks(self, monkeypatch):
+        """Of 64, 64 and 22 positions, in place of one call that nothing could interrupt."""
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (150, 220, 220))
+        whole, calls = softmax.attend_last(q, k, v), []
+        one_call = softmax.attend_last
+        monkeypatch.setattr(softmax, "PAIRS", 1)
+        monkeypatch.setattr(softmax, "attend_last", lambda q, k, v: calls.append(q.shape[2]) or one_call(q, k, v))
+        close(softmax.attend_last(q, k, v), whole, 1e-6)
+        assert calls == [150, 64, 64, 22]
+
 
 class RunningSum(nn.Module):
     """A mixer that has ``step`` alone, as in the README's example."""

@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from seqlab.models import auxiliary_losses, expert_load
+from seqlab.ops.routed_experts import resolve_backend
 from seqlab.training.optim import adamw, sgd
 from seqlab.training.update import Update
 from support import Echo, compose_config
@@ -104,6 +105,7 @@ def test_a_run_tells_the_load(train):
     trained = [record for record in job.records if record["split"] == "train"]
     assert all(record["auxiliary_loss"] == pytest.approx(0.02, abs=0.02) for record in trained)
     assert all(0.125 <= record["largest_expert_share"] <= 0.5 for record in trained)
+    assert job.summary["experts_backend"] == resolve_backend("auto", job.summary["device"], torch.float32)
     load = job.summary["expert_load"]
     assert [len(share) for share in load["shares"]] == [8, 8]
     assert all(sum(share) == pytest.approx(1) for share in load["shares"])

@@ -122,7 +122,7 @@ def test_a_long_sequence_in_pieces_is_the_whole(monkeypatch, name, precision):
     data, model = probe(), model_of(name, 100)
     whole = [measured(model, data, split, precision=precision) for split in ("test", "length=100")]
     monkeypatch.setattr(module, "LONG", 50)
-    monkeypatch.setattr(module, "PIECE", 24)
+    monkeypatch.setattr(module, "PIECE_ON_CPU", 24)
     monkeypatch.setattr(model, "forward", lambda inputs: pytest.fail("the whole sequence at once"))
     pieces = [measured(model, data, split, precision=precision) for split in ("test", "length=100")]
     rel = 1e-5 if precision == "float32" else 2e-2
@@ -147,15 +147,47 @@ def test_pieces_with_many_answers(monkeypatch):
     data, model = Dense({"accuracy": accuracy, "exact": ExactSequences()}), model_of("mamba", 23)
     whole = measured(model, data)
     monkeypatch.setattr(module, "LONG", 8)
-    monkeypatch.setattr(module, "PIECE", 15)
+    monkeypatch.setattr(module, "PIECE_ON_CPU", 15)
     pieces = measured(model, data)
     assert pieces.metrics == pytest.approx(whole.metrics, rel=1e-5)
     assert pieces.loss_by_position == pytest.approx(whole.loss_by_position, rel=1e-4, nan_ok=True)
 
 
+def test_a_wish_to_stop_is_heard_between_the_pieces_of_a_batch(monkeypatch):
+    """One batch of 23 positions in pieces of 5; without pieces, once a batch."""
+    heard = []
+
+    def stop():
+        heard.append(None)
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+
+    model = model_of("mamba", 23)
+    settings = {"batch_size": 4, "device": CPU, "autocast": lambda: autocast(CPU, "float32")}
+    evaluate(model, Dense(), "test", on_piece=stop, **settings)
+    assert len(heard) == 1
+    monkeypatch.setattr(module, "LONG", 8)
+    monkeypatch.setattr(module, "PIECE_ON_CPU", 15)
+    monkeypatch.setattr(model, "prefill", counted(model.prefill, calls := []))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, Dense(), "test", on_piece=stop, **settings)
+    assert calls == [5]
+    assert model.training
+
+
+def counted(prefill, calls):
+    """A model's ``prefill`` that notes how many positions it is given."""
+
+    def noted(inputs, state, **settings):
+        calls.append(inputs.shape[1])
+        return prefill(inputs, state, **settings)
+
+    return noted
+
+
 def test_a_model_that_could_only_step_goes_whole(monkeypatch):
     monkeypatch.setattr(module, "LONG", 4)
-    monkeypatch.setattr(module, "PIECE", 4)
+    monkeypatch.setattr(module, "PIECE_ON_CPU", 4)
     assert measured(OftenRight(), Sliced()).metrics["loss"] > 0
 
 

@@ -11,7 +11,7 @@ from seqlab.analysis.runs import Run
 from seqlab.analysis.statistics import Estimate, estimate
 from seqlab.analysis.targets import Outcome, outcomes
 
-COSTS = ("flops", "tokens", "wall_seconds", "tokens_per_second", "peak_memory_bytes")
+COSTS = ("flops", "tokens", "wall_seconds", "further_seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Row:
         active_parameters: those that a token uses, all but for a mixture of experts.
         state_bytes: what the model remembers of one sequence of the data's length; ``None`` where no run says.
         flops, tokens, wall_seconds, tokens_per_second, peak_memory_bytes: of training, over the seeds.
+        further_seconds: of the further tests, which ``wall_seconds`` leaves out.
         validation: metrics at each run's best evaluation, over the seeds.
         test: metrics of the test split, over the seeds. Losses are in nats for tokens.
         scan_backend, device, precision: each different one, if the runs do not agree; ``None`` without a scan.
@@ -54,6 +55,7 @@ class Row:
     flops: Estimate | None
     tokens: Estimate | None
     wall_seconds: Estimate | None
+    further_seconds: Estimate | None
     tokens_per_second: Estimate | None
     peak_memory_bytes: Estimate | None
     validation: dict[str, Estimate]

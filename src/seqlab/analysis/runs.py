@@ -170,7 +170,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 TEXT = ("status", "model", "data")
 NUMBERS = ("parameters", "parameters_without_embeddings", "tokens", "flops", "wall_seconds", "steps")
 OPTIONAL_TEXT = ("scan_backend", "precision", "device", "device_name", "data_fingerprint", "data_description")
-OPTIONAL_NUMBERS = ("active_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes", "seconds", "length")
+OPTIONAL_NUMBERS = (
+    *("active_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes"),
+    *("seconds", "further_seconds", "length"),
+)
 
 
 def check_summary(summary: dict[str, Any]) -> None:

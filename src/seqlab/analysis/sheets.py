@@ -10,7 +10,7 @@ from seqlab.analysis.figures import NONE, duration, interval, mean, mean_and_std
 from seqlab.analysis.grids import ENOUGH, PARAMETERS, grid_of, headline, sizes_needed
 from seqlab.analysis.groups import in_short
 from seqlab.analysis.rows import Row
-from seqlab.analysis.statistics import Estimate, estimate
+from seqlab.analysis.statistics import Estimate
 
 MAIN_METRICS = ("perplexity", "accuracy", "top1_accuracy", "r2")
 """Of the test metrics besides the loss, those that a table shows; a file of all is written too."""
@@ -125,7 +125,7 @@ def probe_sheets(data: str, rows: Sequence[Row]) -> list[Sheet]:
     for title, values in titles([row.difficulty for row in rows]).items():
         curves = [row.difficulty.get(title, {}) for row in rows]
         lines = [
-            [row.group.label, *(mean_and_std(curve.get(value)) for value in values)]
+            [row.group.label, *(partial(curve.get(value), row, mean_and_std(curve.get(value))) for value in values)]
             for row, curve in zip(rows, curves, strict=True)
         ]
         found.append(Sheet(f"{data}: accuracy {title}", ["model", *values], lines))
@@ -133,7 +133,7 @@ def probe_sheets(data: str, rows: Sequence[Row]) -> list[Sheet]:
         [
             row.group.label,
             one.asked,
-            mean_and_std(estimate(one.values)) if one.values else NONE,
+            partial(one.estimate, row, mean_and_std(one.estimate)),
             NONE if one.published is None else f"{one.published:.6g}",
             one.verdict,
         ]
@@ -175,7 +175,10 @@ def costs_sheet(data: str, rows: Sequence[Row]) -> Sheet:
         ]
         for row in rows
     ]
-    return Sheet(f"{data}: costs", headings, lines, notes=["Means over the seeds."])
+    notes = ["Means over the seeds."]
+    if any(of(row.further_seconds) for row in rows):
+        notes.append("Wall time is without that of the further tests.")
+    return Sheet(f"{data}: costs", headings, lines, notes=notes)
 
 
 def differences_sheet(differences: Sequence[Difference]) -> Sheet:
@@ -245,13 +248,14 @@ def mismatches_in_words(comparison: Comparison, most: int = 8) -> list[str]:
     """A line for each thing in which runs side by side differ: the values, and who has which."""
     lines = []
     for name, holders in comparison.mismatches.items():
-        values = "; ".join(f"{value}: {in_row(labels)}" for value, labels in holders[:most])
+        each = max(2, 12 // len(holders))
+        values = "; ".join(f"{value}: {in_row(labels, each)}" for value, labels in holders[:most])
         rest = f"; and {len(holders) - most} more values" if len(holders) > most else ""
         lines.append(f"Not alike: {name}. {values}{rest}")
     return lines
 
 
-def in_row(labels: Sequence[str], most: int = 12) -> str:
-    """Labels in a row, which have commas themselves; of many the first dozen."""
+def in_row(labels: Sequence[str], most: int) -> str:
+    """Labels in a row, which have commas themselves; of many the first."""
     rest = len(labels) - most
     return " / ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")

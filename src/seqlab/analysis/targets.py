@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqlab.errors import UserError
+from seqlab.analysis.statistics import Estimate, estimate
+from seqlab.errors import UserError, nearest
 
 Summary = dict[str, Any]
 
@@ -27,6 +28,7 @@ NUMBERS = (
     "flops",
     "seconds",
     "wall_seconds",
+    "further_seconds",
     "tokens_per_second",
     "peak_memory_bytes",
     "data_wait_share",
@@ -36,6 +38,9 @@ NUMBERS = (
     "state_bytes",
 )
 """What a path may begin with: mappings of figures, and figures."""
+
+SLICED = ("loss", "accuracy", "count")
+"""What a slice of the test split has."""
 
 EXAMPLE = "For example target: {test.accuracy: {at_least: 0.99}}"
 
@@ -79,13 +84,47 @@ def check_rule(rule: Any, key: str) -> None:
             raise UserError(place, value, "must be a number", EXAMPLE)
 
 
-def check_metrics(targets: dict[str, Any] | None, data: Any) -> None:
-    """Refuse a target on a metric that this data does not measure."""
-    metrics = dict.fromkeys(["loss", *data.metrics], 0.0)
+def check_names(targets: dict[str, Any] | None, data: Any, model: str) -> None:
+    """Refuse a target on what will not be measured, as far as the data tells before a run.
+
+    Args:
+        targets: sound ones, as ``check_targets`` leaves them.
+        data: a data object.
+        model: the run's. What is for other models alone may be of a data set that only they are run on.
+    """
+    metrics = ["loss", *data.metrics]
     for path, rule in (targets or {}).items():
-        if path.startswith(("test.", "best_validation.")) and value_at(dict.fromkeys(PARTS, metrics), path) is None:
-            remedy = f"It measures {', '.join(metrics)}"
-            raise UserError(f"target.{path}", rule, "this data has no such metric", remedy)
+        if path in NUMBERS or not is_for(rule, model):
+            continue
+        part, _, rest = path.partition(".")
+        name, _, metric = rest.rpartition(".")  # a name may have dots itself
+        if part == "further_tests":
+            known(path, rule, name, getattr(data, "further_tests", ()), "further test")
+        elif part == "test_slices":
+            name, _, value = name.partition(".")
+            known(path, rule, name, difficulties_of(data), "difficulty among its slices")
+            if not value.removeprefix("-").isdecimal():
+                remedy = f"For example target.test_slices.{name}.8.accuracy"
+                raise UserError(f"target.{path}", rule, f"a value of {name} is a whole number", remedy)
+        else:
+            metric = rest
+        known(path, rule, metric, SLICED if part == "test_slices" else metrics, "metric")
+
+
+def known(path: str, rule: Any, name: str, names: Sequence[str], kind: str) -> None:
+    """Refuse a target whose path has a name that is none of those there are."""
+    if name not in names:
+        raise UserError(f"target.{path}", rule, f"this data has no {kind} {name!r}", nearest(name, names))
+
+
+def difficulties_of(data: Any) -> list[str]:
+    """What the test split is sliced by, found from its first example."""
+    return list(data.slices(next(data.evaluation_batches("test", 1)))) if hasattr(data, "slices") else []
+
+
+def is_for(rule: dict[str, Any], model: str) -> bool:
+    """Whether a rule is meant for a model; one that names none is for all."""
+    return rule.get("models") is None or model in rule["models"]
 
 
 def judged(targets: dict[str, Any] | None, summary: Summary) -> list[dict[str, Any]]:
@@ -101,7 +140,7 @@ def is_reached(rule: dict[str, Any], value: float | None, model: str) -> bool | 
     """Whether a value keeps within a rule's bounds, if it has some for this model."""
     asked = Rule(**rule)
     bounded = asked.at_least is not None or asked.at_most is not None
-    if value is None or not bounded or (asked.models is not None and model not in asked.models):
+    if value is None or not bounded or not is_for(rule, model):
         return None
     above = asked.at_least is None or value >= asked.at_least
     return above and (asked.at_most is None or value <= asked.at_most)
@@ -151,6 +190,11 @@ class Outcome:
     values: tuple[float, ...]
     published: float | None
     verdict: str
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Of the mean over those seeds; ``None`` without any."""
+        return estimate(self.values) if self.values else None
 
 
 def outcomes(summaries: Sequence[Summary]) -> list[Outcome]:

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab.model_choice import size_note
 from seqlab.sweep import watch
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -29,7 +30,9 @@ class ShowSweep(Callback):
             said = f"Going on with the sweep in {folder} ({anew} starts anew)."
         else:
             said = f"A new sweep in {folder}."
-        rich.get_console().print(said, soft_wrap=True, markup=False, highlight=False)
+        models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
+        for line in filter(None, (said, size_note(models, typed))):
+            rich.get_console().print(line, soft_wrap=True, markup=False, highlight=False)
         watch.begin(watch.Watch(folder, typed, choices(config)))
 
 

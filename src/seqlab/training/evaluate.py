@@ -17,8 +17,10 @@ LONG = 8192
 from one to the next, so that activations and logits take the memory of a piece; outputs are equal within rounding."""
 
 PIECE = 2**18
+PIECE_ON_CPU = 2**14
 LOGITS = 2**28
-"""Positions and logits of a piece at most, those of all sequences of the batch together."""
+"""Positions and logits of a piece at most, those of all sequences of the batch together. On a CPU, pieces as long as a
+GPU's would gain nothing, and keep the wish to stop waiting for minutes."""
 
 
 class Evaluation(NamedTuple):
@@ -64,6 +66,7 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], Any],
     on_batch: Callable[[], None] = lambda: None,
+    on_piece: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Measure a model on a whole split, once and in order; the model's mode is put back afterwards.
 
@@ -73,7 +76,8 @@ def evaluate(
         split: ``validation``, ``test`` or one of the data's further tests.
         batch_size: windows at a time; it changes the speed and not the result.
         autocast: the precision's context.
-        on_batch: called after each batch, for a progress bar and to stop early by raising.
+        on_batch: called after each batch, for a progress bar.
+        on_piece: called after each piece of a batch, a whole batch that goes at once too, to stop early by raising.
     """
     training = model.training
     model.eval()
@@ -83,13 +87,14 @@ def evaluate(
         for batch in data.evaluation_batches(split, batch_size):
             mask = data.mask(batch.targets)  # (B, L), on the CPU
             inputs, targets = (part.to(device, non_blocking=True) for part in batch)
-            size = piece_size(model, *inputs.shape[:2], data.d_output)
+            size = piece_size(model, *inputs.shape[:2], data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
             seen = []
             for start, outputs in pieces(model, inputs, size, autocast):
                 here = slice(start, start + size)
                 loss = losses(data, outputs, targets[:, here], mask[:, here], whole=size >= inputs.shape[1])
                 by_position.update(loss, mask[:, here], start)
                 seen.append(counted_positions(outputs, targets[:, here], loss, mask[:, here]))
+                on_piece()
             answers = seen[0] if len(seen) == 1 else {k: torch.cat([part[k] for part in seen]) for k in seen[0]}
             metrics.update(**answers, sequence=in_answers(numbered(mask), mask, size).to(device, non_blocking=True))
             if hasattr(data, "slices"):
@@ -102,11 +107,11 @@ def evaluate(
     return Evaluation({"loss": found["loss"]} | found, by_position.compute(), slices.compute())
 
 
-def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int) -> int:
+def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, most: int) -> int:
     """How many positions of the sequences go through the model at once; all where it would go on step by step."""
     layers = getattr(model, "layers", ())
     by_pieces = hasattr(model, "prefill") and all(hasattr(layer.mixer.inner, "prefill") for layer in layers)
-    return max(1, min(PIECE, LOGITS // d_output) // batch_size) if by_pieces and length > LONG else length
+    return max(1, min(most, LOGITS // d_output) // batch_size) if by_pieces and length > LONG else length
 
 
 def pieces(model: nn.Module, inputs: Tensor, size: int, autocast: Callable[[], Any]) -> Iterator[tuple[int, Tensor]]:

@@ -1,4 +1,8 @@
-"""SIGTERM and Ctrl-C as a wish that the trainer reads between two steps."""
+"""SIGTERM and Ctrl-C as a wish that the trainer reads between two steps, and between two pieces of an evaluation.
+
+Python hears a signal between two calls into PyTorch and never within one. So what is long is cut into many calls, where
+it could be minutes: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
+"""
 
 import signal
 import threading

@@ -101,7 +101,7 @@ class Fit:
     def run(self, record: Callable[[dict[str, Any]], None], stop: StopRequest) -> None:
         """Train to the end of the budget, then put the best weights by validation into the model.
 
-        Each record of metrics is given to ``record``; ``stop`` is asked between steps and between evaluated batches.
+        Each record of metrics is given to ``record``; ``stop`` is asked between steps and between pieces of evaluation.
         """
         self.record, self.stop = record, stop
         self._started = time.perf_counter() - self.counters.wall_seconds
@@ -183,10 +183,6 @@ class Fit:
         if hasattr(self.data, "largest_batch"):
             size = self.data.largest_batch(split, size)
 
-        def on_batch() -> None:
-            bar.evaluated_batch()
-            self._stop_if_asked()
-
         bar.begin_evaluation(split, self.data.evaluation_size(split, size))
         result = evaluate(
             self.model,
@@ -195,9 +191,11 @@ class Fit:
             batch_size=size,
             device=self.device,
             autocast=lambda: autocast(self.device, self.trainer.precision),
-            on_batch=on_batch,
+            on_batch=bar.evaluated_batch,
+            on_piece=self._stop_if_asked,
         )
         bar.end_evaluation()
+        self._stop_if_asked()  # a signal may have come while the device was waited for
         return result
 
     def _save_if_due(self) -> None:

@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from seqlab.data.batch import Batch
@@ -62,8 +63,8 @@ class Probe(ABC):
     n_test: int
     n_further: int | None = None
     seed: int
-    tests: list[dict[str, int]] | None = None
-    mixture: list[dict[str, int]] | None = None
+    tests: Annotated[list[dict[str, int]] | None, Field(examples=["[{length: 512}, {length: 1024}]"])] = None
+    mixture: Annotated[list[dict[str, int]] | None, Field(examples=["[{pairs: 4}, {pairs: 8}]"])] = None
     metrics: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +96,8 @@ class Probe(ABC):
         settings = []
         for i, changed in enumerate(getattr(self, name) or []):
             key = f"data.{name}[{i}]"
+            if name == "tests" and not changed:
+                raise UserError(key, changed, "changes nothing", f"It may change {' and '.join(base)}, or leave it out")
             for unknown in set(changed) - set(base):
                 remedy = f"It may change {' and '.join(base)}"
                 raise UserError(f"{key}.{unknown}", changed[unknown], "is no difficulty of this task", remedy)
