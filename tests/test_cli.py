@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from seqlab.training import checkpoint
@@ -181,6 +182,25 @@ class TestResume:
         assert train(f"resume={job.folder}", override).status == 2
         assert "a resumed run keeps" in capsys.readouterr().err
 
+    def test_of_a_run_before_settings_that_came_later(self, train):
+        job = train("model=linear")
+        path = job.folder / "config.yaml"
+        saved = yaml.safe_load(path.read_text())
+        for key in ("threads", "debug", "sweep", "target"):
+            del saved[key]
+        path.write_text(yaml.safe_dump(saved))
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 0
+
+    def test_with_a_change_that_its_part_refuses(self, train, capsys):
+        job = train("model=linear")
+        for override, message in {
+            "trainer.steps=soon": "trainer.steps=soon: input should be a valid integer",
+            "device=tpu": "device=tpu: input should be 'auto', 'cpu' or 'cuda'",
+            "+data.tests=[]": "data.tests=[]: seqlab.data.synthetic.Regression has no setting 'tests'",
+        }.items():
+            assert train(f"resume={job.folder}", override).status == 2
+            assert message in capsys.readouterr().err
+
     def test_that_is_refused_leaves_the_run_as_it_was(self, train):
         job = train("trainer.steps=2")
         before = (job.folder / "config.yaml").read_text()
@@ -277,6 +297,12 @@ MISTAKES = {
         r"model\.pattern=.*do not fit into n_layers=2",
     ),
     "batch larger than the data": (["trainer.batch_size=64"], r"trainer\.batch_size=64: .*32"),
+    "a mapping for a list": (
+        ["data=copying", "data.tests={length:64}"],
+        r"data\.tests=\{length:64\}: .*\nGive it a list, .* for example \[\{length: 512\}, \{length: 1024\}\]\.",
+    ),
+    "a mapping for the list of a part": (["model.pattern={a:1}"], r"model\.pattern=\{a:1\}: .*\nGive it a list"),
+    "a list for a mapping": (["data.metrics=[1]"], r"data\.metrics=\[1\]: .*\nGive it a mapping or null"),
     "no such device": (["device=tpu"], r"device=tpu: .*'auto', 'cpu' or 'cuda'"),
     "no number": (["seed=abc"], r"seed=abc: input should be a valid integer.*\nGive it a whole number"),
     "a width of nothing": (["size.d_model=0"], r"size\.d_model=0: input should be greater than 0"),
@@ -352,9 +378,14 @@ def test_help_and_cfg(environment, tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^model=\n", shown.stdout, re.MULTILINE)
     assert re.search(r"^  mamba +Mamba-1", shown.stdout, re.MULTILINE)
-    composed = script("model=lstm", "--cfg", "job", environment=environment, folder=tmp_path)
+    told = environment | {"PYTHONPROFILEIMPORTTIME": "1"}  # what is imported, on standard error
+    composed = script("model=lstm", "--cfg", "job", environment=told, folder=tmp_path)
     assert composed.returncode == 0, composed.stderr
     assert "seqlab.models.mixers.LSTM" in composed.stdout
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", composed.stderr, re.MULTILINE))
+    assert "torchmetrics" in imported
+    slow = {"matplotlib", "transformers", "datasets", "pandas", "optuna", "torch._dynamo"}
+    assert not imported & slow, "everybody would wait for it at every start"
 
 
 def test_help_that_nobody_reads_to_its_end(environment, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from seqlab.config import check, describe_options, first_comment
 from seqlab.errors import UserError
-from support import CONF, compose_config, depth, models, options
+from support import CONF, architectures, compose_config, depth, models, options
 
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
 
@@ -91,6 +91,14 @@ def test_help_has_every_option():
         (["model.mixers.mamba.d_state=many"], r"model\.mixers\.mamba\.d_state=many: input should be a valid integer"),
         (["+model.mixers.mamba.d_stat=8"], r"model\.mixers\.mamba\.d_stat=8: .*\n.*'d_state'"),
         (["+trainer.stesp=8"], r"trainer\.stesp=8: .*\n.*'steps'"),
+        (
+            ["data=mqar", "data.mixture={pairs:4}"],
+            r"data\.mixture=.*: input should be a valid list\.\nGive it a list.*example \[\{pairs: 4\}, \{pairs: 8",
+        ),
+        (
+            ["data=mqar", "data.tests=[64]"],
+            r"data\.tests=\[64\]: .*dictionary.*\nGive it a list, of a mapping each or null",
+        ),
         (["model._target_=seqlab.models.SequenceModle"], r"model\._target_=.*cannot be used"),
     ],
 )
@@ -107,3 +115,14 @@ def test_what_is_shipped_passes_the_check(group, name):
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_composes(experiment):
     check(plain(f"experiment={experiment}"))
+
+
+PUBLISHED_DEPTHS = {"mamba": 4, "transformer_vanilla": 6, "self_attention": 1, "mlp": 2, "linear": 0}
+
+
+@pytest.mark.parametrize("model", [*architectures(), "fla_gla"])
+def test_every_model_has_a_depth_in_the_published_comparison(model):
+    cfg = plain("experiment=shakespeare_chars", f"model={model}")
+    assert cfg["size"]["d_model"] == cfg["model"]["d_model"] == 128
+    assert cfg["size"]["n_layers"] == cfg["model"]["n_layers"] >= len(cfg["model"]["pattern"])
+    assert cfg["size"]["n_layers"] == PUBLISHED_DEPTHS.get(model, cfg["size"]["n_layers"])

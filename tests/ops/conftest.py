@@ -1,7 +1,8 @@
 """What every test of a kernel uses."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -28,3 +29,24 @@ def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         for name in names:
             monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _triton_prepared_once() -> Iterator[None]:
+    """Triton's interpreter puts its own functions into ``triton.language`` for a kernel, and again for each function
+    that the kernel calls: a third of its time, for what is there already."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if not hasattr(interpreter, "_LangPatchScope"):  # another version, or no interpreter
+        yield
+        return
+    language, prepare = interpreter.tl, interpreter._patch_lang
+
+    def prepare_once(function: Callable) -> object:
+        modules = [module for module in (language, language.core) if module in function.__globals__.values()]
+        if modules and not any(language.core.is_builtin(module.load) for module in modules):
+            return interpreter._LangPatchScope()  # with nothing to put back
+        return prepare(function)
+
+    interpreter._patch_lang = prepare_once
+    yield
+    interpreter._patch_lang = prepare

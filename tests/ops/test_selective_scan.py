@@ -5,12 +5,12 @@ import math
 import weakref
 from importlib import import_module
 
+import long_scan
 import numpy as np
 import pytest
 import torch
 from comparison import (
     DEVICES,
-    TOLERANCE,
     assert_all_close,
     assert_replays,
     backends_in,
@@ -219,6 +219,14 @@ class TestReference:
         assert state.item() == pytest.approx(expected_state, rel=1e-14)
         assert y.item() == pytest.approx((5 * expected_state + 7 * 2) / (1 + math.exp(-1)), rel=1e-14)
 
+    @pytest.mark.parametrize("steps", ["ordinary", "huge", "tiny", "mixed"])
+    @pytest.mark.parametrize("delta_softplus", [False, True])
+    def test_the_scan_that_long_sequences_are_held_to(self, steps, delta_softplus):
+        arguments = make_arguments(2, 127, 5, 3, steps=steps)
+        expected = results(selective_scan, arguments, backend="reference", delta_softplus=delta_softplus)
+        actual = results(long_scan.scan, arguments, delta_softplus=delta_softplus)
+        assert_all_close(actual, expected, torch.float64)
+
 
 class TestEveryBackend:
     def test_the_order_lists_every_file(self):
@@ -259,30 +267,24 @@ class TestEveryBackend:
         arguments = make_arguments(2, length, 5, 3, dtype=dtype, steps=steps, device=device)
         compare(arguments | {"delta_bias": torch.zeros_like(arguments["delta_bias"])}, backend)
 
-    @pytest.mark.slow
     @every_device
+    @every_fused_backend
     @pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
-    def test_adversarial_steps_over_a_long_sequence(self, device, steps):
-        """Every backend in one test, for the reference takes longest.
+    def test_adversarial_steps_over_a_long_sequence(self, backend, device, steps):
+        """Decays of tiny steps are so close to 1 that float32 rounds most of them away, at each of 65,537 positions.
 
-        Decays of tiny steps are so close to 1 that float32 rounds most of them away, at each of 65,537 positions: the
-        reference itself in float32 is up to 5e-4 off. ``parallel`` multiplies decays before they meet a state, and is
-        held to what rounding can do at most: half a unit of each decay, whichever way the device's exponential rounds.
+        The reference itself in float32 is up to 5e-4 off. ``parallel`` multiplies decays before they meet a state, and
+        is held to what rounding can do at most: half a unit of each decay, whichever way the device's exponential
+        rounds.
         """
-        tiny = dict.fromkeys(FUSED, 5e-4) | {"parallel": 65_537 * 2.0**-24}
+        ready(backend, device, torch.float32, positions=65_537)
+        tolerance = {"tiny": 65_537 * 2.0**-24 if backend == "parallel" else 5e-4}.get(steps)
         arguments = make_arguments(1, 65_537, 2, 2, dtype=torch.float32, steps=steps)
         arguments["delta_bias"].zero_()
-        expected = results(selective_scan, doubled(arguments), backend="reference")
-        arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
-        for backend in FUSED:
-            reason = import_module(f"{PACKAGE}.{backend}").why_unavailable(torch.device(device), torch.float32)
-            if reason is not None or interpreted(backend, device):
-                continue
-            tolerance = tiny[backend] if steps == "tiny" else TOLERANCE[torch.float32]
-            actual = results(selective_scan, arguments, backend=backend)
-            for name, tensor in actual.items():
-                actual_one, expected_one = {f"{backend} {name}": tensor.cpu()}, {f"{backend} {name}": expected[name]}
-                assert_all_close(actual_one, expected_one, torch.float32, tolerance)
+        expected = results(long_scan.scan, doubled(arguments))
+        on_device = {name: tensor.to(device) for name, tensor in arguments.items()}
+        actual = {name: tensor.cpu() for name, tensor in results(selective_scan, on_device, backend=backend).items()}
+        assert_all_close(actual, expected, torch.float32, tolerance)
 
     @every_device
     @every_backend
@@ -650,9 +652,15 @@ class TestTritonInterpreted:
     def _available(self):
         skip_unless_available(PACKAGE, "triton", "cpu", torch.float32)
 
-    @pytest.mark.parametrize("length", [1, 2, 9, triton.SEGMENT + 6])
+    @pytest.mark.parametrize("length", [1, 2, 9])
     def test_lengths(self, length):
         hold(make_arguments(1, length, 5, 3, dtype=torch.float32), "triton", delta_softplus=True)
+
+    def test_segments(self, monkeypatch):
+        monkeypatch.setattr(triton, "SEGMENT", 4)
+        arguments = make_arguments(1, 10, 5, 3, dtype=torch.float32)
+        assert triton.plan(arguments["u"], 3, "backward").n_chunks == 1
+        hold(arguments, "triton", delta_softplus=True)
 
     @pytest.mark.parametrize("d_state", [1, 16, 33, 256])
     def test_state_sizes(self, d_state):
@@ -687,16 +695,20 @@ class TestTritonInterpreted:
     def test_a_cut_with_the_state_carried_changes_nothing(self):
         hold_cut(make_arguments(1, 9, 5, 3, dtype=torch.float32), "triton", cut=5)
 
-    @pytest.mark.parametrize("d_state", [3, 16])
+    @pytest.mark.parametrize(("segment", "d_state"), [(4, 3), (8, 16)])
     @pytest.mark.parametrize("packed", [False, True])
-    def test_chunks(self, d_state, packed, monkeypatch):
-        """The state is handed from chunk to chunk, two segments each; one packed sequence begins where a chunk does."""
-        monkeypatch.setattr(triton, "SEGMENT", 8)
-        monkeypatch.setattr(triton, "SHORTEST_CHUNK", 16)
-        arguments = make_arguments(1, 37, 5, d_state, dtype=torch.float32)
+    def test_chunks(self, segment, d_state, packed, monkeypatch):
+        """The state is handed from chunk to chunk, two segments each; one packed sequence begins where a chunk does.
+
+        With 3 states positions go one by one, with 16 four at a time: a segment is several such groups.
+        """
+        monkeypatch.setattr(triton, "SEGMENT", segment)
+        monkeypatch.setattr(triton, "SHORTEST_CHUNK", 2 * segment)
+        length = 4 * segment + segment // 2 + 1
+        arguments = make_arguments(1, length, 5, d_state, dtype=torch.float32)
         assert triton.plan(arguments["u"], d_state, "forward").n_chunks == 3
         if packed:
-            hold_packed(arguments, [{10, 32, 36}], "triton", deterministic=True)
+            hold_packed(arguments, [{segment + 2, 4 * segment, length - 1}], "triton", deterministic=True)
         else:
             hold(arguments, "triton", delta_softplus=True)
 

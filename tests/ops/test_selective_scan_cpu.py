@@ -9,15 +9,16 @@ import sys
 import textwrap
 import threading
 
+import long_scan
 import pytest
 import torch
-from comparison import TOLERANCE, assert_all_close, weighted_sum
+from comparison import TOLERANCE, assert_all_close, doubled, results, weighted_sum
 from test_selective_scan import OPTIONS, make_arguments
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from seqlab.ops import cpu_threads
+from seqlab.ops import cpu_threads, selective_scan
 from seqlab.ops.selective_scan import cpu, reference
 from seqlab.ops.selective_scan.interface import Inputs
 
@@ -110,7 +111,10 @@ class TestEdges:
         compare(make_arguments(2, 2 * T + 3, W + 3, S + 1, dtype=dtype))
 
     def test_a_long_sequence(self):
-        compare(make_arguments(1, 65537, 2, 2, dtype=torch.float32))
+        arguments = make_arguments(1, 65_537, 2, 2, dtype=torch.float32)
+        expected = results(long_scan.scan, doubled(arguments), delta_softplus=True)
+        actual = results(selective_scan, arguments, backend="cpu", delta_softplus=True)
+        assert_all_close(actual, expected, torch.float32)
 
 
 @pytest.mark.usefixtures("nan_memory")

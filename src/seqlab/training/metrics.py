@@ -14,8 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import BinaryCalibrationError
+
+from seqlab.training.lean_import import as_if_not_installed
+
+with as_if_not_installed("matplotlib", "transformers"):
+    from torchmetrics import Metric, MetricCollection
+    from torchmetrics.classification import BinaryCalibrationError
 
 PositionFunction = Callable[[Tensor, Tensor], Tensor]
 
