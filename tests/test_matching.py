@@ -184,6 +184,18 @@ class TestSearch:
         assert widths.d_ff != 4 * widths.d_model
         assert abs(reached - target) <= 1e-4 * target
 
+    def test_passes_over_widths_that_another_mixer_cannot_have(self):
+        """Beside mixers that can be held inside: one that binds the width itself."""
+
+        def bound(width: int, d_ff: int, inner: int | None = None) -> int:
+            if width % 8:
+                raise Unfit
+            return 4 * width * (width if inner is None else inner) + width**2
+
+        widths, reached = self.search(5 * 90**2, tolerance=1e-6, count=bound, holds_inner=True)
+        assert widths.d_model % 8 == 0
+        assert abs(reached - 5 * 90**2) <= 5 * 90**2 * 0.05
+
     def test_holds_the_width_inside_where_there_is_no_feed_forward(self):
         def attention(width: int, d_ff: int, inner: int | None = None) -> int:
             inner = width if inner is None else inner

@@ -39,6 +39,14 @@ def test_so_is_one_of_an_experiment(train, capsys, tmp_path):
     assert "model.mixers.attention.bias=True: changes nothing" in capsys.readouterr().err
 
 
+def test_a_model_of_a_persons_own_folder(train, tmp_path):
+    (tmp_path / "model").mkdir()
+    lstm = "{_target_: seqlab.models.mixers.LSTM, _partial_: true}"
+    (tmp_path / "model" / "mine.yaml").write_text(f"defaults: [mamba]\nmixers:\n  spare: {lstm}\n")
+    searched = f"hydra.searchpath=[file://{tmp_path}]"
+    assert train("model=mine", searched, "size=tiny", "model.dropout=0.1", "trainer.steps=1").status == 0
+
+
 def test_what_the_pattern_uses_is_set_and_what_it_leaves_out_may_stay(train):
     used = ["model.mixers.mamba.d_state=4", "model.mixers.attention.window=null"]
     assert train(*MAMBA_ALONE, *used, "trainer.steps=1").status == 0

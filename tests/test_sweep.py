@@ -65,6 +65,15 @@ def done(once, tmp_path):
 DONE = ("model=lstm", "seed=1,2,3", BY_SEED)
 
 
+def test_jobs_may_differ_in_the_mixers_that_they_use(sweep, tmp_path):
+    """A setting of one that a job leaves out is said in its log, where a single run is refused."""
+    patterns = "model.pattern=[attention],[mamba]"
+    status, _, error = sweep("model=hybrid", "size=tiny", patterns, "model.mixers.mamba.d_state=8", "trainer.steps=1")
+    assert status == 0, error
+    told = [("changes nothing" in log.read_text()) for log in tmp_path.glob("sweep/*/train.log")]
+    assert sorted(told) == [False, True]
+
+
 class TestFailures:
     def test_a_failing_job_is_listed_and_does_not_stop_the_others(self, sweep, tmp_path):
         """Neither those beside it nor, with some launchers' batches, the ones after."""
@@ -182,6 +191,18 @@ class TestGoingOn:
         assert "was started with 2" in out
         assert "1 failed, 1 completed" in out
         assert (done / "1/summary.json").read_bytes() == before
+
+    def test_a_setting_that_came_later_is_as_it_was_unless_it_is_asked_for(self, sweep, done):
+        for seed in ("1", "2"):
+            config = done / seed / "config.yaml"
+            lines = config.read_text().splitlines(keepends=True)
+            config.write_text("".join(line for line in lines if not line.startswith("  cuda_graph:")))
+        status, out, error = sweep("model=lstm", "seed=1", BY_SEED)
+        assert status == 0, error
+        assert "1 kept" in out
+        status, out, _ = sweep("model=lstm", "seed=2", "trainer.cuda_graph=auto", BY_SEED)
+        assert status == 1
+        assert re.search(r"trainer\.cuda_graph=auto: the run in \S+ was started without it", out)
 
     def test_what_belongs_to_the_machine_may_differ(self, sweep, done):
         status, out, error = sweep("model=lstm", "seed=1", BY_SEED, "device=cpu", "debug=true", "threads=1")

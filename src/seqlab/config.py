@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -94,6 +95,11 @@ def model_options() -> list[str]:
     if GlobalHydra.instance().is_initialized():
         return GlobalHydra.instance().config_loader().get_group_options("model")
     return sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
+
+
+def search_path() -> list[str]:
+    """The override by which the running job finds a person's own folders, for what is composed besides it."""
+    return [override for override in HydraConfig.get().overrides.hydra if override.startswith("hydra.searchpath=")]
 
 
 def check(node: Any, raw: Any = None, key: str = "") -> None:

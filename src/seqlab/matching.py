@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 from torch import nn
 
-from seqlab.config import CONFIG_FOLDER
+from seqlab.config import model_options, search_path
 from seqlab.errors import UserError, nearest
 from seqlab.summary import count_parameters
 from seqlab.training.budget import total_steps
@@ -102,9 +102,9 @@ class EqualParameters:
     ) -> dict[str, Any]:
         """Set ``size.d_model``, ``size.d_ff`` and the mixers' ``d_inner`` of ``cfg``; returns what was done."""
         target = self.number(model_of(reference))
+        self.number(model_of(cfg))  # what cannot be built as it was asked for says so itself
         given, n_heads, followers = Widths(cfg.size.d_model, cfg.size.d_ff), cfg.size.n_heads, mixers_that_follow(cfg)
         before = settings_of(given, followers)
-        self.number(model_of(cfg))  # what cannot be built as it was asked for says so itself
 
         def count(widths: Widths) -> int:
             for key, value in settings_of(widths, followers).items():
@@ -215,12 +215,11 @@ def compose_with(model: str) -> DictConfig:
     own = ("model", "match", "resume")
     shared = [override for override in hydra.overrides.task if bare_key(override).split(".")[0] not in own]
     try:
-        return resolved_composition(hydra.job.config_name, [*shared, f"model={model}"])
+        return resolved_composition(hydra.job.config_name, [*search_path(), *shared, f"model={model}"])
     except MissingConfigException as error:
         if error.missing_cfg_file != f"model/{model}":
             raise
-        options = sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
-        raise UserError("match.reference", model, "is no option of model", nearest(model, options)) from error
+        raise UserError("match.reference", model, "is no option of model", nearest(model, model_options())) from error
 
 
 def bare_key(override: str) -> str:

@@ -64,7 +64,7 @@ def out_of_memory(error: BaseException) -> UserError:
     remedy = (
         "Raise trainer.accumulate (the same batch in smaller parts), lower trainer.evaluation_batch_size or "
         "trainer.batch_size, or use trainer.precision=bf16"
-    )
+    ) + (", or trainer.cuda_graph=false" if on_gpu else "")
     return UserError("memory", "the GPU's" if on_gpu else "this machine's", rule, remedy)
 
 

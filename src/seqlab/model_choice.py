@@ -6,9 +6,10 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.config import CONFIG_FOLDER
+from seqlab.config import CONFIG_FOLDER, search_path
 from seqlab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ def unused_mixers(cfg: DictConfig) -> list[str]:
 def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> None:
     """Refuse what the command line or an experiment sets of a mixer that the pattern leaves out.
 
+    In a sweep, whose jobs share settings and may differ in the pattern, it is a warning.
+
     Args:
         cfg: a job's, with its interpolations.
         choices: the options that it took.
@@ -42,12 +45,15 @@ def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> 
     touched = choices.get("experiment") or any(override.lstrip("+~").startswith("model.") for override in overrides)
     if not unused or not touched:
         return
-    plain = compose(HydraConfig.get().job.config_name, [f"model={choices.model}"]).model.mixers
+    plain = compose(HydraConfig.get().job.config_name, [*search_path(), f"model={choices.model}"]).model.mixers
     own, shipped = (OmegaConf.to_container(node, resolve=False) for node in (cfg.model.mixers, plain))
     for name in unused:
         for key, value in differences(own[name], shipped.get(name, ABSENT), f"model.mixers.{name}"):
             rule = f"changes nothing, as model.pattern={list(cfg.model.pattern)} has no {name!r}"
-            raise UserError(key, value, rule, f"Put {name} into model.pattern, or leave {key} out")
+            error = UserError(key, value, rule, f"Put {name} into model.pattern, or leave {key} out")
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                raise error
+            log.warning("%s", error)
 
 
 def differences(node: Any, other: Any, key: str) -> Iterator[tuple[str, Any]]:

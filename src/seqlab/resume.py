@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,9 +21,10 @@ CHANGEABLE = {
     *MOVABLE,
     *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
     *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
-    *("data.tests", "data.n_further", "target"),
+    *("data.tests", "data.n_further", "target", "trainer.cuda_graph"),
 }
-"""Settings that leave the mathematics of the steps alone: the budget, and what is measured when training is over."""
+"""Settings that leave the mathematics of the steps alone: the budget, how their kernels are launched, and what is
+measured when training is over."""
 
 CONFIG = "config.yaml"
 
@@ -53,14 +55,23 @@ def refuse_used_folder(folder: Path) -> None:
 
 
 def refuse_another_job(cfg: DictConfig, folder: Path) -> None:
-    """A sweep goes on in a folder only if what is asked now is what was asked then."""
+    """A sweep goes on in a folder only if what is asked now is what was asked then.
+
+    A setting that neither the folder's configuration nor the command line names came with a later version, and what it
+    is without being asked for is how things were before.
+    """
     saved = flat(OmegaConf.to_container(saved_in(folder)))
     asked = flat(OmegaConf.to_container(cfg, resolve=True))
+    hydra = HydraConfig.get()
+    named = {override.partition("=")[0].lstrip("+~") for override in hydra.overrides.task} - set(hydra.runtime.choices)
     for key in sorted(saved.keys() | asked.keys()):
+        if key not in saved and not any(key == name or key.startswith(f"{name}.") for name in named):
+            continue
         then, now = saved.get(key, "missing"), asked.get(key, "missing")
         if then != now and key not in MOVABLE and key.split(".")[0] not in ("logger", "sweep", "target"):
-            rule = f"the run in {folder} was started with {then}"
-            remedy = f"Set {key}={then}, delete that folder, or use another (sweep.resume=false, or hydra.sweep.dir)"
+            rule = f"the run in {folder} was started {f'with {then}' if key in saved else 'without it'}"
+            same = f"Set {key}={then}" if key in saved else f"Leave {key} out"
+            remedy = f"{same}, delete that folder, or use another (sweep.resume=false, or hydra.sweep.dir)"
             raise UserError(key, now, rule, remedy)
 
 

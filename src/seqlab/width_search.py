@@ -7,7 +7,7 @@ from typing import NamedTuple
 WIDEST = 16
 """Times the width that was given; beyond that two models are not comparable by their width."""
 
-STEPS = {16, 8, 2, 1}
+STEPS = (16, 8, 2, 1)
 """Of a width, in which the heads have no part; matrix products run best at multiples of 8."""
 
 AROUND = range(-8, 9)
@@ -73,11 +73,10 @@ def candidates(
     def proportional(width: int, inner: int | None = None) -> Widths:
         return Widths(width, max(1, round(given.d_ff * width / given.d_model)), inner)
 
-    for unit in sorted(STEPS | {math.lcm(16, 2 * n_heads), 2 * n_heads, n_heads}, reverse=True):
+    for unit in sorted({*STEPS, math.lcm(16, 2 * n_heads), 2 * n_heads, n_heads}, reverse=True):
         limit = max(1, WIDEST * given.d_model // unit)
-        try:
-            crossing = first_reaching(lambda k, unit=unit: count(proportional(k * unit)), target, limit)
-        except Unfit:
+        crossing = first_reaching(lambda k, unit=unit: count(proportional(k * unit)), target, limit)
+        if not crossing:
             continue
         around, finest = [k * unit for k, _ in crossing], unit
         yield from ((proportional(k * unit), reached) for k, reached in crossing)
@@ -96,14 +95,14 @@ def inner_held(
     The number of parameters then grows with the width and not with its square, so that a step of 1 is always fine.
     """
     nearest = dict.fromkeys(around, 0)
-    for step in sorted(STEPS, reverse=True):
+    for step in STEPS:
         for inner in around:
 
             def count_at(k: int, inner: int = inner, step: int = step) -> int:
                 return count(proportional(k * step, inner))
 
             crossing = first_reaching(count_at, target, max(1, 2 * inner // step))
-            nearest[inner] = crossing[0][0] * step
+            nearest[inner] = crossing[0][0] * step if crossing else nearest[inner]
             yield from ((proportional(k * step, inner), reached) for k, reached in crossing if 2 * k * step >= inner)
     for inner, width in nearest.items():
         widths = [proportional(near, inner) for near in steps_around(width, 1) if 2 * near >= inner]
@@ -123,26 +122,29 @@ def feedforward_alone(count: Count, target: int, around: list[Widths]) -> Iterat
         def count_at(d_ff: int, widths: Widths = widths) -> int:
             return count(widths._replace(d_ff=d_ff))
 
-        if count_at(least) == count_at(most):
-            return  # the model has none
         found = first_reaching(count_at, target, most)
+        if found and count_at(least) == count_at(most):
+            return  # the model has none
         yield from ((widths._replace(d_ff=d_ff), reached) for d_ff, reached in found if d_ff >= least)
 
 
 def first_reaching(count: Callable[[int], int], target: int, limit: int) -> list[tuple[int, int]]:
     """The last whole number at which a growing ``count`` is below the target and the first at which it is not.
 
-    Each with its count; the one nearer to the target comes first. The limit alone where none up to it is enough.
+    Each with its count; the one nearer to the target comes first. The limit alone where none up to it is enough, and
+    nothing where one of the numbers does not fit.
     """
-    most = count(limit)
-    if most < target:
-        return [(limit, most)]
-    low, high = 0, limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        if count(middle) < target:
-            low = middle
-        else:
-            high = middle
-    found = [(k, count(k)) for k in (low, high) if k >= 1]
+    try:
+        if count(limit) < target:
+            return [(limit, count(limit))]
+        low, high = 0, limit
+        while high - low > 1:
+            middle = (low + high) // 2
+            if count(middle) < target:
+                low = middle
+            else:
+                high = middle
+        found = [(k, count(k)) for k in (low, high) if k >= 1]
+    except Unfit:
+        return []
     return sorted(found, key=lambda pair: abs(pair[1] - target))

@@ -1,13 +1,30 @@
 """Steps replayed as a CUDA graph: where they may be, and that they are the steps that they replace."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from seqlab.errors import UserError
+from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.training.captured import EAGER, CapturedGradient, captures
+from seqlab.training.counters import STARTING
 from support import architectures, depth
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+class Plain(torch.nn.Linear):
+    """A model of one part."""
+
+    def __init__(self):
+        super().__init__(5, 3)
+
+
+class Waits(Plain):
+    def why_not_recorded(self, device):
+        return "it asks the device how it went"
 
 
 class TestWhere:
@@ -16,15 +33,33 @@ class TestWhere:
     )
     def test_what_cannot_be_recorded_is_left_by_auto_and_refused_if_asked_for(self, device, precision, compile):
         how = {"precision": precision, "compile": compile}
-        assert captures("auto", device, **how) is False
-        assert captures(False, device, **how) is False
+        assert captures("auto", Plain(), device, **how) is False
+        assert captures(False, Plain(), device, **how) is False
         with pytest.raises(UserError, match=r"trainer\.cuda_graph=True"):
-            captures(True, device, **how)
+            captures(True, Plain(), device, **how)
 
     @pytest.mark.parametrize("precision", ["float32", "bf16"])
     def test_the_rest_is_recorded_unless_told_not_to(self, precision):
-        choices = [captures(setting, GPU, precision=precision, compile=False) for setting in ("auto", True, False)]
+        choices = [
+            captures(setting, Plain(), GPU, precision=precision, compile=False) for setting in ("auto", True, False)
+        ]
         assert choices == [True, True, False]
+
+    def test_a_part_that_waits_for_the_device_keeps_the_model_from_it(self):
+        how = {"precision": "bf16", "compile": False}
+        model = torch.nn.Sequential(Plain(), Waits())
+        assert captures("auto", model, GPU, **how) is False
+        with pytest.raises(UserError, match="it asks the device how it went"):
+            captures(True, model, GPU, **how)
+
+    @pytest.mark.parametrize("backend, recorded", [("grouped", False), ("reference", False), ("triton", True)])
+    def test_experts_wait_unless_on_triton(self, monkeypatch, backend, recorded):
+        monkeypatch.setattr("seqlab.ops.backends.resolve", lambda package, order, backend, device, dtype: backend)
+        model = MixtureOfExperts(8, d_ff=16, backend=backend)
+        assert captures("auto", model, GPU, precision="bf16", compile=False) is recorded
+
+    def test_throughput_leaves_the_recording_out(self):
+        assert EAGER + 1 <= STARTING
 
     def test_a_run_says_what_it_did(self, train):
         assert train("device=cpu", "model=linear").summary["cuda_graph"] is False
@@ -59,9 +94,8 @@ class TestOnAGpu:
 
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_it_is_the_gradient_of_the_batch_that_it_is_given(self, accumulate):
-        layer = torch.nn.Linear(5, 3, device=GPU)
-        unused = torch.nn.Parameter(torch.zeros(2, device=GPU))
-        parameters = [*layer.parameters(), unused]
+        layer = Plain().to(GPU)
+        layer.unused = unused = torch.nn.Parameter(torch.zeros(2, device=GPU))
 
         def gradient(x, y):
             total = torch.zeros((), device=GPU)
@@ -71,7 +105,7 @@ class TestOnAGpu:
                 loss.backward()
             return torch.stack((total, total))
 
-        captured = CapturedGradient(gradient, parameters)
+        captured = CapturedGradient(gradient, layer)
         sizes = [4] * (EAGER + 3) + [2, 4]  # the last batch but one is of another shape
         for seed, size in enumerate(sizes):
             x, y = torch.randn(2, size, 5, device=GPU, generator=torch.Generator(GPU).manual_seed(seed))
@@ -87,14 +121,42 @@ class TestOnAGpu:
         assert captured.graph is not None
 
     def test_dropout_differs_from_step_to_step(self):
-        captured = CapturedGradient(lambda x, y: torch.nn.functional.dropout(x, 0.5), [])
+        captured = CapturedGradient(lambda x, y: torch.nn.functional.dropout(x, 0.5), Plain().to(GPU))
         x = torch.ones(1000, device=GPU)
         masks = [captured(x, x).clone() for _ in range(EAGER + 3)]
         assert captured.graph is not None
         assert all(not torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
 
-    def test_a_run_continues_as_it_would_have_gone_on(self, train):
-        settings = "device=cuda", "model=mamba", "schedule=constant", "trainer.evaluate_every=6"
+    def test_a_model_that_puts_another_tensor_in_a_buffers_place_is_refused(self):
+        model = Plain().to(GPU)
+        model.register_buffer("mean", torch.zeros(5, device=GPU))
+
+        def gradient(x, y):
+            model.mean = 0.9 * model.mean + 0.1 * x.mean(dim=0)
+            return x.sum()
+
+        captured = CapturedGradient(gradient, model)
+        x = torch.ones(4, 5, device=GPU)
+        for _ in range(EAGER):
+            captured(x, x)
+        with pytest.raises(UserError, match=r"in the place of mean\.\nUse trainer\.cuda_graph=false"):
+            captured(x, x)
+
+    def test_a_step_that_waits_for_the_device_is_refused_with_its_reason(self):
+        """In a process of its own: PyTorch may be unusable after a recording that failed."""
+        code = (
+            "import torch; from seqlab.training.captured import CapturedGradient\n"
+            "captured = CapturedGradient(lambda x, y: x * x.sum().item(), torch.nn.Linear(1, 1).cuda())\n"
+            "x = torch.ones(1, device='cuda')\n"
+            "for _ in range(9): captured(x, x)\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "a step cannot be recorded" in ended.stderr
+        assert "Use trainer.cuda_graph=false" in ended.stderr
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.1])
+    def test_a_run_continues_as_it_would_have_gone_on(self, train, dropout):
+        settings = "device=cuda", f"model.dropout={dropout}", "schedule=constant", "trainer.evaluate_every=6"
         whole = train(*settings, "trainer.steps=12", folder="whole")
         cut = train(*settings, "trainer.steps=6", folder="cut")
         assert train(f"resume={cut.folder}", "device=cuda", "trainer.steps=12").status == 0

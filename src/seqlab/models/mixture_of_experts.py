@@ -121,6 +121,11 @@ class MixtureOfExperts(nn.Module):
             loss = loss + self.z_weight * z_loss(logits)
         self.auxiliary_loss = loss
 
+    def why_not_recorded(self, device: torch.device) -> str | None:
+        """Why a CUDA graph cannot hold it, if it cannot."""
+        chosen = self.resolve_backend(self.experts_backend, device, torch.float32)
+        return None if chosen == "triton" else f"the experts' backend {chosen!r} waits for the device"
+
     def inactive_parameters(self) -> int:
         """How many parameters a token does not meet: those of the experts that it does not visit."""
         every = sum(p.numel() for maps in (self.in_proj, self.out_proj) for p in maps.parameters())

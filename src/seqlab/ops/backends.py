@@ -5,7 +5,6 @@ A backend is a module inside the operation's package; its file name is its name.
 """
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
@@ -20,13 +19,7 @@ def load(package: str, name: str) -> ModuleType:
     return sys.modules.get(f"{package}.{name}") or import_module(f"{package}.{name}")
 
 
-def constant_when_compiled(function: Callable[..., str]) -> Callable[..., str]:
-    """The mark that ``torch.compiler.assume_constant_result`` sets, without importing the compiler, which takes 1 s."""
-    function._dynamo_marked_constant = True
-    return function
-
-
-@constant_when_compiled
+@torch.compiler.assume_constant_result
 def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """The name of the backend that runs: ``backend`` itself, or for "auto" the first of ``order`` that can.
 

@@ -8,15 +8,10 @@ import sys
 import numpy as np
 import torch
 
+from seqlab.models.mixers.rotary import kept_turns
 from seqlab.summary import reset_peak_memory
 
-
-def deterministic() -> tuple[bool, bool]:
-    """PyTorch's switch for deterministic algorithms, and whether it only warns."""
-    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-
-
-DETERMINISTIC = deterministic()
+DETERMINISTIC = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 CUDNN = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
 FULL_PRECISION = (
     torch.backends.cuda.matmul,
@@ -40,8 +35,7 @@ def begin_anew(seed: int) -> None:
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
     torch.autograd.set_detect_anomaly(False)
-    if deterministic() != DETERMINISTIC:  # to set the switch imports the compiler: 1 s
-        torch.use_deterministic_algorithms(DETERMINISTIC[0], warn_only=DETERMINISTIC[1])
+    torch.use_deterministic_algorithms(DETERMINISTIC[0], warn_only=DETERMINISTIC[1])
     for name, value in CUDNN.items():
         setattr(torch.backends.cudnn, name, value)
     torch.set_float32_matmul_precision("highest")
@@ -57,6 +51,7 @@ def free_memory() -> None:
 
     An exception on its way holds the frames of the job, and these its tensors: let go of it first.
     """
+    kept_turns.cache_clear()
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -19,15 +19,22 @@ Gradient = Callable[[Tensor, Tensor], Tensor]
 """Given inputs and targets on the device, leaves the gradient in the parameters and returns what is to be told."""
 
 
-def captures(setting: Literal["auto"] | bool, device: torch.device, *, precision: str, compile: bool) -> bool:
-    """Whether to record; ``auto`` does so wherever it can be done, and what cannot be done is refused if asked for."""
-    obstacle = None
+def captures(
+    setting: Literal["auto"] | bool, model: nn.Module, device: torch.device, *, precision: str, compile: bool
+) -> bool:
+    """Whether to record; ``auto`` does so wherever it can be done, and what cannot be done is refused if asked for.
+
+    A part of the model that waits for the device, or may, says why in ``why_not_recorded(device)``.
+    """
+    parts = (part for part in model.modules() if hasattr(part, "why_not_recorded"))
     if device.type != "cuda":
         obstacle = "CUDA graphs need a CUDA device"
     elif precision == "fp16":
         obstacle = "fp16's loss scale is decided in Python in the midst of a step"
     elif compile:
         obstacle = "torch.compile makes its own kernels and records them itself if asked to"
+    else:
+        obstacle = next(filter(None, (part.why_not_recorded(device) for part in parts)), None)
     if setting is True and obstacle:
         raise UserError("trainer.cuda_graph", True, obstacle, "Use trainer.cuda_graph=auto")
     return setting is not False and obstacle is None
@@ -38,10 +45,14 @@ class CapturedGradient:
 
     A batch of another shape than the first goes the ordinary way. The gradients' memory is the graph's own, and is
     given to the parameters again after each replay, so that whoever used them may set them to ``None``.
+
+    What Python does between the kernels is done once, in recording: a part of the model may write into its buffers in
+    a forward pass, but not put others in their place, nor count calls.
     """
 
-    def __init__(self, gradient: Gradient, parameters: list[nn.Parameter]):
-        self.gradient, self.parameters = gradient, parameters
+    def __init__(self, gradient: Gradient, model: nn.Module):
+        self.gradient, self.model = gradient, model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.stream = torch.cuda.Stream()  # recording needs another than the default one, in the steps before it too
         self.eager_left = EAGER
         self.shapes: tuple[torch.Size, torch.Size] | None = None
@@ -75,7 +86,22 @@ class CapturedGradient:
         self.inputs, self.targets = inputs.clone(), targets.clone()
         for parameter in self.parameters:
             parameter.grad = None
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.found = self.gradient(self.inputs, self.targets)
+        buffers = dict(self.model.named_buffers())
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.found = self.gradient(self.inputs, self.targets)
+        except RuntimeError as error:
+            cause = error.__context__ or error  # which the end of the recording hides behind its own failure
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            raise refusal(f"a step cannot be recorded ({str(cause).splitlines()[0]})") from cause
+        for name, buffer in self.model.named_buffers():
+            if buffer is not buffers[name]:
+                raise refusal(f"the forward pass puts another tensor in the place of {name}")
         self.gradients = [parameter.grad for parameter in self.parameters]
+        self.graph = graph
+
+
+def refusal(rule: str) -> UserError:
+    return UserError("trainer.cuda_graph", "auto", rule, "Use trainer.cuda_graph=false")

@@ -7,12 +7,18 @@ together at every start, for metrics that no data set here could use.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_utilities.core.imports import RequirementCache
+try:
+    from lightning_utilities.core.imports import RequirementCache
+except ImportError:  # torchmetrics' own affair; it then starts as slowly as it does by itself
+    RequirementCache = None
 
 
 @contextmanager
 def as_if_not_installed(*packages: str) -> Iterator[None]:
     """torchmetrics, first imported in here, takes ``packages`` for not installed, and says so if asked for them."""
+    if RequirementCache is None:
+        yield
+        return
     is_met = RequirementCache.__bool__
 
     def is_met_without(self: RequirementCache) -> bool:

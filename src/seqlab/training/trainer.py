@@ -64,7 +64,9 @@ class Fit:
         self.checkpoint_every = trainer.checkpoint_every or self.evaluate_every
         self.tokens_per_step = trainer.batch_size * data.length
         self.flops_per_step = trainer.batch_size * training_flops(model, data)
-        self.cuda_graph = captures(trainer.cuda_graph, device, precision=trainer.precision, compile=trainer.compile)
+        self.cuda_graph = captures(
+            trainer.cuda_graph, model, device, precision=trainer.precision, compile=trainer.compile
+        )
         self.update = Update(
             model,
             data,
@@ -115,6 +117,7 @@ class Fit:
                     break
                 self._train_step(bar)
                 self._stop_if_asked()
+        self.update.release()
         checkpoint.load_weights(self.best_checkpoint, self.model)
 
     def test(self) -> Evaluation:

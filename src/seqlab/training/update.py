@@ -73,7 +73,7 @@ class Update:
         if compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if compile else model
-        self.gradient = CapturedGradient(self._gradient, self.parameters) if cuda_graph else self._gradient
+        self.gradient = CapturedGradient(self._gradient, model) if cuda_graph else self._gradient
 
     @property
     def lr(self) -> float:
@@ -122,6 +122,13 @@ class Update:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         return torch.stack((loss, norm) if added is None else (loss, norm, added))
+
+    def release(self) -> None:
+        """Give the memory of recorded kernels back; a further update would begin anew."""
+        if isinstance(self.gradient, CapturedGradient):
+            self.gradient = CapturedGradient(self._gradient, self.gradient.model)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def figures(self, outcome: Outcome) -> dict[str, float]:
         """What to record of an update besides loss and norm: of a model with experts, how busy they were."""

@@ -84,6 +84,10 @@ class FlaLayer(nn.Module):
         y = self._run(x, past_key_values=cache, use_cache=True)
         return y, State(dict(cache[0]), length)
 
+    def why_not_recorded(self, device: torch.device) -> str:
+        """Why a CUDA graph cannot hold it: nobody says that the library's layers never wait for the device."""
+        return f"flash-linear-attention's {self.name} may wait for the device"
+
     def _run(self, x: Tensor, **arguments: Any) -> Tensor:
         try:
             return self.layer(x, **arguments)[0]
@@ -118,10 +122,12 @@ class FlaLayer(nn.Module):
     def _parts_alone(self, x: Tensor) -> dict[str, Any]:
         """What the layer would remember, on the ``meta`` device."""
         heads, key, value = self.state_shape
-        convolutions = [x.new_empty(len(x), m.in_channels, m.kernel_size[0]) for m in self._convolutions()]
+        before = [x.new_empty(len(x), m.in_channels, m.kernel_size[0]) for m in self._convolutions()]  # (B, C, width)
+        if hasattr(self.layer, "time_shift"):  # RWKV's, which looks one position back
+            before.append(x.new_empty(len(x), x.shape[-1]))
         return {
             "recurrent_state": x.new_empty(len(x), heads, key, value, dtype=torch.float32),
-            "conv_state": tuple(convolutions),
+            "conv_state": tuple(before),
         }
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:

@@ -20,11 +20,11 @@ def rotate(x: Tensor, start: int, base: float) -> Tensor:
         base: the largest wavelength over 2 pi.
 
     Returns:
-        (..., L, P) of x's dtype; the products are float32, or float64 if x is.
+        (..., L, P) of x's dtype; the products are float32, or float64 if x is, of a cosine and a sine in float32.
     """
     length, width = x.shape[-2:]
     capacity = max(LEAST, 1 << (start + length - 1).bit_length())  # a table serves generation for many positions
-    tables = turns if torch.compiler.is_compiling() else kept_turns  # a compiler folds them into its own constants
+    tables = turns if torch.compiler.is_compiling() else kept_turns  # which a compiler cannot follow
     cos, sin = (table[start : start + length] for table in tables(capacity, width, base, x.device))  # (L, P)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin).to(x.dtype)
 
@@ -43,6 +43,6 @@ def turns(capacity: int, width: int, base: float, device: torch.device) -> tuple
 
 @lru_cache(maxsize=16)
 def kept_turns(capacity: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``turns``, which all layers of a model share."""
+    """``turns``, which all layers of a model share; ``free_memory`` lets go of them when a job has ended."""
     with torch.inference_mode(False), torch.no_grad():  # an evaluation may make what the next training step reads
         return turns(capacity, width, base, device)
