@@ -6,8 +6,10 @@ plain loops) and a cache; the real one is tested where it is installed.
 
 import re
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from seqlab.errors import UserError
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.mixers.fla import FlaLayer
-from seqlab.models.state import bytes_of
+from seqlab.models.state import bytes_of, mixer_state_bytes
 from seqlab.training.flops import training_flops
 from support import compose_config, options
 
@@ -66,7 +68,8 @@ class ToyAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size)
 
     def forward(self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, **kwargs):
-        assert self.mode != "half" or hidden_states.dtype != torch.float32, "float32 is not supported"
+        chunks = hidden_states.shape[1] > 64
+        assert self.mode != "half" or not chunks or hidden_states.dtype != torch.float32, "float32 is not supported"
         if self.mode == "kernel":
             raise RuntimeError("0 active drivers")
         batch, length, width = hidden_states.shape
@@ -151,6 +154,14 @@ class TestTheAdapter:
         assert state.length == LENGTH
 
     @torch.no_grad()
+    def test_what_refuses_float32_over_chunks_prefills_in_short_pieces(self):
+        """As a run that was trained in bf16 does where it goes on in float32."""
+        x = torch.randn(2, 150, D_MODEL)
+        y, state = adapter(mode="half").prefill(x, adapter().initial_state(2))
+        torch.testing.assert_close(y, adapter()(x))
+        assert state.length == 150
+
+    @torch.no_grad()
     def test_a_state_can_be_continued_again(self):
         mixer, x = adapter(), torch.randn(3, LENGTH, D_MODEL)
         _, state = mixer.prefill(x[:, :7], mixer.initial_state(3))
@@ -206,7 +217,7 @@ class TestTheAdapter:
     )
     def test_what_cannot_run(self, mode, message):
         with pytest.raises(UserError) as caught:
-            adapter(mode=mode)(torch.randn(1, 4, D_MODEL))
+            adapter(mode=mode)(torch.randn(1, 65, D_MODEL))
         assert re.search(message, str(caught.value))
 
 
@@ -221,11 +232,46 @@ def test_without_the_library(monkeypatch):
     assert re.search(message, str(caught.value))
 
 
+def real_mixer(name: str, d_model: int, n_heads: int) -> FlaLayer:
+    torch.manual_seed(0)
+    cfg = compose_config(f"model={name}", "size=small", f"size.d_model={d_model}", f"size.n_heads={n_heads}")
+    mixers = instantiate(cfg.model.mixers, _convert_="all")
+    return mixers[cfg.model.pattern[0]](d_model)
+
+
 def real_model(name: str) -> SequenceModel:
     torch.manual_seed(0)
     cfg = compose_config(f"model={name}", "size=small")
     widths = {"tokens": True, "d_input": VOCABULARY, "d_output": VOCABULARY, "max_length": 200}
     return instantiate(cfg.model, **widths, _convert_="all")
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library's kernels on the CPU, each in its first configuration: the interpreter cannot time them."""
+    pytest.importorskip("triton", minversion="3.9")  # an earlier one takes no computed bound of a loop
+    from triton.runtime import autotuner, interpreter
+
+    class Index(int):
+        """A loop's variable, which the compiler makes a scalar that has ``to``, and the interpreter a plain number."""
+
+        def to(self, dtype: Any) -> Any:
+            return interpreter._implicit_cvt(int(self)).to(dtype)
+
+    call = interpreter.GridExecutor.__call__
+
+    def launch(self, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setitem(self.fn.__globals__, "range", lambda *bounds: map(Index, range(*bounds)))
+            return call(self, *args, **kwargs)
+
+    def run_first(self, *args, **kwargs):
+        return self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+    monkeypatch.setattr(autotuner.Autotuner, "run", run_first)
+    with torch.compiler.set_stance("force_eager"), torch.autocast("cpu", torch.float16):  # it has no bfloat16
+        yield
 
 
 @pytest.mark.skipif(find_spec("fla") is None, reason="needs the extra fla")
@@ -238,6 +284,34 @@ class TestTheLibrary:
         assert all(layer.mixer.inner.uncounted_flops(1, 1) > 0 for layer in model.layers)
         assert training_flops(model, Tokens()) > 0
         assert state_bytes(model, 10) == state_bytes(model, 1000) > 0
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles where there is a GPU")
+    @pytest.mark.usefixtures("interpreted")
+    def test_trains_and_steps_in_the_interpreter(self, name):
+        """Beyond 64 positions the layers take their kernels over chunks, below them those that go step by step."""
+        mixer = real_mixer(name, 32, 2)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)  # some start at zero and would hide others
+        y = mixer(torch.randn(1, 66, 32))
+        (y.float() * torch.randn_like(y.float())).sum().backward()
+        assert [key for key, p in mixer.named_parameters() if not (p.grad.isfinite().all() and p.grad.any())] == []
+        x = torch.randn(1, 66, 32)
+        mixer.eval()
+        with torch.no_grad():
+            whole = mixer(x).float()
+            first, state = mixer.prefill(x[:, :33], mixer.initial_state(1))
+            second, state = mixer.step(x[:, 33], state)
+            third, state = mixer.step(x[:, 34], state)
+            last, state = mixer.prefill(x[:, 35:], state)
+            got = torch.cat([first, second[:, None], third[:, None], last], dim=1).float()
+            assert state.length == 66
+            assert (got - whole).abs().max() <= 1e-2 * whole.abs().max()
+            with torch.autocast("cpu", enabled=False):
+                _, state = mixer.prefill(x[:, :5], mixer.initial_state(1))
+        assert bytes_of(state.parts) == mixer_state_bytes(mixer.to("meta"), 32, 5)
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

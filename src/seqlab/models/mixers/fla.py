@@ -24,6 +24,9 @@ OURS = ("self", "hidden_size", "layer_idx")
 HEADS, KEY, VALUE = ("num_v_heads", "num_heads"), ("head_k_dim", "head_f_dim", "head_dim"), ("head_v_dim", "head_i_dim")
 """What the library's layers call H, K and V; the first name that a layer has counts."""
 
+SHORT = 64
+"""Positions up to which the library's layers go step by step where no gradient is asked for."""
+
 
 class State(NamedTuple):
     """What one layer remembers: the parts of the library's own cache, None before the first position."""
@@ -81,8 +84,20 @@ class FlaLayer(nn.Module):
             return self._maps_alone(x), State(self._parts_alone(x), length)
         before = None if state.parts is None else (state.parts,)
         cache = library("fla.models.utils", self.name).Cache.from_legacy_cache(before, seen_tokens=state.length)
-        y = self._run(x, past_key_values=cache, use_cache=True)
+        try:
+            y = self._run(x, past_key_values=cache, use_cache=True)
+        except UserError:
+            if x.shape[1] <= SHORT:
+                raise
+            return self._prefill_short(x, state)  # whose kernels take float32, which those over chunks may refuse
         return y, State(dict(cache[0]), length)
+
+    def _prefill_short(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        outputs = []
+        for piece in x.split(SHORT, dim=1):
+            y, state = self.prefill(piece, state)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), state
 
     def why_not_recorded(self, device: torch.device) -> str:
         """Why a CUDA graph cannot hold it: nobody says that the library's layers never wait for the device."""
