@@ -45,7 +45,7 @@ def test_pieces_and_steps_give_what_the_whole_gives(name, dtype):
     error = (torch.cat(outputs, dim=1).float() - whole).abs().amax(dim=-1)  # (B, L)
     within = (error <= TOLERANCE[dtype] * whole.abs().max()).float().mean()
     routed = any(isinstance(module, MixtureOfExperts) for module in model.modules())
-    assert within >= (0.9 if routed and dtype != torch.float32 else 1.0), f"{1 - within:.1%} of the positions differ"
+    assert within >= (0.98 if routed and dtype != torch.float32 else 1.0), f"{1 - within:.1%} of the positions differ"
 
 
 @pytest.mark.parametrize("name", ["mamba", "lstm", "transformer"])
