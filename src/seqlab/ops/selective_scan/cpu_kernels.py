@@ -7,6 +7,9 @@ reads and writes sits side by side in one array: the compiler sees at compile ti
 loop into straight vector code. Sums over channels (the gradients of B and C) stay W wide until all channels of the
 group are in, and are folded once; their order depends on the shape alone.
 
+It is one long file because Numba compiles anew what it keeps on disk when the file of the entry changes, and does not
+notice a change in another.
+
 Symbols (arXiv:2312.00752, Algorithm 2; the rest is said in ``parallel``):
 
     T, W     positions and channels of a tile
