@@ -168,6 +168,10 @@ DAMAGE = {
     ),
     "running": (lambda f: change(f, status="running"), "still running, or killed"),
     "failed": (lambda f: change(f, status="failed", error="out of memory\nmore"), "failed: out of memory"),
+    "failed at once": (
+        lambda f: (change(f, status="failed", error="model.pattern=[x]: no"), (f / "config.yaml").unlink()),
+        "failed: model.pattern=[x]: no",
+    ),
     "diverged": (lambda f: change(f, status="diverged", error="The loss"), "diverged: The loss"),
     "interrupted": (lambda f: change(f, status="interrupted"), "interrupted"),
     "not begun": (

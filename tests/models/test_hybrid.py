@@ -68,7 +68,7 @@ class TestFeedforwards:
         [
             (
                 [MLP_16, None, SWIGLU_16],
-                r"model\.feedforward=\['MLP', None, 'SwiGLU'\]: 3 .* n_layers=2.*\n.* 3 ",
+                r"model\.feedforward=\['MLP', None, 'SwiGLU'\]: 3 .* n_layers=2.*\n.*size\.n_layers=3 ",
             ),
             ([], r"model\.feedforward=\[\]: .*\nWrite null"),
         ],

@@ -104,8 +104,10 @@ def read_folder(folder: Path) -> Run | Skipped:
     config: dict[str, Any] = {}
     try:
         summary = read_summary(folder)
-        config = read_config(folder)
         check_summary(summary)
+        if summary["status"] == "failed" and not (folder / "config.yaml").exists():  # before it began
+            return Skipped(folder, unfinished(summary), config, summary)
+        config = read_config(folder)
         if summary["status"] != "completed":
             return Skipped(folder, unfinished(summary), config, summary)
         check_results(summary)

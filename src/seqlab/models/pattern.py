@@ -42,5 +42,5 @@ def check_fits(key: str, value: list, things: str, n_layers: int) -> None:
             key,
             value,
             f"{len(value)} {things} do not fit into n_layers={n_layers}, so the last would never be built",
-            f"Set n_layers to {len(value)} or more, or shorten the list",
+            f"Set size.n_layers={len(value)} or more, or shorten the list",
         )
