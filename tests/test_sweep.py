@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import sys
+import threading
 import weakref
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import torch
 from seqlab import experiment
 from seqlab.sweep.folder import sweep_folder
 from seqlab.sweep.lock import only_process_in
+from seqlab.sweep.records import RUNNING
+from seqlab.sweep.watch import Watch
 from seqlab.training.loggers import NoLogger
 from seqlab.training.trainer import Fit
 from support import ROOT, SMALL, Job
@@ -262,8 +265,20 @@ def test_on_a_terminal_a_live_table_is_all(sweep, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes what it has for a terminal,
     monkeypatch.setenv("TERM", "xterm")  # whose cursor it can move
     monkeypatch.setattr(rich.get_console(), "is_interactive", True)
-    slow = "trainer.steps=150"
-    status, out, error = sweep("model=linear", "seed=1,2", slow, "trainer.evaluate_every=150")
+    shown, screen, test = threading.Event(), Watch.screen, Fit.test
+
+    def draw(self):
+        if any(job.status == RUNNING for job in self.jobs):
+            shown.set()
+        return screen(self)
+
+    def test_when_shown(self):
+        assert shown.wait(60)  # however fast the job and slow the screen
+        return test(self)
+
+    monkeypatch.setattr(Watch, "screen", draw)
+    monkeypatch.setattr(Fit, "test", test_when_shown)
+    status, out, error = sweep("model=linear", "seed=1,2")
     assert status == 0
     assert "2 completed" in re.sub(r"\x1b\[[\d;?]*\w", "", out)
     screen = re.sub(r"\x1b\[[\d;?]*\w", "", error)

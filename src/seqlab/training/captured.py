@@ -95,7 +95,8 @@ class CapturedGradient:
             cause = error.__context__ or error  # which the end of the recording hides behind its own failure
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
-            raise refusal(f"a step cannot be recorded ({str(cause).splitlines()[0]})") from cause
+            why = (str(cause).splitlines() or [type(cause).__name__])[0]
+            raise refusal(f"a step cannot be recorded ({why})") from cause
         for name, buffer in self.model.named_buffers():
             if buffer is not buffers[name]:
                 raise refusal(f"the forward pass puts another tensor in the place of {name}")
