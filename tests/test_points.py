@@ -34,6 +34,10 @@ def test_the_command_line_wins():
     ]
 
 
+def test_without_points_the_command_line_alone_is_run():
+    assert jobs(None, "model=mamba,mlp", "seed=1") == [{"model=mamba", "seed=1"}, {"model=mlp", "seed=1"}]
+
+
 def test_the_published_sweep_varies_one_setting_at_a_time(environment, tmp_path):
     """Three models around one base: contexts, widths, heads, layers, d_state."""
     assert "shakespeare_sweep" in options("experiment")

@@ -295,8 +295,11 @@ class TestTheLibrary:
         with torch.no_grad():
             for parameter in mixer.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)  # some start at zero and would hide others
-        y = mixer(torch.randn(1, 66, 32))
+        x = torch.randn(1, 66, 32, requires_grad=True)
+        before = x.detach().clone()
+        y = mixer(x)
         (y.float() * torch.randn_like(y.float())).sum().backward()
+        assert torch.equal(x, before)
         assert [key for key, p in mixer.named_parameters() if not (p.grad.isfinite().all() and p.grad.any())] == []
         x = torch.randn(1, 66, 32)
         mixer.eval()

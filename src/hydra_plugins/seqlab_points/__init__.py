@@ -15,12 +15,12 @@ class PointsSweeper(BasicSweeper):
 
     Args:
         points: each a product, ``model=mamba,lstm size.n_layers=1,2``. The command line wins over them, and a job that
-            several of them describe is run once.
+            several of them describe is run once. None leaves the command line alone.
         params: as for Hydra's own sweeper.
         max_batch_size: likewise.
     """
 
-    def __init__(self, points: Sequence[str], params: dict[str, str] | None = None, max_batch_size: int | None = None):
+    def __init__(self, points: Sequence[str] | None, params: dict[str, str] | None = None, max_batch_size: int | None = None):
         super().__init__(max_batch_size, params)
         self.points = points
 
@@ -29,12 +29,12 @@ class PointsSweeper(BasicSweeper):
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
 
-def union(points: Sequence[str], overrides: list[Override]) -> list[list[str]]:
+def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:
     """The overrides of every job, each job once."""
     given = {override.get_key_element() for override in overrides}
     parser = OverridesParser.create()
     jobs: dict[frozenset[str], list[str]] = {}
-    for point in points:
+    for point in points or [""]:
         own = [o for o in parser.parse_overrides(point.split()) if o.get_key_element() not in given]
         for job in BasicSweeper.split_arguments([*own, *overrides], None)[0]:
             jobs.setdefault(frozenset(job), job)

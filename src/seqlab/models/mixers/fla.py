@@ -104,6 +104,8 @@ class FlaLayer(nn.Module):
         return f"flash-linear-attention's {self.name} may wait for the device"
 
     def _run(self, x: Tensor, **arguments: Any) -> Tensor:
+        if x.requires_grad:
+            x = x.clone()  # RWKV-7's backward writes the gradient over its input
         try:
             return self.layer(x, **arguments)[0]
         except AssertionError as error:
