@@ -3,11 +3,15 @@
     python scripts/benchmark_experts.py                            # 32 x 256 tokens at size=small, on a GPU if any
     python scripts/benchmark_experts.py --tokens 1024 --threads 2  # what takes less time on a CPU
     python scripts/benchmark_experts.py --width 512 --d-ff 2048 --precision bf16 --out experts.json
+    python scripts/benchmark_experts.py --model mamba_moe --size small  # the whole training step of a model
 
 Both are the layer of conf/model/mamba_moe.yaml in training, router, auxiliary loss and dropout included, with the same
 weights. The loop takes one expert after the other: find its tokens, copy them, two products, add the result to the
 output. In every round each layer has its turn, so that whatever else the machine does meets both; a figure is the
 median over rounds.
+
+With --model it is the update that train.py makes of batches of 256 random tokens out of 10,000, by AdamW: replayed as a
+CUDA graph where that can be, which a loop that waits for the device is not.
 """
 
 import argparse
@@ -23,16 +27,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqlab import console
 from seqlab.analysis.timing import seconds, synchronize
 from seqlab.experiment import choose_device
+from seqlab.loading import fresh_model
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.ops.routed_experts import resolve_backend
 from seqlab.summary import environment
-from seqlab.training.update import DTYPES, autocast
+from seqlab.training.captured import EAGER, captures
+from seqlab.training.optim import adamw
+from seqlab.training.update import DTYPES, Update, autocast
 
 
 class LoopOfExperts(MixtureOfExperts):
@@ -48,8 +55,17 @@ class LoopOfExperts(MixtureOfExperts):
             y = y.index_add(0, rows, (found * gates[rows, slots, None]).to(y.dtype))
         return y
 
+    def why_not_recorded(self, device: torch.device) -> str:
+        return "how many tokens an expert has is known when the device has counted them"
+
+
+VOCABULARY, LENGTH = 10_000, 256
 
 LAYERS: dict[str, type[MixtureOfExperts]] = {"loop": LoopOfExperts, "grouped": MixtureOfExperts}
+
+
+def layer_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> MixtureOfExperts:
+    return kind(args.width, d_ff=args.d_ff, n_experts=args.experts, top_k=args.top_k).to(args.device)
 
 
 def step_of(layer: MixtureOfExperts, args: argparse.Namespace) -> Callable[[], None]:
@@ -63,6 +79,39 @@ def step_of(layer: MixtureOfExperts, args: argparse.Namespace) -> Callable[[], N
         with autocast(args.device, args.precision):
             y = layer(x)
         torch.autograd.backward((y, auxiliary_losses(layer)), (dy.to(y.dtype), None))
+
+    return step
+
+
+class RandomTokens:
+    """As much of a data object as an update needs."""
+
+    def mask(self, targets: Tensor) -> Tensor:
+        return torch.ones_like(targets, dtype=torch.bool)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def model_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> nn.Module:
+    """A whole model whose mixtures of experts are computed by ``kind``."""
+    model = fresh_model(args.model, args.size, vocabulary=VOCABULARY, max_length=LENGTH).to(args.device).train()
+    for part in model.modules():
+        if isinstance(part, MixtureOfExperts):
+            part.__class__ = kind
+    return model
+
+
+def update_of(model: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
+    """One update of it."""
+    settings = {"precision": args.precision, "compile": False}
+    recorded = captures("auto", model, args.device, **settings)
+    how = {"optimizer": adamw, "device": args.device, "accumulate": 1, "clip_norm": 1.0, "cuda_graph": recorded}
+    update = Update(model, RandomTokens(), **how, **settings)
+    batch = torch.randint(VOCABULARY, (2, max(1, args.tokens // LENGTH), min(args.tokens, LENGTH)))
+
+    def step() -> None:
+        update(tuple(batch), 1.0)
 
     return step
 
@@ -83,10 +132,9 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     steps = {}
     for name, kind in LAYERS.items():
         torch.manual_seed(0)
-        layer = kind(args.width, d_ff=args.d_ff, n_experts=args.experts, top_k=args.top_k).to(args.device)
-        steps[name] = step_of(layer, args)
-        for _ in range(3):
-            steps[name]()  # compiles, and fills the allocator
+        steps[name] = update_of(model_of(kind, args), args) if args.model else step_of(layer_of(kind, args), args)
+        for _ in range(EAGER + 2):
+            steps[name]()  # compiles, records, and fills the allocator
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name, step in steps.items():
@@ -104,9 +152,9 @@ def rows_of(samples: dict[str, list[float]], tokens: int) -> list[dict[str, Any]
     return [row | {"samples": samples[row["layer"]]} for row in rows]
 
 
-def table_of(rows: list[dict[str, Any]], title: str) -> Table:
+def table_of(rows: list[dict[str, Any]], title: str, what: str) -> Table:
     table = Table(title=title)
-    for heading in ("layer", "ms forward and backward", "tokens/s", "times the loop"):
+    for heading in ("layer", f"ms {what}", "tokens/s", "times the loop"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for row in rows:
         figures = f"{1e3 * row['seconds']:,.2f}", f"{row['tokens_per_second']:,.0f}", f"{row['times_the_loop']:.2f}"
@@ -128,6 +176,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--top-k", type=int, default=2)
     add("--precision", choices=list(DTYPES), default="float32")
     add("--threads", type=int, help="of a CPU; default: what PyTorch chooses")
+    add("--model", help="of conf/model: its whole training step; sizes are its own then")
+    add("--size", help="of conf/size, for --model")
     add("--rounds", type=int, default=7)
     add("--least", type=float, default=0.2, help="seconds for each layer in each round, at least; default 0.2")
     add("--out", type=Path, help="a JSON file for the figures")
@@ -141,14 +191,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.device = choose_device(args.device)
     rows = rows_of(measure(args), args.tokens)
     backend = resolve_backend("auto", args.device, DTYPES[args.precision])
-    settings = {key: getattr(args, key) for key in ("tokens", "width", "d_ff", "experts", "top_k", "precision")}
+    own = ("model", "size") if args.model else ("width", "d_ff", "experts", "top_k")
+    settings = {key: getattr(args, key) for key in ("tokens", *own, "precision")}
     facts = environment(args.device) | {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "backend": backend,
         "settings": settings,
     }
     title = f"{args.tokens} tokens, width {args.width}, {args.experts} experts of {args.d_ff}, top {args.top_k}"
-    console.output().print(table_of(rows, f"{title}, {args.precision}, {backend}, {facts['device_name']}"))
+    if args.model:
+        title = f"{args.tokens} tokens, {args.model}, size {args.size or 'of its own'}"
+    title = f"{title}, {args.precision}, {backend}, {facts['device_name']}"
+    what = "a training step" if args.model else "forward and backward"
+    console.output().print(table_of(rows, title, what))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from seqlab.models import auxiliary_losses
+from seqlab.models.mixture_of_experts import MixtureOfExperts
 
 PATH = Path(__file__).parents[1] / "scripts" / "benchmark_experts.py"
 TINY = ["--tokens", "16", "--width", "8", "--d-ff", "24", "--rounds", "2", "--least", "0", "--device", "cpu"]
@@ -47,3 +48,25 @@ def test_both_compute_the_same(benchmark):
         found.append([y, *(p.grad for p in layer.parameters())])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_whole_step_of_a_model(benchmark, tmp_path, capsys):
+    out = tmp_path / "step.json"
+    arguments = ["--tokens", "8", "--rounds", "1", "--least", "0", "--device", "cpu"]
+    assert benchmark.main([*arguments, "--model", "mamba_moe", "--size", "tiny", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["settings"] == {"tokens": 8, "model": "mamba_moe", "size": "tiny", "precision": "float32"}
+    assert [row["layer"] for row in found["rows"]] == ["loop", "grouped"]
+    assert "mamba_moe, size tiny" in " ".join(capsys.readouterr().out.split())
+
+
+def test_both_models_compute_the_same(benchmark):
+    args = benchmark.parse(["--model", "transformer_moe", "--size", "tiny"])
+    args.device = torch.device("cpu")
+    tokens, outputs = torch.randint(10_000, (2, 9)), []
+    for kind in benchmark.LAYERS.values():
+        torch.manual_seed(0)
+        model = benchmark.model_of(kind, args).eval()
+        assert {type(part) for part in model.modules() if isinstance(part, MixtureOfExperts)} == {kind}
+        outputs.append(model(tokens))
+    torch.testing.assert_close(*outputs)

@@ -157,8 +157,10 @@ class TestEveryBackend:
     @pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 64, 65, 131])
     @kernel_test
     def test_lengths(self, backend, device, length):
+        """Eight heads: with three, one draw's dA cancels to a thousandth of its size, less than float32 products in
+        three parts resolve."""
         afford(backend, device, unless=length not in (1, 65))
-        compare(make_arguments(1, length, 3, 5, 1, 4, device=device), backend, dt_softplus=True)
+        compare(make_arguments(1, length, 8, 5, 1, 4, device=device), backend, dt_softplus=True)
 
     @every_device
     @every_backend
