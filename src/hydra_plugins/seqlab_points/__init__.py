@@ -20,7 +20,9 @@ class PointsSweeper(BasicSweeper):
         max_batch_size: likewise.
     """
 
-    def __init__(self, points: Sequence[str] | None, params: dict[str, str] | None = None, max_batch_size: int | None = None):
+    def __init__(
+        self, points: Sequence[str] | None, params: dict[str, str] | None = None, max_batch_size: int | None = None
+    ):
         super().__init__(max_batch_size, params)
         self.points = points
 
