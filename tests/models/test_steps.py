@@ -78,6 +78,14 @@ class TestEveryModel:
         with torch.no_grad():
             close(torch.stack([last, after], dim=1), model(x)[:, -2:])
 
+    @torch.no_grad()
+    def test_outputs_at_some_places(self, name, tokens):
+        model, x = build(name, tokens=tokens), inputs(tokens=tokens)
+        places = torch.tensor([3, LENGTH - 1, LENGTH, 2 * LENGTH + 5])
+        expected = model(x).flatten(0, 1)[places]
+        close(model(x, places), expected)
+        close(model.prefill(x, model.initial_state(3), places=places, chunk=8)[0], expected)
+
     def test_under_autocast(self, name, tokens):
         """The precision of a bf16 run: what the whole gives there, as near as it comes to float32."""
         model, x = build(name, tokens=tokens), inputs(tokens=tokens)

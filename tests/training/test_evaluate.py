@@ -123,7 +123,7 @@ def test_a_long_sequence_in_pieces_is_the_whole(monkeypatch, name, precision):
     whole = [measured(model, data, split, precision=precision) for split in ("test", "length=100")]
     monkeypatch.setattr(module, "LONG", 50)
     monkeypatch.setattr(module, "PIECE_ON_CPU", 24)
-    monkeypatch.setattr(model, "forward", lambda inputs: pytest.fail("the whole sequence at once"))
+    monkeypatch.setattr(model, "forward", lambda *_: pytest.fail("the whole sequence at once"))
     pieces = [measured(model, data, split, precision=precision) for split in ("test", "length=100")]
     rel = 1e-5 if precision == "float32" else 2e-2
     for one, other in zip(whole, pieces, strict=True):
@@ -133,6 +133,33 @@ def test_a_long_sequence_in_pieces_is_the_whole(monkeypatch, name, precision):
         for value, row in one.slices["distance"].items():
             assert row["count"] == other.slices["distance"][value]["count"]
             assert row["loss"] == pytest.approx(other.slices["distance"][value]["loss"], rel=10 * rel)
+
+
+class Plain(nn.Module):
+    """A model that cannot leave out positions."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        return self.model(inputs)
+
+
+@pytest.mark.parametrize("name", ["mamba", "transformer"])
+def test_outputs_are_made_where_they_count(monkeypatch, name):
+    """One answer in 60 positions: the head sees the answers alone, and everything measured is the same."""
+    data, model = probe(), model_of(name, 100)
+    every = measured(Plain(model), data, batch_size=3)
+    seen = []
+    model.head.register_forward_hook(lambda head, inputs, outputs: seen.append(inputs[0].shape))
+    few = measured(model, data, batch_size=3)
+    assert seen == [(3, 16), (3, 16)]
+    assert few.metrics == pytest.approx(every.metrics, rel=1e-6)
+    assert few.loss_by_position == pytest.approx(every.loss_by_position, rel=1e-6, nan_ok=True)
+    assert few.slices == {
+        name: {value: pytest.approx(row, rel=1e-6) for value, row in rows.items()} for name, rows in every.slices.items()
+    }
 
 
 class Dense(Echo):

@@ -126,11 +126,16 @@ class SequenceModel(nn.Module):
             x = x + self.positions.at(start, end, x)
         return self.dropout(x)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
+        """Outputs (B, L, d_output), or (P, d_output) at ``places`` (P,) of the flat batch alone: where few positions
+        are asked for, a large head at all of them would be most of the work."""
         x = self._embed(inputs, 0, inputs.shape[1])  # (B, L, D)
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x))
+        return self._read(x, places)
+
+    def _read(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        return self.head(self.norm(x if places is None else x.flatten(0, 1)[places]))
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first position."""
@@ -140,11 +145,17 @@ class SequenceModel(nn.Module):
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
         x, state = self._advance(Layer.step, inputs, state, 1)  # (B, D)
-        return self.head(self.norm(x)), state
+        return self._read(x), state
 
     @torch.no_grad()
     def prefill(
-        self, inputs: Tensor, state: ModelState, *, every: bool = False, chunk: int = CHUNK
+        self,
+        inputs: Tensor,
+        state: ModelState,
+        *,
+        every: bool = False,
+        places: Tensor | None = None,
+        chunk: int = CHUNK,
     ) -> tuple[Tensor, ModelState]:
         """Many positions at once: what as many calls of ``step`` give, within rounding.
 
@@ -152,17 +163,19 @@ class SequenceModel(nn.Module):
             inputs: tokens (B, L) or features (B, L, d_input), at least one position.
             state: before the first of them.
             every: give the outputs of every position, not of the last alone.
+            places: give those at these places (P,) of the flat batch.
             chunk: positions at a time.
 
         Returns:
-            Outputs, (B, d_output) of the last position or (B, L, d_output) of every one, and the state after it.
+            Outputs, (B, d_output) of the last position, (B, L, d_output) of every one or (P, d_output) at ``places``,
+            and the state after it.
         """
-        outputs = []
+        seen = []
         for piece in inputs.split(chunk, dim=1):
             x, state = self._advance(Layer.prefill, piece, state, piece.shape[1])  # (B, L, D)
-            if every:
-                outputs.append(self.head(self.norm(x)))
-        return torch.cat(outputs, dim=1) if every else self.head(self.norm(x[:, -1])), state
+            if every or places is not None:
+                seen.append(x)
+        return self._read(torch.cat(seen, dim=1) if seen else x[:, -1], places), state
 
     def _advance(
         self, take: Callable[..., tuple[Tensor, Any]], inputs: Tensor, state: ModelState, length: int

@@ -89,11 +89,14 @@ def evaluate(
             inputs, targets = (part.to(device, non_blocking=True) for part in batch)
             size = piece_size(model, *inputs.shape[:2], data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
             seen = []
-            for start, outputs in pieces(model, inputs, size, autocast):
+            for start, places, outputs in pieces(model, inputs, mask, size, autocast):
                 here = slice(start, start + size)
-                loss = losses(data, outputs, targets[:, here], mask[:, here], whole=size >= inputs.shape[1])
+                if places is None:
+                    loss, answers = at_every_position(data, outputs, targets[:, here], mask[:, here])
+                else:
+                    loss, answers = at_places(data, outputs, targets[:, here], places)
                 by_position.update(loss, mask[:, here], start)
-                seen.append(counted_positions(outputs, targets[:, here], loss, mask[:, here]))
+                seen.append(answers)
                 on_piece()
             answers = seen[0] if len(seen) == 1 else {k: torch.cat([part[k] for part in seen]) for k in seen[0]}
             metrics.update(**answers, sequence=in_answers(numbered(mask), mask, size).to(device, non_blocking=True))
@@ -114,32 +117,51 @@ def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, mo
     return max(1, min(most, LOGITS // d_output) // batch_size) if by_pieces and length > LONG else length
 
 
-def pieces(model: nn.Module, inputs: Tensor, size: int, autocast: Callable[[], Any]) -> Iterator[tuple[int, Tensor]]:
-    """Where each piece of the sequences begins, and the model's outputs there."""
+def pieces(
+    model: nn.Module, inputs: Tensor, mask: Tensor, size: int, autocast: Callable[[], Any]
+) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+    """Where each piece of the sequences begins, and the model's outputs at its places under the mask, or at all (None).
+
+    All are made only where half of a whole batch counts, or where the model cannot choose.
+    """
     length = inputs.shape[1]
     if size >= length:
+        few = hasattr(model, "prefill") and 2 * mask.sum() <= mask.numel()
+        places = places_of(mask, inputs.device) if few else None
         with autocast():
-            outputs = model(inputs)
-        yield 0, outputs
+            outputs = model(inputs) if places is None else model(inputs, places)
+        yield 0, places, outputs
         return
     model.check_length(length)  # now, and not after half of it
     state = model.initial_state(len(inputs))
     for start in range(0, length, size):
+        places = places_of(mask[:, start : start + size], inputs.device)
         with autocast():
-            outputs, state = model.prefill(inputs[:, start : start + size], state, every=True, chunk=size)
-        yield start, outputs
+            outputs, state = model.prefill(inputs[:, start : start + size], state, places=places, chunk=size)
+        yield start, places, outputs
 
 
-def losses(data: Any, outputs: Tensor, targets: Tensor, mask: Tensor, *, whole: bool) -> Tensor:
-    """Losses (B, L), of a piece with each answer as a sequence of its own: a data object need not know of pieces."""
-    if whole:
-        return data.loss(outputs, targets)
-    places = places_of(mask, outputs.device)
+def at_every_position(data: Any, outputs: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (B, L), and in a row what metrics see, the positions under the mask (B, L), which is on the CPU."""
+    loss = data.loss(outputs, targets)
+    parts = [part.flatten(0, 1) for part in (outputs, targets, loss)]  # (B L, ...) each
+    if not mask.all():  # a copy of the outputs only where it drops something
+        places = places_of(mask, loss.device)
+        parts = [part[places] for part in parts]
+    preds, target, answered = parts
+    if targets.ndim > 2:  # values and no tokens
+        preds, target = preds.flatten(), target.flatten()
+    return loss, {"preds": preds, "target": target, "loss": answered}
+
+
+def at_places(data: Any, outputs: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same of outputs (P, ...) at ``places`` alone, with each answer as a sequence of its own: a data object need
+    not know of pieces."""
+    target = targets.flatten(0, 1)[places]
     loss = torch.zeros(targets.shape[:2], device=outputs.device)
-    if len(places):
-        answers = (part.flatten(0, 1)[places][:, None] for part in (outputs, targets))  # (P, 1, ...) each
-        loss.view(-1)[places] = data.loss(*answers)[:, 0]
-    return loss
+    answered = data.loss(outputs[:, None], target[:, None])[:, 0] if len(places) else loss.new_zeros(0)
+    loss.view(-1)[places] = answered
+    return loss, {"preds": outputs, "target": target, "loss": answered}
 
 
 def places_of(mask: Tensor, device: torch.device) -> Tensor:
@@ -155,15 +177,3 @@ def numbered(mask: Tensor) -> Tensor:
 def in_answers(values: Tensor, mask: Tensor, size: int) -> Tensor:
     """Values (B, L) at the positions under the mask (B, L) in a row (P,), in the order of the pieces' answers."""
     return torch.cat([one[here] for one, here in zip(values.split(size, 1), mask.split(size, 1), strict=True)])
-
-
-def counted_positions(outputs: Tensor, targets: Tensor, loss: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The positions under the mask (B, L), which is on the CPU, in a row: what metrics see."""
-    parts = [part.flatten(0, 1) for part in (outputs, targets, loss)]  # (B L, ...) each
-    if not mask.all():  # a copy of the outputs only where it drops something
-        places = places_of(mask, loss.device)
-        parts = [part[places] for part in parts]
-    preds, target, loss = parts
-    if targets.ndim > 2:  # values and no tokens
-        preds, target = preds.flatten(), target.flatten()
-    return {"preds": preds, "target": target, "loss": loss}
