@@ -23,8 +23,8 @@ from seqlab.analysis import tables
 from seqlab.analysis.budgets import parse_at
 from seqlab.analysis.compare import Comparison, compare
 from seqlab.analysis.late_progress import LateProgress
+from seqlab.analysis.mismatches import mismatches_in_words
 from seqlab.analysis.runs import Run, Skipped, read
-from seqlab.analysis.sheets import mismatches_in_words
 from seqlab.errors import UserError
 
 OUTPUTS = Path("outputs")

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,8 +22,14 @@ def scaled(number: float, unit: str = "") -> str:
     return f"{number / 1000**power:.4g} {prefixes[power]}{unit}".rstrip()
 
 
+def show(console: Console, summary: Summary) -> None:
+    """The end of a run on one screen; its folder stands below in a line that nothing breaks, to be copied."""
+    console.print(table(summary))
+    console.print(f"Run folder: {summary['folder']}", soft_wrap=True, markup=False, highlight=False)
+
+
 def table(summary: Summary) -> Table:
-    """The end of a run on one screen."""
+    """All but the folder."""
     rows = Table(title=f"{summary['model']} on {summary['data']}", show_header=False, title_justify="left")
     rows.add_column(style="bold")
     rows.add_column(overflow="fold")
@@ -38,7 +45,6 @@ def table(summary: Summary) -> Table:
         "scan backend": summary["scan_backend"] or "none (no selective scan)",
         **({"experts backend": summary["experts_backend"]} if "experts_backend" in summary else {}),
         "device": f"{summary['device_name']}, {summary['precision']}",
-        "run folder": summary["folder"],
     }
     if summary["skipped_steps"]:
         facts["skipped steps"] = f"{summary['skipped_steps']:,} (loss or gradient not finite, or past fp16's range)"

@@ -10,6 +10,7 @@ from run_trees import TOKENS_PER_STEP, write_run
 from seqlab.analysis.budgets import parse_at, read_at
 from seqlab.analysis.compare import MOST_IN_PAIRS, compare
 from seqlab.analysis.runs import read
+from seqlab.analysis.sheets import sheets_of
 from seqlab.analysis.statistics import estimate
 from seqlab.errors import UserError
 
@@ -102,6 +103,25 @@ def test_one_seed_in_common_says_so_and_none_gives_no_difference(tmp_path):
     (one,) = comparison_of(tmp_path).differences
     assert {one.first.model, one.second.model} == {"mamba", "lstm"}
     assert (one.seeds, one.estimate.low, one.verdict) == ((2,), None, "one seed: no interval")
+
+
+def test_the_sheet_of_differences_counts_the_intervals_that_there_are(tmp_path):
+    write_seeds(tmp_path, "mamba", {1: 1.0})
+    write_seeds(tmp_path, "lstm", {1: 1.2, 2: 1.4})
+    write_seeds(tmp_path, "mlp", {1: 1.3, 2: 1.6})
+    comparison = comparison_of(tmp_path)
+    assert [one.estimate.n for one in comparison.differences] == [1, 1, 2]
+    (sheet,) = (one for one in sheets_of(comparison) if one.title == "Paired differences")
+    assert sheet.headings == ["this", "minus that", "seeds", "difference in test loss", "95 % interval", "verdict"]
+    assert not any("by chance" in note for note in sheet.notes)  # of one interval
+
+
+def test_content_and_split_that_differ_alike_are_told_once(tmp_path):
+    write_seeds(tmp_path, "mamba", {1: 1.0})
+    write_seeds(tmp_path, "lstm", {1: 1.0}, data_fingerprint="another", data_description="longer")
+    assert list(comparison_of(tmp_path).mismatches) == ["split and windows"]
+    write_seeds(tmp_path, "mlp", {1: 1.0}, data_fingerprint="another")
+    assert list(comparison_of(tmp_path).mismatches) == ["data content (fingerprint)", "split and windows"]
 
 
 def test_only_runs_on_the_same_data_are_held_against_each_other(tmp_path):

@@ -5,22 +5,33 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import MODELS, first_comparison, five_panel_sweep, grid_sweep, made_difficulties, made_run
+from made_runs import (
+    MODELS,
+    first_comparison,
+    five_panel_sweep,
+    grid_sweep,
+    made_difficulties,
+    made_run,
+    probe_comparison,
+)
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from seqlab.analysis import plots
 from seqlab.analysis.compare import compare
-from seqlab.analysis.grids import grid_of
+from seqlab.analysis.grids import bounds_of, grid_of
 from seqlab.analysis.groups import flatten, group
-from seqlab.analysis.plots import drawing, figures, grid, sweep
+from seqlab.analysis.plots import cost, difficulty, drawing, figures, grid, sweep
 from seqlab.analysis.plots.bands import band, bands, loss_by_position, thin
 from seqlab.analysis.plots.choices import best_of_models, pareto_front, prominent, sweeps
 from seqlab.analysis.plots.style import COLOURS, OTHERS, architecture, colours, styles
+from seqlab.analysis.report.payload import payload
 from seqlab.analysis.sheets import sheets_of
 from seqlab.errors import UserError
+from support import CONF
 
 HOSTILE = [
     "$\\frac{",
@@ -64,10 +75,47 @@ def test_a_band_is_interpolated_and_ends_where_a_curve_does():
     np.testing.assert_allclose(found.low, found.x)
     np.testing.assert_allclose(found.high, found.x + 2)
 
+    parts = [part for x, y in found.alone for part in zip(x.tolist(), y.tolist(), strict=True)]
+    assert parts == [(0.0, 0.0), (0.5, 0.5), (3.5, 3.5), (4.0, 4.0)]  # the first alone, before and after the second
 
-def test_curves_with_nothing_in_common_have_no_band():
-    assert band([(np.arange(3.0), np.ones(3)), (np.arange(5.0, 8.0), np.ones(3))]) is None
+
+def test_curves_with_nothing_in_common_are_each_drawn_alone():
+    curves = [(np.arange(3.0), np.ones(3)), (np.arange(5.0, 8.0), np.ones(3))]
+    found = band(curves)
+    assert len(found.x) == len(found.mean) == 0
+    assert found.alone == tuple(curves)
+    assert found.ends == (0.0, 7.0)
     assert band([]) is None
+
+
+def test_seeds_without_a_second_in_common_are_in_the_picture_and_on_the_page(drawn, tmp_path):
+    runs = [made_run(seed=seed) for seed in (1, 2)]
+    for split in runs[0].curves.values():
+        split["seconds"] = split["seconds"] + 1e6  # the machine was another
+    comparison = compare(runs)
+    plots.write(comparison, tmp_path)
+    figure, caption = drawn["loss"]
+    for axes in (figure.axes[3], figure.axes[7]):
+        assert sorted(len(line.get_xdata()) > 0 for line in axes.lines) == [False, True, True]
+    assert "Thin lines: single seeds" in caption
+    (described,) = payload(comparison)["groups"]
+    assert set(described["curves"]["validation"]) == {"step", "tokens", "flops"}
+
+
+def test_the_first_evaluation_stays_in_the_frame_and_the_caption_says_what_does_not(drawn, tmp_path):
+    run = made_run(steps=1000, evaluate_every=250, log_every=10)
+    for split in run.curves.values():
+        for name, column in split.items():
+            split[name] = column[1:] if split is run.curves["validation"] else column  # none before training
+    run.curves["train"]["loss"][0] = 50.0  # step 10 of 1,000
+    plots.write(compare([run]), tmp_path)
+    figure, caption = drawn["loss"]
+    assert figure.axes[4].get_ylim()[1] > run.curves["validation"]["loss"][0]
+    assert figure.axes[0].get_ylim()[1] < 10
+    assert "losses that only the first 2 % of the steps have" in caption
+    run.curves["train"]["loss"][0] = run.curves["train"]["loss"][5]
+    plots.write(compare([run]), tmp_path)
+    assert "first 2 %" not in drawn["loss"][1]
 
 
 def test_a_group_of_seeds_has_a_band_against_every_axis():
@@ -237,6 +285,8 @@ def drawn(monkeypatch):
         found[name.rpartition("_")[2]] = figure, caption
         return [folder / f"{name}.png"]
 
+    monkeypatch.setattr(cost, "save", keep)
+    monkeypatch.setattr(difficulty, "save", keep)
     monkeypatch.setattr(figures, "save", keep)
     monkeypatch.setattr(sweep, "save", keep)
     monkeypatch.setattr(grid, "save", keep)
@@ -264,7 +314,7 @@ def test_what_the_figures_show(drawn, tmp_path):
     assert len(figure.axes[4].collections) == len(MODELS) + 1  # a band each, and the empty background
     for kind in ("loss", "position"):
         assert {line.get_color() for line in drawn[kind][0].axes[0].lines} == {COLOURS[model] for model in MODELS}
-    assert "95 % bootstrap interval" in drawn["cost"][1] and "Pareto" in drawn["cost"][1]
+    assert "bars: 95 % interval of the mean (" in drawn["cost"][1] and "Pareto" in drawn["cost"][1]
     assert [axes.get_xlabel() for axes in drawn["cost"][0].axes] == ["parameters", "training FLOPs"]
     assert "sweep" not in drawn
 
@@ -303,14 +353,68 @@ def test_the_grid_figure(drawn, tmp_path):
     assert [axes.get_xlabel() for axes in figure.axes] == ["width (d_model)"] * 3
     assert figure.axes[0].get_xscale() == "log"
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["32", "64", "128"]
-    lines = [{line.get_color(): line.get_xydata().tolist() for line, *_ in axes.containers} for axes in figure.axes]
+    lines = [{line.get_color(): line.get_xydata() for line, *_ in axes.containers} for axes in figure.axes]
     solved = [[32, 0.999], [64, 0.999], [128, 0.999]]
-    assert [by_colour[COLOURS["transformer"]] for by_colour in lines] == [solved] * 3
     expected = [solved, [[32, 0.115], *solved[1:]], [[32, 0.115]]]
+    beside = 2**0.25  # two models, half of the gap between two sizes apart
     for by_colour, points in zip(lines, expected, strict=True):
-        np.testing.assert_allclose(by_colour[COLOURS["mamba"]], points)
+        np.testing.assert_allclose(by_colour[COLOURS["transformer"]], np.array(solved) * [beside, 1])
+        np.testing.assert_allclose(by_colour[COLOURS["mamba"]], np.array(points) / [beside, 1])
+    assert len({line.get_linestyle() for line, *_ in figure.axes[0].containers}) == 2
     assert "Mean over 2 seeds; bars: 95 %" in caption and "batch_size" in caption
     assert "2 of 18 places have no completed run" in caption
+
+
+def test_the_grid_shows_the_target_and_whose_it_is(drawn, tmp_path):
+    runs = grid_sweep((1,))
+    rule = {"at_least": 0.99, "published": 1.0, "models": ["transformer", "hybrid"]}
+    for run in runs:
+        value = run.summary["test"]["accuracy"]
+        further = {"metric": "further_tests.length=8.accuracy", "rule": {"at_least": 0.5}, "value": 1, "reached": True}
+        run.summary["targets"] = [{"metric": "test.accuracy", "rule": rule, "value": value, "reached": None}, further]
+    plots.write(compare(runs), tmp_path)
+    figure, caption = drawn["grid"]
+    for axes in figure.axes:
+        level = [line for line in axes.lines if len(set(line.get_ydata())) == 1 and line.get_color() == "0.2"]
+        assert [line.get_ydata()[0] for line in level] == [0.99]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mamba", "transformer", "target 0.99"]
+    assert "The target 0.99 is for transformer." in caption
+    found = grid_of(group(runs))
+    assert bounds_of(found, "loss") == {}
+    runs[0].summary["targets"] = []  # of a transformer: at one place nobody asked
+    assert bounds_of(grid_of(group(runs)), "accuracy") == {}
+
+
+def test_the_cost_figure_joins_the_sizes_of_a_model_and_shows_active_parameters(drawn, tmp_path):
+    runs = []
+    for model, experts in (("mamba", 1), ("mamba_moe", 3)):
+        for name in ("small", "medium", "large"):
+            path = CONF / "size" / f"{name}.yaml"
+            run = made_run(model, **{f"size.{key}": value for key, value in yaml.safe_load(path.read_text()).items()})
+            run.summary["active_parameters"] = run.summary["parameters"]
+            run.summary["parameters"] *= experts
+            runs.append(run)
+    plots.write(compare(runs), tmp_path)
+    figure, caption = drawn["cost"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["all parameters", "active parameters", "training FLOPs"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["mamba", "mamba_moe", *(f"size={name}" for name in ("small", "medium", "large"))]
+    for axes, key in zip(figure.axes, ("parameters", "active_parameters", "flops"), strict=True):
+        joined = {line.get_color(): line.get_xdata() for line in axes.lines if line.get_alpha()}
+        for model in ("mamba", "mamba_moe"):
+            costs = sorted(run.summary[key] for run in runs if run.summary["model"] == model)
+            np.testing.assert_array_equal(joined[COLOURS[model]], costs)
+        points = {points.get_marker() for points, *_ in axes.containers}
+        assert len(axes.containers) == 6 and len(points) == 3
+    assert "the sizes of one model" in caption and "faint" not in caption
+
+
+def test_only_what_differs_in_size_alone_is_joined():
+    runs = [made_run(**{"size.d_model": width}) for width in (64, 128)]
+    groups = group([*runs, made_run(**{"size.d_model": 256, "trainer.batch_size": 8}), made_run("lstm")])
+    (joined,) = cost.families(groups)
+    assert [groups[i].settings["size.d_model"] for i in joined] == [64, 128]
+    assert cost.named_sizes(groups, [joined]) == []
 
 
 def place_of(run):
@@ -376,6 +480,17 @@ def test_a_sweep_of_a_probe_shows_accuracy(drawn, tmp_path):
     assert figure.axes[0].get_ylabel() == "accuracy"
     lines = {line.get_color(): np.array(line.get_ydata(), float) for line, *_ in figure.axes[0].containers}
     np.testing.assert_allclose(lines[COLOURS["mamba"]], [0.115, 0.999, 0.999])
+
+
+def test_a_single_further_test_has_a_panel(drawn, tmp_path):
+    runs = probe_comparison((1,))
+    for run in runs:
+        run.summary["further_tests"] = {"length=512": {"loss": 1.0, "accuracy": 0.25}}
+        run.summary["test_slices"] = {}
+    plots.write(compare(runs), tmp_path)
+    (axes,) = drawn["difficulty"][0].axes
+    assert axes.get_title() == "further tests" and axes.get_xlabel() == "length"
+    assert [line.get_xydata().tolist() for line, *_ in axes.containers] == [[[512, 0.25]]] * 3
 
 
 def test_one_seed_is_said(drawn, tmp_path):

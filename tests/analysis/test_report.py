@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from made_runs import MODELS, first_comparison, grid_sweep, made_run
 
-from seqlab.analysis import report
+from seqlab.analysis import report, tables
 from seqlab.analysis.compare import compare
 from seqlab.analysis.figures import NONE
 from seqlab.analysis.groups import flatten
 from seqlab.analysis.report.cells import sort_key
 from seqlab.analysis.report.payload import as_text, payload
 from seqlab.analysis.runs import Skipped
+from seqlab.analysis.sheets import sheets_of
+from seqlab.analysis.statistics import INTERVAL
 from seqlab.errors import UserError
 
 pytest.importorskip("plotly")
@@ -72,6 +74,16 @@ def test_the_page_is_one_file_that_fetches_nothing(tmp_path):
     run = [text for attributes, text in page.scripts if "type" not in attributes]
     assert {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run} == allowed
     assert "unsafe-eval" not in policy and "script-src 'unsafe-inline'" not in policy
+
+
+def test_the_interval_has_one_name_in_tables_and_page(tmp_path):
+    comparison = compare([made_run(seed=seed) for seed in (1, 2)])
+    page = report.write(comparison, tmp_path).read_text(encoding="utf-8")
+    assert f"bars: {INTERVAL}." in page  # of the charts
+    texts = [payload(comparison)["note"], tables.markdown(comparison), tables.latex(comparison).replace("\\%", "%")]
+    texts += [sheets_of(comparison)[0].notes[0]]  # which the screen shows
+    assert all(f"in brackets: {INTERVAL}." in text for text in texts)
+    assert not any("bootstrap" in text.replace(INTERVAL, "") for text in [*texts, page.split("<script")[0]])
 
 
 def test_every_row_and_curve_is_in_the_page(tmp_path):

@@ -13,6 +13,7 @@ from rich.console import Console
 from run_trees import write_run
 from seqlab.analysis import figures, tables
 from seqlab.analysis.compare import compare
+from seqlab.analysis.report.payload import payload
 from seqlab.analysis.runs import read
 from seqlab.analysis.sheets import sheets_of
 from seqlab.analysis.statistics import Estimate
@@ -68,6 +69,12 @@ def test_a_table_wider_than_the_screen_goes_on_below_with_its_names(comparison, 
         assert cell in text  # on one line
 
 
+def test_a_narrow_table_does_not_break_its_title(tmp_path):
+    write_run(tmp_path / "1", further_tests={"length=64": {"loss": 1.0, "accuracy": 0.5}})
+    text = shown(compare(*read([tmp_path])))
+    assert "\nsynthetic: accuracy at length\n" in text
+
+
 def test_names_in_brackets_are_no_markup(tmp_path):
     write_run(tmp_path / "1", model="[bold]x[/bold]", status="failed", error="[red]no[/]")
     write_run(tmp_path / "2", model="[link=x]y")
@@ -97,6 +104,31 @@ def test_the_csv_files_hold_every_number_in_full(comparison, tmp_path):
     differences = csv_rows(tmp_path / "differences.csv")
     assert [one["metric"] for one in differences] == ["test loss", "validation loss at 25.6 k tokens"]
     assert float(differences[0]["difference_mean"]) == pytest.approx(3.123456 - 2.01)
+
+
+def test_costs_have_a_spread_over_the_seeds_and_no_interval(tmp_path):
+    for seed, (seconds, speed) in enumerate(((60.0, 1e5), (61.0, 2e5), (65.0, 3e5)), 1):
+        cost = {"wall_seconds": seconds, "tokens_per_second": speed, "peak_memory_bytes": 2**30 + seed}
+        write_run(tmp_path / "runs" / str(seed), seed=seed, **cost)
+    write_run(tmp_path / "runs" / "alone", model="lstm", wall_seconds=30.0)
+    comparison = compare(*read([tmp_path / "runs"]))
+    (costs,) = (sheet for sheet in sheets_of(comparison) if sheet.title == "synthetic: costs")
+    lines = {line[0]: dict(zip(costs.headings, line, strict=True)) for line in costs.lines}
+    assert lines["mamba"]["wall time"] == "62.0 ± 2.6 s"
+    assert lines["mamba"]["tokens/s"] == "200 ± 100 k"
+    assert lines["mamba"]["peak memory"] == "1.00 GiB"  # its spread is not seen at these digits
+    assert lines["mamba"]["training FLOPs"] == "45.9 M"  # all alike
+    assert lines["lstm"]["wall time"] == "30.0 s"
+    table = payload(comparison)["table"]
+    place = table["headings"].index("wall time")
+    assert ["62.0 ± 2.6 s", 62.0] in [line["cells"][place] for line in table["rows"]]
+    tables.write(comparison, tmp_path)
+    row = next(row for row in csv_rows(tmp_path / "comparison.csv") if row["model"] == "mamba")
+    assert {name for name in row if name.startswith("wall_seconds")} == {
+        f"wall_seconds_{x}" for x in ("mean", "std", "n")
+    }
+    assert float(row["wall_seconds_std"]) == pytest.approx(7**0.5)
+    assert not [name for name in row if name.endswith(("_low", "_high")) and not re.match("test_|validation_", name)]
 
 
 def test_markdown_rows_have_as_many_cells_as_headings(comparison):
@@ -194,6 +226,22 @@ def test_bytes_have_binary_prefixes(number, text):
 )
 def test_durations(seconds, text):
     assert figures.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "unit_of", "text"),
+    [
+        (42.71, 1.26, figures.time_of, "42.7 ± 1.3 s"),
+        (42.71, 0.04, figures.time_of, "42.7 s"),
+        (170.0, 12.0, figures.time_of, "2.83 ± 0.20 min"),
+        (115_000, 3_210, figures.prefix_of, "115 ± 3 k"),
+        (5.0, 0.0, figures.prefix_of, "5"),
+        (2.5 * 2**30, 0.125 * 2**30, figures.bytes_of, "2.50 ± 0.12 GiB"),
+        (42.71, None, figures.time_of, "42.7 s"),
+    ],
+)
+def test_a_cost_s_spread_is_in_the_unit_and_digits_of_its_mean(mean, std, unit_of, text):
+    assert figures.cost(Estimate(mean, std, None, None, 3), unit_of) == text
 
 
 @given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e9))

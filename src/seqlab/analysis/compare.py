@@ -8,6 +8,7 @@ from typing import Any
 
 from seqlab.analysis.budgets import UNITS, At, Axis, at_budget, read_at
 from seqlab.analysis.figures import scaled
+from seqlab.analysis.grids import headline, in_order
 from seqlab.analysis.groups import Group, group, in_json, repeated, with_effect
 from seqlab.analysis.rows import Row, device_of, row_of
 from seqlab.analysis.runs import Run, Skipped
@@ -27,6 +28,7 @@ class Difference:
         metric: of what.
         seeds: those that both have.
         estimate: of ``second`` minus ``first``, over the pairs.
+        more_is_better: of accuracy it is, of losses less.
     """
 
     first: Group
@@ -34,15 +36,17 @@ class Difference:
     metric: str
     seeds: tuple[int, ...]
     estimate: Estimate
+    more_is_better: bool = False
 
     @property
     def verdict(self) -> str:
-        """What the interval says; of losses less is better."""
+        """What the interval says."""
         if self.estimate.low is None:
             return "one seed: no interval"
         if self.estimate.low <= 0 <= self.estimate.high:
             return "no difference shown"
-        return f"{self.first.label if self.estimate.mean > 0 else self.second.label} is better"
+        second_is_more = self.estimate.mean > 0
+        return f"{(self.second if second_is_more == self.more_is_better else self.first).label} is better"
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Comparison:
 
     Args:
         groups: in the order of data, model and settings.
-        rows: one for each group; by data, then the lowest validation loss first (at the budget, if there is one).
+        rows: one for each group; by data and its content, then the best on validation first, in the metric that the
+            data is judged by (with a budget the lowest loss there).
         skipped: folders that take no part, and why.
         differences: paired, within the same data.
         mismatches: what runs side by side differ in: by its name, pairs of a value and the labels that have it.
@@ -85,7 +90,9 @@ def compare(
         budget, readings = at_budget(groups, *at)
     left_out = unfinished_seeds(skipped)
     rows = [row_of(one, readings.get((one.data, one.label)), seeds_left_out(one, left_out)) for one in groups]
-    rows.sort(key=row_order)
+    metrics = headlines(rows)
+    contents = places_of_contents(groups)
+    rows.sort(key=lambda row: (contents[content_of(row.group)], *row_order(row, metrics[row.group.data])))
     older = [
         Skipped(run.folder, f"seed {run.summary['seed']} again: {newer.folder} is newer")
         for run, newer in repeated(runs)
@@ -93,9 +100,36 @@ def compare(
     return Comparison(groups, rows, [*skipped, *older], differences_of(rows, budget), mismatches_of(groups), budget)
 
 
-def row_order(row: Row) -> tuple[Any, ...]:
+def headlines(rows: Sequence[Row]) -> dict[str, str]:
+    """By data, the metric that it is judged by."""
+    names = dict.fromkeys(row.group.data for row in rows)
+    return {data: headline([row for row in rows if row.group.data == data]) for data in names}
+
+
+def content_of(group: Group) -> tuple[str, Any]:
+    """Equal for groups of the same data down to the last example: only those stand against each other."""
+    return group.data, group.runs[0].summary.get("data_fingerprint")
+
+
+def places_of_contents(groups: Sequence[Group]) -> dict[tuple[str, Any], int]:
+    """Data sets by name, and one's contents by the settings that tell them apart: length 64 before 128."""
+    settings: dict[tuple[str, Any], list[Any]] = {}
+    for one in groups:
+        values = [in_order(value) for key, value in one.settings.items() if key.startswith("data.")]
+        settings[content_of(one)] = min(settings.get(content_of(one), values), values)
+    places = sorted(settings, key=lambda content: (content[0], settings[content], str(content[1])))
+    return {content: place for place, content in enumerate(places)}
+
+
+def row_order(row: Row, metric: str) -> tuple[Any, ...]:
     at_loss = row.at.loss.mean if row.at is not None else float("inf")
-    return row.group.data, at_loss, row.validation["loss"].mean, row.group.label
+    return at_loss, *validation_order(row, metric), row.group.label
+
+
+def validation_order(row: Row, metric: str) -> tuple[float, float]:
+    """Less for what validation prefers; between equals in the metric the loss decides."""
+    judged, loss = row.validation.get(metric), row.validation["loss"].mean
+    return (loss if metric == "loss" else float("inf") if judged is None else -judged.mean), loss
 
 
 def config_key(run: Run | Skipped) -> str:
@@ -119,20 +153,29 @@ def seeds_left_out(group: Group, unfinished: dict[str, dict[int, str]]) -> list[
 
 
 def differences_of(rows: Sequence[Row], at: At | None) -> list[Difference]:
-    """Paired differences between groups of the same data with a seed in common: in test loss, and at the budget."""
-    by_data: dict[tuple[str, Any], list[Group]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.validation["loss"].mean):
-        by_data[row.group.data, row.group.runs[0].summary.get("data_fingerprint")].append(row.group)
+    """Paired differences between groups of the same data with a seed in common: on test, and at the budget."""
+    metrics = headlines(rows)
+    by_data: dict[tuple[str, Any], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_data[content_of(row.group)].append(row)
     found: list[Difference | None] = []
-    for (data, _), groups in by_data.items():
+    for (data, _), same in by_data.items():
+        metric = metrics[data]
+        groups = [row.group for row in sorted(same, key=lambda row: validation_order(row, metric))]
         pairs = list(combinations(groups, 2))
         if len(groups) > MOST_IN_PAIRS:
             pairs = [(groups[0], other) for other in groups[1:]]
-        found += [difference(*pair, "test loss", lambda run: run.summary["test"]["loss"]) for pair in pairs]
+        found += [
+            difference(*pair, f"test {metric}", test_value(metric), more_is_better=metric != "loss") for pair in pairs
+        ]
         if at is not None and data in at.budgets:
             name = f"validation loss at {scaled(at.budgets[data])} {UNITS[at.axis]}"
             found += [difference(*pair, name, loss_at(at.axis, at.budgets[data])) for pair in pairs]
     return [one for one in found if one is not None]
+
+
+def test_value(metric: str) -> Callable[[Run], float | None]:
+    return lambda run: run.summary["test"].get(metric)
 
 
 def loss_at(axis: str, budget: float) -> Callable[[Run], float | None]:
@@ -143,7 +186,9 @@ def loss_at(axis: str, budget: float) -> Callable[[Run], float | None]:
     return read
 
 
-def difference(first: Group, second: Group, metric: str, value: Callable[[Run], float | None]) -> Difference | None:
+def difference(
+    first: Group, second: Group, metric: str, value: Callable[[Run], float | None], *, more_is_better: bool = False
+) -> Difference | None:
     """Two groups on the seeds that both have a value for, ``None`` without such a seed."""
     values = [
         {run.summary["seed"]: found for run in one.runs if (found := value(run)) is not None} for one in (first, second)
@@ -151,12 +196,14 @@ def difference(first: Group, second: Group, metric: str, value: Callable[[Run], 
     seeds = tuple(sorted(set(values[0]) & set(values[1])))
     if not seeds:
         return None
-    return Difference(first, second, metric, seeds, estimate([values[1][seed] - values[0][seed] for seed in seeds]))
+    found = estimate([values[1][seed] - values[0][seed] for seed in seeds])
+    return Difference(first, second, metric, seeds, found, more_is_better)
 
 
+CONTENT, SPLIT = "data content (fingerprint)", "split and windows"
 FACTS: dict[str, Callable[[Run], str]] = {
-    "data content (fingerprint)": lambda run: str(run.summary.get("data_fingerprint") or "unknown"),
-    "split and windows": lambda run: str(run.summary.get("data_description") or "unknown"),
+    CONTENT: lambda run: str(run.summary.get("data_fingerprint") or "unknown"),
+    SPLIT: lambda run: str(run.summary.get("data_description") or "unknown"),
     "tokens seen": lambda run: f"{run.summary['tokens']:,.0f}",
     "precision": lambda run: str(run.summary.get("precision") or "unknown"),
     "device": device_of,
@@ -176,11 +223,17 @@ def mismatches_of(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str
     if len(by_data) > 1:
         found["data"] = [(data, [one.label for one in same]) for data, same in by_data.items()]
     for data, same in by_data.items():
-        for name, fact in FACTS.items():
-            holders = holders_of(same, fact)
-            if len(holders) > 1:
-                found[name if len(by_data) == 1 else f"{name} of {data}"] = list(holders.items())
+        differing = {name: holders for name, fact in FACTS.items() if len(holders := holders_of(same, fact)) > 1}
+        if alike(differing.get(CONTENT), differing.get(SPLIT)):
+            del differing[CONTENT]  # a line of marks that says what the next says in words
+        for name, holders in differing.items():
+            found[name if len(by_data) == 1 else f"{name} of {data}"] = list(holders.items())
     return found
+
+
+def alike(first: dict[str, list[str]] | None, second: dict[str, list[str]] | None) -> bool:
+    """Whether two facts divide the same runs in the same way."""
+    return first is not None and second is not None and sorted(first.values()) == sorted(second.values())
 
 
 def holders_of(groups: Sequence[Group], fact: Callable[[Run], str]) -> dict[str, list[str]]:

@@ -5,7 +5,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from seqlab.analysis.statistics import Estimate, estimate
+from seqlab.analysis.statistics import Estimate, estimate_of_shares
+
+SLICES, FURTHER = "by ", "at "
+"""What titles begin with."""
 
 Curve = dict[str, Estimate]
 """By value of the difficulty, as text and in ascending order, accuracy over the seeds."""
@@ -18,7 +21,7 @@ def accuracies(summaries: Sequence[dict[str, Any]]) -> dict[str, Curve]:
         for title, values in accuracies_of(summary).items():
             for value, accuracy in values.items():
                 seen[title][value].append(accuracy)
-    return {title: {value: estimate(seen[title][value]) for value in in_order(seen[title])} for title in seen}
+    return {title: {value: estimate_of_shares(seen[title][value]) for value in in_order(seen[title])} for title in seen}
 
 
 def accuracies_of(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -26,10 +29,10 @@ def accuracies_of(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for name, values in (summary.get("test_slices") or {}).items():
         for value, row in values.items():
-            found[f"by {name}"][value] = row.get("accuracy")
+            found[f"{SLICES}{name}"][value] = row.get("accuracy")
     for name, row in (summary.get("further_tests") or {}).items():
         key, value = changes_of(name)
-        found[f"at {key}"][value] = row.get("accuracy")
+        found[f"{FURTHER}{key}"][value] = row.get("accuracy")
     measured = {title: {v: a for v, a in values.items() if a is not None} for title, values in found.items()}
     return {title: values for title, values in measured.items() if values}
 
@@ -55,9 +58,17 @@ def numbers_of(value: str) -> tuple[float, ...] | None:
 
 
 def titles(curves: Sequence[dict[str, Curve]]) -> dict[str, list[str]]:
-    """Every title that has more than one value among the groups, with those values in order."""
+    """Every title with its values among the groups, in order.
+
+    Slices are left out where no group has several, for a single one is the whole test split again; a single further
+    test is not.
+    """
     found: dict[str, set[str]] = defaultdict(set)
     for by_title in curves:
         for title, curve in by_title.items():
             found[title] |= set(curve)
-    return {title: in_order(list(values)) for title, values in found.items() if len(values) > 1}
+    return {
+        title: in_order(list(values))
+        for title, values in found.items()
+        if title.startswith(FURTHER) or any(len(curve.get(title, {})) > 1 for curve in curves)
+    }

@@ -1,6 +1,7 @@
 """Numbers as text: as many digits as an interval supports, and prefixes for what is large."""
 
 import math
+from collections.abc import Callable
 
 from seqlab.analysis.statistics import Estimate
 
@@ -8,6 +9,9 @@ NONE = "–"  # noqa: RUF001
 """In place of a number that nobody has."""
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+Unit = tuple[float, str, int]
+"""How large, its sign, and places after the point for three digits."""
 
 
 def decimals(estimate: Estimate) -> int:
@@ -52,33 +56,51 @@ def signed(estimate: Estimate) -> str:
 
 def scaled(number: float | None, unit: str = "") -> str:
     """Three digits and a prefix: 1234567 is 1.23 M."""
-    if number is None:
-        return NONE
-    rounded = float(f"{number:.3g}")  # 999,999 is 1.00 M, not 1000 k
-    power = min(len(PREFIXES) - 1, exponent(rounded) // 3) if abs(rounded) >= 1000 else 0
-    value = rounded / 1000**power
-    places = max(0, 2 - exponent(value)) if power or not value.is_integer() else 0
-    return f"{value:.{places}f} {PREFIXES[power]}{unit}".rstrip()
+    return in_unit(number, prefix_of, unit=unit)
 
 
 def scaled_bytes(number: float | None) -> str:
     """1536 is 1.50 KiB."""
-    if number is None:
-        return NONE
-    power = 0
-    while abs(number) >= 1000 and power < 4:
-        number, power = number / 1024, power + 1
-    places = max(0, 2 - exponent(number)) if power else 0
-    return f"{number:.{places}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    return in_unit(number, bytes_of)
 
 
 def duration(seconds: float | None) -> str:
     """Seconds below two minutes, then minutes, then hours."""
-    if seconds is None:
+    return in_unit(seconds, time_of)
+
+
+def cost(estimate: Estimate | None, unit_of: Callable[[float], Unit]) -> str:
+    """``42.7 ± 1.3 s``: three digits of the mean, and the standard deviation unless it is zero at those."""
+    return NONE if estimate is None else in_unit(estimate.mean, unit_of, estimate.std)
+
+
+def in_unit(number: float | None, unit_of: Callable[[float], Unit], std: float | None = None, unit: str = "") -> str:
+    """A number in the unit that suits it, with its spread in the same."""
+    if number is None:
         return NONE
-    value, unit = next(
-        (seconds / size, unit)
-        for size, unit in ((3600, "h"), (60, "min"), (1, "s"))
-        if seconds >= 2 * size or size == 1
+    size, sign, places = unit_of(number)
+    spread = 0.0 if std is None else round(std / size, places)
+    shown = f"{number / size:.{places}f}" + (f" ± {spread:.{places}f}" if spread else "")
+    return f"{shown} {sign}{unit}".rstrip()
+
+
+def prefix_of(number: float) -> Unit:
+    rounded = float(f"{number:.3g}")  # 999,999 is 1.00 M, not 1000 k
+    power = min(len(PREFIXES) - 1, exponent(rounded) // 3) if abs(rounded) >= 1000 else 0
+    value = rounded / 1000**power
+    return 1000.0**power, PREFIXES[power], max(0, 2 - exponent(value)) if power or not value.is_integer() else 0
+
+
+def bytes_of(number: float) -> Unit:
+    power = 0
+    while abs(number) >= 1000 * 1024**power and power < 4:
+        power += 1
+    size = 1024.0**power
+    return size, ("B", "KiB", "MiB", "GiB", "TiB")[power], max(0, 2 - exponent(number / size)) if power else 0
+
+
+def time_of(seconds: float) -> Unit:
+    size, sign = next(
+        (size, sign) for size, sign in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * size or size == 1
     )
-    return f"{value:.{max(0, 2 - exponent(value))}f} {unit}"
+    return size, sign, max(0, 2 - exponent(seconds / size))

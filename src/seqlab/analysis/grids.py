@@ -10,6 +10,7 @@ from seqlab.analysis.figures import NONE
 from seqlab.analysis.groups import FINGERPRINT, Group, flatten, in_json, in_short, short_names
 from seqlab.analysis.rows import Row
 from seqlab.analysis.statistics import Estimate
+from seqlab.analysis.targets import Rule
 
 PARAMETERS = {
     "d_model": "width (d_model)",
@@ -144,6 +145,36 @@ def crosses(points: Points) -> bool:
     """Whether several data settings have several sizes each."""
     titles = [title for title, _ in points]
     return sum(titles.count(title) > 1 for title in set(titles)) > 1
+
+
+def bounds_of(grid: Grid, metric: str) -> dict[float, tuple[str, ...]]:
+    """The figures that an experiment wants at every place of a grid, with the models that are to reach each.
+
+    Args:
+        grid: of which.
+        metric: of the test split.
+
+    Returns:
+        By bound, the models' names in the grid's order; what only some of a model's places have is left out.
+    """
+    found: dict[float, list[str]] = defaultdict(list)
+    for model, points in grid.models.items():
+        asked = [
+            {bound for target in run.summary.get("targets") or [] for bound in bounds_for(target, model, metric)}
+            for group in points.values()
+            for run in group.runs
+        ]
+        for bound in sorted(set.intersection(*asked)):
+            found[bound].append(model)
+    return {bound: tuple(models) for bound, models in found.items()}
+
+
+def bounds_for(target: dict[str, Any], model: str, metric: str) -> list[float]:
+    """The bounds that a judged target sets for a model's metric of the test split; none for a published figure."""
+    rule = Rule(**target["rule"])
+    if target["metric"] != f"test.{metric}" or (rule.models is not None and model not in rule.models):
+        return []
+    return [bound for bound in (rule.at_least, rule.at_most) if bound is not None]
 
 
 def sizes_needed(grid: Grid, accuracy: dict[int, Estimate]) -> list[list[str]]:

@@ -1,14 +1,15 @@
 """What a comparison says of each group: sizes, costs and results over the seeds."""
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from seqlab.analysis.difficulty import Curve, accuracies
 from seqlab.analysis.groups import Group
 from seqlab.analysis.runs import Run
-from seqlab.analysis.statistics import Estimate, estimate
+from seqlab.analysis.statistics import Estimate, estimate, estimate_of_shares
 from seqlab.analysis.targets import Outcome, outcomes
 
 COSTS = ("flops", "tokens", "wall_seconds", "further_seconds", "tokens_per_second", "peak_memory_bytes")
@@ -41,6 +42,7 @@ class Row:
         validation: metrics at each run's best evaluation, over the seeds.
         test: metrics of the test split, over the seeds. Losses are in nats for tokens.
         scan_backend, device, precision: each different one, if the runs do not agree; ``None`` without a scan.
+        chance: the accuracy of the best guess that knows nothing of the sequence; ``None`` where the data has none.
         difficulty: accuracy by what makes a probe hard; see ``seqlab.analysis.difficulty``.
         targets: what the runs were held against, and whether they reached it.
         at: at the budget that was asked for, if the curves reach it.
@@ -63,6 +65,7 @@ class Row:
     scan_backend: str | None
     device: str
     precision: str
+    chance: float | None
     difficulty: dict[str, Curve]
     targets: list[Outcome]
     at: AtBudget | None = None
@@ -85,11 +88,20 @@ def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
         scan_backend=distinct(summary.get("scan_backend") for summary in summaries) or None,
         device=distinct(device_of(run) for run in group.runs),
         precision=distinct(summary.get("precision") for summary in summaries),
+        chance=chance_of(first),
         difficulty=accuracies(summaries),
         targets=outcomes(summaries),
         at=at,
         left_out=tuple(left_out),
     )
+
+
+def chance_of(summary: dict[str, Any]) -> float | None:
+    """What a guess would reach; a run from before ``chance`` was a figure of its own says it in words."""
+    if summary.get("chance") is not None:
+        return summary["chance"]
+    words = re.search(r", chance (\d[\d.]*(?:e-\d+)?)$", summary.get("data_description") or "")
+    return float(words[1]) if words else None
 
 
 def device_of(run: Run) -> str:
@@ -101,14 +113,19 @@ def distinct(names: Iterable[str | None]) -> str:
     return "; ".join(dict.fromkeys(name for name in names if name))
 
 
-def over_seeds(values: Sequence[Any]) -> Estimate | None:
+def over_seeds(values: Sequence[Any], estimated: Callable[[Sequence[float]], Estimate] = estimate) -> Estimate | None:
     """The estimate from those values that are numbers; its ``n`` tells how many those were."""
     numbers = [value for value in values if value is not None and math.isfinite(value)]
-    return estimate(numbers) if numbers else None
+    return estimated(numbers) if numbers else None
 
 
 def metrics_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
     """An estimate for each metric that any of the runs has as a number, the loss first."""
     names = dict.fromkeys(["loss", *(name for one in metrics for name in one)])
-    estimates = {name: over_seeds([one.get(name) for one in metrics]) for name in names}
+    estimates = {name: metric_over_seeds(name, [one.get(name) for one in metrics]) for name in names}
     return {name: value for name, value in estimates.items() if value is not None}
+
+
+def metric_over_seeds(name: str, values: Sequence[Any]) -> Estimate | None:
+    """``over_seeds`` of one metric; an accuracy is a share."""
+    return over_seeds(values, estimate_of_shares if name.endswith("accuracy") else estimate)

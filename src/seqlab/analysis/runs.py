@@ -174,7 +174,7 @@ NUMBERS = ("parameters", "parameters_without_embeddings", "tokens", "flops", "wa
 OPTIONAL_TEXT = ("scan_backend", "precision", "device", "device_name", "data_fingerprint", "data_description")
 OPTIONAL_NUMBERS = (
     *("active_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes"),
-    *("seconds", "further_seconds", "length"),
+    *("seconds", "further_seconds", "length", "chance"),
 )
 
 

@@ -1,24 +1,34 @@
 """The tables of a comparison as text in rows, whatever they are printed or written with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from seqlab.analysis.budgets import UNITS
 from seqlab.analysis.compare import Comparison, Difference
 from seqlab.analysis.difficulty import titles
-from seqlab.analysis.figures import NONE, duration, interval, mean, mean_and_std, scaled, scaled_bytes, signed
+from seqlab.analysis.figures import (
+    NONE,
+    Unit,
+    bytes_of,
+    cost,
+    interval,
+    mean,
+    mean_and_std,
+    prefix_of,
+    scaled,
+    scaled_bytes,
+    signed,
+    time_of,
+)
 from seqlab.analysis.grids import ENOUGH, PARAMETERS, grid_of, headline, sizes_needed
 from seqlab.analysis.groups import in_short
 from seqlab.analysis.rows import Row
-from seqlab.analysis.statistics import Estimate
+from seqlab.analysis.statistics import INTERVAL, Estimate
 
 MAIN_METRICS = ("perplexity", "accuracy", "top1_accuracy", "r2")
 """Of the test metrics besides the loss, those that a table shows; a file of all is written too."""
 
-INTERVAL_NOTE = (
-    "Losses of tokens are in nats. ±: standard deviation over the seeds. Interval: 95 %, studentised bootstrap of the "
-    "mean, with fewer than eight seeds drawn from a normal law: it assumes that seeds vary symmetrically."
-)
+INTERVAL_NOTE = f"Losses of tokens are in nats. ±: standard deviation over the seeds; in brackets: {INTERVAL}."
 
 DIFFERENCES = "Paired differences"
 TEXT = frozenset({"scan backend", "precision", "device", "verdict", "read from"})
@@ -66,24 +76,37 @@ def partial(estimate: Estimate | None, row: Row, text: str) -> str:
     return f"{text} (n = {estimate.n})" if short else text
 
 
+def chance_notes(rows: Sequence[Row], name: str = "") -> list[str]:
+    """What a guess reaches, in a sentence, of data that say it; ``name`` is the data's, where there are several."""
+    values = sorted({row.chance for row in rows if row.chance is not None})
+    if not values:
+        return []
+    extent = " to ".join(f"{value:.2g}" for value in dict.fromkeys((values[0], values[-1])))
+    return [f"Accuracy of a guess{f' on {name}' if name else ''} (chance): {extent}."]
+
+
 def results_sheet(data: str, rows: Sequence[Row], comparison: Comparison) -> Sheet:
     """Losses and main metrics over the seeds."""
-    metrics = [name for name in MAIN_METRICS if all(name in row.test for row in rows)][:2]
-    headings = ["model", "seeds", "parameters", "best validation loss", "test loss", "95 % interval", *metrics]
+    judged = headline(rows)
+    best = f"best validation {judged}"
+    metrics = [name for name in MAIN_METRICS if name != judged and all(name in row.test for row in rows)][:2]
+    others = metrics if judged == "loss" else ["loss", *metrics]
+    headings = ["model", "seeds", "parameters", best, f"test {judged}", "95 % interval"]
+    headings += ["test loss" if name == "loss" else name.replace("_", " ") for name in others]
     active = any(row.active_parameters != row.parameters for row in rows)
     lines = [
         [
             row.group.label,
             number_of_seeds(row),
             f"{row.parameters:,}",
-            mean(row.validation["loss"]),
-            partial(row.test["loss"], row, mean_and_std(row.test["loss"])),
-            interval(row.test["loss"]),
-            *(partial(row.test[name], row, mean_and_std(row.test[name])) for name in metrics),
+            mean(row.validation.get(judged)),
+            partial(row.test[judged], row, mean_and_std(row.test[judged])),
+            interval(row.test[judged]),
+            *(partial(row.test[name], row, mean_and_std(row.test[name])) for name in others),
         ]
         for row in rows
     ]
-    notes = [INTERVAL_NOTE]
+    notes = [INTERVAL_NOTE, *chance_notes(rows)]
     if active:
         headings.insert(3, "active")
         for line, row in zip(lines, rows, strict=True):
@@ -92,11 +115,11 @@ def results_sheet(data: str, rows: Sequence[Row], comparison: Comparison) -> She
     at = comparison.at
     if at is not None and data in at.budgets:
         budget = f"{scaled(at.budgets[data])} {UNITS[at.axis]}"
-        place = headings.index("best validation loss")
+        place = headings.index(best)
         headings[place:place] = [f"validation loss at {budget}", "95 % interval", "best so far"]
         for line, row in zip(lines, rows, strict=True):
-            loss, best = (None, None) if row.at is None else (row.at.loss, row.at.best)
-            line[place:place] = [partial(loss, row, mean_and_std(loss)), interval(loss), mean(best)]
+            loss, lowest = (None, None) if row.at is None else (row.at.loss, row.at.best)
+            line[place:place] = [partial(loss, row, mean_and_std(loss)), interval(loss), mean(lowest)]
         notes.append(
             f"At {budget}: each seed's validation curve is read there on the straight line between the evaluations "
             "around it; nothing is extrapolated. The other columns are of whole runs, whatever they spent."
@@ -145,38 +168,28 @@ def probe_sheets(data: str, rows: Sequence[Row]) -> list[Sheet]:
 
 
 def costs_sheet(data: str, rows: Sequence[Row]) -> Sheet:
-    """Sizes, what training took, and where it ran; means over the seeds."""
-    headings = [
-        "model",
-        "parameters without embeddings",
-        "state of a sequence",
-        "training FLOPs",
-        "tokens",
-        "wall time",
-    ]
-    headings += ["tokens/s", "peak memory", "scan backend", "precision", "device"]
+    """Sizes, what training took, and where it ran, over the seeds."""
+    headings = ["model", "parameters without embeddings", "state of a sequence", "training FLOPs", "tokens"]
+    headings += ["wall time", "tokens/s", "peak memory", "scan backend", "precision", "device"]
 
-    def of(estimate: Estimate | None) -> float | None:
-        return None if estimate is None else estimate.mean
+    def measured(row: Row) -> list[tuple[Estimate | None, Callable[[float], Unit]]]:
+        counts = [(row.flops, prefix_of), (row.tokens, prefix_of), (row.wall_seconds, time_of)]
+        return [*counts, (row.tokens_per_second, prefix_of), (row.peak_memory_bytes, bytes_of)]
 
     lines = [
         [
             row.group.label,
             f"{row.parameters_without_embeddings:,}",
             scaled_bytes(row.state_bytes),
-            scaled(of(row.flops)),
-            scaled(of(row.tokens)),
-            duration(of(row.wall_seconds)),
-            scaled(of(row.tokens_per_second)),
-            scaled_bytes(of(row.peak_memory_bytes)),
+            *(partial(one, row, cost(one, unit)) for one, unit in measured(row)),
             row.scan_backend or NONE,
             row.precision or NONE,
             row.device,
         ]
         for row in rows
     ]
-    notes = ["Means over the seeds."]
-    if any(of(row.further_seconds) for row in rows):
+    notes = ["Means over the seeds; ±: standard deviation, left out where it rounds to zero."]
+    if any(row.further_seconds is not None and row.further_seconds.mean for row in rows):
         notes.append("Wall time is without that of the further tests.")
     return Sheet(f"{data}: costs", headings, lines, notes=notes)
 
@@ -184,10 +197,12 @@ def costs_sheet(data: str, rows: Sequence[Row]) -> Sheet:
 def differences_sheet(differences: Sequence[Difference]) -> Sheet:
     """Paired differences with their verdicts."""
     several = len({one.first.data for one in differences}) > 1
+    metrics = list(dict.fromkeys(one.metric for one in differences))
+    mixed = len(metrics) > 1
     lines = [
         [
             *([one.first.data] if several else []),
-            one.metric,
+            *([one.metric] if mixed else []),
             one.second.label,
             one.first.label,
             str(len(one.seeds)),
@@ -199,21 +214,22 @@ def differences_sheet(differences: Sequence[Difference]) -> Sheet:
     ]
     headings = [
         *(["data"] if several else []),
-        "of",
+        *(["of"] if mixed else []),
         "this",
         "minus that",
         "seeds",
-        "difference",
+        "difference" if mixed else f"difference in {metrics[0]}",
         "95 % interval",
         "verdict",
     ]
     note = "Paired: each seed's value minus the other's of the same seed."
-    if len(differences) > 1:
+    intervals = sum(one.estimate.low is not None for one in differences)
+    if intervals > 1:
         note += (
-            f" Each of the {len(differences)} intervals is a 95 % one by itself, so about one in twenty "
+            f" Each of the {intervals} intervals is a 95 % one by itself, so about one in twenty "
             "leaves the truth out by chance."
         )
-    return Sheet(DIFFERENCES, headings, lines, names=4 if several else 3, notes=[note])
+    return Sheet(DIFFERENCES, headings, lines, names=2 + several + mixed, notes=[note])
 
 
 def sizes_sheet(comparison: Comparison) -> Sheet:
@@ -236,26 +252,3 @@ def sizes_sheet(comparison: Comparison) -> Sheet:
         "the parameters; nothing is extrapolated."
     )
     return Sheet("At equal parameters", headings, lines, names=2, notes=[note])
-
-
-def warnings_of(comparison: Comparison) -> list[str]:
-    """What is not alike, a line for each thing, and what cannot be read at the budget: they stand above the tables."""
-    lines = mismatches_in_words(comparison)
-    return lines + ([] if comparison.at is None else comparison.at.notes)
-
-
-def mismatches_in_words(comparison: Comparison, most: int = 8) -> list[str]:
-    """A line for each thing in which runs side by side differ: the values, and who has which."""
-    lines = []
-    for name, holders in comparison.mismatches.items():
-        each = max(2, 12 // len(holders))
-        values = "; ".join(f"{value}: {in_row(labels, each)}" for value, labels in holders[:most])
-        rest = f"; and {len(holders) - most} more values" if len(holders) > most else ""
-        lines.append(f"Not alike: {name}. {values}{rest}")
-    return lines
-
-
-def in_row(labels: Sequence[str], most: int) -> str:
-    """Labels in a row, which have commas themselves; of many the first."""
-    rest = len(labels) - most
-    return " / ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""What a few seeds say of a mean: the estimate, its spread and a 95 % bootstrap interval.
+"""What a few seeds say of a mean: the estimate, its spread and a 95 % interval.
 
 Symbols: n values (seeds) x_1 .. x_n with mean m and standard deviation s; the error of m in units of its own estimated
 size is t = (m - truth) / (s / sqrt(n)).
@@ -24,12 +24,15 @@ One value has no interval. Chance is seeded: the same values give the same inter
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
 COVERAGE = 0.95
+INTERVAL = "95 % interval of the mean (Student's t; from eight seeds on, studentised bootstrap)"
+"""What tables, page and pictures call it."""
+
 RESAMPLES = 4_000
 POINTS_AT_ONCE = 100
 FEWEST_TO_RESAMPLE = 8
@@ -54,7 +57,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of values with its 95 % bootstrap interval.
+    """The mean of values with its 95 % interval.
 
     Raises:
         ValueError: there is no value, or one is not finite.
@@ -66,6 +69,12 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(float(x[0]), None, None, None, 1)
     mean, low, high = band(x[:, None])
     return Estimate(float(mean[0]), float(x.std(ddof=1)), float(low[0]), float(high[0]), len(x))
+
+
+def estimate_of_shares(values: Sequence[float]) -> Estimate:
+    """The same of values between 0 and 1, beyond which the interval does not go: the truth is not there either."""
+    found = estimate(values)
+    return found if found.low is None else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

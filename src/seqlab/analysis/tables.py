@@ -4,7 +4,6 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from seqlab.analysis.compare import Comparison
+from seqlab.analysis.mismatches import warnings_of
 from seqlab.analysis.rows import COSTS, Row
-from seqlab.analysis.sheets import DIFFERENCES, Sheet, sheets_of, warnings_of
+from seqlab.analysis.sheets import DIFFERENCES, Sheet, sheets_of
 from seqlab.analysis.statistics import Estimate
 
 PRINTED_DIFFERENCES = 30
@@ -38,9 +38,11 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def spread_out(name: str, estimate: Estimate | None) -> dict[str, Any]:
-    """An estimate's five numbers in full, each in a column of its own."""
-    return {} if estimate is None else {f"{name}_{part}": value for part, value in asdict(estimate).items()}
+def spread_out(
+    name: str, estimate: Estimate | None, parts: Sequence[str] = ("mean", "std", "low", "high", "n")
+) -> dict[str, Any]:
+    """An estimate's numbers in full, each in a column of its own."""
+    return {} if estimate is None else {f"{name}_{part}": getattr(estimate, part) for part in parts}
 
 
 def csv_row(row: Row) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def csv_row(row: Row) -> dict[str, Any]:
     if row.at is not None:
         cells |= spread_out("validation_loss_at_budget", row.at.loss) | spread_out("best_until_budget", row.at.best)
     for name in COSTS:
-        cells |= spread_out(name, getattr(row, name))
+        cells |= spread_out(name, getattr(row, name), parts=("mean", "std", "n"))  # a cost is no estimate of a truth
     for part in ("validation", "test"):
         for name, estimate in getattr(row, part).items():
             cells |= spread_out(f"{part}_{name}", estimate)
@@ -95,9 +97,15 @@ def screen(comparison: Comparison, width: int) -> Iterator[Table | Text]:
     for line in warnings_of(comparison):
         yield Text(line, style="yellow")
     for sheet in sheets_of(comparison):
-        parts = columns_that_fit(sheet, width)
-        for i, part in enumerate(parts):
-            yield rich_table(sheet, part, width, first=i == 0, last=i == len(parts) - 1)
+        lines, notes = sheet.lines, list(sheet.notes)
+        if sheet.title == DIFFERENCES and len(lines) > PRINTED_DIFFERENCES:
+            notes.append(f"The first {PRINTED_DIFFERENCES} of {len(lines)}; differences.csv has all.")
+            lines = lines[:PRINTED_DIFFERENCES]
+        yield Text(sheet.title, style="table.title")  # not the table's own, which a narrow table would wrap
+        for part in columns_that_fit(sheet, width):
+            yield rich_table(sheet, lines, part, width)
+        if notes:
+            yield Text(" ".join(notes), style="table.caption")
     if comparison.skipped:
         yield skipped_table(comparison)
 
@@ -121,14 +129,9 @@ def column_width(sheet: Sheet, i: int) -> int:
     return max([len(line[i]) for line in sheet.lines] + list(map(len, sheet.headings[i].split())))
 
 
-def rich_table(sheet: Sheet, columns: Sequence[int], width: int, *, first: bool, last: bool) -> Table:
-    """Some columns of a sheet, with its title if they are the first and its notes if they are the last."""
-    lines, notes = sheet.lines, list(sheet.notes)
-    if sheet.title == DIFFERENCES and len(lines) > PRINTED_DIFFERENCES:
-        notes.append(f"The first {PRINTED_DIFFERENCES} of {len(lines)}; differences.csv has all.")
-        lines = lines[:PRINTED_DIFFERENCES]
-    caption = " ".join(notes) if last else None
-    table = Table(title=sheet.title if first else None, title_justify="left", caption=caption, caption_justify="left")
+def rich_table(sheet: Sheet, lines: Sequence[list[str]], columns: Sequence[int], width: int) -> Table:
+    """Some columns of some of a sheet's lines."""
+    table = Table()
     least = {i: column_width(sheet, i) for i in columns}
     whole = {i: max(least[i], len(sheet.headings[i])) for i in columns}  # with the heading in one line
     needed = sum(least.values()) + len(" │ ") * len(columns) + 1

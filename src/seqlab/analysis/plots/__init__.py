@@ -18,9 +18,10 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     """
     if find_spec("matplotlib") is None:
         raise UserError("plots", "none", "matplotlib is not installed", "pip install -e '.[plots]'")
+    from seqlab.analysis.plots.cost import cost_figure
     from seqlab.analysis.plots.difficulty import difficulty_figure
     from seqlab.analysis.plots.drawing import look
-    from seqlab.analysis.plots.figures import Picture, cost_figure, loss_figure, position_figure
+    from seqlab.analysis.plots.figures import Picture, loss_figure, position_figure
     from seqlab.analysis.plots.grid import grid_figure
     from seqlab.analysis.plots.sweep import sweep_figure
 

@@ -17,7 +17,8 @@ AXES = ("step", "tokens", "flops", "seconds")
 class Band:
     """One group's loss against one axis: the mean over its seeds, the lowest and the highest.
 
-    ``x``, ``mean``, ``low`` and ``high`` have one value a point; with one seed the last three are the same.
+    ``x``, ``mean``, ``low`` and ``high`` have one value a point, all of them where every seed is; with one seed the
+    last three are the same. ``alone`` holds the parts ``(x, y)`` of single seeds where some other seed is not.
     """
 
     x: ndarray
@@ -25,11 +26,24 @@ class Band:
     low: ndarray
     high: ndarray
     n: int
+    alone: tuple[tuple[ndarray, ndarray], ...] = ()
 
     def beyond_zero(self) -> "Band":
         """The part that a logarithmic axis can show."""
         shown = self.x > 0
-        return Band(self.x[shown], self.mean[shown], self.low[shown], self.high[shown], self.n)
+        alone = tuple((x[x > 0], y[x > 0]) for x, y in self.alone if (x > 0).any())
+        return Band(self.x[shown], self.mean[shown], self.low[shown], self.high[shown], self.n, alone)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where the first seed begins and the last one ends."""
+        places = np.concatenate([self.x, *(x for x, _ in self.alone)])
+        return float(places.min()), float(places.max())
+
+    def losses(self, start: float = -np.inf) -> ndarray:
+        """Every value from a place on: the band's edges and the seeds alone."""
+        parts = [(self.x, self.low), (self.x, self.high), *self.alone]
+        return np.concatenate([y[x >= start] for x, y in parts])
 
 
 def thin(columns: Sequence[ndarray], points: int) -> list[ndarray]:
@@ -61,9 +75,10 @@ def thinned_curve(run: Run, split: str, points: int) -> dict[str, ndarray]:
 
 
 def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:
-    """Mean and extent of several curves ``(x, y)`` where all of them are; ``None`` where they have nothing in common.
+    """Mean and extent of several curves ``(x, y)`` where all of them are, each alone elsewhere; ``None`` without any.
 
-    Curves measured at different places are interpolated at the places of the first, never beyond an end.
+    Curves measured at different places are interpolated at the places of the first, never beyond an end. Seeds differ
+    in their seconds (the first one compiles, a GPU is shared), up to having none in common: then there is no mean.
     """
     if not curves:
         return None
@@ -72,10 +87,24 @@ def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:
     grid = first[(first >= low) & (first <= high)]
     if high > low:
         grid = np.unique(np.concatenate([grid, [low, high]]))
+    alone = tuple(part for curve in curves for part in outside(curve, low, high))
     if not len(grid):
-        return None
+        return Band(grid, grid, grid, grid, len(curves), alone)
     values = np.stack([np.interp(grid, x, y) for x, y in curves])  # (seeds, points)
-    return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0), len(curves))
+    return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0), len(curves), alone)
+
+
+def outside(curve: tuple[ndarray, ndarray], low: float, high: float) -> list[tuple[ndarray, ndarray]]:
+    """The parts of a curve before ``low`` and after ``high``, up to these; the whole where ``low`` is the higher."""
+    x, y = curve
+    if low > high:
+        return [curve]
+    parts = []
+    for kept, end in ((x < low, low), (x > high, high)):
+        if kept.any():
+            places = np.sort(np.append(x[kept], end))
+            parts.append((places, np.interp(places, x, y)))
+    return parts
 
 
 def bands(group: Group, split: str, points: int) -> dict[str, Band]:

@@ -54,6 +54,8 @@ LOOK = {
 DASHES: dict[str, Any] = {"longdash": (0, (8, 2)), "longdashdot": (0, (8, 2, 1, 2))}
 TITLES = {"step": "steps", "tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
 FAINT = 0.3
+FIRST = 0.02
+"""The share of a training's steps whose losses may leave the frame."""
 
 
 def plain(text: str, longest: int = 70) -> str:
@@ -68,9 +70,11 @@ def linestyle(style: Style) -> Any:
 
 
 def draw_band(axes: Axes, band: Band, style: Style) -> None:
-    """A line with its band; a marker where there is but one point."""
+    """A line with its band, and thin lines of single seeds beyond it; a marker where there is but one point."""
     look = {"color": style.colour, "linestyle": linestyle(style), "zorder": 3}
-    axes.plot(band.x, band.mean, marker=style.marker if len(band.x) == 1 else None, **look)
+    axes.plot(band.x, band.mean, marker=style.marker if len(band.x) == 1 and not band.alone else None, **look)
+    for x, y in band.alone:
+        axes.plot(x, y, marker=style.marker if len(x) == 1 else None, markersize=2, linewidth=0.6, alpha=0.7, **look)
     if band.n > 1:
         axes.fill_between(band.x, band.low, band.high, color=style.colour, alpha=0.2, linewidth=0, zorder=2)
 
@@ -89,8 +93,13 @@ def draw_estimates(
 
 def draw_background(axes: Axes, curves: Sequence[Band], styles: Sequence[Style]) -> None:
     """Thin lines without bands, as one artist: hundreds of them take no longer than one."""
-    lines = [np.column_stack([band.x, band.mean]) for band in curves]
-    colours = [style.colour for style in styles]
+    drawn = [
+        (np.column_stack(part), style.colour)
+        for band, style in zip(curves, styles, strict=True)
+        for part in ((band.x, band.mean), *band.alone)
+        if len(part[0])
+    ]
+    lines, colours = [line for line, _ in drawn], [colour for _, colour in drawn]
     axes.add_collection(LineCollection(lines, colors=colours, alpha=FAINT, linewidths=0.5, zorder=1))
     axes.autoscale_view()
 
@@ -187,13 +196,15 @@ def look() -> Any:
     return mpl.rc_context(LOOK)
 
 
-def limits(curves: Sequence[Band], start: float = 0.02) -> tuple[float, float] | None:
-    """Limits of a loss axis: everything but what only the first part of training shows."""
-    highs, lows = [], []
-    for band in curves:
-        late = band.x >= band.x[0] + start * (band.x[-1] - band.x[0])
-        highs.append(band.high[late].max())
-        lows.append(band.low.min())
+def limits(curves: Sequence[Band], start: float = FIRST) -> tuple[float, float] | None:
+    """Limits of a loss axis: everything but what only the first part of training shows.
+
+    Args:
+        curves: losses against an axis that begins at zero, as steps do.
+        start: the share of each curve that may leave the frame at the top.
+    """
+    highs = [band.losses(start * band.ends[1]).max() for band in curves]
+    lows = [band.losses().min() for band in curves]
     if not highs or not np.isfinite([*highs, *lows]).all():
         return None
     low, high = min(lows), max(highs)

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from seqlab.analysis.grids import headline
 from seqlab.analysis.groups import Group
 from seqlab.analysis.plots.bands import AXES, Band, bands, loss_by_position
-from seqlab.analysis.plots.choices import COSTS, cost_of, pareto_front, prominent
+from seqlab.analysis.plots.choices import prominent
 from seqlab.analysis.plots.drawing import (
-    FAINT,
+    FIRST,
     TITLES,
     WIDTH,
     draw_background,
@@ -28,14 +28,19 @@ from seqlab.analysis.plots.drawing import (
 )
 from seqlab.analysis.plots.style import Style
 from seqlab.analysis.rows import Row
+from seqlab.analysis.statistics import INTERVAL as OF_MEAN
 from seqlab.analysis.statistics import Estimate
 
-DRAWN_COSTS = ("parameters", "flops")
 POINTS = 120
 BACKGROUND_POINTS = 40
 MOST_BACKGROUND = 60
 EXTENT = "bands: lowest and highest seed"
-INTERVAL = "bars: 95 % bootstrap interval of the mean"
+ALONE = "Thin lines: single seeds, where others have not begun or have ended."
+CUT = (
+    f"Left out at the top: losses that only the first {100 * FIRST:.0f} % of the steps have, "
+    "since their fall would flatten all that follows."
+)
+INTERVAL = f"bars: {OF_MEAN}"
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,19 @@ def loss_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
     grid = figure.subplots(len(found), len(AXES), sharex="col", sharey="row", squeeze=False)
     for place, axis in enumerate(AXES):
         panels = [{i: one[axis] for i, one in curves.items() if axis in one} for curves in found.values()]
-        log = axis in ("flops", "seconds") and wide([one.x[-1] for panel in panels for one in panel.values()], 4)
+        log = axis in ("flops", "seconds") and wide([one.ends[1] for panel in panels for one in panel.values()], 4)
         for row, panel in zip(grid, panels, strict=True):
             draw_curves(row[place], picture, panel, log=log)
         format_axis(grid[0, place], "x", log=log)
         grid[-1, place].set_xlabel(TITLES[axis])
+    cut = False
     for row, (split, curves) in zip(grid, found.items(), strict=True):
-        finish_losses(row, splits[split], [one for by_axis in curves.values() for one in by_axis.values()])
-    caption = f"{picture.caption(EXTENT)} The first 2 % of training may leave the frame."
+        by_step = [by_axis.get("step") or next(iter(by_axis.values())) for by_axis in curves.values()]
+        top = finish_losses(row, splits[split], by_step)
+        cut = cut or (top is not None and max(one.losses().max() for one in by_step) > top)
+    several = any(one.alone for curves in found.values() for by_axis in curves.values() for one in by_axis.values())
+    parts = [picture.caption(EXTENT), ALONE if several else "", CUT if cut else ""]
+    caption = " ".join(part for part in parts if part)
     finish(figure, picture.legend(), caption)
     return save(figure, folder, name, caption)
 
@@ -133,7 +143,7 @@ def curves_of(picture: Picture, split: str) -> dict[int, dict[str, Band]]:
 def draw_curves(axes: Axes, picture: Picture, curves: dict[int, Band], *, log: bool) -> None:
     """The lines of one panel, those that the legend names with their bands."""
     drawn = {i: curve.beyond_zero() if log else curve for i, curve in curves.items()}
-    drawn = {i: curve for i, curve in drawn.items() if len(curve.x)}
+    drawn = {i: curve for i, curve in drawn.items() if len(curve.x) or curve.alone}
     behind = [i for i in picture.background if i in drawn]
     draw_background(axes, [drawn[i] for i in behind], [picture.styles[i] for i in behind])
     for i in picture.prominent:
@@ -141,56 +151,19 @@ def draw_curves(axes: Axes, picture: Picture, curves: dict[int, Band], *, log: b
             draw_band(axes, drawn[i], picture.styles[i])
 
 
-def finish_losses(row: Sequence[Axes], title: str, curves: Sequence[Band]) -> None:
-    """The loss axis that a row of panels shares."""
+def finish_losses(row: Sequence[Axes], title: str, curves: Sequence[Band]) -> float | None:
+    """The loss axis that a row of panels shares, for curves against steps; returns where it ends at the top."""
     row[0].set_ylabel(title)
     extent = limits(curves)
     if extent is None:
-        return
-    log = wide([band.low.min() for band in curves] + [extent[1]], 20)
+        return None
+    lows = [band.losses().min() for band in curves]
+    log = wide([*lows, extent[1]], 20)
     if log:
-        extent = min(band.low.min() for band in curves) * 0.9, extent[1]
+        extent = min(lows) * 0.9, extent[1]
     row[0].set_ylim(*extent)
     format_axis(row[0], "y", log=log)
-
-
-def cost_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
-    """Test loss against what it cost, with the front of those that nothing beats."""
-    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
-    panels = figure.subplots(1, len(DRAWN_COSTS), sharey=True)
-    for axes, key in zip(panels, DRAWN_COSTS, strict=True):
-        draw_costs(axes, picture, key)
-        axes.set_xlabel(COSTS[key])
-    panels[0].set_ylabel("test loss")
-    format_axis(panels[0], "y", log=wide([one.mean for one in picture.test], 20))
-    caption = f"{picture.caption(INTERVAL, every_point=True)} Grey: Pareto front of the means."
-    finish(figure, picture.legend(line=False, marker=True), caption)
-    return save(figure, folder, name, caption)
-
-
-def draw_costs(axes: Axes, picture: Picture, key: str) -> None:
-    """A point for each group that has such a cost, and the front."""
-    costs = {i: cost for i, row in enumerate(picture.rows) if (cost := cost_of(row, key)) is not None}
-    if not costs:
-        return
-    behind = sorted(set(costs) - set(picture.prominent))
-    colours = [picture.styles[i].colour for i in behind]
-    x, y = [costs[i] for i in behind], [picture.test[i].mean for i in behind]
-    axes.scatter(x, y, s=9, c=colours, alpha=FAINT, linewidths=0, zorder=2)
-    for i in picture.prominent:
-        if i in costs:
-            loss, style = picture.test[i], picture.styles[i]
-            error = None if loss.low is None else [[loss.mean - loss.low], [loss.high - loss.mean]]
-            look = {"color": style.colour, "marker": style.marker, "markersize": 5, "elinewidth": 0.9, "capsize": 2}
-            axes.errorbar(costs[i], loss.mean, error, zorder=3, **look)
-    places = list(costs)
-    front = [places[i] for i in pareto_front(list(costs.values()), [picture.test[i].mean for i in places])]
-    look = {"color": "0.55", "linewidth": 0.9, "drawstyle": "steps-post", "zorder": 1}
-    axes.plot([costs[i] for i in front], [picture.test[i].mean for i in front], **look)
-    low, high = min(costs.values()), max(costs.values())
-    if low > 0 and high < 2 * low:  # room for the ticks' names around points that lie together
-        axes.set_xlim(low / 1.5, high * 1.5)
-    format_axis(axes, "x", log=low > 0)
+    return extent[1]
 
 
 def position_figure(picture: Picture, folder: Path, name: str) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from seqlab.analysis.compare import Comparison
 from seqlab.analysis.report.payload import payload
+from seqlab.analysis.statistics import INTERVAL
 from seqlab.errors import UserError
 
 SCRIPTS = ("settings.js", "table.js", "curves.js", "points.js", "charts.js", "configurations.js", "page.js")
@@ -36,6 +37,7 @@ def write(comparison: Comparison, folder: Path) -> Path:
         style=part("page.css"),
         library=library,
         script=ours,
+        interval=INTERVAL,
         data=as_json(payload(comparison)),
     )
     folder.mkdir(parents=True, exist_ok=True)

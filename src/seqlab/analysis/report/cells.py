@@ -5,8 +5,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seqlab.analysis.budgets import UNITS
-from seqlab.analysis.compare import Comparison
-from seqlab.analysis.figures import NONE, duration, interval, mean, mean_and_std, scaled, scaled_bytes
+from seqlab.analysis.compare import Comparison, headlines
+from seqlab.analysis.figures import (
+    NONE,
+    Unit,
+    bytes_of,
+    cost,
+    interval,
+    mean,
+    mean_and_std,
+    prefix_of,
+    scaled,
+    scaled_bytes,
+    time_of,
+)
 from seqlab.analysis.rows import Row
 from seqlab.analysis.sheets import Sheet, differences_sheet, number_of_seeds, probe_sheets, sizes_sheet
 from seqlab.analysis.statistics import Estimate
@@ -18,13 +30,13 @@ Cell = list[Any]
 def columns_of(comparison: Comparison, groups: Sequence[int]) -> dict[str, Any]:
     """The main table: headings, and for each row its group's place and its cells."""
     rows = comparison.rows
+    judged = sorted({"loss", *headlines(rows).values()})  # an accuracy stands before the loss
     columns: list[tuple[str, Callable[[Row], Cell]]] = [
         ("model", lambda row: [row.group.label, row.group.label]),
         ("data", lambda row: [row.group.data, row.group.data]),
         ("seeds", lambda row: [number_of_seeds(row), len(row.group.runs)]),
         *budget_columns(comparison),
-        ("best validation loss", lambda row: estimate_cell(row.validation["loss"], mean)),
-        *metric_columns("loss"),
+        *(column for name in judged for column in judged_columns(name)),
         ("parameters", lambda row: [f"{row.parameters:,}", row.parameters]),
         (
             "without embeddings",
@@ -32,13 +44,13 @@ def columns_of(comparison: Comparison, groups: Sequence[int]) -> dict[str, Any]:
         ),
         *active_columns(comparison),
         ("state of a sequence", lambda row: [scaled_bytes(row.state_bytes), row.state_bytes]),
-        ("training FLOPs", lambda row: amount_cell(row.flops, scaled)),
-        ("tokens", lambda row: amount_cell(row.tokens, scaled)),
-        ("wall time", lambda row: amount_cell(row.wall_seconds, duration)),
-        ("tokens/s", lambda row: amount_cell(row.tokens_per_second, scaled)),
-        ("peak memory", lambda row: amount_cell(row.peak_memory_bytes, scaled_bytes)),
+        ("training FLOPs", lambda row: cost_cell(row.flops, prefix_of)),
+        ("tokens", lambda row: cost_cell(row.tokens, prefix_of)),
+        ("wall time", lambda row: cost_cell(row.wall_seconds, time_of)),
+        ("tokens/s", lambda row: cost_cell(row.tokens_per_second, prefix_of)),
+        ("peak memory", lambda row: cost_cell(row.peak_memory_bytes, bytes_of)),
     ]
-    for name in dict.fromkeys(name for row in rows for name in row.test if name != "loss"):
+    for name in dict.fromkeys(name for row in rows for name in row.test if name not in judged):
         columns += metric_columns(name)[:1]
     columns += [
         ("scan backend", lambda row: text_cell(row.scan_backend)),
@@ -50,6 +62,14 @@ def columns_of(comparison: Comparison, groups: Sequence[int]) -> dict[str, Any]:
         "headings": [heading for heading, _ in columns],
         "rows": [{"group": group, "cells": line} for group, line in zip(groups, cells, strict=True)],
     }
+
+
+def judged_columns(name: str) -> list[tuple[str, Callable[[Row], Cell]]]:
+    """A metric that some data is judged by: on validation, which selects, and on test with its interval."""
+    return [
+        (f"best validation {name}", lambda row: estimate_cell(row.validation.get(name), mean)),
+        *metric_columns(name),
+    ]
 
 
 def metric_columns(name: str) -> list[tuple[str, Callable[[Row], Cell]]]:
@@ -91,9 +111,8 @@ def interval_cell(one: Estimate | None) -> Cell:
     return [interval(one), None if one is None else one.low]
 
 
-def amount_cell(one: Estimate | None, text: Callable[[float | None], str]) -> Cell:
-    value = None if one is None else one.mean
-    return [text(value), value]
+def cost_cell(one: Estimate | None, unit_of: Callable[[float], Unit]) -> Cell:
+    return [cost(one, unit_of), None if one is None else one.mean]
 
 
 def text_cell(text: str | None) -> Cell:

@@ -14,13 +14,14 @@ from seqlab.analysis.compare import Comparison
 from seqlab.analysis.difficulty import numbers_of, titles
 from seqlab.analysis.grids import PARAMETERS, headline
 from seqlab.analysis.groups import Group, flatten, in_short
+from seqlab.analysis.mismatches import warnings_of
 from seqlab.analysis.plots.bands import AXES, Band, bands, loss_by_position
 from seqlab.analysis.plots.choices import COSTS, best_of_models, cost_of, grids, prominent, sweeps
 from seqlab.analysis.plots.style import architecture, styles
 from seqlab.analysis.report.cells import columns_of, extra_tables
 from seqlab.analysis.rows import Row
 from seqlab.analysis.runs import Run
-from seqlab.analysis.sheets import INTERVAL_NOTE, warnings_of
+from seqlab.analysis.sheets import INTERVAL_NOTE, chance_notes
 from seqlab.analysis.statistics import Estimate
 
 RESULT = "result: "
@@ -60,7 +61,7 @@ def payload(comparison: Comparison) -> dict[str, Any]:
         "written": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "warnings": warnings_of(comparison),
         "skipped": [[str(one.folder), one.why] for one in comparison.skipped],
-        "note": INTERVAL_NOTE,
+        "note": " ".join([INTERVAL_NOTE, *chances_of(comparison.rows)]),
         "costs": COSTS,
         "table": columns_of(comparison, [place[id(row.group)] for row in comparison.rows]),
         "extra": extra_tables(comparison),
@@ -119,7 +120,7 @@ def described_curves(curves: dict[str, Band]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     steps = curves.get("step")
     for axis in AXES:
-        if axis not in curves:
+        if axis not in curves or not len(curves[axis].x):  # seeds with no place in common have no band
             continue
         factor = factor_of(steps, curves[axis]) if axis != "step" else None
         found[axis] = described_band(curves[axis]) if factor is None else {"factor": factor}
@@ -170,6 +171,12 @@ def described_sweeps(groups: Sequence[Group], place: dict[int, int]) -> list[dic
 
 def by_data(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {data: [row for row in rows if row.group.data == data] for data in {row.group.data for row in rows}}
+
+
+def chances_of(rows: Sequence[Row]) -> list[str]:
+    """What a guess reaches on each data set that says it."""
+    each = by_data(rows)
+    return [note for data, same in each.items() for note in chance_notes(same, data if len(each) > 1 else "")]
 
 
 def measure_of(rows: Sequence[Row]) -> str:
