@@ -21,7 +21,19 @@ ALLOWED = {
     "analysis": {"models", "data", "ops", "errors", "console"},
 }
 # All that knows Hydra.
-TOP = {"cli", "config", "experiment", "launching", "loading", "matching", "messages", "model_choice", "resume", "sweep"}
+TOP = {
+    "cli",
+    "config",
+    "experiment",
+    "launching",
+    "loading",
+    "matching",
+    "messages",
+    "model_choice",
+    "resume",
+    "sweep",
+    "typed",
+}
 
 
 def imports(path: Path) -> set[str]:

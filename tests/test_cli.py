@@ -14,7 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from seqlab.messages import message_of
 from seqlab.training import checkpoint
+from seqlab.typed import in_order
 from support import ROOT, Job
 
 
@@ -58,9 +60,10 @@ class TestARun:
         for key in ("parameters", "wall_seconds", "tokens_per_second", "peak_memory_bytes", "git_commit", "folder"):
             assert key in summary
 
-    def test_prints_the_table(self, train, capsys):
-        train()
+    def test_prints_the_table_and_the_folder_in_one_line(self, train, capsys):
+        job = train(folder="a_long_name_" * 8)
         out = capsys.readouterr().out
+        assert f"\nRun folder: {job.summary['folder']}\n" in out
         for name in (
             "parameters",
             "training FLOPs",
@@ -69,7 +72,6 @@ class TestARun:
             "wall time",
             "throughput",
             "scan backend",
-            "run folder",
             "best validation",
         ):
             assert name in out
@@ -153,8 +155,21 @@ class TestResume:
 
     def test_with_a_larger_budget(self, train):
         job = train("schedule=constant", "trainer.steps=4")
+        assert "earlier_budgets" not in job.summary
         assert train(f"resume={job.folder}", "trainer.steps=6").status == 0
         assert job.summary["steps"] == 6
+        log = (job.folder / "train.log").read_text()
+        assert "The budget was 4 steps and is 6 now; the test split was read after 4 steps and is read again" in log
+
+    def test_with_a_larger_budget_and_a_schedule_that_ends(self, train):
+        """What is stretched and read again is said, and kept over a further change."""
+        job = train("schedule=cosine", "trainer.steps=3", "model=linear")
+        assert train(f"resume={job.folder}", "trainer.steps=5").status == 0
+        log = (job.folder / "train.log").read_text()
+        assert "is 5 now; the schedule spans all of them, from 0.1 of the full learning rate to 0.23 now; the" in log
+        assert train(f"resume={job.folder}", "trainer.steps=6").status == 0
+        first = {"total_steps": 3, "steps": 3, "test_read": True}
+        assert job.summary["earlier_budgets"] == [first, {"total_steps": 5, "steps": 5, "test_read": True}]
 
     def test_keeps_what_hydra_composed_first(self, train):
         job = train("model=mlp")
@@ -304,9 +319,25 @@ MISTAKES = {
     "a mapping for the list of a part": (["model.pattern={a:1}"], r"model\.pattern=\{a:1\}: .*\nGive it a list"),
     "a list for a mapping": (["data.metrics=[1]"], r"data\.metrics=\[1\]: .*\nGive it a mapping or null"),
     "no such device": (["device=tpu"], r"device=tpu: .*'auto', 'cpu' or 'cuda'"),
-    "no number": (["seed=abc"], r"seed=abc: input should be a valid integer.*\nGive it a whole number"),
+    "no number": (["seed=abc"], r"seed=abc: input should be a valid integer.*\nGive it a whole number of at least 0\."),
     "a width of nothing": (["size.d_model=0"], r"size\.d_model=0: input should be greater than 0"),
-    "a negative rate": (["optimizer.lr=-1"], r"optimizer\.lr=-1: input should be greater than 0"),
+    "a negative rate": (["optimizer.lr=-1"], r"optimizer\.lr=-1: .* greater than 0\.\nGive it a number above 0\."),
+    "a share of all": (["model.dropout=1"], r"model\.dropout=1: .*\nGive it a number of at least 0 and below 1\."),
+    "several values": (["seed=1,2"], r"seed=1,2: is several values, .*\nAdd -m .* 'seed=\[1,2\]' for a list"),
+    "a space too many": (["model=mamba,", "lstm"], r"command line=model=mamba,: cannot be read\.\n.*without spaces"),
+    "an option by itself": (["lstm"], r"command line=lstm: is no setting with a value\.\nDid you mean model=lstm\?"),
+    "a new setting": (["+optimiser.lr=3"], r"\+optimiser\.lr=3: .*nothing reads\.\nDid you mean 'optimizer\.lr'\?"),
+    "dashes": (["--model=lstm"], r"--model=lstm: a setting is written without dashes\.\nWrite model=lstm"),
+    "a plus too many": (["+model=lstm"], r"model=lstm: is chosen already.*\n.*model=\.\.\., without a \+"),
+    "no option at all": (["model="], r"model=: is no option of model\.\npython train.py --help lists all"),
+    "a setting of another part": (["data.fractions=[1]"], r"data\.fractions=\[1\]: is no setting\.\ndata has length, "),
+    "a setting of another mixer": (
+        ["model.mixers.attention.window=3"],
+        r"window=3: is no setting\.\nmodel\.mixers has mamba ",
+    ),
+    "Hydra's own": (["hydra.sweep.dirr=x"], r"hydra\.sweep\.dirr=x: is no setting of Hydra's\.\n.*--cfg hydra"),
+    "a round number": (["trainer.steps=1e4"], r"trainer\.steps=10000\.0: .*\n.*, for example 10000\."),
+    "a name for a list": (["model.pattern=mamba"], r"model\.pattern=mamba: .*\n.*, for example \[mamba\]\."),
     "a missing setting": (["~data.length"], r"data\.length=missing: seqlab\.data\.synthetic\.Regression needs it"),
     "a launcher that is not installed": (["hydra/launcher=ray"], r"hydra/launcher=ray: .*plugin"),
     "no data files": (["data=ptb", "data.dir=/nowhere", "data.download=null"], r"data\.dir=/nowhere: ptb/ptb\.train"),
@@ -325,6 +356,21 @@ def test_mistakes_get_a_message(train, capsys, caplog, overrides, message):
     assert re.search(message, error)
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) <= 2
+
+
+def test_a_name_that_is_too_long_is_that_of_its_setting(monkeypatch, tmp_path):
+    folder = tmp_path / ("a" * 300)
+    monkeypatch.setattr(sys, "argv", ["train.py", "model=mlp", f"hydra.run.dir={folder}"])
+    with pytest.raises(OSError, match="too long") as error:
+        folder.mkdir()
+    assert message_of(error.value).startswith(f"hydra.run.dir={'a' * 300}: the name is too long")
+
+
+def test_the_m_may_stand_anywhere():
+    """Hydra itself takes it in front and at the end."""
+    for given in (["a=1", "-m", "b=2"], ["--multirun", "a=1", "b=2"], ["a=1", "b=2", "-m"]):
+        assert in_order(given) == ["-m", "a=1", "b=2"]
+    assert in_order(["a=1", "--cfg", "job"]) == ["a=1", "--cfg", "job"]
 
 
 def test_debug_shows_the_traceback(train, capsys):

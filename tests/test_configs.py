@@ -81,7 +81,7 @@ def test_help_has_every_option():
     [
         (
             ["trainer.steps=abc"],
-            r"steps=abc: input should be a valid integer.*\nGive it a whole number or null",
+            r"steps=abc: input should be a valid integer.*\nGive it a whole number above 0 or null",
         ),
         (["trainer.steps=1.5"], r"trainer\.steps=1\.5: input should be a valid integer"),
         (["trainer.batch_size=0"], r"trainer\.batch_size=0: input should be greater than 0"),

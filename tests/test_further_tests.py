@@ -80,6 +80,7 @@ def test_a_recurrent_model_is_measured_at_any_length(train):
     assert mean == pytest.approx(job.summary["test"]["accuracy"])
     assert {record["split"] for record in job.records} == {"train", "validation", "test"}
     assert 0 <= job.summary["data_wait_share"] <= 1
+    assert job.summary["data_description"].endswith(f"chance {job.summary['chance']:.2g}")
 
 
 def test_a_completed_run_is_measured_on_further_tests_that_come_later(train, targets, capsys, caplog):

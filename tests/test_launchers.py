@@ -31,7 +31,7 @@ def test_a_sweep_is_that_of_the_basic_launcher(train, capfd, tmp_path, launcher)
     out, err = capfd.readouterr()
     assert ours.status == basic.status == 1
     jobs, expected = jobs_of(ours), jobs_of(basic)
-    assert len(expected) == 2
+    assert set(expected) == {"trainer.batch_size=64", "trainer.batch_size=8"}
     assert {name: job.summary["status"] for name, job in jobs.items()} == {
         name: job.summary["status"] for name, job in expected.items()
     }
@@ -42,6 +42,11 @@ def test_a_sweep_is_that_of_the_basic_launcher(train, capfd, tmp_path, launcher)
     assert "trainer.batch_size=64: " in out
     assert "Traceback" not in out + err
     assert "Warning" not in err
+
+
+def test_one_run_has_no_launcher(train, capsys):
+    assert train("launcher=joblib").status == 2
+    assert "launcher=joblib: starts the jobs of a sweep, and this is one run.\nAdd -m" in capsys.readouterr().err
 
 
 def test_workers_share_the_cores(monkeypatch):

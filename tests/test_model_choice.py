@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from seqlab.model_choice import differences, own_size, size_note
+from seqlab.model_choice import differences, own_size, size_note, window_note
 from support import compose_config
 
 MAMBA_ALONE = ["model=hybrid", "model.pattern=[mamba]", "size=tiny"]
@@ -64,6 +64,29 @@ def test_a_search_leaves_out_what_the_pattern_leaves_out():
 def test_differences():
     node, other = {"a": {"b": 1, "c": [1, 2]}, "d": None}, {"a": {"b": 1, "c": [1]}}
     assert list(differences(node, other, "x")) == [("x.a.c", [1, 2]), ("x.d", None)]
+
+
+def test_a_new_setting_that_another_refers_to(train):
+    assert train("+mine.depth=1", "size.n_layers=${mine.depth}", "trainer.steps=1").summary["steps"] == 1
+
+
+class TestWindow:
+    """A position sees ``window`` ones, its own among them, so that as many as there are is all of them."""
+
+    @pytest.mark.parametrize(("length", "told"), [(63, True), (64, True), (65, False)])
+    def test_that_covers_the_sequence_is_told(self, length, told):
+        note = window_note(compose_config("model=transformer_window", f"data.length={length}"))
+        assert bool(note) is told
+        assert not told or f"model.mixers.attention.window=64 covers all of data.length={length}" in note
+
+    def test_of_a_mixer_that_the_pattern_leaves_out_is_nobodys(self):
+        window = "+model.mixers.attention.window=8"
+        assert window_note(compose_config(*MAMBA_ALONE, window, "data.length=4")) is None
+        assert window_note(compose_config("model=hybrid", window, "data.length=4"))
+
+    def test_is_told_when_the_run_begins(self, train, capsys):
+        assert train("model=transformer_window", "trainer.steps=1").status == 0
+        assert capsys.readouterr().err.splitlines()[0].startswith("model.mixers.attention.window=64 covers all")
 
 
 class TestSize:

@@ -34,6 +34,18 @@ def test_the_command_line_wins():
     ]
 
 
+def test_only_the_points_of_the_models_that_are_asked_for():
+    """A point's settings are those of its models; with another one they may mean nothing, or not fit."""
+    points = ["model=transformer model.feedforward=null", "model=mamba,lstm data.pairs=4", "trainer.steps=1"]
+    assert jobs(points, "model=mamba,gru") == [
+        {"model=mamba", "data.pairs=4"},
+        {"model=gru", "data.pairs=4"},
+        {"model=mamba", "trainer.steps=1"},
+        {"model=gru", "trainer.steps=1"},
+    ]
+    assert jobs(points[:2], "model=gru") == [{"model=gru", "model.feedforward=null"}, {"model=gru", "data.pairs=4"}]
+
+
 def test_without_points_the_command_line_alone_is_run():
     assert jobs(None, "model=mamba,mlp", "seed=1") == [{"model=mamba", "seed=1"}, {"model=mlp", "seed=1"}]
 
@@ -58,5 +70,6 @@ def test_a_sweep_of_points(environment, tmp_path):
     arguments = ["-m", *SMALL, "hydra/sweeper=points", points, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     swept = script(*arguments, environment=environment, folder=tmp_path)
     assert swept.returncode == 0, swept.stderr
-    models = [json.loads(path.read_text())["model"] for path in (tmp_path / "sweep").glob("*/summary.json")]
-    assert sorted(models) == ["linear", "mlp", "mlp"]
+    models = {p.parent.name: json.loads(p.read_text())["model"] for p in (tmp_path / "sweep").glob("*/summary.json")}
+    assert models == {"model=linear": "linear", "model=mlp,seed=1": "mlp", "model=mlp,seed=2": "mlp"}
+    assert "[3 of 3]" in swept.stderr

@@ -20,6 +20,7 @@ from seqlab.messages import message_of, translate
 from seqlab.sweep import watch
 from seqlab.sweep.isolation import free_memory
 from seqlab.sweep.records import Record
+from seqlab.typed import in_order
 
 log = logging.getLogger("seqlab")
 
@@ -29,6 +30,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
     os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
     try:
+        sys.argv[1:] = in_order(sys.argv[1:])
         main()
         status: Any = 0
     except SystemExit as ending:

@@ -6,7 +6,7 @@ signature, so that a mistyped one is refused with its place and the nearest name
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,6 +22,7 @@ from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticU
 from seqlab.analysis.targets import check_targets
 from seqlab.errors import UserError, nearest
 from seqlab.sweep.folder import sweep_folder
+from seqlab.sweep.naming import job_folder, varying_keys
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "conf"
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -166,8 +167,15 @@ def check_type(value: Any, annotation: Any, key: str) -> None:
         adapter.validate_python(value)
     except ValidationError as error:
         rules = dict.fromkeys(detail["msg"] for detail in error.errors())
-        rule = " or ".join(message[0].lower() + message[1:] for message in rules)
-        raise UserError(key, value, rule, f"Give it {in_words(annotation)}") from error
+        rule = " or ".join(message[0].lower() + message[1:] for message in rules).replace(" after validation", "")
+        raise UserError(key, value, rule, f"Give it {in_words(annotation)}{alike(value, annotation)}") from error
+
+
+def alike(value: Any, annotation: Any) -> str:
+    """What was probably meant by a value of another type: 1e4 is 10000 to a person, and one name a list of it."""
+    if isinstance(value, float) and value.is_integer() and "whole number" in in_words(annotation):
+        return f", for example {int(value)}"
+    return f", for example [{value}]" if annotation == list[str] and isinstance(value, str) else ""
 
 
 WORDS = {
@@ -186,7 +194,7 @@ def in_words(annotation: Any) -> str:
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
         examples = [f", for example {one}" for about in arguments[1:] for one in getattr(about, "examples", None) or ()]
-        return in_words(arguments[0]) + "".join(examples)
+        return in_words(arguments[0]) + " and".join(limits_of(arguments[1:])) + "".join(examples)
     if get_origin(annotation) is Literal:
         return " or ".join(map(str, arguments))
     if get_origin(annotation) in (Union, UnionType):
@@ -196,6 +204,21 @@ def in_words(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return "a mapping"
     return WORDS.get(annotation, f"a value of type {getattr(annotation, '__name__', annotation)}")
+
+
+LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+SAID = 2**31
+"""The largest limit that is worth a word."""
+
+
+def limits_of(constraints: Iterable[Any]) -> Iterator[str]:
+    """What pydantic's constraints ask of a number, for a person."""
+    for about in constraints:
+        for limit in getattr(about, "metadata", None) or [about]:  # of a Field, or a constraint by itself
+            for name, words in LIMITS.items():
+                value = getattr(limit, name, None)
+                if value is not None and abs(value) < SAID:
+                    yield f" {words} {value:g}"
 
 
 def first_comment(path: Path) -> str:
@@ -226,3 +249,5 @@ OmegaConf.register_new_resolver("seqlab.describe_options", describe_options, rep
 OmegaConf.register_new_resolver("seqlab.console_level", console_level, replace=True)
 # Cached with the configuration, as Hydra's own ``now`` is: every job of a sweep gets what the first reading gave.
 OmegaConf.register_new_resolver("seqlab.sweep_folder", sweep_folder, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("seqlab.varying_keys", varying_keys, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("seqlab.job_folder", job_folder, replace=True)

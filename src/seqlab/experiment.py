@@ -25,7 +25,7 @@ from seqlab.matching import matched
 from seqlab.messages import message_of
 from seqlab.model_choice import check_choice
 from seqlab.models import expert_load, state_bytes
-from seqlab.resume import can_go_on, continued, keep, refuse_used_folder, result_of
+from seqlab.resume import can_go_on, continued, earlier_budgets, keep, refuse_used_folder, result_of
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
 from seqlab.sweep.search_trial import reporter
@@ -80,7 +80,7 @@ def run(cfg: DictConfig) -> float:
             refuse_used_folder(folder)
             cfg = settled(cfg, folder)
         summary = execute(cfg, *prepare(cfg, folder, resume=resume), folder)
-    output().print(final_table.table(summary))
+    final_table.show(output(), summary)
     return summary["best_validation_loss"]
 
 
@@ -142,6 +142,8 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
 def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.Summary:
     """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment."""
     summary = describe(cfg, fit, folder)
+    if budgets := earlier_budgets(folder, fit.counters.step, fit.total, fit.trainer.schedule):
+        summary["earlier_budgets"] = budgets
     facts.write(folder, summary | {"status": "running", "steps": fit.counters.step})
     metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
     report = reporter(fit.evaluate_every, fit.total)
@@ -207,6 +209,7 @@ def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
             "state_bytes": state_bytes(fit.model, fit.data.length),
             "data_description": fit.data.description,
             "data_fingerprint": fit.data.fingerprint,
+            "chance": getattr(fit.data, "chance", None),
             "total_steps": fit.total,
             "flops_per_token": fit.flops_per_step / fit.tokens_per_step,
         }

@@ -2,7 +2,6 @@
 
 import errno
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import torch
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-from seqlab.config import CONFIG_FOLDER, known_settings, wanted_form
-from seqlab.errors import Diverged, Interrupted, UserError, nearest
-from seqlab.resume import CHANGEABLE
+from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.typed import composition_error
 
 
 def message_of(error: BaseException) -> str:
@@ -35,8 +33,7 @@ def translate_foreign(error: BaseException) -> UserError | None:
         remedy = "Free some, then continue with resume=<run folder>; what was written before is whole"
         return UserError(error.filename or "disk", "full", "there is no space left to write", remedy)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        remedy = "Name the jobs' folders yourself, for example hydra.sweep.subdir='${hydra:job.num}'"
-        return UserError("hydra.sweep.subdir", Path(error.filename or "").name, "the name is too long", remedy)
+        return too_long(str(error.filename or ""))
     if is_out_of_memory(error):
         return out_of_memory(error)
     if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):  # packages that may not be here
@@ -48,6 +45,14 @@ def translate_foreign(error: BaseException) -> UserError | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return composition_error(str(error))
     return None
+
+
+def too_long(path: str) -> UserError:
+    """A name that the file system does not take, with the setting that it came from."""
+    given = (argument.lstrip("+~").partition("=")[0] for argument in sys.argv[1:])
+    keys = [key for key in given if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data.dir")]
+    name = max(Path(path).parts, key=len, default="")
+    return UserError(keys[-1] if keys else "file", name, "the name is too long for a file or folder", "Shorten it")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -76,31 +81,3 @@ def refused_setting(message: str, cause: Exception) -> UserError:
     return UserError(
         found.group(1) if found else "configuration", target.group(1) if target else "", str(cause), remedy
     )
-
-
-def composition_error(message: str) -> UserError:
-    """Hydra's complaint about the command line, with the nearest name."""
-    arguments = dict(argument.lstrip("+~").partition("=")[::2] for argument in sys.argv[1:])
-    if found := re.search(r"Could not find 'hydra/([^']+)/([^'/]*)'", message):
-        plugin = found[2].partition("_")[0]  # submitit_local and submitit_slurm come together
-        ours = plugin in ("joblib", "submitit")
-        package = f"'seqlab[{plugin}]'" if ours else f"the plugin that brings it (hydra-{plugin}-...)"
-        rule = "is not among Hydra's plugins here"
-        return UserError(f"hydra/{found[1]}", found[2], rule, f"Install it with pip install {package}")
-    if found := re.search(r"Could not find '(\w+)/([^']*)'", message):
-        group, option = found.groups()
-        options = [path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")]
-        return UserError(group, option, f"is no option of {group}", nearest(option, sorted(options)))
-    if found := re.search(r"Could not override '([^']+)'", message):
-        key = found.group(1)
-        if "resume" in arguments and key in CHANGEABLE:  # composed are the usual parts, and not those of the run
-            rule = "is no setting of the parts that the command line begins with"
-            return UserError(key, arguments[key], rule, f"Write '+{key}={arguments[key]}'")
-        rule, remedy = "is no setting", nearest(key, known_settings(sys.argv[1:]))
-        return UserError(key, arguments.get(key, ""), rule, f"{remedy} (python train.py --cfg job lists all)")
-    if found := re.search(r"Error merging override \+*(?!hydra\.)([^=]+)=(.*)", message):
-        key, value = found.groups()
-        remedy = f"Give it {wanted_form(key, sys.argv[1:])}"
-        return UserError(key, value, "does not have the form that it takes", remedy)
-    remedy = "Write settings as key=value, and quote what the shell would take for itself"
-    return UserError("command line", shlex.join(sys.argv[1:]), message.splitlines()[0], remedy)

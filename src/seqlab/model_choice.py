@@ -1,6 +1,7 @@
-"""What the choice of a model brings besides the model: settings that reach nothing, a size of its own."""
+"""What the choice of a model brings besides the model: settings that reach nothing, a size or a window of its own."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from seqlab.config import CONFIG_FOLDER, search_path
 from seqlab.errors import UserError
+from seqlab.resume import flat
+from seqlab.typed import beginnings, nearest_setting
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +21,42 @@ ABSENT = object()
 
 
 def check_choice(cfg: DictConfig) -> None:
-    """Refuse a running job's settings that its model has no use for, and say which size came with the model."""
+    """Refuse a job's settings that its model has no use for; say which size came with it, and of an idle window."""
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
+    if hydra.mode is not RunMode.MULTIRUN and (launcher := choices.get("launcher")):
+        rule = "starts the jobs of a sweep, and this is one run"
+        raise UserError("launcher", launcher, rule, "Add -m, or leave it out")
+    check_added(cfg, overrides)
     check_mixers(cfg, choices, overrides)
     if choices.get("size") == own_size(choices.model) and (note := size_note([choices.model], overrides)):
         log.info("%s", note)
+    if note := window_note(cfg):
+        swept = hydra.mode is RunMode.MULTIRUN  # whose table would show two equal models without a word
+        log.log(logging.WARNING if swept else logging.INFO, "%s", note)
+
+
+def check_added(cfg: DictConfig, overrides: Iterable[str]) -> None:
+    """Refuse a new part of the configuration (``+optimiser.lr=1``) that nothing in it refers to."""
+    for override in overrides:
+        key, _, value = override.removeprefix("+").removeprefix("+").partition("=")
+        root = key.partition(".")[0]
+        if not override.startswith("+") or "/" in key or "@" in key or root in beginnings():
+            continue
+        rest = flat({k: v for k, v in OmegaConf.to_container(cfg, resolve=False).items() if k != root})
+        if not any("${" in str(item) and re.search(rf"\b{re.escape(root)}\b", str(item)) for item in rest.values()):
+            raise UserError(f"+{key}", value, "is a new setting that nothing reads", nearest_setting(key, rest))
+
+
+def window_note(cfg: DictConfig) -> str | None:
+    """What to say of a sliding window that is as long as the sequences, and so is none."""
+    length, mixers = OmegaConf.select(cfg, "data.length"), cfg.model.get("mixers") or {}
+    for name in dict.fromkeys(cfg.model.get("pattern") or ()):
+        window = OmegaConf.select(mixers, f"{name}.window")
+        if isinstance(window, int) and isinstance(length, int) and window >= length:
+            key = f"model.mixers.{name}.window={window}"
+            return f"{key} covers all of data.length={length}: the model trains as the same one without a window."
+    return None
 
 
 def unused_mixers(cfg: DictConfig) -> list[str]:

@@ -1,6 +1,8 @@
 """Going on with an earlier run: which folder, and which settings may differ from those that it was started with."""
 
+import logging
 import math
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from seqlab.errors import Diverged, UserError, resume_command
 from seqlab.sweep.records import load
 from seqlab.training import checkpoint
+
+log = logging.getLogger(__name__)
 
 MOVABLE = {"device", "threads", "debug", "data.dir", "data.cache_dir"}
 """Settings of the place where a run is, which another machine may have differently."""
@@ -143,6 +147,32 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for key in CHANGEABLE & set(keys):
         OmegaConf.update(saved, key, OmegaConf.select(cfg, key), merge=False)
     return saved
+
+
+def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int, int], float]) -> list[dict[str, Any]]:
+    """The budgets that a run had before its present one, the last of which is said if it is another.
+
+    Args:
+        folder: the run folder, with the summary of before.
+        step: updates made so far.
+        total: updates that the present budget allows.
+        schedule: the factor on the learning rate, of an update's number and the total.
+
+    Returns:
+        For each ``total_steps``, ``steps``, at which it ended, and ``test_read``, whether the test split was read then.
+    """
+    summary = load(folder / "summary.json")
+    known, before = summary.get("earlier_budgets") or [], summary.get("total_steps")
+    if not step or before in (None, total):
+        return known if step else []
+    said = [f"The budget was {before:,} steps and is {total:,} now"]
+    if any(schedule(at, before) != schedule(at, total) for at in {0, step - 1, before - 1}):
+        last, following = schedule(step - 1, before), schedule(step, total)
+        said.append(f"the schedule spans all of them, from {last:.2g} of the full learning rate to {following:.2g} now")
+    if read := summary.get("test") is not None:
+        said.append(f"the test split was read after {summary['steps']:,} steps and is read again at the end")
+    log.info("%s.", "; ".join(said))
+    return [*known, {"total_steps": before, "steps": summary.get("steps"), "test_read": read}]
 
 
 def keep(cfg: DictConfig, folder: Path) -> None:

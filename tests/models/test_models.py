@@ -149,7 +149,9 @@ def test_dropout_acts_in_training_alone():
     [
         (("model.pattern=[mamba,mamba,mamba]",), r"model\.pattern=.*3 mixers do not fit into n_layers=2"),
         (("model.pattern=[mambo]",), r"'mambo' is not under model\.mixers.*\n.*'mamba'"),
-        (("model.pattern=[]",), r"model\.n_layers=2: needs a pattern"),
+        (("model.pattern=[]",), r"model\.pattern=\[\]: needs at least one mixer, .*\nName 'mamba'"),
+        (("model.pattern=[mamba,mambo]",), r"model\.pattern=.*'mambo' is not under.*\nDid you mean 'mamba'\?"),
+        (("model.pattern=[mamba,attention]",), r"model\.pattern=.*'attention' is not.*\nUse 'mamba', .*model=hybrid"),
     ],
 )
 def test_patterns_that_cannot_be(overrides, message):

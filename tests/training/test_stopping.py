@@ -63,7 +63,7 @@ def test_patience_gives_its_reason(tmp_path):
     [
         (
             {"metric": "acuracy", "value": 0.9},
-            r"stop_above.metric=acuracy: is no metric of this data.\nIt has: accuracy",
+            r"stop_above.metric=acuracy: is no metric of this data.\nDid you mean 'accuracy'\?",
         ),
         ({"metric": "accuracy"}, "must name a metric of the validation split and a number"),
         ({"metric": "accuracy", "value": "high"}, "must name a metric"),

@@ -15,7 +15,8 @@ class PointsSweeper(BasicSweeper):
 
     Args:
         points: each a product, ``model=mamba,lstm size.n_layers=1,2``. The command line wins over them, and a job that
-            several of them describe is run once. None leaves the command line alone.
+            several of them describe is run once; where it names models, points of other ones alone are left out, unless
+            that leaves none. None leaves the command line alone.
         params: as for Hydra's own sweeper.
         max_batch_size: likewise.
     """
@@ -35,9 +36,18 @@ def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[
     """The overrides of every job, each job once."""
     given = {override.get_key_element() for override in overrides}
     parser = OverridesParser.create()
+    parsed = [parser.parse_overrides(point.split()) for point in points or [""]]
+    wanted = models_of(overrides)
+    about = [point for point in parsed if not (wanted and models_of(point)) or wanted & models_of(point)]
     jobs: dict[frozenset[str], list[str]] = {}
-    for point in points or [""]:
-        own = [o for o in parser.parse_overrides(point.split()) if o.get_key_element() not in given]
+    for point in about or parsed:
+        own = [o for o in point if o.get_key_element() not in given]
         for job in BasicSweeper.split_arguments([*own, *overrides], None)[0]:
             jobs.setdefault(frozenset(job), job)
     return list(jobs.values())
+
+
+def models_of(overrides: list[Override]) -> set[str]:
+    """The models that overrides choose, none if they leave that open."""
+    chosen = [override for override in overrides if override.get_key_element() == "model"]
+    return {job[0].partition("=")[2] for job in BasicSweeper.split_arguments(chosen, None)[0] if job}

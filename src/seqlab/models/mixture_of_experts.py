@@ -73,7 +73,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         if top_k > n_experts:
             rule = f"a token cannot visit more than the n_experts={n_experts} that there are"
-            raise UserError("model.feedforward.top_k", top_k, rule, "Lower top_k or raise n_experts")
+            raise UserError("model.feedforward.top_k", top_k, rule, "Lower it, or raise model.feedforward.n_experts")
         self.top_k, self.balance_weight, self.z_weight = top_k, balance_weight, z_weight
         self.experts_backend = backend
         d_hidden = swiglu_width(d_ff)

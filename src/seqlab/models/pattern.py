@@ -4,23 +4,25 @@ from collections.abc import Callable
 
 from torch import nn
 
-from seqlab.errors import UserError
+from seqlab.errors import UserError, nearest
 
 Factory = Callable[..., nn.Module]
 
 
 def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:
     """Refuse a pattern that names an unknown mixer or that the depth would cut."""
-    unknown = [name for name in pattern if name not in mixers]
-    if unknown:
-        raise UserError(
-            "model.pattern",
-            list(pattern),
-            f"{unknown[0]!r} is not under model.mixers",
-            f"Use {', '.join(map(repr, mixers)) or 'a mixer'}, or describe {unknown[0]!r} there",
-        )
-    if n_layers < 0 or (n_layers > 0 and not pattern):
-        raise UserError("model.n_layers", n_layers, "needs a pattern of mixers", "Name at least one in model.pattern")
+    names = ", ".join(map(repr, mixers)) or "a mixer"
+    unknown = next((name for name in pattern if name not in mixers), None)
+    if unknown is not None:
+        remedy = nearest(unknown, mixers)
+        if not remedy.startswith("Did you mean"):
+            remedy = f"Use {names}, describe {unknown!r} there, or take model=hybrid, which has several"
+        raise UserError("model.pattern", list(pattern), f"{unknown!r} is not under model.mixers", remedy)
+    if n_layers < 0:
+        raise UserError("model.n_layers", n_layers, "must not be negative", "Set size.n_layers=0 or more")
+    if n_layers > 0 and not pattern:
+        rule = f"needs at least one mixer, as n_layers={n_layers} layers repeat it"
+        raise UserError("model.pattern", [], rule, f"Name {names}, or set size.n_layers=0")
     check_fits("model.pattern", list(pattern), "mixers", n_layers)
 
 

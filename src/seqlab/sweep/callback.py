@@ -1,25 +1,29 @@
 """Where Hydra tells that a sweep begins."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab.model_choice import size_note
 from seqlab.sweep import watch
-
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+from seqlab.sweep.naming import jobs_of
 
 
 class ShowSweep(Callback):
     """Starts the display in the process that was called; ``seqlab.cli.run`` ends it, however the sweep ends.
 
     It keeps nothing itself, since launchers send it to other processes.
+
+    Args:
+        varies: the keys that tell the sweep's jobs apart.
     """
+
+    def __init__(self, varies: Sequence[str] = ()):
+        pass  # it is the configuration that they are kept in
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -33,16 +37,5 @@ class ShowSweep(Callback):
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
         for line in filter(None, (said, size_note(models, typed))):
             rich.get_console().print(line, soft_wrap=True, markup=False, highlight=False)
-        watch.begin(watch.Watch(folder, typed, choices(config)))
-
-
-def choices(config: DictConfig) -> dict[str, int] | None:
-    """How many values Hydra's own sweeper will give to each setting, ``None`` for another sweeper."""
-    if config.hydra.sweeper.get("_target_") != BASIC_SWEEPER:
-        return None
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    return {
-        override.get_key_element(): len(list(override.sweep_string_iterator())) if override.is_discrete_sweep() else 1
-        for override in parser.parse_overrides(params + OmegaConf.to_container(config.hydra.overrides.task))
-    }
+        _ = config.hydra.callbacks.show_sweep.varies  # kept from this reading on, for jobs do not know of each other
+        watch.begin(watch.Watch(folder, typed, jobs_of(typed, config.hydra.sweeper)))

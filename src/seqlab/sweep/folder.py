@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 WITHOUT_INFLUENCE = ("data.dir", "data.cache_dir", "debug", "threads", "launcher", "sweep")
-"""Settings that change no result. None of them may name a job's folder either (``exclude_keys`` in config.yaml)."""
+"""Settings that change no result. What names no job's folder is more (``UNNAMED`` in naming.py)."""
 
 SEARCH = ("hydra/sweeper", "hydra.sweeper")
 """Of Hydra's own settings, those that choose the jobs."""

@@ -6,7 +6,6 @@ It reads files alone, so it does not matter which launcher runs the jobs.
 import contextlib
 import dataclasses
 import logging
-import math
 import shlex
 import signal
 import sys
@@ -20,7 +19,7 @@ from rich.live import Live
 
 from seqlab.console import output, taken
 from seqlab.sweep import display, search_results
-from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, Watched
+from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, Watched, varying
 from seqlab.sweep.records import RUNNING, load, write_sweep
 
 log = logging.getLogger("seqlab")
@@ -35,13 +34,13 @@ class Watch:
     Args:
         folder: the sweep's.
         overrides: the command line's.
-        choices: how many values each setting takes in turn, ``None`` if only the sweeper knows.
+        jobs: the overrides of each, ``None`` if only the sweeper knows.
     """
 
-    def __init__(self, folder: Path, overrides: list[str], choices: dict[str, int] | None):
+    def __init__(self, folder: Path, overrides: list[str], jobs: list[list[str]] | None):
         self.folder, self.overrides = folder, overrides
-        self.total = None if choices is None else math.prod(choices.values())
-        keys = None if choices is None else [key for key, count in choices.items() if count > 1]
+        self.total = None if jobs is None else len(jobs)
+        keys = None if jobs is None else varying(jobs)
         self.console = rich.get_console()
         self.watched = Watched(folder, keys, write_sweep(folder, overrides))
         self.began = time.monotonic()

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from seqlab.errors import UserError
+from seqlab.errors import UserError, nearest
 from seqlab.training.counters import Counters
 
 
@@ -17,8 +17,7 @@ def check_stop_above(rule: dict[str, str | float] | None, data: Any) -> None:
         remedy = "For example trainer.stop_above={metric:accuracy,value:0.99}"
         raise UserError("trainer.stop_above", rule, wanted, remedy)
     if metric not in data.metrics:
-        known = ", ".join(data.metrics) or "none"
-        raise UserError("trainer.stop_above.metric", metric, "is no metric of this data", f"It has: {known}")
+        raise UserError("trainer.stop_above.metric", metric, "is no metric of this data", nearest(metric, data.metrics))
 
 
 def stop_reason(counters: Counters, *, patience: int | None, stop_above: dict[str, str | float] | None) -> str | None:

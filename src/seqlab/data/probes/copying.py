@@ -49,7 +49,7 @@ class Copying(Probe):
         length, tokens = setting["length"], setting["data_tokens"]
         if length < 2 * tokens:
             rule = f"{tokens} data tokens and {tokens} markers do not fit into length {length}"
-            remedy = f"Set length={2 * tokens} or more, or fewer data tokens"
+            remedy = f"Set {key}.length={2 * tokens} or more, or fewer data tokens"
             raise UserError(f"{key}.data_tokens", tokens, rule, remedy)
 
     def answers(self, setting: Setting) -> int:

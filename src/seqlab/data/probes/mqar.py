@@ -56,7 +56,7 @@ class MQAR(Probe):
         length, pairs = setting["length"], setting["pairs"]
         if 4 * pairs > length:
             rule = f"each takes four positions, and the length is {length}"
-            raise UserError(f"{key}.pairs", pairs, rule, f"Set length={4 * pairs} or more, or fewer pairs")
+            raise UserError(f"{key}.pairs", pairs, rule, f"Set {key}.length={4 * pairs} or more, or fewer pairs")
         if pairs > self.n_keys:
             rule = f"there are {self.n_keys} keys in the vocabulary of {self.vocab_size}, and each comes once"
             remedy = f"Set data.vocab_size={2 * pairs + self.fillers} or more, or fewer pairs"

@@ -57,7 +57,7 @@ class Recall(Probe):
         least = 2 * pairs * (k + setting["value_tokens"])
         if least > length:
             rule = f"each takes {least // pairs} positions, and the length is {length}"
-            raise UserError(f"{key}.pairs", pairs, rule, f"Set length={least} or more, or fewer pairs")
+            raise UserError(f"{key}.pairs", pairs, rule, f"Set {key}.length={least} or more, or fewer pairs")
         if not pairs <= self.n_keys**k < 2**31:
             rule = f"{k} tokens of {self.n_keys} give {self.n_keys**k:,} keys; there must be {pairs} to 2^31"
             raise UserError(f"{key}.key_tokens", k, rule, "Change data.vocab_size, key_tokens or pairs")

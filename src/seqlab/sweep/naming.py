@@ -1,0 +1,91 @@
+"""Which jobs a sweep will have, and the folder of each: named by what tells it from the others."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from hydra_plugins.seqlab_points import union
+from seqlab.sweep.folder import WITHOUT_INFLUENCE, begins
+from seqlab.sweep.jobs import key_of, varying
+from seqlab.sweep.records import read
+
+SWEEPERS = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.seqlab_points.PointsSweeper")
+"""Those that know their jobs before the first one runs."""
+
+UNNAMED = (*WITHOUT_INFLUENCE, "device")
+"""Settings that name no job's folder, unless its sweep varies them (``exclude_keys`` in config.yaml)."""
+
+LONGEST = 128
+"""Bytes of a folder's name; file systems take 255, some with encryption 143."""
+
+
+def jobs_of(typed: Sequence[str], sweeper: DictConfig) -> list[list[str]] | None:
+    """The overrides of each job, ``None`` if only the sweeper knows.
+
+    Args:
+        typed: the command line's overrides.
+        sweeper: ``hydra.sweeper``.
+    """
+    if sweeper.get("_target_") not in SWEEPERS:
+        return None
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    try:
+        return union(sweeper.get("points"), parser.parse_overrides([*params, *typed]))
+    except HydraException:
+        return None  # the sweeper says it better
+
+
+def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
+    """The keys that tell a sweep's jobs apart; none where that is not known or there is one job alone."""
+    return varying(jobs_of(typed, sweeper) or [])
+
+
+def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Sequence[str]) -> str:
+    """The name of a job's folder, beneath its sweep's.
+
+    A job that has one in the sweep's folder keeps it, whatever it is called: its record says so, or, where there is
+    none, its having been named by all overrides, as was once done. Otherwise it gets a name that no other job has.
+
+    Args:
+        sweep: the sweep's folder.
+        overrides: the job's.
+        dirname: all of them as Hydra makes a name of them.
+        varies: the keys that tell the sweep's jobs apart; without any, all overrides are the name.
+    """
+    own = identity(overrides, varies)
+    others = set()
+    for record in read(Path(sweep)):
+        if identity(record.overrides, varies) == own and (Path(sweep) / record.folder).is_dir():
+            return record.folder
+        others.add(record.folder)
+    if dirname and dirname not in others and len(dirname.encode()) < 256 and (Path(sweep) / dirname).is_dir():
+        return dirname
+    parts = [override for override in own if key_of(override) in varies] if varies else own
+    mark = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
+    name = named(parts, mark)
+    return name if name not in others else named(parts, mark, always=True)
+
+
+def identity(overrides: Iterable[str], varies: Sequence[str]) -> list[str]:
+    """What makes a job this one and no other, in an order that does not depend on the command line's."""
+    return sorted(o for o in overrides if key_of(o) in varies or not begins(o, UNNAMED))
+
+
+def named(parts: Sequence[str], mark: str, *, always: bool = False) -> str:
+    """A name of ``parts``, as many as there is room for; the ``mark`` stands for what a name cannot hold."""
+    name = ",".join(parts)
+    if name and "/" not in name and len(name.encode()) <= LONGEST and not always:
+        return name
+    room, kept = LONGEST - len(mark), set()
+    for part in sorted((part for part in parts if "/" not in part), key=len):
+        room -= len(part.encode()) + 1
+        if room >= 0:
+            kept.add(part)
+    return ",".join([*(part for part in parts if part in kept), mark])
