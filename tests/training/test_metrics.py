@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from seqlab.training import metrics
-from seqlab.training.evaluate import LossByPosition, counted_positions
+from seqlab.training.evaluate import LossByPosition, at_every_position, at_places
+from support import Echo
 
 POSITIONS, CLASSES = 200, 9
 
@@ -96,13 +97,19 @@ def test_each_evaluation_starts_from_nothing(language):
 
 
 def test_masked_positions_do_not_count():
-    outputs = torch.arange(24.0).view(2, 3, 4)
-    targets, mask = torch.tensor([[0, -100, 2], [-100, 1, 3]]), torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.bool)
-    loss = torch.where(mask, 1.0, 0.0)
-    seen = counted_positions(outputs, targets, loss, mask)
-    assert seen["target"].tolist() == [0, 2, 1, 3]
-    assert seen["preds"][:, 0].tolist() == [0, 8, 16, 20]
-    assert seen["loss"].tolist() == [1, 1, 1, 1]
+    outputs = torch.arange(42.0).view(2, 3, 7).sin()
+    targets = torch.tensor([[0, -100, 2], [-100, 1, 3]])
+    places = torch.tensor([0, 2, 4, 5])
+    counted = targets.flatten()[places]
+    expected = -outputs.flatten(0, 1)[places].log_softmax(-1)[range(4), counted]
+    whole, every = at_every_position(Echo(), outputs, targets, targets != -100)
+    apart, few = at_places(Echo(), outputs.flatten(0, 1)[places], targets, places)
+    for loss, seen in ((whole, every), (apart, few)):
+        assert seen["target"].tolist() == [0, 2, 1, 3]
+        torch.testing.assert_close(seen["preds"], outputs.flatten(0, 1)[places])
+        torch.testing.assert_close(seen["loss"], expected)
+        torch.testing.assert_close(loss.flatten()[places], expected)
+        assert loss.count_nonzero() == 4
 
 
 def test_loss_by_position_with_a_shorter_last_window():
