@@ -179,6 +179,22 @@ def test_pieces_with_many_answers(monkeypatch):
     assert pieces.loss_by_position == pytest.approx(whole.loss_by_position, rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.parametrize("name", ["mamba", "lstm"])
+def test_values_in_pieces(monkeypatch, name):
+    """A regression, whose metrics take its values one by one."""
+    data = instantiate(compose_config("data=synthetic", "data.length=23", "data.n_test=6").data, _convert_="all")
+    widths = {"tokens": False, "d_input": data.d_input, "d_output": data.d_output, "max_length": 23}
+    torch.manual_seed(1)
+    model = instantiate(compose_config(f"model={name}", "size=tiny").model, **widths, _convert_="all")
+    whole = measured(model, data)
+    monkeypatch.setattr(module, "LONG", 8)
+    monkeypatch.setattr(module, "PIECE_ON_CPU", 15)
+    pieces = measured(model, data)
+    assert set(pieces.metrics) > {"loss"}
+    assert pieces.metrics == pytest.approx(whole.metrics, rel=1e-5)
+    assert pieces.loss_by_position == pytest.approx(whole.loss_by_position, rel=1e-4)
+
+
 def test_a_wish_to_stop_is_heard_between_the_pieces_of_a_batch(monkeypatch):
     """One batch of 23 positions in pieces of 5; without pieces, once a batch."""
     heard = []

@@ -148,10 +148,7 @@ def at_every_position(data: Any, outputs: Tensor, targets: Tensor, mask: Tensor)
     if not mask.all():  # a copy of the outputs only where it drops something
         places = places_of(mask, loss.device)
         parts = [part[places] for part in parts]
-    preds, target, answered = parts
-    if targets.ndim > 2:  # values and no tokens
-        preds, target = preds.flatten(), target.flatten()
-    return loss, {"preds": preds, "target": target, "loss": answered}
+    return loss, in_a_row(*parts)
 
 
 def at_places(data: Any, outputs: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -161,7 +158,14 @@ def at_places(data: Any, outputs: Tensor, targets: Tensor, places: Tensor) -> tu
     loss = torch.zeros(targets.shape[:2], device=outputs.device)
     answered = data.loss(outputs[:, None], target[:, None])[:, 0] if len(places) else loss.new_zeros(0)
     loss.view(-1)[places] = answered
-    return loss, {"preds": outputs, "target": target, "loss": answered}
+    return loss, in_a_row(outputs, target, answered)
+
+
+def in_a_row(preds: Tensor, target: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """What metrics see of P answers: values (P, d_output), which are no tokens, one by one."""
+    if target.ndim > 1:
+        preds, target = preds.flatten(), target.flatten()
+    return {"preds": preds, "target": target, "loss": loss}
 
 
 def places_of(mask: Tensor, device: torch.device) -> Tensor:
