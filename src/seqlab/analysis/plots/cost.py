@@ -40,10 +40,7 @@ def cost_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
     parts = ["Coloured lines: the sizes of one model." if joined else "", "Grey: Pareto front of the means."]
     if "active_parameters" in costs:
         parts.append("Active: those that a token uses, of several experts the ones it visits.")
-    several = any(len(group.runs) > 1 for group in picture.groups)
-    start = picture.caption(INTERVAL, every_point=True)
-    if sizes:
-        start = f"{picture.data}. {picture.seeds()}{'; ' + INTERVAL if several else ''}."
+    start = picture.opening(INTERVAL, picture.groups) if sizes else picture.caption(INTERVAL, every_point=True)
     caption = " ".join([start, *filter(None, parts)])
     entries = legend_of_sizes(picture, looks, sizes) if sizes else picture.legend(line=False, marker=True)
     finish(figure, entries, caption)

@@ -1,6 +1,6 @@
 """The figures of one data set; each function draws one, or nothing where the runs hold nothing of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,14 +92,18 @@ class Picture:
             return "One seed, so no interval"
         return f"Mean over {counts[0]} seeds" if len(counts) == 1 else f"Mean over {counts[0]} to {counts[-1]} seeds"
 
+    def opening(self, extent: str, groups: Iterable[Group]) -> str:
+        """How a caption begins; ``extent`` says what shows the spread, if one of the groups drawn has any."""
+        several = any(len(group.runs) > 1 for group in groups)
+        return f"{self.data}. {self.seeds()}{'; ' + extent if several else ''}."
+
     def caption(self, extent: str, *, every_point: bool = False) -> str:
-        several = any(len(group.runs) > 1 for group in self.groups)
         others, drawn = len(self.groups) - len(self.prominent), len(self.background)
         faint = (
             f"the {others} others" if drawn == others or every_point else f"the next best {drawn} of {others} others"
         )
         stand_out = f" In the legend: each model's best setting on validation; faint: {faint}."
-        return f"{self.data}. {self.seeds()}{'; ' + extent if several else ''}.{stand_out if others else ''}"
+        return self.opening(extent, self.groups) + (stand_out if others else "")
 
     def legend(self, *, line: bool = True, marker: bool = False) -> list[tuple[Line2D, str]]:
         return [(legend_handle(self.styles[i], line=line, marker=marker), self.groups[i].label) for i in self.prominent]

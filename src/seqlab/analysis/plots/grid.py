@@ -78,8 +78,8 @@ def aside(places: Sequence[float], n: int, *, log: bool) -> list[list[float]]:
 
 def caption_of(picture: Picture, grid: Grid) -> str:
     """What stands behind the points, and what is not there."""
-    several = any(len(group.runs) > 1 for points in grid.models.values() for group in points.values())
-    parts = [f"{picture.data}. {picture.seeds()}{'; ' + INTERVAL if several else ''}."]
+    drawn = [group for points in grid.models.values() for group in points.values()]
+    parts = [picture.opening(INTERVAL, drawn)]
     for bound, models in bounds_of(grid, picture.headline).items():
         if len(models) < len(grid.models):
             parts.append(f"The target {bound:g} is for {' and '.join(models)}.")

@@ -48,8 +48,8 @@ def sweep_figure(picture: Picture, folder: Path, name: str) -> list[Path]:
     for axes in panels[len(found) :]:
         axes.remove()
     value_axis(picture, panels[: len(found) : columns])
-    several = any(len(one.runs) > 1 for series in found.values() for one in series[0].groups)
-    caption = f"{picture.data}. {picture.seeds()}{'; ' + INTERVAL if several else ''}. {bases(found)}"
+    drawn = [group for series in found.values() for group in series[0].groups]
+    caption = f"{picture.opening(INTERVAL, drawn)} {bases(found)}"
     finish(figure, [(legend_handle(looks[model], marker=True), model) for model in models], caption)
     return save(figure, folder, name, caption)
 

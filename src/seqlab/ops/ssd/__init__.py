@@ -60,7 +60,7 @@ def ssd(
 
     Sums are in float32, or in float64 if the arguments are float64, also under autocast; "triton" rounds what enters
     a matrix product of a bfloat16 or float16 x to about that precision, and of a float32 x to 21 of its 24 bits: what
-    sums terms of both signs, as the gradient by A, is off by about 4e-7 of its usual size where they cancel. float32,
+    sums terms of both signs, as the gradient by A, is off by about 5e-7 of its usual size where they cancel. float32,
     bfloat16 and float16 arguments may be mixed. Every backend is the same from run to run, bit by bit.
 
     Args:
