@@ -58,7 +58,7 @@ def characters(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Settings of ``TextData`` for a single file by characters, which is written now; overrides come last."""
     folder = tmp_path / "data" / "letters"
     folder.mkdir(parents=True)
-    (folder / "all.txt").write_bytes((sentences(100, 3) + "naïve — “Ω”\r\n\n").encode())
+    (folder / "all.txt").write_bytes((sentences(100, 3) + "naïve — “Ω”\r\t\n\n").encode())
 
     def settings(**overrides: Any) -> dict[str, Any]:
         return {

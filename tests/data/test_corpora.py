@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from seqlab.data import download
+from seqlab.data import corpora, download
 from seqlab.data.corpora import Corpus, split_text
 from seqlab.data.text import TextData
 from seqlab.errors import UserError
@@ -190,3 +190,46 @@ def test_whatever_changes_the_tokens_changes_the_fingerprint(words, characters):
     path.write_bytes(path.read_bytes() + b"a\n")
     prints.append(TextData(**words()).fingerprint)
     assert len(set(prints)) == 5
+
+
+def as_windows_writes(content: bytes) -> bytes:
+    return b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+
+
+@pytest.mark.parametrize("unit", ["word", "character"])
+@pytest.mark.parametrize("way", ["folder", "url", "hub"])
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(words, monkeypatch, unit, way):
+    """However a text comes, and whatever is in the cache: the same tokens, fingerprint and entry; the sum is of bytes."""
+    settings = words(unit=unit)
+    expected = TextData(**settings)
+    marked = {role: as_windows_writes(content) for role, content in contents(settings).items()}
+    if way == "folder":
+        for role, content in marked.items():
+            (Path(settings["dir"]) / "toy" / f"{role}.txt").write_bytes(content)
+        settings = with_sums(settings)
+    elif way == "url":
+        monkeypatch.setattr(download, "fetch_file", lambda url: marked[Path(url).stem])
+        settings |= {"dir": None, "download": {"url": "https://example.org/toy"}}
+    else:
+        rows = {role: content.decode().split("\n")[:-1] for role, content in marked.items()}
+        monkeypatch.setattr(download, "fetch_rows", lambda *_: rows)
+        settings |= {"dir": None, "download": {"hub": "a/b", "revision": "c", "row_end": "\n"}}
+    data = TextData(**settings)
+    assert data.vocabulary == expected.vocabulary and not {"\r", "\ufeff"} & set("".join(data.vocabulary))
+    assert data.fingerprint == expected.fingerprint
+    assert len(list((Path(settings["cache_dir"]) / "tokens").iterdir())) == 1
+    for split in ("validation", "test"):
+        batches = zip(data.evaluation_batches(split, 64), expected.evaluation_batches(split, 64), strict=True)
+        assert all(one.targets.equal(other.targets) for one, other in batches)
+    assert data.encode("\ufeffthe cat\r\n").equal(expected.encode("the cat\n"))
+
+
+def test_an_entry_that_was_encoded_with_the_marks_is_not_read(words, monkeypatch):
+    """A cache filled by an earlier version holds such a text under the sum of its bytes."""
+    settings = words(unit="character")
+    content = as_windows_writes(contents(settings)["train"])
+    (Path(settings["dir"]) / "toy" / "train.txt").write_bytes(content)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(corpora, "plain", lambda text: text)
+        assert "\r" in TextData(**settings).vocabulary
+    assert "\r" not in TextData(**settings).vocabulary

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqlab.data.encoding import Vocabulary
+from seqlab.data.encoding import Vocabulary, plain
 from seqlab.errors import UserError
 
 TEXTS = {"train": "b a\n\nc b\n", "validation": "a\n", "test": "c\n"}
@@ -47,3 +47,17 @@ def test_a_long_text_is_shortened_in_the_message():
     with pytest.raises(UserError) as info:
         Vocabulary.of(TEXTS, "word").encode("d" * 1000)
     assert info.value.value == repr("d" * 37 + "...")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ufeffa\r\nb\r\n", "a\nb\n"),
+        ("a\rb\n\r", "a\rb\n\r"),  # a CR by itself ends no line
+        ("a\r\r\nb", "a\r\nb"),
+        ("a\ufeff\ufeffb", "a\ufeff\ufeffb"),  # only before the text is it a mark
+        ("", ""),
+    ],
+)
+def test_what_an_editor_adds_is_no_part_of_a_text(text, expected):
+    assert plain(text) == expected

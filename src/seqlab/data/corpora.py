@@ -10,7 +10,7 @@ from typing import Any
 
 from seqlab.data import download
 from seqlab.data.cache import Encoded, cache_folder, load, store, write_whole
-from seqlab.data.encoding import Unit, Vocabulary
+from seqlab.data.encoding import Unit, Vocabulary, plain
 from seqlab.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -66,13 +66,16 @@ class Corpus:
         self.cache = cache_folder(cache_dir)
 
     def encoded(self) -> tuple[str, Encoded]:
-        """A key that stands for the encoded corpus, and the corpus: from the cache if that has it whole."""
-        contents = self._contents()
-        sums = {role: hashlib.sha256(content).hexdigest() for role, content in contents.items()}
+        """A key that stands for the encoded corpus, and the corpus: from the cache if that has it whole.
+
+        The key is of the text as it is encoded, and so the same however an editor wrote its line ends.
+        """
+        texts = {role: self._decode(role, content) for role, content in self._contents().items()}
+        sums = {role: hashlib.sha256(text.encode()).hexdigest() for role, text in texts.items()}
         key = hashlib.sha256(json.dumps([FORMAT, self.unit, self.fractions, sums]).encode()).hexdigest()
         entry = self.cache / "tokens" / f"{self.name}-{key[:16]}.tokens"
         cached = load(entry)
-        encoded = cached or self._encode(contents)
+        encoded = cached or self._encode(texts)
         self._check_counts(encoded)
         if cached is None:
             store(entry, encoded)
@@ -136,8 +139,9 @@ class Corpus:
         )
         raise UserError(f"data.files.{role}.sha256", f"{expected[:12]}...", rule, remedy)
 
-    def _encode(self, contents: dict[str, bytes]) -> Encoded:
-        texts = {role: self._decode(role, content) for role, content in contents.items()}
+    def _encode(self, texts: dict[str, str]) -> Encoded:
+        if self.unit == "word":
+            texts = {role: text + "\n" if text and not text.endswith("\n") else text for role, text in texts.items()}
         if self.fractions is not None:
             texts = split_text(texts["all"], self.fractions, self.unit)
         vocabulary = Vocabulary.of(texts, self.unit)
@@ -149,12 +153,11 @@ class Corpus:
 
     def _decode(self, role: str, content: bytes) -> str:
         try:
-            text = content.decode()
+            return plain(content.decode())
         except UnicodeDecodeError as error:
             rule = f"is not UTF-8 text (byte {error.start:,})"
             remedy = "Convert the file to UTF-8"
             raise UserError(f"data.files.{role}.file", self.files[role].file, rule, remedy) from error
-        return text + "\n" if self.unit == "word" and text and not text.endswith("\n") else text
 
     def _check_counts(self, encoded: Encoded) -> None:
         counts = {split: len(tokens) for split, tokens in encoded.splits.items()}

@@ -9,6 +9,7 @@ import numpy as np
 
 from seqlab.errors import UserError
 
+BYTE_ORDER_MARK = "\ufeff"
 END_OF_LINE = "<eos>"
 UNKNOWN = "<unk>"
 
@@ -57,6 +58,14 @@ class Vocabulary:
 
     def _symbols_of(self, text: str) -> Iterable[str]:
         return split_words(text) if self.unit == "word" else text
+
+
+def plain(text: str) -> str:
+    """A text without what an editor added to it: the byte order mark before it, and CR before each LF.
+
+    A CR by itself is kept, for it ends no line: white space between words, and one of the characters.
+    """
+    return text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n")
 
 
 def split_words(text: str) -> Iterator[str]:

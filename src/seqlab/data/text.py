@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqlab.data.batch import Batch
 from seqlab.data.corpora import Corpus
-from seqlab.data.encoding import Vocabulary
+from seqlab.data.encoding import Vocabulary, plain
 from seqlab.data.streams import check_batch_size, epoch_items, integers
 from seqlab.errors import UserError
 
@@ -28,6 +28,8 @@ class TextData:
     Training windows that are ``contiguous`` take the split as a ring, its first token after its last, so that every
     epoch has the same number of them: every token is predicted once an epoch, but for fewer than ``length``, which
     are others each epoch. Validation and test are cut from the first token on, without overlap and to the last token.
+
+    A byte order mark before a text is no part of it, and CR LF is LF; ``sha256`` is of the file's bytes all the same.
 
     Args:
         name: of the corpus, in messages and file names.
@@ -99,8 +101,8 @@ class TextData:
         return f"{self.name}: {sizes} {self.unit}s, {vocabulary}, {self.windows} windows of {self.length:,}"
 
     def encode(self, text: str) -> Tensor:
-        """The token ids of a text, (N,) int64."""
-        return torch.from_numpy(self._vocabulary.encode(text))
+        """The token ids of a text, (N,) int64; as of a corpus, without a byte order mark, and with LF for CR LF."""
+        return torch.from_numpy(self._vocabulary.encode(plain(text)))
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
         """The text that token ids (N,) stand for."""
