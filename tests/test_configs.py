@@ -1,6 +1,10 @@
 """Every YAML, found by glob, runs end to end; every setting is held against its constructor."""
 
+import math
+import re
+from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +109,35 @@ def test_help_has_every_option():
 def test_a_setting_that_its_constructor_refuses(overrides, message):
     with pytest.raises(UserError, match=message):
         check(plain(*overrides))
+
+
+def floats_in(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every number with a fraction: its key, and where it stands."""
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+        below = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}".lstrip(".")
+        if isinstance(value, dict | list):
+            yield from floats_in(value, below)
+        elif isinstance(value, float):
+            yield below, node, name
+
+
+def test_no_setting_may_be_anything_but_finite():
+    cfg = plain("schedule=wsd", "+target.x.at_least=0.5", "trainer.epochs=0.5", "+trainer.stop_above={metric: r2}")
+    cfg["trainer"]["stop_above"]["value"] = 0.9
+    found = dict.fromkeys(key for key, _, _ in floats_in(cfg))
+    assert {"data.noise", "optimizer.lr", "optimizer.betas[1]", "data.metrics.within_tolerance.tolerance"} < set(found)
+    assert {"target.x.at_least", "trainer.epochs", "trainer.stop_above.value", "schedule.decay"} < set(found)
+    for key, node, name in list(floats_in(cfg)):
+        for value in (math.nan, math.inf, -math.inf):
+            node[name], before = value, node[name]
+            with pytest.raises(UserError, match=rf"^{re.escape(key)}={value}: is not finite\.\nGive it a number"):
+                check(cfg)
+            node[name] = before
+
+
+def test_a_noise_that_is_not_a_number(train, capsys):
+    assert train("data.noise=nan").status == 2
+    assert capsys.readouterr().err.startswith("data.noise=nan: is not finite.\nGive it a number")
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in ("model", "data") for name in options(group)])

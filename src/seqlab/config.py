@@ -5,6 +5,7 @@ signature, so that a mistyped one is refused with its place and the nearest name
 """
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -111,6 +112,8 @@ def check(node: Any, raw: Any = None, key: str = "") -> None:
         raw: the same node with its interpolations, which tell where a value comes from.
         key: the node's place.
     """
+    if isinstance(node, float) and not math.isfinite(node):
+        raise UserError(key, node, "is not finite", "Give it a number; where a setting may be left open, null does so")
     if isinstance(node, list):
         for i, item in enumerate(node):
             check(item, None, f"{key}[{i}]")

@@ -199,7 +199,7 @@ def as_windows_writes(content: bytes) -> bytes:
 @pytest.mark.parametrize("unit", ["word", "character"])
 @pytest.mark.parametrize("way", ["folder", "url", "hub"])
 def test_a_byte_order_mark_and_windows_line_ends_change_nothing(words, monkeypatch, unit, way):
-    """However a text comes, and whatever is in the cache: the same tokens, fingerprint and entry; the sum is of bytes."""
+    """However a text comes, the same tokens, fingerprint and entry of the cache; its sum is that of the bytes."""
     settings = words(unit=unit)
     expected = TextData(**settings)
     marked = {role: as_windows_writes(content) for role, content in contents(settings).items()}
