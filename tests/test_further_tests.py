@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from seqlab import further_tests
 from seqlab.analysis.targets import check_names
 from seqlab.errors import Interrupted
 from seqlab.summary import count_parameters
+from seqlab.training import progress
 from support import CONF, compose_config
 
 SMALL = [
     "data=induction_heads",
     "trainer=smoke",
+    "trainer.further_tests=true",
     "trainer.steps=2",
     "data.length=16",
     "data.n_validation=8",
@@ -104,6 +107,36 @@ def test_a_completed_run_is_measured_on_further_tests_that_come_later(train, tar
     assert "Write '+data.tests=[{length: 24}]'." in error
 
 
+def test_a_smoke_test_reads_little_and_says_what_it_leaves_out(train, capsys, caplog):
+    job = train("trainer=smoke", "data=induction_heads", small=False)
+    names = [f"length={2**i}" for i in range(6, 15)]
+    assert job.summary["further_tests_left_out"] == names and job.summary["further_tests"] == {}
+    assert sum(row["count"] for row in job.summary["test_slices"]["distance"].values()) == 2 * 8  # of 2,048
+    assert job.summary["evaluation_batches"] == 2
+    said = (job.folder / "train.log").read_text()
+    assert f"Left out (trainer.further_tests=false): further tests {', '.join(names)}." in said
+    table = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "left out (trainer.further_tests=false): length=64, length=128" in table
+    assert "at most 2 batches of validation and test (trainer.evaluation_batches)" in table
+    asked = ["trainer.further_tests=true", "+data.tests=[{length: 32}]"]
+    again = train(f"resume={job.folder}", *asked).summary
+    assert list(again["further_tests"]) == ["length=32"] and again["further_tests_left_out"] == []
+    assert "Further test 1 of 1: length=32." in (job.folder / "train.log").read_text()
+
+
+def test_a_run_says_how_far_it_is_where_there_is_no_terminal(train, monkeypatch):
+    """Without waiting; the next pause is twice as long, and so on."""
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    job = train("model=linear", *SMALL, "data.tests=[{length: 8}]", small=False)
+    said = (job.folder / "train.log").read_text()
+    for line in ("validation: batch 1 of 1", "training: step 1 of 2, loss ", "test: batch 1 of 1", "length=8: batch 1"):
+        assert line in said
+    monkeypatch.setattr(progress, "FIRST_LINE", 1000.0)
+    assert (
+        "step 1 of 2" not in (train("model=linear", *SMALL, small=False, folder="b").folder / "train.log").read_text()
+    )
+
+
 def test_their_time_is_no_part_of_the_wall_time(train, monkeypatch, capsys):
     before = []
 
@@ -168,6 +201,7 @@ class OneTest:
 
     def __init__(self, endings):
         self.endings, self.device = endings, torch.device("cpu")
+        self.trainer = SimpleNamespace(further_tests=True)
         self.data = type("Data", (), {"further_tests": tuple(endings)})()
 
     def progress(self, description):

@@ -211,6 +211,8 @@ def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
             "data_fingerprint": fit.data.fingerprint,
             "chance": getattr(fit.data, "chance", None),
             "total_steps": fit.total,
+            "evaluation_batches": fit.trainer.evaluation_batches,
+            "further_tests_left_out": further_tests.left_out(fit),
             "flops_per_token": fit.flops_per_step / fit.tokens_per_step,
         }
         | facts.environment(fit.device)

@@ -48,6 +48,7 @@ def table(summary: Summary) -> Table:
     }
     if summary["skipped_steps"]:
         facts["skipped steps"] = f"{summary['skipped_steps']:,} (loss or gradient not finite, or past fp16's range)"
+    facts |= left_out(summary)
     if load := summary.get("expert_load"):
         busiest, dead = load["largest_share"], load["dead"]
         facts["expert load"] = f"at most {busiest:.1%} of a layer's visits to one expert, {dead} experts without any"
@@ -61,6 +62,16 @@ def table(summary: Summary) -> Table:
     for target in summary["targets"]:
         rows.add_row("target", Text(verdict(target)))
     return rows
+
+
+def left_out(summary: Summary) -> dict[str, str]:
+    """What was not measured, because the trainer's settings say so."""
+    facts = {}
+    if (most := summary.get("evaluation_batches")) is not None:
+        facts["evaluation"] = f"at most {most:,} batches of validation and test (trainer.evaluation_batches)"
+    if names := summary.get("further_tests_left_out"):
+        facts["further tests"] = f"left out (trainer.further_tests=false): {', '.join(names)}"
+    return facts
 
 
 def parameters(summary: Summary) -> str:

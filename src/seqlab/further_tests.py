@@ -19,13 +19,21 @@ def measure(fit: Fit) -> dict[str, dict[str, Any]]:
     Why may be a model whose learned positions are too few, memory, or a kernel that does not take so much.
     """
     names = getattr(fit.data, "further_tests", ())
-    if not names:
+    if left_out(fit):
+        log.info("Left out (trainer.further_tests=false): further tests %s.", ", ".join(names))
+    if not names or left_out(fit):
         return {}
     with fit.progress("testing") as bar:
-        return {name: measured(fit, name, bar) for name in names}
+        return {name: measured(fit, name, bar, f"{i} of {len(names)}") for i, name in enumerate(names, start=1)}
 
 
-def measured(fit: Fit, name: str, bar: ProgressBar) -> dict[str, Any]:
+def left_out(fit: Fit) -> list[str]:
+    """The further tests that the trainer's settings leave out."""
+    return [] if fit.trainer.further_tests else list(getattr(fit.data, "further_tests", ()))
+
+
+def measured(fit: Fit, name: str, bar: ProgressBar, place: str) -> dict[str, Any]:
+    log.info("Further test %s: %s.", place, name)
     try:
         return fit.evaluate(name, bar).metrics
     except Exception as error:

@@ -25,7 +25,7 @@ CHANGEABLE = {
     *MOVABLE,
     *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
     *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
-    *("data.tests", "data.n_further", "target", "trainer.cuda_graph"),
+    *("data.tests", "data.n_further", "trainer.further_tests", "target", "trainer.cuda_graph"),
 }
 """Settings that leave the mathematics of the steps alone: the budget, how their kernels are launched, and what is
 measured when training is over."""

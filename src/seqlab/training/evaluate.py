@@ -4,6 +4,7 @@ What counts is known on the CPU, where batches are made, so nothing here waits f
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -63,18 +64,20 @@ def evaluate(
     split: str,
     *,
     batch_size: int,
+    most: int | None = None,
     device: torch.device,
     autocast: Callable[[], Any],
     on_batch: Callable[[], None] = lambda: None,
     on_piece: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Measure a model on a whole split, once and in order; the model's mode is put back afterwards.
+    """Measure a model on a split, once and in order; the model's mode is put back afterwards.
 
     Args:
         model: maps inputs to outputs, on ``device``.
         data: a data object.
         split: ``validation``, ``test`` or one of the data's further tests.
-        batch_size: windows at a time; it changes the speed and not the result.
+        batch_size: windows at a time; it changes the speed and not the result of a whole split.
+        most: read this many batches at most; None is the whole split.
         autocast: the precision's context.
         on_batch: called after each batch, for a progress bar.
         on_piece: called after each piece of a batch, a whole batch that goes at once too, to stop early by raising.
@@ -84,7 +87,7 @@ def evaluate(
     metrics = collect(data.metrics).to(device)
     by_position, slices = LossByPosition(device), Slices()
     try:
-        for batch in data.evaluation_batches(split, batch_size):
+        for batch in islice(data.evaluation_batches(split, batch_size), most):
             mask = data.mask(batch.targets)  # (B, L), on the CPU
             inputs, targets = (part.to(device, non_blocking=True) for part in batch)
             size = piece_size(model, *inputs.shape[:2], data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)

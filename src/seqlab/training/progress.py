@@ -1,12 +1,19 @@
-"""The progress bar, on the console that the log shares."""
+"""The progress bar, on the console that the log shares; where no bar can be shown, a line now and then in the log."""
 
+import logging
 import math
+import time
 from typing import Self
 
 from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from seqlab.console import taken
+
+log = logging.getLogger(__name__)
+
+FIRST_LINE, MOST_SECONDS = 2.0, 60.0
+"""Seconds until the first line where there is no bar, and between two at most; each is twice as late as the last."""
 
 
 class ProgressBar:
@@ -25,6 +32,7 @@ class ProgressBar:
         )
         self.training = self.progress.add_task(description, total=total, completed=completed, note="")
         self.evaluation = self.progress.add_task("", visible=False, note="")
+        self._pause, self._next = FIRST_LINE, time.monotonic() + FIRST_LINE
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -37,12 +45,24 @@ class ProgressBar:
         """Move the training bar to a step, with its loss and the best validation loss so far."""
         note = f"loss {loss:.4f}" + (f", best {best:.4f}" if math.isfinite(best) else "")
         self.progress.update(self.training, completed=step, note=note)
+        self._tell(self.training, f"step {step:,}", note)
 
     def begin_evaluation(self, split: str, batches: int) -> None:
         self.progress.reset(self.evaluation, total=batches, description=split, visible=True)
 
     def evaluated_batch(self) -> None:
         self.progress.advance(self.evaluation)
+        task = self.progress.tasks[self.evaluation]
+        self._tell(self.evaluation, f"batch {task.completed:,.0f}", "")
 
     def end_evaluation(self) -> None:
         self.progress.update(self.evaluation, visible=False)
+
+    def _tell(self, bar: TaskID, place: str, note: str) -> None:
+        """Where no bar is shown, how far it would be: a line in the log, in growing pauses."""
+        if not self.progress.disable or time.monotonic() < self._next:
+            return
+        task = self.progress.tasks[bar]
+        log.info("%s: %s of %s%s.", task.description, place, f"{task.total:,.0f}", note and f", {note}")
+        self._pause = min(2 * self._pause, MOST_SECONDS)
+        self._next = time.monotonic() + self._pause

@@ -36,6 +36,8 @@ class Trainer:
         stop_above: ``{metric: name, value: x}``: stop when this metric of the validation split is above x.
         max_skipped: steps in a row whose loss or gradient is not finite before giving up.
         evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
+        evaluation_batches: read this many batches of a split at most, its first ones; ``None`` is the whole split.
+        further_tests: measure the data's tests beyond training, after the test split.
     """
 
     optimizer: Callable[[nn.Module], list[Optimizer]]
@@ -56,6 +58,8 @@ class Trainer:
     stop_above: dict[str, str | float] | None = None
     max_skipped: PositiveInt = 5
     evaluation_batch_size: PositiveInt | None = None
+    evaluation_batches: PositiveInt | None = None
+    further_tests: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate:

@@ -186,12 +186,14 @@ class Fit:
         if hasattr(self.data, "largest_batch"):
             size = self.data.largest_batch(split, size)
 
-        bar.begin_evaluation(split, self.data.evaluation_size(split, size))
+        batches, most = self.data.evaluation_size(split, size), self.trainer.evaluation_batches
+        bar.begin_evaluation(split, batches if most is None else min(batches, most))
         result = evaluate(
             self.model,
             self.data,
             split,
             batch_size=size,
+            most=most,
             device=self.device,
             autocast=lambda: autocast(self.device, self.trainer.precision),
             on_batch=bar.evaluated_batch,
