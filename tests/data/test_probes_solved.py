@@ -86,7 +86,10 @@ DRAWN = {
 
 def drawn(task: type[Probe], last: int) -> tuple[list[int], list[int]]:
     """The example in a docstring; ``last`` is the token that ?, ! and # stand for."""
-    lines = {line.split()[0]: line.split()[1:] for line in task.__doc__.splitlines() if line.startswith("        ")}
+    lines = {}
+    for line in task.__doc__.splitlines():
+        if line.startswith("        "):
+            lines.setdefault(line.split()[0], line.split()[1:])
     symbols = SYMBOLS | dict.fromkeys("?!#", last)
     inputs, targets = ([symbols.get(s) if s in symbols else int(s) for s in lines[k]] for k in ("inputs", "targets"))
     return inputs, targets

@@ -18,7 +18,7 @@ SECTIONS = ("data", "model", "trainer")
 
 WITHOUT_EFFECT = frozenset(
     {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
-    | {"data.tests", "data.n_further"}
+    | {"data.tests", "data.n_further", "trainer.further_tests"}
 )
 """Settings that tell where a run was, how it was watched and what it was asked besides, not what it did."""
 

@@ -4,6 +4,7 @@ Symbols: B batch, L length, n data tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -31,20 +32,27 @@ class Compression(Probe):
     After Poli et al. 2024 (MAD), where a decoder of its own, an MLP, is given the last position's
     vector and the place of a token. Here the model's own linear head reads all tokens from that vector at once, so
     that every model can be trained on it as it is. In both, everything passes through one vector of width d_model:
-    asking at later positions instead would let attention look the tokens up. Without blanks
-    (``length`` = ``data_tokens`` + 1) the sequences are the published ones; blanks let tests be longer than training.
+    asking at later positions instead would let attention look the tokens up. Blanks let tests be longer than training.
 
-    Targets are (B, L, n). Accuracy is the share of data tokens that are right.
+    mad-lab's generator (``variant`` "mad") has no blank, so that all tokens of the vocabulary but the last are data,
+    and scores the compression token as well, after them; ``length`` is ``data_tokens`` + 1::
+
+        inputs     3  0  1  4  #
+        targets    .  .  .  .  3 0 1 4 5
+
+    Targets are (B, L, n), or (B, L, n + 1) there. Accuracy is the share of these tokens that are right.
 
     Args:
         vocab_size: the blank, the compression token and at least two data tokens.
         data_tokens: how many to compress.
+        variant: None for that with blanks, or mad-lab's.
     """
 
     name = "compression"
 
     vocab_size: int
     data_tokens: int
+    variant: Literal["mad"] | None = None
 
     def __post_init__(self) -> None:
         least = {"vocab_size": 4, "data_tokens": 1}
@@ -59,6 +67,9 @@ class Compression(Probe):
             rule = f"must leave room for {self.data_tokens} data tokens and the compression token"
             remedy = f"Set {key}.length={self.data_tokens + 1} or more"
             raise UserError(f"{key}.length", setting["length"], rule, remedy)
+        if self.variant == "mad" and setting["length"] != self.data_tokens + 1:
+            rule = f"has no blanks to fill, and {self.data_tokens} data tokens and the compression token"
+            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={self.data_tokens + 1}")
 
     def answers(self, setting: Setting) -> int:
         return 1
@@ -69,26 +80,32 @@ class Compression(Probe):
 
     @property
     def d_output(self) -> int:
-        return self.data_tokens * self.vocab_size
+        return self.told * self.vocab_size
+
+    @property
+    def told(self) -> int:
+        """Tokens that the last output tells."""
+        return self.data_tokens + (self.variant == "mad")
 
     @property
     def chance(self) -> float:
-        return 1 / (self.vocab_size - 2)
+        return 1 / (self.vocab_size - 1 if self.variant == "mad" else self.vocab_size - 2)
 
     def generate(self, draw: Draw, *, length: int) -> Examples:
-        data = draw.below("data", self.data_tokens, self.vocab_size - 2) + 1  # (N, n)
+        symbols, first = (self.vocab_size - 1, 0) if self.variant == "mad" else (self.vocab_size - 2, 1)
+        data = draw.below("data", self.data_tokens, symbols) + first  # (N, n)
         inputs = np.full((draw.count, length), BLANK, dtype=np.int64)
         np.put_along_axis(inputs, draw.subset("places", self.data_tokens, length - 1), data, axis=1)
         inputs[:, -1] = self.vocab_size - 1
-        targets = ignored(draw.count, length * self.data_tokens).reshape(draw.count, length, self.data_tokens)
-        targets[:, -1] = data
+        targets = ignored(draw.count, length * self.told).reshape(draw.count, length, self.told)
+        targets[:, -1] = inputs if self.variant == "mad" else data
         return inputs, targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats, averaged over the data tokens: (B, L, n V) and (B, L, n) to (B, L)."""
-        logits = outputs[:, -1].float().unflatten(1, (self.data_tokens, self.vocab_size))  # (B, n, V)
+        logits = outputs[:, -1].float().unflatten(1, (self.told, self.vocab_size))  # (B, n, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets[:, -1].flatten(), reduction="none")  # (B n,)
-        mean = loss.view(-1, self.data_tokens).mean(dim=1, keepdim=True)  # (B, 1)
+        mean = loss.view(-1, self.told).mean(dim=1, keepdim=True)  # (B, 1)
         return F.pad(mean, (targets.shape[1] - 1, 0))
 
     def mask(self, targets: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Copying: give back, in order, the data tokens of a sequence; at its start, or scattered over it (selective)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -101,9 +102,37 @@ class SelectiveCopying(Copying):
 
     ``length`` counts blanks, data tokens and markers. The blank, which the paper calls noise, is no data token, and
     every set of places is equally likely. ``vocab_size`` counts the blank and the marker.
+
+    As mad-lab's generator draws it (Poli et al. 2024; ``variant`` "mad"), one marker asks for all, at the blanks after
+    it, and each blank before it stands before a data token drawn evenly, so that the last of these ends the context::
+
+        inputs     _  2  _  4  4  ?  _  _  _
+        targets    .  .  .  .  .  .  2  4  4
+
+    Args:
+        variant: None for that of the Mamba paper, or mad-lab's.
     """
 
     name = "selective_copying"
 
+    variant: Literal["mad"] | None = None
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        super().check_setting(setting, key)
+        if self.variant == "mad" and setting["length"] < (least := 2 * setting["data_tokens"] + 2):
+            rule = "must leave room for the marker and a blank besides data tokens and answers"
+            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={least} or more")
+
     def places(self, draw: Draw, context: int, data_tokens: int) -> np.ndarray:
-        return draw.subset("places", data_tokens, context)
+        if self.variant is None:
+            return draw.subset("places", data_tokens, context)
+        before = draw.below("places", context - 1 - data_tokens, data_tokens)  # (N, blanks), each before which token
+        blanks = (before[..., None] <= np.arange(data_tokens)).sum(axis=1)  # (N, data_tokens)
+        return blanks + np.arange(data_tokens)
+
+    def generate(self, draw: Draw, *, length: int, data_tokens: int) -> Examples:
+        inputs, targets = super().generate(draw, length=length, data_tokens=data_tokens)
+        if self.variant == "mad":
+            inputs[:, -data_tokens:] = BLANK
+            inputs[:, -data_tokens - 1] = self.vocab_size - 1
+        return inputs, targets

@@ -1,6 +1,7 @@
 """Multi-query associative recall: many keys, each asked for once."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,11 +29,15 @@ class MQAR(Probe):
     proportion to x^(``alpha`` - 1), which for a small ``alpha`` puts most of them soon after the pairs, as repeated
     bigrams stand in text. Fillers, keys and values have vocabularies of their own, so that no filler asks or answers.
 
+    Zoology's generator, as its code has it, writes any token of the vocabulary, drawn evenly, where there is neither
+    pair nor query (``fill`` "random"): keys among them come again without being asked for.
+
     Args:
         vocab_size: fillers, then keys, then values, of which there are as many as keys or one more.
         pairs: how many pairs there are.
         alpha: of the power law; 1 makes all places alike.
         fillers: how many filler tokens there are; with more than one they are random.
+        fill: what stands between the queries: None for fillers alone, or any token.
     """
 
     name = "mqar"
@@ -42,6 +47,7 @@ class MQAR(Probe):
     pairs: int
     alpha: float
     fillers: int = 1
+    fill: Literal["random"] | None = None
 
     def __post_init__(self) -> None:
         if self.fillers < 1:
@@ -79,7 +85,9 @@ class MQAR(Probe):
         weights = power_law((length - 2 * pairs) // 2, self.alpha)
         queries = 2 * pairs + 2 * draw.weighted("gaps", pairs, weights)  # (N, pairs)
         inputs, targets = blank(draw.count, length)
-        if self.fillers > 1:
+        if self.fill == "random":
+            inputs[:] = draw.below("fill", length, self.vocab_size)
+        elif self.fillers > 1:
             inputs[:] = draw.below("fillers", length, self.fillers)
         inputs[:, 0 : 2 * pairs : 2] = keys
         inputs[:, 1 : 2 * pairs : 2] = values

@@ -1,0 +1,249 @@
+"""Recall in context as mad-lab draws it: keys come again at random, and training predicts every next token.
+
+Symbols: N examples, L length, T pairs of a key and its value, C different keys.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+
+import numpy as np
+
+from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.draws import Draw
+from seqlab.data.text import IGNORED
+from seqlab.errors import UserError
+
+
+@dataclass(kw_only=True, eq=False)
+class MADRecall(Probe):
+    """Pairs of a key and its value in a row, any of them noise; a key that comes again asks for its value.
+
+    In-context and noisy in-context recall as mad-lab's generator draws them (Poli et al. 2024, with many queries).
+    With ``length`` 11, ``vocab_size`` 6 and ``noise_vocab_size`` 2 (0 and 1 keys, 2 and 3 values, 4 and 5 noise), one
+    example is as below; the last pair is a key that came before, and its value is no input. Training scores the next
+    token everywhere (next), evaluation the values of keys that came before (targets)::
+
+        inputs     0  3  5  4  1  2  0  3  4  4  1
+        targets    .  .  .  .  .  .  3  .  .  .  2
+        next       3  5  4  1  2  0  3  4  4  1  2
+
+    ``NoisyRecall`` asks each key once, after all pairs, and scores the same positions in training.
+
+    Args:
+        vocab_size: keys, as many values or one more, and noise.
+        noise_vocab_size: how many of the tokens are noise.
+        noise: chance of a pair to be two noise tokens; one pair, of all but the last or none, is exempt at random.
+    """
+
+    name = "mad_recall"
+
+    vocab_size: int
+    noise_vocab_size: int = 0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.n_keys = (self.vocab_size - self.noise_vocab_size) // 2
+        self.n_values = self.vocab_size - self.noise_vocab_size - self.n_keys
+        if self.noise_vocab_size < 0 or self.n_keys < 2:
+            rule = f"leaves fewer than four tokens besides the noise, data.noise_vocab_size={self.noise_vocab_size}"
+            raise UserError(
+                "data.vocab_size", self.vocab_size, rule, f"Set data.vocab_size={4 + self.noise_vocab_size}"
+            )
+        if not 0 <= self.noise < 1 or (self.noise > 0 and not self.noise_vocab_size):
+            rule = "must be 0, or below 1 with noise tokens in the vocabulary"
+            raise UserError("data.noise", self.noise, rule, "mad-lab takes data.noise=0.2 data.noise_vocab_size=16")
+        super().__post_init__()
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        if setting["length"] % 2 == 0 or setting["length"] < 3:
+            rule = "must be odd and at least 3: pairs, but for the last value, which is no input"
+            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={setting['length'] + 1}")
+
+    def answers(self, setting: Setting) -> int:
+        return setting["length"]
+
+    @property
+    def d_input(self) -> int:
+        return self.vocab_size
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.n_values
+
+    def generate(self, draw: Draw, *, length: int) -> Examples:
+        return evaluated(*self._drawn(draw, length // 2))
+
+    def generate_training(self, draw: Draw, *, length: int) -> Examples:
+        return trained(*self._drawn(draw, length // 2))
+
+    def _drawn(self, draw: Draw, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (N, 2 T + 2), T being ``pairs`` before the last, and which of them evaluation asks for."""
+        keys = draw.below("keys", pairs, self.n_keys)  # (N, T)
+        value_of = draw.below("values", self.n_keys, self.n_values)  # (N, keys)
+        is_noise = draw.words("is noise", pairs) < self.noise * 2**32  # (N, T)
+        is_noise &= np.arange(pairs) != draw.below("not noise", 1, pairs + 1)
+        slot = np.where(is_noise, pairs, np.arange(pairs))[..., None]  # (N, T, 1)
+        first = np.where(keys[..., None] == np.arange(self.n_keys), slot, pairs).min(axis=1)  # (N, keys)
+        came = first < pairs
+        came[~came.any(axis=1)] = True  # all noise, where mad-lab stops with an error; next to impossible
+        rank = (draw.words("last", 1).astype(np.uint64) * came.sum(axis=1, keepdims=True).astype(np.uint64)) >> 32
+        last = (came.cumsum(axis=1) > rank.astype(np.int64)).argmax(axis=1)[:, None]  # (N, 1)
+        again = ~is_noise & (np.arange(pairs) > np.take_along_axis(first, keys, axis=1))  # (N, T)
+        keys, again = np.append(keys, last, axis=1), np.pad(again, ((0, 0), (0, 1)), constant_values=True)
+        values = np.take_along_axis(value_of, keys, axis=1) + self.n_keys  # (N, T + 1)
+        tokens = np.stack([keys, values], axis=2)  # (N, T + 1, 2)
+        asked = np.stack([np.zeros_like(again), again], axis=2)
+        if self.noise:
+            noise = draw.below("noise", 2 * pairs, self.noise_vocab_size).reshape(-1, pairs, 2)
+            tokens[:, :-1][is_noise] = noise[is_noise] + self.n_keys + self.n_values
+        return tokens.reshape(draw.count, -1), asked.reshape(draw.count, -1)
+
+
+@dataclass(kw_only=True, eq=False)
+class MADFuzzyRecall(Probe):
+    """Keys and values of one token to several in a row, until no more fit; the last key asks for the probe's value.
+
+    Fuzzy in-context recall as mad-lab's generator draws it (Poli et al. 2024, with many queries). With ``length`` 16,
+    ``vocab_size`` 8 (0 to 2 keys, 3 to 6 values, 7 the padding ``#``), ``key_tokens`` and ``value_tokens`` 2, one
+    example that is evaluated is below, its last value token no input. Training scores the next token everywhere::
+
+        inputs     #  #  #  #  0  2  4  1  0  5  3  0  2  4  0  2
+        targets    .  .  .  .  .  .  .  .  .  .  .  .  4  .  .  4
+
+    Tokens of a key differ from one another, and so do those of a value; how many there are is drawn first, evenly. In
+    evaluation all keys have ``key_tokens``. A probe, a key and its value, comes at the first end of a pair at or after
+    a random place, unless it came before by chance or that place is too late, and at the end. A key may begin another,
+    so that answers in training may be open; ``FuzzyRecall`` has keys of one length and asks for each of them once.
+
+    Args:
+        vocab_size: keys, as many values or one more, and the padding.
+        key_tokens: tokens of a key at most.
+        value_tokens: tokens of a value at most.
+    """
+
+    name = "mad_fuzzy_recall"
+
+    vocab_size: int
+    key_tokens: int
+    value_tokens: int
+
+    def __post_init__(self) -> None:
+        self.n_keys = (self.vocab_size - 1) // 2
+        self.n_values = self.vocab_size - 1 - self.n_keys
+        for name, tokens in (("key_tokens", self.n_keys), ("value_tokens", self.n_values)):
+            if not 1 <= getattr(self, name) <= tokens:
+                rule = f"must lie between 1 and the {tokens} different tokens that there are"
+                raise UserError(f"data.{name}", getattr(self, name), rule, "Change it, or give a larger vocab_size")
+        super().__post_init__()
+
+    def check_setting(self, setting: Setting, key: str) -> None:
+        least = 3 * (self.key_tokens + self.value_tokens)
+        if setting["length"] < least:
+            rule = f"must be at least {least}: the probe twice, and room for another pair"
+            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={least} or more")
+
+    def answers(self, setting: Setting) -> int:
+        return setting["length"]
+
+    @property
+    def d_input(self) -> int:
+        return self.vocab_size
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.n_values
+
+    @cached_property
+    def keys(self) -> "Motifs":
+        return Motifs(0, self.n_keys, self.key_tokens)
+
+    @cached_property
+    def values(self) -> "Motifs":
+        return Motifs(self.n_keys, self.n_values, self.value_tokens)
+
+    def generate(self, draw: Draw, *, length: int) -> Examples:
+        return evaluated(*self._drawn(draw, length, self.key_tokens))
+
+    def generate_training(self, draw: Draw, *, length: int) -> Examples:
+        return trained(*self._drawn(draw, length, 1))
+
+    def _drawn(self, draw: Draw, length: int, least: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (N, L + 1) with keys of ``least`` tokens or more, and which of them evaluation asks for."""
+        rows, steps = np.arange(draw.count), length // (least + 1) + 1
+        keys, values = self.keys.draw(draw, "key", steps, least), self.values.draw(draw, "value", steps, 1)  # (N, T)
+        probe_key, probe_value = keys[:, -1], values[:, -1]  # (N,), no pair gets as far as the last step
+        probe_size = self.keys.sizes[probe_key] + self.values.sizes[probe_value]
+        probe_from = (draw.words("place", 1)[:, 0].astype(np.int64) * (length - 2 * probe_size)) >> 32
+        room = length - probe_size - self.key_tokens - self.value_tokens
+        row = Row(draw.count, length + 1, self.vocab_size - 1)
+        value_of = np.full((draw.count, len(self.keys.sizes)), -1)  # (N, C)
+        added = np.zeros(draw.count, dtype=bool)
+        for step in range(steps):
+            active = row.end < room
+            if not active.any():
+                break
+            due = (row.end >= probe_from) & ~added
+            key = np.where(due, probe_key, keys[:, step])
+            is_probe, known = key == probe_key, value_of[rows, key]
+            value = np.where(is_probe, probe_value, np.where(known < 0, values[:, step], known))
+            added |= active & is_probe
+            value_of[rows[active], key[active]] = value[active]
+            row.append(self.keys, key, active)
+            row.append(self.values, value, active, asked=known >= 0)
+        row.append(self.keys, probe_key, ~np.zeros_like(added))
+        row.append(self.values, probe_value, ~np.zeros_like(added), asked=~np.zeros_like(added))
+        return row.padded()
+
+
+class Motifs:
+    """Every choice in order of one to ``most`` different tokens, the shorter ones first.
+
+    ``tokens`` is (C, most), with anything beyond ``sizes`` (C,); ``counts`` and ``begins`` are those of each size.
+    """
+
+    def __init__(self, first: int, vocabulary: int, most: int):
+        each = [list(permutations(range(first, first + vocabulary), size)) for size in range(1, most + 1)]
+        self.counts = np.array([len(motifs) for motifs in each])
+        self.begins = self.counts.cumsum() - self.counts
+        self.sizes = np.repeat(np.arange(1, most + 1), self.counts)
+        self.tokens = np.array([motif + (0,) * (most - len(motif)) for motifs in each for motif in motifs])
+
+    def draw(self, draw: Draw, what: str, count: int, least: int) -> np.ndarray:
+        """Numbers of motifs of ``least`` tokens or more, first the size and then one of that, evenly: (N, count)."""
+        size = draw.below(f"{what} size", count, len(self.counts) - least + 1) + least - 1
+        return self.begins[size] + (draw.words(what, count).astype(np.int64) * self.counts[size] >> 32)
+
+
+class Row:
+    """Sequences (N, L) that grow at their ends, and which of their tokens are asked for."""
+
+    def __init__(self, count: int, length: int, padding: int):
+        self.tokens = np.full((count, length), padding, dtype=np.int64)
+        self.asked = np.zeros((count, length), dtype=bool)
+        self.end = np.zeros(count, dtype=np.int64)
+
+    def append(self, motifs: Motifs, which: np.ndarray, active: np.ndarray, asked: np.ndarray | None = None) -> None:
+        """Add a motif (N,) to the sequences that are ``active`` (N,), ``asked`` (N,) or not."""
+        for i in range(motifs.tokens.shape[1]):
+            rows = (active & (motifs.sizes[which] > i)).nonzero()[0]
+            self.tokens[rows, self.end[rows]] = motifs.tokens[which[rows], i]
+            if asked is not None:
+                self.asked[rows, self.end[rows]] = asked[rows]
+            self.end[rows] += 1
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences with their padding before them."""
+        length = self.tokens.shape[1]
+        places = (np.arange(length) + self.end[:, None]) % length
+        return np.take_along_axis(self.tokens, places, axis=1), np.take_along_axis(self.asked, places, axis=1)
+
+
+def evaluated(tokens: np.ndarray, asked: np.ndarray) -> Examples:
+    """Inputs and targets (N, L) from tokens (N, L + 1): those that are asked for, a position before them."""
+    return tokens[:, :-1], np.where(asked, tokens, IGNORED)[:, 1:]
+
+
+def trained(tokens: np.ndarray, asked: np.ndarray) -> Examples:
+    """Inputs and targets (N, L) from tokens (N, L + 1): every next token."""
+    return tokens[:, :-1], tokens[:, 1:]
