@@ -47,9 +47,8 @@ class MADRecall(Probe):
         self.n_values = self.vocab_size - self.noise_vocab_size - self.n_keys
         if self.noise_vocab_size < 0 or self.n_keys < 2:
             rule = f"leaves fewer than four tokens besides the noise, data.noise_vocab_size={self.noise_vocab_size}"
-            raise UserError(
-                "data.vocab_size", self.vocab_size, rule, f"Set data.vocab_size={4 + self.noise_vocab_size}"
-            )
+            remedy = f"Set data.vocab_size={4 + self.noise_vocab_size} or more"
+            raise UserError("data.vocab_size", self.vocab_size, rule, remedy)
         if not 0 <= self.noise < 1 or (self.noise > 0 and not self.noise_vocab_size):
             rule = "must be 0, or below 1 with noise tokens in the vocabulary"
             raise UserError("data.noise", self.noise, rule, "mad-lab takes data.noise=0.2 data.noise_vocab_size=16")
@@ -58,7 +57,8 @@ class MADRecall(Probe):
     def check_setting(self, setting: Setting, key: str) -> None:
         if setting["length"] % 2 == 0 or setting["length"] < 3:
             rule = "must be odd and at least 3: pairs, but for the last value, which is no input"
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={setting['length'] + 1}")
+            longer = max(3, setting["length"] + 1)
+            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={longer}")
 
     def answers(self, setting: Setting) -> int:
         return setting["length"]

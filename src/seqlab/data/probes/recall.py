@@ -135,7 +135,7 @@ class FuzzyRecall(Recall):
 
     The published task mixes keys of one to three tokens in a sequence, where one key may begin another, so that the
     answer is open when it is asked. Here all keys of an example are equally long; ``mixture`` gives examples with
-    keys of different lengths.
+    keys of different lengths. ``MADFuzzyRecall`` draws the published one.
     """
 
     name = "fuzzy_recall"
@@ -152,7 +152,7 @@ class NoisyRecall(Recall):
         targets    .  .  .  .  .  .  .  .  3  .  .  .  5  .
 
     The published task asks for one key at the end, or for each key whenever it comes again; here every key comes
-    twice and is asked for once.
+    twice and is asked for once. ``MADRecall`` draws the published one.
     """
 
     name = "noisy_recall"
