@@ -42,8 +42,8 @@ class MixtureOfExperts(nn.Module):
 
     In training it leaves ``balance_weight`` E sum_e f_e P_e, which is ``balance_weight`` where all experts are equally
     busy (Fedus et al. 2022, equations 4 to 6; for k = 2 as in GShard, Lepikhin et al. 2021, section 2.2), plus
-    ``z_weight`` times the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5) in ``auxiliary_loss``, and
-    f in ``expert_share``.
+    ``z_weight`` times the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5) in ``auxiliary_loss``,
+    f in ``expert_share`` and the derivative of that loss by f in ``loss_by_share``.
 
     Args:
         d_model: width D.
@@ -87,6 +87,7 @@ class MixtureOfExperts(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("expert_share", torch.zeros(n_experts))
         self.auxiliary_loss: Tensor | None = None
+        self.loss_by_share: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])  # (T, D)
@@ -120,6 +121,7 @@ class MixtureOfExperts(nn.Module):
         self.expert_share.copy_(share)
         if not torch.is_grad_enabled():
             return
+        self.loss_by_share = self.balance_weight * len(share) * p.mean(dim=0) if self.balance_weight else None  # (E,)
         loss = self.balance_weight * balance_loss(p, share)
         if self.z_weight:
             loss = loss + self.z_weight * z_loss(logits)
@@ -143,7 +145,7 @@ class MixtureOfExperts(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no part in the graph that the auxiliary loss belongs to."""
-        return self.__dict__ | {"auxiliary_loss": None}
+        return self.__dict__ | {"auxiliary_loss": None, "loss_by_share": None}
 
 
 def balance_loss(p: Tensor, share: Tensor) -> Tensor:
