@@ -25,13 +25,15 @@ from seqlab.matching import matched
 from seqlab.messages import message_of
 from seqlab.model_choice import check_choice
 from seqlab.models import expert_load, state_bytes
-from seqlab.resume import can_go_on, continued, earlier_budgets, keep, refuse_used_folder, result_of
+from seqlab.resume import as_begun, can_go_on, continued, earlier_budgets, keep, refuse_used_folder, result_of
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
 from seqlab.training.loggers import MetricsFile, NoLogger
+from seqlab.training.optim import decayed_share
+from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
 
@@ -98,7 +100,9 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
     done = result_of(cfg, folder)
     if done is not None:
         return done
-    return execute(cfg, *prepare(cfg, folder, resume=can_go_on(folder)), folder)["best_validation_loss"]
+    if resume := can_go_on(folder):
+        cfg = as_begun(cfg, folder)
+    return execute(cfg, *prepare(cfg, folder, resume=resume), folder)["best_validation_loss"]
 
 
 def settled(cfg: DictConfig, folder: Path) -> DictConfig:
@@ -133,6 +137,8 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
         fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
         if resume:
             fit.restore()
+        else:
+            check_fits(fit.trainer.schedule, fit.total)
         logger = instantiate(cfg.logger)
         logger.start(folder, OmegaConf.to_container(cfg), fit.counters.step)
         keep(cfg, folder)
@@ -204,6 +210,7 @@ def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
             **facts.backends(fit.model, fit.device),
             "precision": fit.trainer.precision,
             "cuda_graph": fit.cuda_graph,
+            "decayed_share": decayed_share(fit.update.optimizers),
             "batch_size": fit.trainer.batch_size,
             "length": fit.data.length,
             "state_bytes": state_bytes(fit.model, fit.data.length),

@@ -113,8 +113,28 @@ def can_go_on(folder: Path) -> bool:
     return True
 
 
+def as_begun(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The configuration of a job without the settings that came with a later version than its first part had.
+
+    What is not set is as it was then; what a later version sets would be another run from here on.
+    """
+    return OmegaConf.create(without_later(OmegaConf.to_container(cfg), OmegaConf.to_container(saved_in(folder))))
+
+
+def without_later(now: Any, then: Any) -> Any:
+    """``now`` without the settings of parts that ``then`` builds as well, but without them."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        kept = {name: item for name, item in now.items() if name in then or "_target_" not in then}
+        return {name: without_later(item, then.get(name)) for name, item in kept.items()}
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        return [without_later(*pair) for pair in zip(now, then, strict=True)]
+    return now
+
+
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its dotted key."""
+    """Every setting by its dotted key; of parts in a list by their number, as in ``model.feedforward.1.top_k``."""
+    if isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        node = dict(enumerate(node))
     if not isinstance(node, dict) or not node:
         return {prefix: node}
     return {k: v for name, item in node.items() for k, v in flat(item, f"{prefix}.{name}".lstrip(".")).items()}

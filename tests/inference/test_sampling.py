@@ -45,6 +45,48 @@ def test_probabilities(logits, temperature, top_k, top_p):
     torch.testing.assert_close((weights / weights.sum()).tolist(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shares", "top_p", "kept"),
+    [
+        ([0.3, 0.1, 0.1, 0.5], 0.8, [0, 3]),
+        ([0.3, 0.1, 0.1, 0.5], 0.9, [0, 1, 3]),
+        ([0.1] * 10, 0.3, [0, 1, 2]),
+        ([0.1] * 10, 0.7, list(range(7))),
+        ([0.001, 0.2, 0.7, 0.099], 0.999, [1, 2, 3]),
+        ([0.5, 0.5 - 1e-9, 1e-9], 1.0, [0, 1, 2]),
+    ],
+)
+def test_the_fewest_that_hold_p(shares, top_p, kept):
+    """A set that holds exactly p is enough, however its sum is rounded; 1 leaves nothing out."""
+    logits = torch.tensor([shares], dtype=torch.float64).log().float()
+    for shift in (0.0, 7.25, -20.5):
+        assert Sampling(top_p=top_p).probabilities(logits + shift)[0].nonzero().flatten().tolist() == kept
+
+
+@given(st.lists(st.integers(0, 2).map(float), min_size=1, max_size=9), st.integers(1, 10))
+def test_exactly_k_are_left_of_equals(logits, top_k):
+    """Those with the lower ids."""
+    expected = by_definition(logits, Sampling(top_k=top_k))
+    found = Sampling(top_k=top_k).probabilities(torch.tensor([logits]))[0]
+    assert len(found.nonzero()) == min(top_k, len(logits))
+    torch.testing.assert_close(found.tolist(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_of_equals_is_always_the_same():
+    drawn = Sampling(top_k=1).draw(torch.tensor([[1.0, 5.0, 5.0, 5.0]]).expand(100, -1), generator())
+    assert set(drawn.tolist()) == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45, 1e-300, 5e-324])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_the_smallest_temperatures_are_greedy(temperature, settings):
+    logits = torch.tensor([[-3.0, 2.0, 1.5, -200.0], [80.0, 81.0, 10.0, 5.0]])
+    sampling = Sampling(temperature=temperature, **settings)
+    assert sampling.draw(logits, generator()).tolist() == [1, 1]
+    equal = Sampling(temperature=temperature).probabilities(torch.tensor([[4.0, 1.0, 4.0]]))
+    assert equal.tolist() == [[0.5, 0.0, 0.5]]
+
+
 def test_rows_are_independent():
     logits = torch.randn(4, 20, generator=generator())
     sampling = Sampling(0.7, 6, 0.8)

@@ -13,6 +13,7 @@ from seqlab.models.feedforward import MLP, SwiGLU
 from seqlab.models.mixers import Attention, Dense, Mamba
 from seqlab.models.mixers.attention import Cache
 from seqlab.models.mixers.mamba import State
+from seqlab.models.pattern import check_pattern
 from support import compose_config
 
 D_MODEL, VOCABULARY = 16, 11
@@ -77,6 +78,13 @@ class TestFeedforwards:
         with pytest.raises(UserError) as caught:
             build(["dense"], feedforward, 2)
         assert re.search(message, str(caught.value))
+
+    @pytest.mark.parametrize("name", ["mamba", "transformer_moe", "lstm", "hybrid_jamba", "min_gru"])
+    def test_no_layer_is_no_model_of_that_name(self, name):
+        cfg = compose_config(f"model={name}", "size.n_layers=0").model
+        with pytest.raises(UserError) as caught:
+            check_pattern(list(cfg.pattern), cfg.n_layers, cfg.mixers)
+        assert re.fullmatch(r"size\.n_layers=0: leaves no layer.*\nSet size\.n_layers=1 or more.*", str(caught.value))
 
     def test_a_model_without_layers_has_none(self):
         assert halves(build([], [MLP_16, None], 0)) == []

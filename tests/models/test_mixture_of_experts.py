@@ -13,6 +13,7 @@ from seqlab.models import auxiliary_losses, expert_load
 from seqlab.models.feedforward import SwiGLU
 from seqlab.models.mixture_of_experts import MixtureOfExperts, balance_loss, z_loss
 from seqlab.summary import backends
+from support import compose_config
 
 D, D_FF, H = 12, 24, 16
 
@@ -234,8 +235,19 @@ def test_compiles():
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-14)
 
 
+def against(block: nn.Module, router: nn.Linear, **settings) -> None:
+    """The sparse block of a model of transformers on the same weights, in float64."""
+    block, layer = block.double().eval(), build(torch.float64, n_experts=6, **settings).eval()
+    with torch.no_grad():
+        router.weight.copy_(layer.router.weight)
+        block.experts.gate_up_proj.copy_(layer.in_proj.weight.mT)
+        block.experts.down_proj.copy_(layer.out_proj.weight.mT)
+        x = inputs(2, 13, dtype=torch.float64)
+        y = block(x)
+    torch.testing.assert_close(layer(x), y[0] if isinstance(y, tuple) else y, rtol=1e-5, atol=1e-6)
+
+
 def test_against_mixtral():
-    """transformers' sparse block on the same weights, in float64."""
     mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
     from transformers import MixtralConfig
 
@@ -243,11 +255,25 @@ def test_against_mixtral():
         hidden_size=D, intermediate_size=H, num_local_experts=6, num_experts_per_tok=2, router_jitter_noise=0.0
     )
     config._experts_implementation = "eager"
-    block, layer = mixtral.MixtralSparseMoeBlock(config).double().eval(), build(torch.float64, n_experts=6).eval()
-    with torch.no_grad():
-        block.gate.weight.copy_(layer.router.weight)
-        block.experts.gate_up_proj.copy_(layer.in_proj.weight.mT)
-        block.experts.down_proj.copy_(layer.out_proj.weight.mT)
-        x = inputs(2, 13, dtype=torch.float64)
-        y = block(x)
-    torch.testing.assert_close(layer(x), y[0] if isinstance(y, tuple) else y, rtol=1e-5, atol=1e-6)
+    block = mixtral.MixtralSparseMoeBlock(config)
+    against(block, block.gate)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_against_jamba(top_k):
+    """With the settings that model=hybrid_jamba has, but for the sizes."""
+    jamba = pytest.importorskip("transformers.models.jamba.modeling_jamba")
+    from transformers import JambaConfig
+
+    config = JambaConfig(hidden_size=D, intermediate_size=H, num_experts=6, num_experts_per_tok=top_k)
+    config._experts_implementation = "eager"
+    block = jamba.JambaSparseMoeBlock(config)
+    ours = compose_config("model=hybrid_jamba").model.feedforward[1]
+    against(block, block.router, top_k=top_k, renormalise=ours.renormalise)
+
+
+def test_gates_of_one_or_of_what_the_experts_hold():
+    """Renormalised or not, the same experts: the outputs differ by the probability that those hold."""
+    (one, held), x = (build(renormalise=renormalise).eval() for renormalise in (True, False)), inputs(3, 20)
+    p = one.router(x).softmax(dim=-1).topk(2).values.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(held(x), p * one(x), rtol=1e-5, atol=1e-6)

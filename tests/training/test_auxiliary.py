@@ -5,8 +5,10 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from seqlab.errors import UserError
 from seqlab.models import auxiliary_losses, expert_load
 from seqlab.ops.routed_experts import resolve_backend
+from seqlab.training.captured import captures
 from seqlab.training.optim import adamw, sgd
 from seqlab.training.update import Update
 from support import Echo, compose_config
@@ -38,7 +40,7 @@ def routers(net: nn.Module) -> torch.Tensor:
     [("float32", 1, False), ("float32", 4, False), ("fp16", 2, False), ("float32", 2, True)],
 )
 def test_the_gradient_is_that_of_both(precision, accumulate, compiled, monkeypatch):
-    """The data's loss over the whole batch plus the mean auxiliary loss of its parts, at any loss scale."""
+    """The data's loss and the auxiliary loss, of the whole batch, at any loss scale, in any number of parts."""
     if compiled:
         torch.compiler.reset()
         monkeypatch.setattr(torch, "compile", lambda net, original=torch.compile: original(net, backend="aot_eager"))
@@ -50,10 +52,8 @@ def test_the_gradient_is_that_of_both(precision, accumulate, compiled, monkeypat
         if outcome.taken:
             break
 
-    data, auxiliary = 0.0, 0.0
-    for inputs, targets in zip(batch.inputs.chunk(accumulate), batch.targets.chunk(accumulate), strict=True):
-        data = data + Echo().loss(by_hand(inputs), targets).sum() / (batch.targets != -100).sum()
-        auxiliary = auxiliary + auxiliary_losses(by_hand) / accumulate
+    data = Echo().loss(by_hand(batch.inputs), batch.targets).sum() / (batch.targets != -100).sum()
+    auxiliary = auxiliary_losses(by_hand)
     (data + auxiliary).backward()
     expected = torch.stack([layer.feedforward.inner.router.weight.grad for layer in by_hand.layers])
     tolerance = {"rtol": 2e-2, "atol": 2e-4} if precision == "fp16" else {"rtol": 1e-5, "atol": 1e-7}
@@ -61,6 +61,72 @@ def test_the_gradient_is_that_of_both(precision, accumulate, compiled, monkeypat
     assert outcome.loss == pytest.approx(data.item(), rel=2e-3)
     assert outcome.auxiliary_loss == pytest.approx(auxiliary.item(), rel=2e-3)
     assert auxiliary_losses(net) is None
+
+
+def gradients(net: nn.Module, batch, **settings) -> tuple[torch.Tensor, Update]:
+    """All gradients of a step, as what plain descent of rate 1 took from the weights, in the model's own precision."""
+    update = update_of(net, **settings)
+    before = [p.detach().clone() for p in net.parameters()]
+    update(batch, 1.0)
+    return torch.cat([(a - b.detach()).flatten() for a, b in zip(before, net.parameters(), strict=True)]), update
+
+
+@pytest.mark.parametrize("name", ["transformer_moe", "mamba_moe"])
+@pytest.mark.parametrize("accumulate", [2, 3, 12])
+def test_parts_give_the_gradient_of_the_whole(name, accumulate):
+    """In float64 to its rounding: the visits that balance the experts are those of the whole batch."""
+    batch = Echo().train_batch(0, 12, 1)
+    whole, at_once = gradients(model(name).double(), batch)
+    parts, cut = gradients(model(name).double(), batch, accumulate=accumulate)
+    assert (parts - whole).norm() < 1e-12 * whole.norm()
+    loads = [expert_load(update.model) for update in (at_once, cut)]
+    assert loads[0].dead == loads[1].dead
+    torch.testing.assert_close(torch.tensor(loads[0].shares), torch.tensor(loads[1].shares))
+
+
+def test_parts_without_balancing_give_the_load_of_the_whole():
+    batch, nets = Echo().train_batch(0, 12, 1), [model(weight=0.0) for _ in range(2)]
+    for net, accumulate in zip(nets, (1, 4), strict=True):
+        gradients(net, batch, accumulate=accumulate)
+    assert expert_load(nets[0]).shares == [pytest.approx(shares) for shares in expert_load(nets[1]).shares]
+
+
+def test_counting_draws_the_random_numbers_of_the_parts():
+    """With dropout: the parts by hand, each under the numbers it had, balanced by what all of them together chose."""
+    batch, accumulate = Echo().train_batch(0, 8, 1), 4
+    net, by_hand = model().double(), model().double()
+    for part in (*net.modules(), *by_hand.modules()):
+        if isinstance(part, nn.Dropout):
+            part.p = 0.3
+    torch.manual_seed(5)
+    found, _ = gradients(net, batch, accumulate=accumulate)
+    after = torch.get_rng_state()
+
+    torch.manual_seed(5)
+    layers = [layer.feedforward.inner for layer in by_hand.layers]
+    data, visits, pulls = 0.0, [0.0 for _ in layers], [0.0 for _ in layers]
+    for inputs, targets in zip(batch.inputs.chunk(accumulate), batch.targets.chunk(accumulate), strict=True):
+        data = data + Echo().loss(by_hand(inputs), targets).double().sum() / (batch.targets != -100).sum()
+        for i, layer in enumerate(layers):
+            visits[i] = visits[i] + layer.expert_share.clone() / accumulate
+            pulls[i] = pulls[i] + layer.loss_by_share / accumulate
+    (data + sum(torch.dot(*pair) for pair in zip(visits, pulls, strict=True))).backward()
+    expected = torch.cat([p.grad.flatten() for p in by_hand.parameters()])
+    assert (found - expected).norm() < 1e-6 * expected.norm()  # Echo's loss is in float32
+    assert torch.equal(after, torch.get_rng_state())
+
+
+def test_a_recording_cannot_count_first():
+    """Of a part of its own whose numbers are drawn twice, on a GPU as on a machine without one."""
+    cuda, usual = torch.device("cuda"), {"precision": "float32", "compile": False}
+    net = model("transformer_moe")
+    for layer in net.layers:
+        layer.feedforward.inner.why_not_recorded = lambda device: None  # as with the kernels of a GPU
+    assert captures("auto", net, cuda, **usual)
+    assert not captures("auto", net, cuda, accumulate=2, **usual)
+    with pytest.raises(UserError, match=r"trainer.cuda_graph=True: the visits of experts are counted before"):
+        captures(True, net, cuda, accumulate=2, **usual)
+    assert captures("auto", model("transformer"), cuda, accumulate=2, **usual)
 
 
 def test_the_recorded_loss_does_not_know_the_weight():

@@ -6,15 +6,15 @@ from hydra.utils import instantiate
 from torch import nn
 
 from seqlab.training.muon_of_stacks import MuonOfStacks
-from seqlab.training.optim import adamw, muon
+from seqlab.training.optim import adamw, decayed_share, muon
 from support import compose_config, models, options
 
 SIZE = ["size.d_model=16", "size.n_heads=2", "size.d_ff=32"]
 
 
-def model(name: str = "mamba") -> nn.Module:
+def model(name: str = "mamba", *overrides: str) -> nn.Module:
     torch.manual_seed(0)
-    cfg = compose_config(f"model={name}", *SIZE)
+    cfg = compose_config(f"model={name}", *SIZE, *overrides)
     return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all")
 
 
@@ -39,10 +39,57 @@ def test_decay_is_for_matrices_alone():
     assert spared == {"norm.weight", "inner.A_log", "inner.D", "inner.conv_bias", "inner.dt_proj.bias"}
 
 
-def test_lookup_tables_do_not_decay():
+@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_one_rule_for_every_model(name, optimizer):
+    """Tying decides nothing: every matrix decays but what exempts itself, and no vector does, as the YAMLs have it."""
+    cfg = compose_config(f"optimizer={optimizer}", "optimizer.weight_decay=0.1").optimizer
+    shares = []
+    for tied in (False, True):
+        net = model(name, f"model.tie_embeddings={tied}")
+        optimizers = instantiate(cfg, _convert_="all")(net)
+        groups = [group for each in optimizers for group in each.param_groups]
+        decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        exempt = {id(p) for p in net.parameters() if p.ndim < 2 or getattr(p, "no_weight_decay", False)}
+        assert decayed == {id(p) for p in net.parameters()} - exempt
+        assert {id(net.embed.weight), id(net.head.weight)} <= decayed
+        n_decayed = sum(p.numel() for p in net.parameters() if id(p) in decayed)
+        assert decayed_share(optimizers) == n_decayed / sum(p.numel() for p in net.parameters())
+        shares.append(decayed_share(optimizers))
+    assert 0 < min(shares) < 1
+
+
+def test_without_decay_the_share_is_none():
+    assert decayed_share(adamw(model(), weight_decay=0.0)) == 0
+
+
+@pytest.mark.parametrize("build", [adamw, muon])
+def test_the_former_rule_spares_untied_lookup_tables(build):
     vanilla = model("transformer_vanilla")
-    spared = names_of(vanilla, adamw(vanilla)[0].param_groups[1]["params"])
+    spared = names_of(vanilla, build(vanilla)[0].param_groups[1]["params"])
     assert {"embed.weight", "positions.weight"} <= spared
+
+
+def test_a_run_from_before_goes_on_under_the_former_rule(train):
+    """Its configuration has no ``decay_lookups`` and its optimizer's state has the former groups."""
+    usual = ("model=transformer_vanilla", "size=tiny", "schedule=constant", "optimizer.weight_decay=1.0")
+    former = (*usual, "~optimizer.decay_lookups")
+    whole = train(*former, "trainer.steps=4", folder="whole")
+    cut = train(*former, "trainer.steps=2", folder="cut")
+    train(f"resume='{cut.folder}'", "trainer.steps=4")
+    assert cut.summary["best_validation_loss"] == whole.summary["best_validation_loss"]
+    assert cut.summary["steps"] == 4
+    now = train(*usual, "trainer.steps=2", folder="now")
+    assert now.summary["decayed_share"] > cut.summary["decayed_share"] > 0
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "muon"])
+@pytest.mark.parametrize("betas", ["[0,0.95]", "[0.9,0]", "[0,0]"])
+def test_whole_numbers_among_betas(name, betas):
+    net = model("transformer")
+    cfg = compose_config(f"optimizer={name}", f"optimizer.betas={betas}").optimizer
+    found = instantiate(cfg, _convert_="all")(net)[0].param_groups[0]["betas"]
+    assert list(found) == list(cfg.betas) and {type(beta) for beta in found} == {float}
 
 
 @pytest.mark.parametrize("name", models())

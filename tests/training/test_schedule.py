@@ -1,10 +1,13 @@
 """Schedules against their closed forms."""
 
 import math
+from functools import partial
 
 import pytest
 
+from seqlab.errors import UserError
 from seqlab.training import schedule
+from support import options
 
 TOTAL = 1001
 
@@ -45,3 +48,37 @@ def test_warmup_stable_decay():
 @pytest.mark.parametrize("total", [1, 2, 3, 7])
 def test_shortest_runs(shape, total):
     assert all(0 <= shape(i, total, warmup=0.5) <= 1 for i in range(total))
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "words"),
+    [
+        (schedule.warmup_stable_decay, {"decay": 200}, "a warmup of 0 steps and a decay of 200 steps"),
+        (schedule.warmup_stable_decay, {"warmup": 0.5, "decay": 0.6}, "a warmup of 50 steps and a decay of 60 steps"),
+        (schedule.warmup_stable_decay, {"warmup": 81}, "a warmup of 81 steps and a decay of 20 steps"),
+        (schedule.cosine, {"warmup": 101}, "a warmup of 101 steps"),
+        (schedule.linear, {"warmup": 1000}, "a warmup of 1000 steps"),
+        (schedule.constant, {"warmup": 101}, "a warmup of 101 steps"),
+    ],
+)
+def test_phases_longer_than_the_run_are_refused(shape, settings, words):
+    with pytest.raises(UserError, match=f"schedule.warmup.*: {words} do(es)? not fit into a run of 100 steps"):
+        schedule.check_fits(partial(shape, **settings), 100)
+
+
+@pytest.mark.parametrize("total", [1, 3, 7, 10, 100])
+def test_phases_that_fill_the_run_are_not(total):
+    """However their numbers of steps are rounded; a schedule of one's own may mean anything by its settings."""
+    schedule.check_fits(partial(schedule.warmup_stable_decay, warmup=0.3, decay=0.7), total)
+    schedule.check_fits(partial(schedule.warmup_stable_decay, warmup=0.5, decay=0.5), total)
+    schedule.check_fits(partial(schedule.cosine, warmup=total), total)
+    schedule.check_fits(lambda step, total, decay=1000.0: 1.0, total)
+
+
+@pytest.mark.parametrize("name", options("schedule"))
+def test_a_run_refuses_a_warmup_that_it_cannot_hold(name, train, capsys):
+    job = train(f"schedule={name}", "schedule.warmup=3")
+    said = capsys.readouterr().err
+    assert job.status == 2 and "Traceback" not in said
+    assert "a warmup of 3 steps" in said and "not fit into a run of 2 steps" in said
+    assert job.summary["status"] == "failed"

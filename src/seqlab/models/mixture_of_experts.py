@@ -6,8 +6,8 @@ Symbols:
     E, k        experts, experts that a token visits
     logits      (T, E) W_r x_t, in float32 at any precision (Fedus et al. 2022, section 2.4)
     p           (T, E) softmax of the logits
-    gates       (T, k) the k largest of p, divided by their sum (Jiang et al. 2024, Mixtral, section 2.1); with k = 1
-                p itself, or the router had no gradient (Fedus et al. 2022, equation 2)
+    gates       (T, k) the k largest of p, divided by their sum where they are renormalised (Jiang et al. 2024, Mixtral,
+                section 2.1); with k = 1 p itself, or the router had no gradient (Fedus et al. 2022, equation 2)
     f           (E,) share of the T k visits that each expert has, a constant to the gradient
     P           (E,) mean of p over the tokens
 
@@ -42,14 +42,16 @@ class MixtureOfExperts(nn.Module):
 
     In training it leaves ``balance_weight`` E sum_e f_e P_e, which is ``balance_weight`` where all experts are equally
     busy (Fedus et al. 2022, equations 4 to 6; for k = 2 as in GShard, Lepikhin et al. 2021, section 2.2), plus
-    ``z_weight`` times the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5) in ``auxiliary_loss``, and
-    f in ``expert_share``.
+    ``z_weight`` times the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5) in ``auxiliary_loss``,
+    f in ``expert_share`` and the derivative of that loss by f in ``loss_by_share``.
 
     Args:
         d_model: width D.
         d_ff: width of an expert, in the sense of ``SwiGLU``.
         n_experts: E.
         top_k: experts that a token visits.
+        renormalise: a token's gates sum to 1, as in Mixtral; otherwise to the probability that its experts hold, as in
+            Jamba (Lieber et al. 2024).
         balance_weight: of the loss that keeps the experts equally busy.
         z_weight: of the loss that keeps the logits small.
         dropout: on what the experts give together.
@@ -65,6 +67,7 @@ class MixtureOfExperts(nn.Module):
         d_ff: PositiveInt,
         n_experts: PositiveInt = 8,
         top_k: PositiveInt = 2,
+        renormalise: bool = True,
         balance_weight: NonNegativeFloat = 0.01,
         z_weight: NonNegativeFloat = 0.0,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
@@ -75,6 +78,7 @@ class MixtureOfExperts(nn.Module):
             rule = f"a token cannot visit more than the n_experts={n_experts} that there are"
             raise UserError("model.feedforward.top_k", top_k, rule, "Lower it, or raise model.feedforward.n_experts")
         self.top_k, self.balance_weight, self.z_weight = top_k, balance_weight, z_weight
+        self.renormalise = renormalise and top_k > 1
         self.experts_backend = backend
         d_hidden = swiglu_width(d_ff)
         self.router = nn.Linear(d_model, n_experts, bias=False)
@@ -83,6 +87,7 @@ class MixtureOfExperts(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("expert_share", torch.zeros(n_experts))
         self.auxiliary_loss: Tensor | None = None
+        self.loss_by_share: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])  # (T, D)
@@ -101,7 +106,7 @@ class MixtureOfExperts(nn.Module):
             logits = nn.functional.linear(tokens.to(dtype), weight.to(dtype))  # (T, E)
         p = logits.softmax(dim=-1)
         largest, experts = p.topk(self.top_k, dim=-1)
-        gates = largest / largest.sum(dim=-1, keepdim=True) if self.top_k > 1 else largest
+        gates = largest / largest.sum(dim=-1, keepdim=True) if self.renormalise else largest
         return logits, p, experts, gates
 
     def _visit(self, tokens: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
@@ -116,6 +121,7 @@ class MixtureOfExperts(nn.Module):
         self.expert_share.copy_(share)
         if not torch.is_grad_enabled():
             return
+        self.loss_by_share = self.balance_weight * len(share) * p.mean(dim=0) if self.balance_weight else None  # (E,)
         loss = self.balance_weight * balance_loss(p, share)
         if self.z_weight:
             loss = loss + self.z_weight * z_loss(logits)
@@ -139,7 +145,7 @@ class MixtureOfExperts(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no part in the graph that the auxiliary loss belongs to."""
-        return self.__dict__ | {"auxiliary_loss": None}
+        return self.__dict__ | {"auxiliary_loss": None, "loss_by_share": None}
 
 
 def balance_loss(p: Tensor, share: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
     if n_layers > 0 and not pattern:
         rule = f"needs at least one mixer, as n_layers={n_layers} layers repeat it"
         raise UserError("model.pattern", [], rule, f"Name {names}, or set size.n_layers=0")
+    if n_layers == 0 and pattern:
+        rule = f"leaves no layer, so that nothing of pattern={list(pattern)} would be in the model"
+        raise UserError("size.n_layers", 0, rule, "Set size.n_layers=1 or more, or take model=linear, which has none")
     check_fits("model.pattern", list(pattern), "mixers", n_layers)
 
 

@@ -14,7 +14,7 @@ class LearnedPositions(nn.Embedding):
 
     def initialise(self, std: float) -> None:
         nn.init.normal_(self.weight, std=std)
-        self.weight.no_weight_decay = True
+        self.weight.lookup = True
 
     def check_length(self, length: int) -> None:
         """Refuse a sequence that is longer than they are."""

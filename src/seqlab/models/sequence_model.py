@@ -39,7 +39,7 @@ class SequenceModel(nn.Module):
         d_output: vocabulary size or output width.
         max_length: the longest window, which sizes learned positions.
         d_model: width D of the residual stream.
-        n_layers: number of layers; 0 leaves embedding and head.
+        n_layers: number of layers; 0, with an empty pattern, leaves embedding and head.
         pattern: names of the layers' mixers, repeated over the depth.
         mixers: how to build each name in ``pattern``, given D.
         feedforward: how to build the feed-forward after each mixer, given D; a list of such, or of null where there
@@ -104,7 +104,7 @@ class SequenceModel(nn.Module):
         if tied:
             self.head.weight = self.embed.weight
         elif tokens:
-            self.embed.weight.no_weight_decay = True
+            self.embed.weight.lookup = True
 
     def _rescale_residual_projections(self) -> None:
         """Divide what each half layer adds by the square root of how many add (GPT-2, section 2.3)."""

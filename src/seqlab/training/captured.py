@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
+from seqlab.models.auxiliary import balances
 
 EAGER = 3
 """Updates before the recording, in which libraries set themselves up and kernels are compiled."""
@@ -20,7 +21,13 @@ Gradient = Callable[[Tensor, Tensor], Tensor]
 
 
 def captures(
-    setting: Literal["auto"] | bool, model: nn.Module, device: torch.device, *, precision: str, compile: bool
+    setting: Literal["auto"] | bool,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    precision: str,
+    compile: bool,
+    accumulate: int = 1,
 ) -> bool:
     """Whether to record; ``auto`` does so wherever it can be done, and what cannot be done is refused if asked for.
 
@@ -33,6 +40,8 @@ def captures(
         obstacle = "fp16's loss scale is decided in Python in the midst of a step"
     elif compile:
         obstacle = "torch.compile makes its own kernels and records them itself if asked to"
+    elif accumulate > 1 and balances(model):
+        obstacle = "the visits of experts are counted before a batch's parts, whose random numbers are then drawn again"
     else:
         obstacle = next(filter(None, (part.why_not_recorded(device) for part in parts)), None)
     if setting is True and obstacle:

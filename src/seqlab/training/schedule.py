@@ -4,9 +4,30 @@ Each gives the factor on the optimizer's learning rate for update number ``step`
 ``warmup`` and ``decay`` are numbers of steps where they are 1 or more, and fractions of the run below 1.
 """
 
+import inspect
 import math
+from collections.abc import Callable
 
 from pydantic import NonNegativeFloat
+
+from seqlab.errors import UserError
+
+
+def check_fits(schedule: Callable[[int, int], float], total: int) -> None:
+    """Refuse one of the schedules here, with its settings bound, whose warmup and decay are longer than the run."""
+    if getattr(schedule, "func", schedule).__module__ != __name__:
+        return  # a person's own, whose settings may mean anything
+    settings = inspect.signature(schedule).parameters
+    phases = {name: settings[name].default for name in ("warmup", "decay") if name in settings}
+    steps = {name: amount * total if amount < 1 else amount for name, amount in phases.items()}
+    if sum(steps.values()) > total * (1 + 1e-9):
+        raise UserError(
+            ", ".join(f"schedule.{name}" for name in phases),
+            ", ".join(f"{amount:g}" for amount in phases.values()),
+            f"{' and '.join(f'a {name} of {n:g} steps' for name, n in steps.items())} "
+            f"{'do' if len(steps) > 1 else 'does'} not fit into a run of {total} steps",
+            "Shorten them (below 1 they are fractions of the run), or train for more steps",
+        )
 
 
 def steps_of(amount: float, total: int) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from seqlab.errors import UserError
-from seqlab.training.update import Precision
+from seqlab.training.precision import Precision
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,8 +21,8 @@ class Trainer:
         schedule: given step and total, the factor on the learning rate (``seqlab.training.schedule``).
         batch_size: windows in an update.
         steps, epochs, tokens: the budget, exactly one of them.
-        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole, but for the
-            auxiliary losses of experts, which are each part's own.
+        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole. Models that
+            balance experts pay a second forward pass for it, in which the whole batch's visits are counted.
         clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
         precision: of the model's arithmetic; parameters are always float32.
         compile: train through ``torch.compile``.

@@ -23,12 +23,13 @@ from seqlab.training.captured import captures
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
 from seqlab.training.flops import training_flops
+from seqlab.training.precision import autocast, check_precision
 from seqlab.training.prefetch import Prefetch
 from seqlab.training.progress import ProgressBar
 from seqlab.training.settings import Trainer
 from seqlab.training.signals import StopRequest
 from seqlab.training.stopping import check_stop_above, stop_reason
-from seqlab.training.update import Update, autocast
+from seqlab.training.update import Update
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,19 @@ class Fit:
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         data.check_batch_size(trainer.batch_size)
         check_stop_above(trainer.stop_above, data)
+        check_precision(model, device, trainer.precision)
         self.total = total_steps(trainer, data)
         self.evaluate_every = trainer.evaluate_every or -(-data.train_size // trainer.batch_size)
         self.checkpoint_every = trainer.checkpoint_every or self.evaluate_every
         self.tokens_per_step = trainer.batch_size * data.length
         self.flops_per_step = trainer.batch_size * training_flops(model, data)
         self.cuda_graph = captures(
-            trainer.cuda_graph, model, device, precision=trainer.precision, compile=trainer.compile
+            trainer.cuda_graph,
+            model,
+            device,
+            precision=trainer.precision,
+            compile=trainer.compile,
+            accumulate=trainer.accumulate,
         )
         self.update = Update(
             model,

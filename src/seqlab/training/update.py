@@ -3,22 +3,16 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqlab.models import auxiliary_losses, expert_load
+from seqlab.models.auxiliary import balances, experts_of
 from seqlab.training.captured import CapturedGradient
-
-Precision = Literal["float32", "bf16", "fp16"]
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which a model computes in a precision; its parameters stay float32."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
+from seqlab.training.precision import Precision, autocast
 
 
 class Outcome(NamedTuple):
@@ -37,6 +31,23 @@ class Outcome(NamedTuple):
     auxiliary_loss: float | None = None
 
 
+class Visits:
+    """Sums the shares of visits of the experts over the parts of a batch; nothing where there are no experts."""
+
+    def __init__(self, experts: list[nn.Module]):
+        self.shares = {module: torch.zeros_like(module.expert_share) for module in experts}
+
+    def add(self, weight: float) -> None:
+        """What the last forward pass had, of so much of the batch."""
+        for module, share in self.shares.items():
+            share.add_(module.expert_share, alpha=weight)
+
+    def keep(self) -> None:
+        """Leave the batch's shares where those of the last part are."""
+        for module, share in self.shares.items():
+            module.expert_share.copy_(share)
+
+
 class Update:
     """Everything that changes a model's weights.
 
@@ -45,7 +56,8 @@ class Update:
         data: a data object.
         optimizer: given the model, its torch optimizers.
         device, precision: where and in which arithmetic.
-        accumulate: parts that a batch is cut into; the gradient is that of the whole.
+        accumulate: parts that a batch is cut into; the gradient is that of the whole. The loss that balances experts
+            has the shares of the whole batch's visits for factors, so these are counted in a forward pass before.
         clip_norm: largest norm of the gradient, or ``None``.
         compile: go through ``torch.compile``.
         cuda_graph: record the gradient's kernels once and replay them.
@@ -66,6 +78,8 @@ class Update:
     ):
         self.data, self.device, self.precision = data, device, precision
         self.accumulate, self.clip_norm = accumulate, clip_norm or math.inf
+        self.experts = experts_of(model) if accumulate > 1 else []
+        self.counts_first = accumulate > 1 and balances(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = optimizer(model)
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
@@ -98,13 +112,15 @@ class Update:
         return Outcome(loss, norm, taken, hopeless, *auxiliary)
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Accumulate the gradient of the batch's mean loss and of the mean auxiliary loss of its parts.
+        """Accumulate the gradient of the batch's mean loss and of its auxiliary loss.
 
         Returns:
             The mean loss, the norm before clipping, and the auxiliary loss if there is one: (2,) or (3,).
         """
         count = self.data.mask(targets).sum()
         loss, added = torch.zeros((), device=self.device), None
+        shares = self._count_visits(inputs) if self.counts_first else None
+        visits = Visits(self.experts)
         for part_inputs, part_targets in zip(
             inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True
         ):
@@ -112,16 +128,33 @@ class Update:
                 outputs = self.model(part_inputs)
             part_loss = self.data.loss(outputs, part_targets).sum() / count
             loss += part_loss.detach()
-            auxiliary = auxiliary_losses(self.model)
+            weight = len(part_inputs) / len(inputs)
+            visits.add(weight)
+            auxiliary = auxiliary_losses(self.model, shares)
             if auxiliary is not None:
-                auxiliary = auxiliary / self.accumulate
+                auxiliary = auxiliary * weight
                 part_loss = part_loss + auxiliary
                 added = auxiliary.detach() if added is None else added + auxiliary.detach()
             self.scaler.scale(part_loss).backward()
+        visits.keep()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         return torch.stack((loss, norm) if added is None else (loss, norm, added))
+
+    def _count_visits(self, inputs: Tensor) -> dict[nn.Module, Tensor]:
+        """The share of the whole batch's visits that each expert has, in each part with experts.
+
+        The passes are those that follow, their random numbers and (as a gradient could be taken) their kernels too.
+        """
+        visits = Visits(self.experts)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
+            for part in inputs.chunk(self.accumulate):
+                with autocast(self.device, self.precision):
+                    self.model(part)
+                auxiliary_losses(self.model)  # taken, so that no graph stays
+                visits.add(len(part) / len(inputs))
+        return visits.shares
 
     def release(self) -> None:
         """Give the memory of recorded kernels back; a further update would begin anew."""

@@ -1,0 +1,43 @@
+"""In which arithmetic a model is trained, and whether its recurrent layers can be computed in it here."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from seqlab.errors import UserError
+
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a model computes in a precision; its parameters stay float32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
+
+
+def check_precision(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """Refuse a precision in which torch has no kernel here for a recurrent layer of the model, as on some CPUs."""
+    if precision == "float32" or device.type == "meta":
+        return
+    kinds = {type(part).__name__: part for part in model.modules() if isinstance(part, nn.RNNBase)}
+    for name, part in kinds.items():
+        why = obstacle(part, device, precision)
+        if why is not None:
+            rule = f"torch cannot compute {name} layers in {precision} on this {device.type} ({why})"
+            raise UserError("trainer.precision", precision, rule, "Use trainer.precision=float32")
+
+
+def obstacle(layer: nn.RNNBase, device: torch.device, precision: Precision) -> str | None:
+    """What torch says of a step of training and of evaluation with a layer like this one, ``None`` if it can."""
+    try:
+        with autocast(device, precision), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            x = torch.zeros(1, 2, layer.input_size, device=device, requires_grad=True)
+            torch.autograd.grad(layer(x)[0].float().sum(), x)
+            with torch.no_grad():
+                layer(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return str(error).partition(".")[0].splitlines()[0]
+    return None
