@@ -14,6 +14,8 @@ The text streams to standard output as it is sampled.
     n                samples; number i is drawn with seed + i
     seed             default 0
     device           auto, cpu or cuda
+    untrained        true: sample even where only the weights from before training are whole; default false
+    trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
     data.dir, data.cache_dir    where the corpus lies, if elsewhere than for the run
 """
 
@@ -32,6 +34,7 @@ from seqlab.experiment import begin_anew, choose_device
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
 from seqlab.loading import Trained, load_run
+from seqlab.trust import packages
 
 SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "run": (str, None),
@@ -44,6 +47,8 @@ SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "n": (PositiveInt, 1),
     "seed": (Annotated[int, Field(ge=0, lt=2**63)], 0),
     "device": (Literal["auto", "cpu", "cuda"], "auto"),
+    "untrained": (bool, False),
+    "trust": (str | None, None),
     "data.dir": (str | None, None),
     "data.cache_dir": (str | None, None),
 }
@@ -79,7 +84,8 @@ def load(settings: dict[str, Any]) -> Trained:
     device = choose_device(settings["device"])
     begin_anew(settings["seed"])
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
-    trained = load_run(Path(settings["run"]), device, data=elsewhere)
+    trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
+    trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
     if not hasattr(trained.data, "decode"):
         rule = f"was trained on {trained.data.description}, which is no text"
         remedy = "Name a run on a corpus, for example data=tiny_shakespeare"

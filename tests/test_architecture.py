@@ -32,6 +32,7 @@ TOP = {
     "model_choice",
     "resume",
     "sweep",
+    "trust",
     "typed",
 }
 

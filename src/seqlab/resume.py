@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seqlab.errors import Diverged, UserError, resume_command
 from seqlab.sweep.records import load
 from seqlab.training import checkpoint
+from seqlab.trust import packages, trusted
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +136,10 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         cfg: as composed from the command line.
         overrides: the command line's.
     """
-    saved = saved_in(Path(cfg.resume))
+    saved = trusted(saved_in(Path(cfg.resume)), packages(cfg.trust))
     keys = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
     for key, value in keys.items():
-        if key not in CHANGEABLE | {"resume", "logger"} and not key.startswith("logger."):
+        if key not in CHANGEABLE | {"resume", "trust", "logger"} and not key.startswith("logger."):
             rule = "a resumed run keeps its model, data, optimizer, batch and seed"
             remedy = f"Leave it out; what may change is {', '.join(sorted(CHANGEABLE))} and logger"
             raise UserError(key, value, rule, remedy)

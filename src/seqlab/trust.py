@@ -1,0 +1,152 @@
+"""What a run folder may have built: parts by name from a list, since a folder may come from anywhere.
+
+A configuration is code: its ``_target_`` names what is imported and called. One that a person composes is that
+person's own; one that was read from a run folder is a stranger's, until its targets are known (docs/security.md).
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from seqlab.errors import UserError
+
+TARGETS = frozenset(
+    {
+        *(f"seqlab.models.{name}" for name in ("SequenceModel", "sequence_model.SequenceModel")),
+        *(
+            f"seqlab.models.mixers.{name}"
+            for name in ("Attention", "Dense", "GRU", "LSTM", "Mamba", "Mamba2", "MinGRU")
+        ),
+        *(f"seqlab.models.mixers.{name}" for name in ("attention.Attention", "dense.Dense", "gru.GRU", "lstm.LSTM")),
+        *(
+            f"seqlab.models.mixers.{name}"
+            for name in ("mamba.Mamba", "mamba2.Mamba2", "min_gru.MinGRU", "fla.FlaLayer")
+        ),
+        *(f"seqlab.models.feedforward.{name}" for name in ("MLP", "SwiGLU")),
+        "seqlab.models.mixture_of_experts.MixtureOfExperts",
+        *("torch.nn.LayerNorm", "torch.nn.RMSNorm"),
+        *("seqlab.data.synthetic.Regression", "seqlab.data.text.TextData"),
+        *(f"seqlab.data.probes.compression.{name}" for name in ("Compression", "token_accuracy")),
+        *(f"seqlab.data.probes.copying.{name}" for name in ("Copying", "SelectiveCopying")),
+        *(f"seqlab.data.probes.recall.{name}" for name in ("FuzzyRecall", "NoisyRecall")),
+        "seqlab.data.probes.induction_heads.InductionHeads",
+        "seqlab.data.probes.memorization.Memorization",
+        "seqlab.data.probes.mqar.MQAR",
+        *(f"seqlab.training.optim.{name}" for name in ("adam", "adamw", "muon", "sgd")),
+        *(f"seqlab.training.schedule.{name}" for name in ("constant", "cosine", "linear", "warmup_stable_decay")),
+        *(f"seqlab.training.{name}" for name in ("Trainer", "settings.Trainer")),
+        *(f"seqlab.training.metrics.{name}" for name in ("Perplexity", "BitsPerCharacter", "CalibrationError")),
+        *(f"seqlab.training.metrics.{name}" for name in ("ExactSequences", "top_k_accuracy", "within_tolerance")),
+        *(f"torchmetrics.{name}" for name in ("MeanAbsoluteError", "MeanSquaredError", "R2Score")),
+        *(f"seqlab.training.loggers.{name}" for name in ("MLflow", "NoLogger", "TensorBoard", "WandB")),
+        *(f"seqlab.matching.{name}" for name in ("EqualFlops", "EqualParameters")),
+    }
+)
+"""Every part that a run folder may name, by the exact names under which configurations know them.
+
+Whole names, as Hydra's whitelist for ``instantiate`` takes them too: none stands for a module with all that it holds.
+"""
+
+NEVER = frozenset({*sys.stdlib_module_names, "hydra", "omegaconf", "seqlab"})
+"""Packages that nobody's own parts are in, and whose functions write files, run programs or import by name."""
+
+REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")
+"""An interpolation that is another setting's value; one with a colon calls a function, such as ``oc.env``."""
+
+
+def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
+    """A configuration that was read from a run folder, resolved, once all that it would have built is known.
+
+    Nothing that it names is imported before every target is on the list; nothing of the environment goes into it.
+
+    Args:
+        cfg: as it was read, of which nothing has been resolved.
+        own: packages or modules of the person's own (``trust=my_package``), whose parts it may name too.
+
+    Raises:
+        UserError: it names another target, or calls a function in an interpolation.
+    """
+    for package in own:
+        check_package(package)
+    refuse_functions(OmegaConf.to_container(cfg, resolve=False))
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        rule = f"its references lead nowhere ({type(error).__name__})"
+        raise UserError("config.yaml", "this folder's", rule, "Name a folder that a training run left") from error
+    refuse_functions(resolved)  # put together from pieces
+    foreign = [
+        (key, target) for key, target in targets_in(resolved) if not (isinstance(target, str) and target in TARGETS)
+    ]
+    for key, target in foreign:
+        if not within(target, own):
+            raise untrusted(key, target)
+    for key, target in foreign:
+        refuse_another_under_that_name(key, target, own)
+    return OmegaConf.create(resolved)
+
+
+def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The place, the name and the value of everything beneath a node of plain containers."""
+    named = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in named:
+        place = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}".lstrip(".")
+        yield place, name, value
+        yield from entries(value, place)
+
+
+def targets_in(node: Any) -> Iterator[tuple[str, Any]]:
+    """Every target beneath a node, with its place; it may be of any type."""
+    return ((place, value) for place, name, value in entries(node) if name == "_target_")
+
+
+def refuse_functions(node: Any) -> None:
+    """Refuse interpolations that are more than references to other settings."""
+    for key, _, value in entries(node):
+        if isinstance(value, str) and "${" in REFERENCE.sub("", value):
+            rule = "a run folder holds values and references to its own settings, and this calls a function"
+            raise UserError(key, value, rule, "Write the value there, if the folder is yours")
+
+
+def within(target: Any, packages: Iterable[str]) -> bool:
+    """Whether a name is in one of the packages, by whole parts: ``mine.x`` is in ``mine``, ``mines.x`` is not."""
+    return isinstance(target, str) and any(target.startswith(f"{package}.") for package in packages)
+
+
+def refuse_another_under_that_name(key: str, target: str, own: Sequence[str]) -> None:
+    """Refuse what a person's own module merely imports, such as ``my_package.os.system``."""
+    try:
+        found = get_object(target)
+    except Exception:
+        return  # the check of settings says why it cannot be used
+    name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if name not in TARGETS and not within(name, own):
+        raise untrusted(key, target, f"{name}, which is not of {' or '.join(own)}")
+
+
+def untrusted(key: str, target: Any, what: str = "other code") -> UserError:
+    rule = f"a run folder may have seqlab's own parts built, and this is {what}"
+    remedy = "No run of yours names it, so leave that folder alone"
+    if isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target) and target.partition(".")[0] not in NEVER:
+        remedy = f"If that code is yours and so is the folder, add trust={target.partition('.')[0]}"
+    return UserError(key, target, rule, remedy)
+
+
+def check_package(name: str) -> None:
+    """Refuse to trust what is no package by its form, and those whose functions do anything for anyone."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        raise UserError("trust", name, "is no name of a package", "Write trust=my_package, the name that you import")
+    if name.partition(".")[0] in NEVER:
+        rule = "opens functions that read, write and run anything"
+        raise UserError("trust", name, rule, "Name a package of your own, for example trust=my_package")
+
+
+def packages(trust: str | Sequence[str] | None) -> list[str]:
+    """The packages of a setting ``trust``: one name, several with commas between them, or a list."""
+    names = trust.strip("[]").split(",") if isinstance(trust, str) else list(trust or ())
+    return [name.strip() for name in names]
