@@ -19,6 +19,7 @@ The text streams to standard output as it is sampled.
     data.dir, data.cache_dir    where the corpus lies, if elsewhere than for the run
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     try:
         stream(parse(arguments))
     except BrokenPipeError:  # whoever read has enough, and Python's last flush must find somewhere to write

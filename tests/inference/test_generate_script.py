@@ -4,6 +4,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,14 +101,43 @@ def test_the_best_weights_are_taken(trained):
     assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
 
 
-def test_a_damaged_checkpoint_is_passed_over(trained):
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.MANIFEST])
+def test_a_damaged_checkpoint_is_passed_over_aloud(generate, trained, name):
     """And left where it is: this only reads."""
     job = trained("tiny_shakespeare", "linear", "trainer.evaluate_every=1")
     last = checkpoint.existing(job.folder / "checkpoints")[-1]
     assert load_run(job.folder, CPU).step == checkpoint.step_of(last) == 3
-    (last / checkpoint.WEIGHTS).write_bytes(b"")
+    (last / name).write_bytes(b"")
     assert load_run(job.folder, CPU).step == 2
     assert last.is_dir()
+    status, _, err = generate(f"run={job.folder}", "max_new_tokens=1")
+    first, second = err.strip().splitlines()
+    assert status == 0 and f"{last} cannot be used ({name}" in first and "step 2 are used" in second
+
+
+def test_untrained_weights_are_asked_for(generate, trained):
+    """Those of step 0 are all that is left when the others are damaged."""
+    folder = trained("tiny_shakespeare", "linear").folder
+    first, last = checkpoint.existing(folder / "checkpoints")
+    (last / checkpoint.WEIGHTS).write_bytes(b"")
+    status, out, err = generate(f"run={folder}", "max_new_tokens=1")
+    assert (status, out) == (2, "")
+    assert "step 0, which nothing has trained" in err and "untrained=true" in err.splitlines()[-1]
+    status, _, err = generate(f"run={folder}", "max_new_tokens=1", "untrained=true")
+    assert status == 0 and "step 0 are used" in err
+    assert load_run(folder, CPU, untrained=True).step == checkpoint.step_of(first) == 0
+
+
+def test_weights_are_read_once(trained, monkeypatch):
+    """The bytes that are held against the manifest are those that are used; nothing else of a checkpoint is needed."""
+    folder = trained("tiny_shakespeare", "linear").folder
+    for path in (folder / "checkpoints").glob(f"*/{checkpoint.STATE}"):
+        path.unlink()
+    opened = []
+    usual = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args, **kw: (opened.append(path.name), usual(path, *args, **kw))[1])
+    assert load_run(folder, CPU).step == 3
+    assert opened.count(checkpoint.WEIGHTS) == 1
 
 
 class TestMistakes:
