@@ -23,6 +23,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationErro
 
 from seqlab import cli, console
 from seqlab.config import in_words
-from seqlab.errors import UserError, nearest
+from seqlab.errors import UserError, nearest, printable
 from seqlab.experiment import begin_anew, choose_device
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
@@ -96,6 +97,7 @@ def load(settings: dict[str, Any]) -> Trained:
 
 def stream(settings: dict[str, Any]) -> None:
     """Load the model and write what it samples to standard output."""
+    shown = printable if sys.stdout.isatty() else str  # a file takes the text as it is
     sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
     trained = load(settings)
     for number in range(settings["n"]):
@@ -110,9 +112,9 @@ def stream(settings: dict[str, Any]) -> None:
         )
         if settings["n"] > 1:
             print(f"--- {number + 1} of {settings['n']}")
-        print(trained.data.decode(trained.data.encode(settings["prompt"])), end="", flush=True)  # as the model sees it
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        prompt = trained.data.decode(trained.data.encode(settings["prompt"]))  # as the model sees it
+        for piece in chain([prompt], pieces):
+            print(shown(piece), end="", flush=True)
         print(flush=True)
 
 

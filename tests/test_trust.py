@@ -3,6 +3,7 @@
 Every probe would touch a file; the file must not be there afterwards.
 """
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch
 import yaml
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from rich.table import Table
+from rich.text import Text
 
-from seqlab.errors import UserError
+from seqlab import console
+from seqlab.data.corpora import Corpus
+from seqlab.errors import CONTROLS, UserError
 from seqlab.loading import load_run
-from seqlab.trust import TARGETS, packages, trusted
+from seqlab.trust import TARGETS, packages, refuse_links, refuse_tracker, trusted
 from support import CONF, SMALL, compose_config
 
 MODULE = """
@@ -151,6 +156,7 @@ def test_references_that_lead_nowhere(stranger, tmp_path, text):
     refused(stranger({"data.metrics.loop": text}), tmp_path)
 
 
+@pytest.mark.parametrize("command", ["generate", "resume"])
 @pytest.mark.parametrize(
     "text",
     [
@@ -162,11 +168,15 @@ def test_references_that_lead_nowhere(stranger, tmp_path, text):
         "\x00",
     ],
 )
-def test_yaml_is_read_as_data(stranger, tmp_path, monkeypatch, text):
+def test_yaml_is_read_as_data(train, stranger, tmp_path, monkeypatch, command, text):
     folder = stranger({})
     monkeypatch.chdir(tmp_path)
     (folder / "config.yaml").write_text(text)
-    refused(folder, tmp_path)
+    if command == "generate":
+        refused(folder, tmp_path)
+    else:
+        assert train(f"resume={folder}").status == 2
+        assert not touched(tmp_path)
 
 
 class TestOnesOwnPackage:
@@ -237,3 +247,86 @@ def test_fresh_configurations_are_free(train, stranger, tmp_path):
     """One's own YAML is one's own code."""
     train("+data.metrics.mine._target_=touching.touch")
     assert "called" in touched(tmp_path)
+
+
+class TestPlaces:
+    """Where a folder may have something written or sent."""
+
+    def test_a_cache_is_taken_where_one_is(self, tmp_path, caplog):
+        cfg = OmegaConf.create({"data": {"cache_dir": str(tmp_path)}, "x": [{"cache_dir": str(tmp_path)}]})
+        taken = trusted(cfg)
+        assert taken.data.cache_dir is None and taken.x[0].cache_dir is None
+        assert f"data.cache_dir={tmp_path} holds no cache" in caplog.text
+        (tmp_path / "tokens").mkdir()
+        (tmp_path / "tokens" / "words-0123.tokens").touch()
+        assert trusted(cfg).data.cache_dir == str(tmp_path)
+
+    @pytest.mark.parametrize("name", ["../../escaped", "a/../../../escaped", "{tmp_path}/escaped"])
+    @pytest.mark.parametrize("key", ["folder", "file", "name"])
+    def test_nothing_is_written_outside_the_cache(self, tmp_path, monkeypatch, key, name):
+        """By a name that leads out of it; nor is anything fetched for such a name."""
+        monkeypatch.setattr("seqlab.data.download.fetch_file", lambda url: b"some words\n" * 30)
+        names = {"name": "words", "folder": "texts", "file": "all.txt"} | {key: name.format(tmp_path=tmp_path)}
+        given = {"dir": None, "cache_dir": str(tmp_path / "deep" / "cache"), "source": {"url": "https://nowhere"}}
+        files = {"all": {"file": names["file"]}}
+        corpus = Corpus(names["name"], "word", names["folder"], files, [0.8, 0.1, 0.1], None, **given)
+        with pytest.raises(UserError, match="leads out of"):
+            corpus.encoded()
+        assert not list(tmp_path.rglob("*escaped*"))
+
+    @pytest.mark.parametrize("uri", ["http://elsewhere", "sqlite:///elsewhere.db"])
+    def test_a_tracker_is_named_by_its_owner(self, train, stranger, tmp_path, capsys, uri):
+        mlflow = {"_target_": "seqlab.training.loggers.MLflow", "tracking_uri": uri}
+        folder = stranger({"logger": mlflow})
+        assert train(f"resume={folder}").status == 2
+        assert f"logger.tracking_uri={uri}: a run folder does not decide" in capsys.readouterr().err
+        train(f"resume={folder}", "logger=none")
+        assert "no whole checkpoint lies in" in capsys.readouterr().err
+
+    def test_the_environments_tracker_is_taken(self, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ours")
+        refuse_tracker(OmegaConf.create({"logger": {"tracking_uri": "http://ours"}}))
+        refuse_tracker(OmegaConf.create({"logger": {"tracking_uri": None}}))
+        with pytest.raises(UserError):
+            refuse_tracker(OmegaConf.create({"logger": {"tracking_uri": "http://theirs"}}))
+
+    @pytest.mark.parametrize("name", ["train.log", "config.yaml.tmp", "summary.json.tmp", ".lock", "metrics.jsonl"])
+    def test_links_are_not_written_through(self, train, stranger, tmp_path, capsys, name):
+        folder, precious = stranger({}), tmp_path / "precious"
+        precious.write_text("as it was")
+        (folder / name).symlink_to(precious)
+        assert train(f"resume={folder}").status == 2
+        assert f"what is written there would be written to {precious}" in capsys.readouterr().err
+        assert precious.read_text() == "as it was"
+
+    def test_checkpoints_of_another_run(self, stranger, tmp_path):
+        folder, other = stranger({}), tmp_path / "other"
+        (other / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints").symlink_to(other / "checkpoints")
+        refuse_links(folder)  # on another disk, as far as one can see
+        (other / "config.yaml").touch()
+        with pytest.raises(UserError, match="checkpoints"):
+            refuse_links(folder)
+
+
+ESCAPE = "\x1b]0;mine\x07\x9b2J\r"
+
+
+def test_messages_write_control_characters_out(stranger, capsys):
+    folder = stranger({f"data.a\n{ESCAPE}": {"_target_": f"{ESCAPE}\nx"}})
+    with pytest.raises(UserError) as error:
+        load_run(folder, torch.device("cpu"))
+    console.complain(str(error.value))
+    console.ConsoleHandler().emit(logging.makeLogRecord({"msg": ESCAPE, "levelno": logging.INFO}))
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 3  # two of the mistake
+    assert not set(said) & set(map(chr, CONTROLS)) - {"\n"}
+
+
+def test_tables_write_control_characters_out(capsys):
+    table = Table(ESCAPE)
+    table.add_row(Text(ESCAPE))
+    console.output().print(ESCAPE, table, "[bold]plain[/bold]")
+    said = capsys.readouterr().out
+    assert not set(said) & set(map(chr, CONTROLS)) - {"\n"}
+    assert said.count(r"\x1b]0;mine") == 3 and "\nplain\n" in said

@@ -4,9 +4,12 @@ A configuration is code: its ``_target_`` names what is imported and called. One
 person's own; one that was read from a run folder is a stranger's, until its targets are known (docs/security.md).
 """
 
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
@@ -14,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TARGETS = frozenset(
     {
@@ -73,6 +78,8 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
     """
     for package in own:
         check_package(package)
+    if not OmegaConf.is_dict(cfg):
+        raise UserError("config.yaml", "a list", "describes no run", "Name a folder that a training run left")
     refuse_functions(OmegaConf.to_container(cfg, resolve=False))
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)
@@ -88,6 +95,7 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
             raise untrusted(key, target)
     for key, target in foreign:
         refuse_another_under_that_name(key, target, own)
+    forget_foreign_cache(resolved)
     return OmegaConf.create(resolved)
 
 
@@ -150,3 +158,37 @@ def packages(trust: str | Sequence[str] | None) -> list[str]:
     """The packages of a setting ``trust``: one name, several with commas between them, or a list."""
     names = trust.strip("[]").split(",") if isinstance(trust, str) else list(trust or ())
     return [name.strip() for name in names]
+
+
+def forget_foreign_cache(config: dict[str, Any]) -> None:
+    """Leave out a ``cache_dir`` where no cache of ours is: a folder names no new place to write downloads to."""
+    for node in [config, *(value for _, _, value in entries(config) if isinstance(value, dict))]:
+        named = node.get("cache_dir")
+        if named is not None and next(Path(str(named)).expanduser().glob("tokens/*.tokens"), None) is None:
+            log.warning("data.cache_dir=%s holds no cache, so the usual one is taken; name one to take another.", named)
+            node["cache_dir"] = None
+
+
+def refuse_tracker(cfg: DictConfig) -> None:
+    """A run goes on with the tracker of the environment, or with one that the command line names, not with any other.
+
+    To another one goes, with each figure, whatever the environment holds to prove who asks.
+    """
+    logger = cfg.get("logger")
+    uri = logger.get("tracking_uri") if isinstance(logger, DictConfig) else None
+    if uri not in (None, os.environ.get("MLFLOW_TRACKING_URI")):
+        rule = "a run folder does not decide where figures and credentials are sent"
+        remedy = f"Repeat it as logger=mlflow logger.tracking_uri={uri} if it is yours, or add logger=none"
+        raise UserError("logger.tracking_uri", uri, rule, remedy)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse to write in a folder some of whose files are other files elsewhere, or whose checkpoints another run's."""
+    kept = folder / "checkpoints"
+    links = [path for path in sorted(folder.glob("*")) if path.is_symlink() and not path.is_dir()]
+    if kept.is_symlink() and (kept.resolve().parent / "config.yaml").exists():
+        links.append(kept)
+    if links:
+        rule = f"what is written there would be written to {links[0].resolve()}"
+        remedy = "Put the file itself there, if the folder is yours"
+        raise UserError("run folder", links[0], rule, remedy)

@@ -81,6 +81,17 @@ def test_streams(trained, environment):
         assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
 
 
+def test_a_terminal_gets_no_commands(generate, trained, monkeypatch, tmp_path):
+    """A corpus may hold any character; a file gets the text as it is."""
+    text = tmp_path / "corpora" / "tiny_shakespeare" / "input.txt"
+    text.write_text("\x1b[2J\x9b\n" * 200)
+    folder = trained("tiny_shakespeare", "linear").folder
+    asked = f"run={folder}", "prompt=\x1b[2J\x9b", "temperature=0", "max_new_tokens=1"
+    assert generate(*asked)[1].startswith("\x1b[2J\x9b")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert generate(*asked)[1].startswith(r"\x1b[2J\x9b")
+
+
 def test_stop(generate, trained):
     run = f"run={trained('ptb', 'lstm').folder}"
     whole = generate(run, "prompt=the", "max_new_tokens=40", "seed=3")[1]

@@ -38,6 +38,15 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir or os.environ.get("SEQLAB_CACHE_DIR") or "~/.cache/seqlab").expanduser()
 
 
+def below(folder: Path, name: str | Path, key: str) -> Path:
+    """A file to write beneath a folder of the cache; a name that leads out of it is refused, whoever wrote it."""
+    path = folder / name
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+        remedy = "Write a name without .. and without / in front, or give the files with data.dir=..."
+        raise UserError(key, name, f"leads out of {folder}, where it would be written", remedy)
+    return path
+
+
 def store(path: Path, encoded: Encoded) -> None:
     """Write an entry under a temporary name and rename it, so that nobody ever sees half of one."""
     dtype = np.dtype("<u2" if len(encoded.vocabulary) <= 2**16 else "<u4")
