@@ -117,9 +117,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def contestant(name: str, args: argparse.Namespace) -> Contestant:
     """A model by name with fresh weights, whose values do not change the time; or the one that a run left."""
     if Path(name).is_dir():
-        trained = load_run(
-            Path(name), torch.device("cpu"), trust=args.trust, untrained=True
-        )  # whose values do not change the time
+        trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
         label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model
     else:
         longest = args.contexts[-1] + LAST_STEPS

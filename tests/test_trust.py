@@ -20,7 +20,7 @@ from seqlab import console
 from seqlab.data.corpora import Corpus
 from seqlab.errors import CONTROLS, UserError
 from seqlab.loading import load_run
-from seqlab.trust import TARGETS, packages, refuse_links, refuse_tracker, trusted
+from seqlab.trust import TARGETS, added, packages, refuse_links, refuse_tracker, trusted
 from support import CONF, SMALL, compose_config
 
 MODULE = """
@@ -241,6 +241,15 @@ def test_the_list_names_what_configurations_name():
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_the_list_names_what_there_is(target):
     assert callable(get_object(target))
+
+
+def test_parts_that_somebody_adds(tmp_path):
+    """One file and one YAML, and runs of it may be resumed; what starts Hydra is no part of a run."""
+    for name in ("model/mine.yaml", "search/mine.yaml"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(f"# a: _target_\nx: [{{_target_: seqlab.{name.partition('/')[0]}.Mine, y: 1}}]\n")
+    assert added(tmp_path) == {"seqlab.model.Mine"}
+    assert targets_of_configurations() == added()
 
 
 def test_fresh_configurations_are_free(train, stranger, tmp_path):

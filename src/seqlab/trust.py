@@ -16,6 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ TARGETS = frozenset(
 Whole names, as Hydra's whitelist for ``instantiate`` takes them too: none stands for a module with all that it holds.
 """
 
+GROUPS = ("model", "size", "data", "optimizer", "schedule", "trainer", "logger", "match", "experiment")
+"""Folders of conf/ from which a run is composed; the others set how Hydra starts it."""
+
 NEVER = frozenset({*sys.stdlib_module_names, "hydra", "omegaconf", "seqlab"})
 """Packages that nobody's own parts are in, and whose functions write files, run programs or import by name."""
 
@@ -87,9 +91,9 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
         rule = f"its references lead nowhere ({type(error).__name__})"
         raise UserError("config.yaml", "this folder's", rule, "Name a folder that a training run left") from error
     refuse_functions(resolved)  # put together from pieces
-    foreign = [
-        (key, target) for key, target in targets_in(resolved) if not (isinstance(target, str) and target in TARGETS)
-    ]
+    known = TARGETS | added()
+    found = list(targets_in(resolved))
+    foreign = [(key, target) for key, target in found if not (isinstance(target, str) and target in known)]
     for key, target in foreign:
         if not within(target, own):
             raise untrusted(key, target)
@@ -97,6 +101,12 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
         refuse_another_under_that_name(key, target, own)
     forget_foreign_cache(resolved)
     return OmegaConf.create(resolved)
+
+
+def added(configurations: Path = CONFIG_FOLDER) -> set[str]:
+    """What the configurations here name: a part that somebody adds to seqlab is one file and one YAML."""
+    files = [path for group in GROUPS for path in (configurations / group).glob("*.yaml")]
+    return {name for path in files for name in re.findall(r"\b_target_: *([\w.]+)", path.read_text(encoding="utf-8"))}
 
 
 def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -139,9 +149,12 @@ def refuse_another_under_that_name(key: str, target: str, own: Sequence[str]) ->
 
 def untrusted(key: str, target: Any, what: str = "other code") -> UserError:
     rule = f"a run folder may have seqlab's own parts built, and this is {what}"
-    remedy = "No run of yours names it, so leave that folder alone"
-    if isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target) and target.partition(".")[0] not in NEVER:
-        remedy = f"If that code is yours and so is the folder, add trust={target.partition('.')[0]}"
+    package = target.partition(".")[0] if isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target) else None
+    remedy = f"If that code is yours and so is the folder, add trust={package}"
+    if package == "seqlab":
+        remedy = "If it is a part that you added, name it in a YAML of conf/, and if not, leave that folder alone"
+    elif package is None or package in NEVER:
+        remedy = "No run of yours names it, so leave that folder alone"
     return UserError(key, target, rule, remedy)
 
 
