@@ -218,7 +218,7 @@ class TestOnesOwnPackage:
 
     def test_several_in_a_line(self):
         assert packages("a,b.c") == packages("[a, b.c]") == packages(["a", "b.c"]) == ["a", "b.c"]
-        assert packages(None) == []
+        assert packages(None) == [] and packages(5) == ["5"]
 
 
 def targets_of_configurations() -> set[str]:

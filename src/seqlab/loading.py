@@ -107,16 +107,16 @@ def best_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:
             continue
         try:
             weights = checkpoint.whole_weights(chosen)
-        except checkpoint.Damaged as error:
-            log.warning("Checkpoint %s cannot be used (%s); trying the one before it.", chosen, error.problem)
+        except UserError as error:
+            if checkpoints != checkpoint.existing(folder / "checkpoints"):
+                return best_weights(folder)  # a run that goes on has deleted it, having written newer ones
+            log.warning("Checkpoint %s: %s; trying the one before it.", chosen, error.rule)
             damaged.add(chosen)
             continue
         step = checkpoint.step_of(chosen)
         if damaged:
             log.warning("The weights of step %d are used, and not the best ones of this run.", step)
         return step, weights
-    if checkpoints != checkpoint.existing(folder / "checkpoints"):
-        return best_weights(folder)  # a run that is still going on has deleted those, having written newer ones
     rule = "has no whole checkpoint in checkpoints/"
     raise UserError("run", folder, rule, "Train it first, or wait until the run has written one")
 

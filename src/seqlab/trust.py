@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config import CONFIG_FOLDER
@@ -169,8 +169,10 @@ def check_package(name: str) -> None:
 
 def packages(trust: str | Sequence[str] | None) -> list[str]:
     """The packages of a setting ``trust``: one name, several with commas between them, or a list."""
-    names = trust.strip("[]").split(",") if isinstance(trust, str) else list(trust or ())
-    return [name.strip() for name in names]
+    names = (
+        [] if trust is None else trust if isinstance(trust, list | ListConfig) else str(trust).strip("[]").split(",")
+    )
+    return [str(name).strip() for name in names]
 
 
 def forget_foreign_cache(config: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """``scripts/generate.py`` on the folders that runs leave, and its messages for mistakes."""
 
+import json
 import runpy
 import shutil
 import subprocess
@@ -123,7 +124,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(generate, trained, name):
     assert last.is_dir()
     status, _, err = generate(f"run={job.folder}", "max_new_tokens=1")
     first, second = err.strip().splitlines()
-    assert status == 0 and f"{last} cannot be used ({name}" in first and "step 2 are used" in second
+    assert status == 0 and f"{last}: it cannot be used ({name}" in first and "step 2 are used" in second
 
 
 def test_untrained_weights_are_asked_for(generate, trained):
@@ -137,6 +138,22 @@ def test_untrained_weights_are_asked_for(generate, trained):
     status, _, err = generate(f"run={folder}", "max_new_tokens=1", "untrained=true")
     assert status == 0 and "step 0 are used" in err
     assert load_run(folder, CPU, untrained=True).step == checkpoint.step_of(first) == 0
+
+
+def test_a_run_that_goes_on(trained, monkeypatch):
+    """And deletes the checkpoint that was chosen, having written another."""
+    folder = trained("tiny_shakespeare", "linear").folder / "checkpoints"
+    last, usual = checkpoint.existing(folder)[-1], checkpoint.whole_weights
+
+    def deleted(path):
+        if path == last:
+            manifest = json.loads((last / checkpoint.MANIFEST).read_text())
+            (last / checkpoint.MANIFEST).write_text(json.dumps(manifest | {"step": 4, "best_step": 4}))
+            last.rename(checkpoint.path_of(folder, 4))
+        return usual(path)
+
+    monkeypatch.setattr(checkpoint, "whole_weights", deleted)
+    assert load_run(folder.parent, CPU).step == 4
 
 
 def test_weights_are_read_once(trained, monkeypatch):

@@ -152,29 +152,26 @@ def latest(folder: Path) -> Path:
     )
 
 
-class Damaged(UserError):
-    """A checkpoint whose weights are not those that were written."""
-
-    def __init__(self, path: Path, problem: str):
-        remedy = "Use another checkpoint, or run again without resume"
-        super().__init__("checkpoint", path, f"it cannot be used ({problem})", remedy)
-        self.problem = problem
+def damaged(path: Path, problem: str) -> UserError:
+    """That a checkpoint is not what was written."""
+    remedy = "Use another checkpoint, or run again without resume"
+    return UserError("checkpoint", path, f"it cannot be used ({problem})", remedy)
 
 
 def whole_weights(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights, from the very bytes that were held against the manifest; raises Damaged.
+    """A checkpoint's weights, from the very bytes that were held against the manifest; raises UserError.
 
     What else belongs to it may be missing, as where the weights alone were copied.
     """
     expected = sums_of(path).get(WEIGHTS)
     if expected is None:
-        raise Damaged(path, f"{MANIFEST} is missing or damaged")
+        raise damaged(path, f"{MANIFEST} is missing or damaged")
     try:
         content = (path / WEIGHTS).read_bytes()
     except OSError as error:
-        raise Damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise Damaged(path, f"{WEIGHTS} changed after it was written")
+        raise damaged(path, f"{WEIGHTS} changed after it was written")
     return tensors_of(content)
 
 
@@ -184,10 +181,10 @@ def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """The same, of a checkpoint that is whole; raises Damaged."""
+    """The same, of a checkpoint that is whole; raises UserError."""
     problem = damage(path, [STATE])
     if problem is not None:
-        raise Damaged(path, problem)
+        raise damaged(path, problem)
     put_weights(whole_weights(path), model)
 
 
