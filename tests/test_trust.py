@@ -269,6 +269,8 @@ class TestPlaces:
         (tmp_path / "tokens").mkdir()
         (tmp_path / "tokens" / "words-0123.tokens").touch()
         assert trusted(cfg).data.cache_dir == str(tmp_path)
+        (tmp_path / "files").symlink_to("/")  # where a download would be written to
+        assert trusted(cfg).data.cache_dir is None
 
     @pytest.mark.parametrize("name", ["../../escaped", "a/../../../escaped", "{tmp_path}/escaped"])
     @pytest.mark.parametrize("key", ["folder", "file", "name"])
@@ -299,7 +301,7 @@ class TestPlaces:
         with pytest.raises(UserError):
             refuse_tracker(OmegaConf.create({"logger": {"tracking_uri": "http://theirs"}}))
 
-    @pytest.mark.parametrize("name", ["train.log", "config.yaml.tmp", "summary.json.tmp", ".lock", "metrics.jsonl"])
+    @pytest.mark.parametrize("name", ["train.log", "config.yaml.tmp", "summary.json.tmp", ".lock", ".hydra"])
     def test_links_are_not_written_through(self, train, stranger, tmp_path, capsys, name):
         folder, precious = stranger({}), tmp_path / "precious"
         precious.write_text("as it was")

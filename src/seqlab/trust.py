@@ -169,9 +169,9 @@ def check_package(name: str) -> None:
 
 def packages(trust: str | Sequence[str] | None) -> list[str]:
     """The packages of a setting ``trust``: one name, several with commas between them, or a list."""
-    names = (
-        [] if trust is None else trust if isinstance(trust, list | ListConfig) else str(trust).strip("[]").split(",")
-    )
+    if trust is None:
+        return []
+    names = trust if isinstance(trust, list | ListConfig) else str(trust).strip("[]").split(",")
     return [str(name).strip() for name in names]
 
 
@@ -179,9 +179,14 @@ def forget_foreign_cache(config: dict[str, Any]) -> None:
     """Leave out a ``cache_dir`` where no cache of ours is: a folder names no new place to write downloads to."""
     for node in [config, *(value for _, _, value in entries(config) if isinstance(value, dict))]:
         named = node.get("cache_dir")
-        if named is not None and next(Path(str(named)).expanduser().glob("tokens/*.tokens"), None) is None:
+        if named is not None and not is_cache(Path(str(named)).expanduser()):
             log.warning("data.cache_dir=%s holds no cache, so the usual one is taken; name one to take another.", named)
             node["cache_dir"] = None
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether encoded text lies there, and nothing that leads elsewhere."""
+    return any(folder.glob("tokens/*.tokens")) and not any(path.is_symlink() for path in folder.rglob("*"))
 
 
 def refuse_tracker(cfg: DictConfig) -> None:
@@ -198,12 +203,12 @@ def refuse_tracker(cfg: DictConfig) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse to write in a folder some of whose files are other files elsewhere, or whose checkpoints another run's."""
+    """Refuse to write in a folder of which something lies elsewhere: all but checkpoints, if they are no other run's."""
     kept = folder / "checkpoints"
-    links = [path for path in sorted(folder.glob("*")) if path.is_symlink() and not path.is_dir()]
+    links = [path for path in sorted(folder.glob("*")) if path.is_symlink() and path != kept]
     if kept.is_symlink() and (kept.resolve().parent / "config.yaml").exists():
         links.append(kept)
     if links:
         rule = f"what is written there would be written to {links[0].resolve()}"
-        remedy = "Put the file itself there, if the folder is yours"
+        remedy = "Put the thing itself there, if the folder is yours"
         raise UserError("run folder", links[0], rule, remedy)
