@@ -147,8 +147,16 @@ def test_functions_are_not_resolved(stranger, tmp_path, text):
 
 
 def test_references_to_other_settings_stay():
-    cfg = OmegaConf.create({"size": {"d_model": 8}, "model": {"d_model": "${size.d_model}", "all": ["${size}"]}})
-    assert trusted(cfg) == {"size": {"d_model": 8}, "model": {"d_model": 8, "all": [{"d_model": 8}]}}
+    cfg = OmegaConf.create(
+        {
+            "size": {"d_model": 8},
+            "model": {"d_model": "${size.d_model}", "all": ["${size}"], "a-b": "${.a-c}", "a-c": 1},
+        }
+    )
+    assert trusted(cfg) == {
+        "size": {"d_model": 8},
+        "model": {"d_model": 8, "all": [{"d_model": 8}], "a-b": 1, "a-c": 1},
+    }
 
 
 @pytest.mark.parametrize("text", ["${nowhere}", "${data.metrics.loop}"])

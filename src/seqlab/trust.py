@@ -64,7 +64,7 @@ GROUPS = ("model", "size", "data", "optimizer", "schedule", "trainer", "logger",
 NEVER = frozenset({*sys.stdlib_module_names, "hydra", "omegaconf", "seqlab"})
 """Packages that nobody's own parts are in, and whose functions write files, run programs or import by name."""
 
-REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")
+REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 """An interpolation that is another setting's value; one with a colon calls a function, such as ``oc.env``."""
 
 
@@ -203,7 +203,7 @@ def refuse_tracker(cfg: DictConfig) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse to write in a folder of which something lies elsewhere: all but checkpoints, if they are no other run's."""
+    """Refuse to write in a folder that holds links; checkpoints may lie elsewhere, if they are no other run's."""
     kept = folder / "checkpoints"
     links = [path for path in sorted(folder.glob("*")) if path.is_symlink() and path != kept]
     if kept.is_symlink() and (kept.resolve().parent / "config.yaml").exists():
