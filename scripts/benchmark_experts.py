@@ -39,7 +39,8 @@ from seqlab.ops.routed_experts import resolve_backend
 from seqlab.summary import environment
 from seqlab.training.captured import EAGER, captures
 from seqlab.training.optim import adamw
-from seqlab.training.update import DTYPES, Update, autocast
+from seqlab.training.precision import DTYPES, autocast
+from seqlab.training.update import Update
 
 
 class LoopOfExperts(MixtureOfExperts):

@@ -99,6 +99,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=partial(to_seconds, "--limit"), help="seconds for a prefill; default 20 (GPU), 5 (CPU)")
     add("--budget", type=partial(to_seconds, "--budget"), default=0.3, help="seconds to repeat a call; default 0.3")
     add("--out", type=Path, help="folder for the results; default outputs/benchmarks/inference-<time>")
+    add("--trust", action="append", default=[], help="a package of yours that run folders may name parts of")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     args.device = choose_device(args.device)
@@ -116,7 +117,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def contestant(name: str, args: argparse.Namespace) -> Contestant:
     """A model by name with fresh weights, whose values do not change the time; or the one that a run left."""
     if Path(name).is_dir():
-        trained = load_run(Path(name), torch.device("cpu"))
+        trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
         label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model
     else:
         longest = args.contexts[-1] + LAST_STEPS

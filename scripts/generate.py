@@ -15,12 +15,16 @@ The text streams to standard output as it is sampled.
     n                samples; number i is drawn with seed + i
     seed             default 0
     device           auto, cpu or cuda
+    untrained        true: sample even where only the weights from before training are whole; default false
+    trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
     data.dir, data.cache_dir    where the corpus lies, if elsewhere than for the run
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,11 +32,12 @@ from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationErro
 
 from seqlab import cli, console
 from seqlab.config import in_words
-from seqlab.errors import UserError, nearest
+from seqlab.errors import UserError, nearest, printable
 from seqlab.experiment import begin_anew, choose_device
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
 from seqlab.loading import Trained, load_run
+from seqlab.trust import packages
 
 SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "run": (str, None),
@@ -45,6 +50,8 @@ SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "n": (PositiveInt, 1),
     "seed": (Annotated[int, Field(ge=0, lt=2**63)], 0),
     "device": (Literal["auto", "cpu", "cuda"], "auto"),
+    "untrained": (bool, False),
+    "trust": (str | None, None),
     "data.dir": (str | None, None),
     "data.cache_dir": (str | None, None),
 }
@@ -80,7 +87,8 @@ def load(settings: dict[str, Any]) -> Trained:
     device = choose_device(settings["device"])
     begin_anew(settings["seed"])
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
-    trained = load_run(Path(settings["run"]), device, data=elsewhere)
+    trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
+    trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
     if not hasattr(trained.data, "decode"):
         rule = f"was trained on {trained.data.description}, which is no text"
         remedy = "Name a run on a corpus, for example data=tiny_shakespeare"
@@ -90,6 +98,7 @@ def load(settings: dict[str, Any]) -> Trained:
 
 def stream(settings: dict[str, Any]) -> None:
     """Load the model and write what it samples to standard output."""
+    shown = printable if sys.stdout.isatty() else str  # a file takes the text as it is
     sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
     trained = load(settings)
     for number in range(settings["n"]):
@@ -104,9 +113,9 @@ def stream(settings: dict[str, Any]) -> None:
         )
         if settings["n"] > 1:
             print(f"--- {number + 1} of {settings['n']}")
-        print(trained.data.decode(trained.data.encode(settings["prompt"])), end="", flush=True)  # as the model sees it
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        prompt = trained.data.decode(trained.data.encode(settings["prompt"]))  # as the model sees it
+        for piece in chain([prompt], pieces):
+            print(shown(piece), end="", flush=True)
         print(flush=True)
 
 
@@ -115,6 +124,7 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     try:
         stream(parse(arguments))
     except BrokenPipeError:  # whoever read has enough, and Python's last flush must find somewhere to write

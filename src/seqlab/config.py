@@ -65,6 +65,7 @@ TOP_LEVEL: dict[str, Any] = {
     "device": Literal["auto", "cpu", "cuda"],
     "threads": Annotated[int, Field(ge=1)] | None,
     "resume": str | None,
+    "trust": str | list[str] | None,
     "debug": bool,
     "sweep.resume": bool,
 }

@@ -4,7 +4,10 @@ import logging
 import threading
 
 import rich
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
+
+from seqlab.errors import printable
 
 rich.reconfigure(stderr=True)
 
@@ -17,19 +20,41 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "bold red" if record.levelno >= logging.ERROR else None
-        rich.get_console().print(self.format(record), soft_wrap=True, markup=False, highlight=False, style=style)
+        rich.get_console().print(
+            printable(self.format(record)), soft_wrap=True, markup=False, highlight=False, style=style
+        )
 
 
 def output() -> Console:
-    """Standard output, for results."""
-    return Console()
+    """Standard output, for results, whose names and values may come from anyone's run folders."""
+    console = Console()
+    console.push_render_hook(Harmless())
+    return console
+
+
+class Harmless(RenderHook):
+    """Writes control characters out in whatever a console prints, besides those of its own styles."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [WrittenOut(one) for one in renderables]
+
+
+class WrittenOut:
+    """Something to print, with its control characters written out."""
+
+    def __init__(self, inner: ConsoleRenderable):
+        self.inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self.inner, options):
+            yield Segment(text if control else printable(text), style, control)
 
 
 def say(message: str) -> None:
     """A line on standard error, unwrapped, so that paths and commands can be copied."""
-    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True)
+    rich.get_console().print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:
     """The same, of a mistake."""
-    rich.get_console().print(message, markup=False, highlight=False, soft_wrap=True, style="bold red")
+    rich.get_console().print(printable(message), markup=False, highlight=False, soft_wrap=True, style="bold red")

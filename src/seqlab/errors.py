@@ -5,6 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+"""Characters that a terminal takes for commands, each as it is written in Python."""
+
+IN_TEXT = {code: CONTROLS[code] for code in CONTROLS if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are written out, but for ends of lines and tabs: names may come from anywhere."""
+    return text.translate(IN_TEXT)
+
 
 def sentence(text: str) -> str:
     """Text with a full stop, unless it ends in a mark of its own."""
@@ -45,7 +55,8 @@ class UserError(Exception):
         self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
 
     def __str__(self) -> str:
-        return f"{self.key}={self.value}: {sentence(self.rule)}\n{sentence(self.remedy)}"
+        lines = f"{self.key}={self.value}: {sentence(self.rule)}", sentence(self.remedy)
+        return "\n".join(line.translate(CONTROLS) for line in lines)
 
 
 class Diverged(Exception):

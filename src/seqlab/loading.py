@@ -1,5 +1,7 @@
 """Models outside a training run: the one that a run left, and one from the configuration with fresh weights."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +12,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
+from torch import Tensor, nn
 
 from seqlab.config import CONFIG_FOLDER, check
 from seqlab.errors import UserError, nearest
 from seqlab.experiment import build_model
 from seqlab.resume import CONFIG
 from seqlab.training import checkpoint
+from seqlab.trust import trusted
+
+log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -37,51 +42,81 @@ class TokenWidths(NamedTuple):
     tokens: bool = True
 
 
-def load_run(folder: Path, device: torch.device, *, data: dict[str, Any] | None = None) -> Trained:
+def load_run(
+    folder: Path,
+    device: torch.device,
+    *,
+    data: dict[str, Any] | None = None,
+    trust: Sequence[str] = (),
+    untrained: bool = False,
+) -> Trained:
     """Build the model of a run folder as the run did, with its best weights.
 
     Args:
         folder: what a run left; it may have ended early or run still.
         device: where the model goes.
         data: settings of the data that differ here, for example where its files are (``dir``).
+        trust: packages of one's own whose parts the folder may name (``seqlab.trust``).
+        untrained: take the weights of step 0 too, where there are no others.
 
     Raises:
-        UserError: the folder is no run's, or holds no whole checkpoint.
+        UserError: the folder is no run's, names code that is not trusted, or holds no whole checkpoint, or that of
+            step 0 alone and ``untrained`` is false.
     """
-    cfg = config_of(folder)
-    weights = best_checkpoint(folder)
+    cfg = trusted(config_of(folder), trust)
+    step, weights = best_weights(folder)
+    if step == 0 and not untrained:
+        rule = "its best whole weights are those of step 0, which nothing has trained"
+        raise UserError("run", folder, rule, "Train it further, or ask for them with untrained=true")
     for part in ("data", "model"):
         check(OmegaConf.to_container(cfg[part], resolve=True), key=part)
     for key, value in (data or {}).items():
         OmegaConf.update(cfg, f"data.{key}", value)
     known = instantiate(cfg.data, _convert_="all")
     model = build_model(cfg, known, torch.device("cpu"))
-    checkpoint.load_weights(weights, model)
-    return Trained(cfg, known, model.to(device).eval(), checkpoint.step_of(weights))
+    checkpoint.put_weights(weights, model)
+    return Trained(cfg, known, model.to(device).eval(), step)
 
 
 def config_of(folder: Path) -> DictConfig:
-    """The configuration that a run folder keeps."""
+    """The configuration that a run folder keeps, as it was written: nothing in it is resolved."""
     remedy = "Name a folder that a training run left in outputs/"
     try:
         cfg = OmegaConf.load(folder / CONFIG)
-        if "model" in cfg and "data" in cfg:
+        if OmegaConf.is_dict(cfg) and {"model", "data"} <= cfg.keys():
             return cfg
         why = f"its {CONFIG} describes no run"
     except FileNotFoundError:
         why = f"there is no {CONFIG} in it" if folder.is_dir() else "there is no such folder"
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         why = f"{CONFIG} cannot be read ({type(error).__name__})"
     raise UserError("run", folder, f"is no run folder: {why}", remedy)
 
 
-def best_checkpoint(folder: Path) -> Path:
-    """The newest whole checkpoint that was the best by validation when one was written."""
-    for path in reversed(checkpoint.existing(folder / "checkpoints")):
+def best_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """The weights that were the best by validation when the newest checkpoint was written, and their step.
+
+    Where these are damaged, the log says so, and which older ones stand for them.
+    """
+    checkpoints = checkpoint.existing(folder / "checkpoints")
+    damaged: set[Path] = set()
+    for path in reversed(checkpoints):
         best = checkpoint.manifest_of(path).get("best_step")
         chosen = path if best is None else checkpoint.path_of(path.parent, best)
-        if checkpoint.damage(chosen) is None:
-            return chosen
+        if chosen in damaged:
+            continue
+        try:
+            weights = checkpoint.whole_weights(chosen)
+        except UserError as error:
+            if checkpoints != checkpoint.existing(folder / "checkpoints"):
+                return best_weights(folder)  # a run that goes on has deleted it, having written newer ones
+            log.warning("Checkpoint %s: %s; trying the one before it.", chosen, error.rule)
+            damaged.add(chosen)
+            continue
+        step = checkpoint.step_of(chosen)
+        if damaged:
+            log.warning("The weights of step %d are used, and not the best ones of this run.", step)
+        return step, weights
     rule = "has no whole checkpoint in checkpoints/"
     raise UserError("run", folder, rule, "Train it first, or wait until the run has written one")
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seqlab.errors import Diverged, UserError, resume_command
 from seqlab.sweep.records import load
 from seqlab.training import checkpoint
+from seqlab.trust import packages, refuse_links, refuse_tracker, trusted
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def run_folder(resume: str | None, fresh: str) -> str:
         return fresh
     if not (Path(str(resume)) / CONFIG).is_file():
         raise not_a_run(resume, f"there is no {CONFIG} in it")
+    refuse_links(Path(str(resume)))
     return resume
 
 
@@ -92,6 +94,7 @@ def result_of(cfg: DictConfig, folder: Path) -> float | None:
     """
     if not (folder / CONFIG).exists():
         return None
+    refuse_links(folder)
     refuse_another_job(cfg, folder)
     summary = load(folder / "summary.json")
     if summary.get("status") == "diverged":
@@ -144,7 +147,7 @@ def saved_in(folder: Path) -> DictConfig:
     """The configuration that a run folder keeps."""
     try:
         return OmegaConf.load(folder / CONFIG)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise not_a_run(folder, f"{CONFIG} cannot be read ({type(error).__name__})") from error
 
 
@@ -158,12 +161,18 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     saved = saved_in(Path(cfg.resume))
     keys = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
     for key, value in keys.items():
-        if key not in CHANGEABLE | {"resume", "logger"} and not key.startswith("logger."):
+        if key not in CHANGEABLE | {"resume", "trust", "logger"} and not key.startswith("logger."):
             rule = "a resumed run keeps its model, data, optimizer, batch and seed"
             remedy = f"Leave it out; what may change is {', '.join(sorted(CHANGEABLE))} and logger"
             raise UserError(key, value, rule, remedy)
-    if any(key.startswith("logger") for key in keys):
+    own_logger = any(key.startswith("logger") for key in keys)
+    if own_logger and OmegaConf.is_dict(saved):
+        saved.pop("logger", None)
+    saved = trusted(saved, packages(cfg.trust))
+    if own_logger:
         saved.logger = cfg.logger
+    else:
+        refuse_tracker(saved)
     for key in CHANGEABLE & set(keys):
         OmegaConf.update(saved, key, OmegaConf.select(cfg, key), merge=False)
     return saved

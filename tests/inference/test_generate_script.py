@@ -1,9 +1,11 @@
 """``scripts/generate.py`` on the folders that runs leave, and its messages for mistakes."""
 
+import json
 import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +82,17 @@ def test_streams(trained, environment):
         assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
 
 
+def test_a_terminal_gets_no_commands(generate, trained, monkeypatch, tmp_path):
+    """A corpus may hold any character; a file gets the text as it is."""
+    text = tmp_path / "corpora" / "tiny_shakespeare" / "input.txt"
+    text.write_text("\x1b[2J\x9b\n" * 200)
+    folder = trained("tiny_shakespeare", "linear").folder
+    asked = f"run={folder}", "prompt=\x1b[2J\x9b", "temperature=0", "max_new_tokens=1"
+    assert generate(*asked)[1].startswith("\x1b[2J\x9b")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert generate(*asked)[1].startswith(r"\x1b[2J\x9b")
+
+
 def test_stop(generate, trained):
     run = f"run={trained('ptb', 'lstm').folder}"
     whole = generate(run, "prompt=the", "max_new_tokens=40", "seed=3")[1]
@@ -100,14 +113,59 @@ def test_the_best_weights_are_taken(trained):
     assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
 
 
-def test_a_damaged_checkpoint_is_passed_over(trained):
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.MANIFEST])
+def test_a_damaged_checkpoint_is_passed_over_aloud(generate, trained, name):
     """And left where it is: this only reads."""
     job = trained("tiny_shakespeare", "linear", "trainer.evaluate_every=1")
     last = checkpoint.existing(job.folder / "checkpoints")[-1]
     assert load_run(job.folder, CPU).step == checkpoint.step_of(last) == 3
-    (last / checkpoint.WEIGHTS).write_bytes(b"")
+    (last / name).write_bytes(b"")
     assert load_run(job.folder, CPU).step == 2
     assert last.is_dir()
+    status, _, err = generate(f"run={job.folder}", "max_new_tokens=1")
+    first, second = err.strip().splitlines()
+    assert status == 0 and f"{last}: it cannot be used ({name}" in first and "step 2 are used" in second
+
+
+def test_untrained_weights_are_asked_for(generate, trained):
+    """Those of step 0 are all that is left when the others are damaged."""
+    folder = trained("tiny_shakespeare", "linear").folder
+    first, last = checkpoint.existing(folder / "checkpoints")
+    (last / checkpoint.WEIGHTS).write_bytes(b"")
+    status, out, err = generate(f"run={folder}", "max_new_tokens=1")
+    assert (status, out) == (2, "")
+    assert "step 0, which nothing has trained" in err and "untrained=true" in err.splitlines()[-1]
+    status, _, err = generate(f"run={folder}", "max_new_tokens=1", "untrained=true")
+    assert status == 0 and "step 0 are used" in err
+    assert load_run(folder, CPU, untrained=True).step == checkpoint.step_of(first) == 0
+
+
+def test_a_run_that_goes_on(trained, monkeypatch):
+    """And deletes the checkpoint that was chosen, having written another."""
+    folder = trained("tiny_shakespeare", "linear").folder / "checkpoints"
+    last, usual = checkpoint.existing(folder)[-1], checkpoint.whole_weights
+
+    def deleted(path):
+        if path == last:
+            manifest = json.loads((last / checkpoint.MANIFEST).read_text())
+            (last / checkpoint.MANIFEST).write_text(json.dumps(manifest | {"step": 4, "best_step": 4}))
+            last.rename(checkpoint.path_of(folder, 4))
+        return usual(path)
+
+    monkeypatch.setattr(checkpoint, "whole_weights", deleted)
+    assert load_run(folder.parent, CPU).step == 4
+
+
+def test_weights_are_read_once(trained, monkeypatch):
+    """The bytes that are held against the manifest are those that are used; nothing else of a checkpoint is needed."""
+    folder = trained("tiny_shakespeare", "linear").folder
+    for path in (folder / "checkpoints").glob(f"*/{checkpoint.STATE}"):
+        path.unlink()
+    opened = []
+    usual = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args, **kw: (opened.append(path.name), usual(path, *args, **kw))[1])
+    assert load_run(folder, CPU).step == 3
+    assert opened.count(checkpoint.WEIGHTS) == 1
 
 
 class TestMistakes:

@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and the one before the last is a place to go back to."""
 
+import json
 import resource
 import signal
 
@@ -124,3 +125,27 @@ def test_what_a_crash_left_half_written_is_cleared_and_never_read(tmp_path, mode
         checkpoint.latest(tmp_path)
     save(tmp_path, 1, model)
     assert not half.exists()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        [],
+        {"step": 2, "best_step": "../../elsewhere"},
+        {"step": 2, "best_step": -1},
+        {"step": 2, "best_step": 1.5},
+        {"step": 2, "sha256": {"../../elsewhere": "0"}},
+        {"step": 2, "sha256": {checkpoint.STATE: "0"}},
+        {"step": 2, "sha256": "0"},
+    ],
+)
+def test_a_manifest_that_nobody_here_writes(tmp_path, model, manifest):
+    """It names other files, or a step that is none: as good as no manifest."""
+    for step in (1, 2):
+        save(tmp_path, step, model)
+    path = checkpoint.path_of(tmp_path, 2)
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert "manifest.json is missing or damaged" in checkpoint.damage(path)
+    with pytest.raises(UserError, match="it cannot be used"):
+        checkpoint.load_weights(path, model)
+    assert checkpoint.latest(tmp_path) == checkpoint.path_of(tmp_path, 1)

@@ -22,6 +22,7 @@ from seqlab.errors import UserError
 
 SUM_LENGTH = 65
 ALIGNMENT = 64
+DTYPES = ("<u2", "<u4")
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -38,9 +39,18 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir or os.environ.get("SEQLAB_CACHE_DIR") or "~/.cache/seqlab").expanduser()
 
 
+def below(folder: Path, name: str | Path, key: str) -> Path:
+    """A file to write beneath a folder of the cache; a name that leads out of it is refused, whoever wrote it."""
+    path = folder / name
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+        remedy = "Write a name without .. and without / in front, or give the files with data.dir=..."
+        raise UserError(key, name, f"leads out of {folder}, where it would be written", remedy)
+    return path
+
+
 def store(path: Path, encoded: Encoded) -> None:
     """Write an entry under a temporary name and rename it, so that nobody ever sees half of one."""
-    dtype = np.dtype("<u2" if len(encoded.vocabulary) <= 2**16 else "<u4")
+    dtype = np.dtype(DTYPES[len(encoded.vocabulary) > 2**16])
     lengths = {split: len(tokens) for split, tokens in encoded.splits.items()}
     header = json.dumps({"vocabulary": encoded.vocabulary, "dtype": dtype.str, "lengths": lengths}).encode()
     header += b" " * (-(SUM_LENGTH + len(header) + 1) % ALIGNMENT) + b"\n"
@@ -64,6 +74,8 @@ def load(path: Path) -> Encoded | None:
     except FileNotFoundError:
         return None
     facts = json.loads(header)
+    if facts["dtype"] not in DTYPES:
+        return None
     tokens = np.memmap(path, dtype=facts["dtype"], mode="r", offset=start + len(header))
     ends = list(accumulate(facts["lengths"].values()))
     parts = np.split(np.asarray(tokens), ends[:-1])

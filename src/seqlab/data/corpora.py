@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlab.data import download
-from seqlab.data.cache import Encoded, cache_folder, load, store, write_whole
+from seqlab.data.cache import Encoded, below, cache_folder, load, store, write_whole
 from seqlab.data.encoding import Unit, Vocabulary, plain
 from seqlab.errors import UserError
 
@@ -73,7 +73,7 @@ class Corpus:
         texts = {role: self._decode(role, content) for role, content in self._contents().items()}
         sums = {role: hashlib.sha256(text.encode()).hexdigest() for role, text in texts.items()}
         key = hashlib.sha256(json.dumps([FORMAT, self.unit, self.fractions, sums]).encode()).hexdigest()
-        entry = self.cache / "tokens" / f"{self.name}-{key[:16]}.tokens"
+        entry = below(self.cache / "tokens", f"{self.name}-{key[:16]}.tokens", "data.name")
         cached = load(entry)
         encoded = cached or self._encode(texts)
         self._check_counts(encoded)
@@ -92,11 +92,16 @@ class Corpus:
         kept = self._read(self.cache / "files")
         if kept is not None and all(self._has_sum(role, content) for role, content in kept.items()):
             return kept
+        root = self.cache / "files"
+        targets = {
+            role: below(root, Path(self.folder, spec.file), f"data.files.{role}.file")
+            for role, spec in self.files.items()
+        }
         fetched = self._fetch()
         for role, content in fetched.items():
             self._check_sum(role, content, "the download")
         for role, content in fetched.items():
-            write_whole(self.cache / "files" / self.folder / self.files[role].file, content)
+            write_whole(targets[role], content)
         return fetched
 
     def _paths(self, root: Path) -> dict[str, Path]:

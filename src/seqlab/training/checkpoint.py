@@ -10,11 +10,12 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -109,18 +110,26 @@ def prune(folder: Path) -> None:
 def manifest_of(path: Path) -> dict[str, Any]:
     """A checkpoint's manifest, empty where it cannot be read."""
     try:
-        return json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
         return {}
+    steps = [manifest.get(name) for name in ("step", "best_step")] if isinstance(manifest, dict) else ["no mapping"]
+    return manifest if all(step is None or (type(step) is int and step >= 0) for step in steps) else {}
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or ``None``."""
+def sums_of(path: Path) -> dict[str, str]:
+    """The checksums of a checkpoint's files; none where the manifest tells those of other files, or cannot be read."""
     sums = manifest_of(path).get("sha256")
+    return sums if isinstance(sums, dict) and set(sums) == {WEIGHTS, STATE} else {}
+
+
+def damage(path: Path, names: Iterable[str] = (WEIGHTS, STATE)) -> str | None:
+    """What is wrong with a checkpoint's files, or ``None``."""
+    sums = sums_of(path)
     if not sums:
         return f"{MANIFEST} is missing or damaged"
     try:
-        wrong = [name for name, expected in sums.items() if digest(path / name) != expected]
+        wrong = [name for name in names if digest(path / name) != sums[name]]
     except OSError as error:
         return str(error)
     return f"{', '.join(wrong)} changed after it was written" if wrong else None
@@ -143,15 +152,40 @@ def latest(folder: Path) -> Path:
     )
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def damaged(path: Path, problem: str) -> UserError:
+    """That a checkpoint is not what was written."""
+    remedy = "Use another checkpoint, or run again without resume"
+    return UserError("checkpoint", path, f"it cannot be used ({problem})", remedy)
+
+
+def whole_weights(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights, from the very bytes that were held against the manifest; raises UserError.
+
+    What else belongs to it may be missing, as where the weights alone were copied.
+    """
+    expected = sums_of(path).get(WEIGHTS)
+    if expected is None:
+        raise damaged(path, f"{MANIFEST} is missing or damaged")
+    try:
+        content = (path / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise damaged(path, str(error)) from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise damaged(path, f"{WEIGHTS} changed after it was written")
+    return tensors_of(content)
+
+
+def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
     """Put a checkpoint's weights into a model of the same shape, wherever its parameters are."""
-    problem = damage(path)
-    if problem is not None:
-        raise UserError(
-            "checkpoint", path, f"it cannot be used ({problem})", "Use another checkpoint, or run again without resume"
-        )
-    saved = load_file(path / WEIGHTS)
     model.load_state_dict({name: saved[first] for name, first in first_names(model).items()})
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """The same, of a checkpoint that is whole; raises UserError."""
+    problem = damage(path, [STATE])
+    if problem is not None:
+        raise damaged(path, problem)
+    put_weights(whole_weights(path), model)
 
 
 def load_state(path: Path) -> dict[str, Any]:
