@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal (SIGHUP) as a wish that the trainer reads between two steps, and between two pieces of an evaluation.
+"""SIGTERM, Ctrl-C and a closed terminal as a wish that the trainer reads between two steps and pieces of an evaluation.
 
 Python hears a signal between two calls into PyTorch and never within one. So what is long is cut into many calls, where
 it could be minutes: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
