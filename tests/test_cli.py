@@ -254,7 +254,7 @@ def stopped(arguments, metrics, number, environment, tmp_path):
 ENDLESS = ("trainer.steps=100000", "trainer.log_every=1")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals(train, tmp_path, environment, number, status):
     """A checkpoint first, then how to go on, then the status that shells expect."""
     folder = tmp_path / "run"

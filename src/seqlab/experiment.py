@@ -31,7 +31,8 @@ from seqlab.sweep.lock import only_process_in
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
-from seqlab.training.loggers import MetricsFile, NoLogger
+from seqlab.training.loggers import NoLogger
+from seqlab.training.metrics_file import MetricsFile
 from seqlab.training.optim import decayed_share
 from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
@@ -172,7 +173,7 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
-        facts.write(folder, progress_of(fit) | summary | {"status": status, "error": message_of(error)})
+        facts.write_ending(folder, progress_of(fit) | summary | {"status": status, "error": message_of(error)})
         raise
     finally:
         metrics_file.close()

@@ -17,7 +17,8 @@ from torch import nn
 
 from seqlab import __version__
 from seqlab.errors import UserError
-from seqlab.training.loggers import finite
+from seqlab.sweep.records import load, replace
+from seqlab.training.metrics_file import finite
 
 Summary = dict[str, Any]
 
@@ -145,10 +146,29 @@ def peak_memory(device: torch.device) -> int | None:
 
 def write(folder: Path, summary: Summary) -> None:
     """Put ``summary.json`` in place whole."""
-    temporary = folder / "summary.json.tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(without_nan(summary), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "summary.json")
+    replace(folder / "summary.json", without_nan(summary))
+
+
+def write_ending(folder: Path, summary: Summary) -> None:
+    """``write``, of a run that failed; on a full disk at least the status, over that of before."""
+    try:
+        write(folder, summary)
+    except OSError:
+        with contextlib.suppress(OSError):
+            overwrite_status(folder / "summary.json", summary["status"])
+
+
+def overwrite_status(path: Path, status: str) -> None:
+    """Change the status in a summary without asking the disk for space."""
+    before = load(path)
+    if not before:
+        return
+    content = (json.dumps(before | {"status": status}) + "\n").encode()
+    size = path.stat().st_size
+    if len(content) <= size:  # it is, for without the indentation it is shorter by more than a status is long
+        with path.open("r+b") as file:
+            file.write(content)
+            file.truncate()
 
 
 def without_nan(value: Any) -> Any:

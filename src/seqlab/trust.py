@@ -28,6 +28,8 @@ TARGETS = frozenset(
         "seqlab.data.probes.copying.Copying",
         "seqlab.data.probes.copying.SelectiveCopying",
         "seqlab.data.probes.induction_heads.InductionHeads",
+        "seqlab.data.probes.mad_recall.MADFuzzyRecall",
+        "seqlab.data.probes.mad_recall.MADRecall",
         "seqlab.data.probes.memorization.Memorization",
         "seqlab.data.probes.mqar.MQAR",
         "seqlab.data.probes.recall.FuzzyRecall",

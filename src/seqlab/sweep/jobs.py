@@ -1,6 +1,5 @@
 """Where each job of a sweep stands, read from its record, ``summary.json`` and the end of ``metrics.jsonl``."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlab.sweep.records import RUNNING, Record, load, read
+from seqlab.training.metrics_file import record_of
 
 COMPLETED, EARLIER, CUT_OFF, INTERRUPTED = "completed", "kept", "cut off", "interrupted"
 PRUNED = "pruned"  # by a hyper-parameter search
@@ -171,11 +171,8 @@ def last_records(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut off by the place where reading began
-        found[record.get("split", "")] = record
+        if record := record_of(line):  # the first may be cut off by the place where reading began
+            found[record["split"]] = record
     return found
 
 

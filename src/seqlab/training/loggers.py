@@ -1,19 +1,16 @@
-"""Where the numbers go: ``metrics.jsonl`` always, and one optional tracker.
+"""Where the numbers go besides ``metrics.jsonl``: one optional tracker.
 
 A logger has ``log(record)``, a flat dictionary with ``step`` and ``split``, and ``close()``.
 """
 
 import importlib
-import json
-import math
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqlab.errors import UserError
-
-Record = dict[str, Any]
+from seqlab.training.metrics_file import Record
 
 
 def require(module: str, *, extra: str) -> Any:
@@ -126,40 +123,3 @@ def remembered(path: Path, make: Callable[[], str]) -> str:
     if not path.exists():
         path.write_text(make())
     return path.read_text()
-
-
-class MetricsFile:
-    """``metrics.jsonl``: one record a line, each line whole on the disk before the next begins."""
-
-    def __init__(self, path: Path, *, keep: Callable[[Record], bool]):
-        """Open for appending; records that ``keep`` refuses, which a resumed run makes again, are dropped."""
-        kept = "".join(json.dumps(record) + "\n" for record in lines_of(path) if keep(record))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(kept, encoding="utf-8")
-        temporary.replace(path)
-        self.file = path.open("a", encoding="utf-8")
-
-    def log(self, record: Record) -> None:
-        self.file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def finite(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite: they become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def lines_of(path: Path) -> list[Record]:
-    """The whole records of a metrics file; a last line that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records

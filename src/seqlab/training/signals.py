@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the trainer reads between two steps, and between two pieces of an evaluation.
+"""SIGTERM, Ctrl-C and a closed terminal as a wish that the trainer reads between two steps and pieces of an evaluation.
 
 Python hears a signal between two calls into PyTorch and never within one. So what is long is cut into many calls, where
 it could be minutes: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
@@ -13,7 +13,7 @@ from typing import Self
 class StopRequest:
     """While entered, notes the first signal in ``signal``; a second one acts as it would have before."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -21,7 +21,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            heard = [n for n in self.SIGNALS if n != getattr(signal, "SIGHUP", None) or not ignored(n)]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -35,3 +36,8 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
+
+
+def ignored(number: int) -> bool:
+    """Whether whoever started the process wants a signal ignored, as ``nohup`` does."""
+    return signal.getsignal(number) is signal.SIG_IGN
