@@ -3,11 +3,13 @@
 import hydra
 from omegaconf import DictConfig
 
-from seqlab import cli, experiment
+from seqlab import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
+    from seqlab import experiment  # imports torch, which --help and a mistyped option need not wait for
+
     return cli.job(experiment.run, cfg)
 
 

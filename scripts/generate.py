@@ -31,12 +31,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from seqlab import cli, console
-from seqlab.config import in_words
 from seqlab.errors import UserError, nearest, printable
 from seqlab.experiment import begin_anew, choose_device
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
 from seqlab.loading import Trained, load_run
+from seqlab.schema import in_words
 from seqlab.trust import packages
 
 SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default

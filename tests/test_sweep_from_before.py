@@ -2,7 +2,8 @@
 
 from omegaconf import OmegaConf
 
-from seqlab.resume import as_begun, flat, keep
+from seqlab.config import flat
+from seqlab.resume import as_begun, keep
 from support import compose_config
 
 

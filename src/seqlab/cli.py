@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab import resolvers  # noqa: F401 (registers what conf/ refers to)
 from seqlab.errors import Diverged, Interrupted, Pruned
 from seqlab.messages import message_of, translate
 from seqlab.sweep import watch
-from seqlab.sweep.isolation import free_memory
 from seqlab.sweep.records import Record
 from seqlab.typed import in_order
 
@@ -92,6 +92,8 @@ def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         record.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
         return math.nan
     finally:
+        from seqlab.sweep.isolation import free_memory  # imports torch, which the job has done by now
+
         free_memory()
 
 

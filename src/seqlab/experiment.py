@@ -17,7 +17,6 @@ from torch import nn
 from seqlab import final_table, further_tests
 from seqlab import summary as facts
 from seqlab.analysis import targets
-from seqlab.config import check_all
 from seqlab.console import output
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.launching import take_share
@@ -26,6 +25,7 @@ from seqlab.messages import message_of
 from seqlab.model_choice import check_choice
 from seqlab.models import expert_load, state_bytes
 from seqlab.resume import as_begun, can_go_on, continued, earlier_budgets, keep, refuse_used_folder, result_of
+from seqlab.schema import check_all
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
 from seqlab.sweep.search_trial import reporter

@@ -6,15 +6,9 @@ This and the files in ``conf/launcher`` are all that knows of launchers; what a 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 
 SEQUENTIAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 DEFAULT_THREADS = torch.get_num_threads()  # the machine's cores, or what OMP_NUM_THREADS or a launcher says
-
-
-def share_of_cores(workers: int | None) -> int:
-    """The threads of one of several workers that share what this process could use alone."""
-    return max(1, DEFAULT_THREADS // max(1, workers or 1))
 
 
 def take_share(device: torch.device, threads: int | None) -> None:
@@ -31,6 +25,3 @@ def take_share(device: torch.device, threads: int | None) -> None:
     side_by_side = hydra.mode is RunMode.MULTIRUN and hydra.launcher._target_ != SEQUENTIAL
     if device.type == "cuda" and side_by_side:
         torch.cuda.set_device(hydra.job.num % torch.cuda.device_count())
-
-
-OmegaConf.register_new_resolver("seqlab.share_of_cores", share_of_cores, replace=True)

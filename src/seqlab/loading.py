@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from seqlab.config import CONFIG_FOLDER, check
+from seqlab.config import CONFIG_FOLDER
 from seqlab.errors import UserError, nearest
 from seqlab.experiment import build_model
 from seqlab.resume import CONFIG
+from seqlab.schema import check
 from seqlab.training import checkpoint
 from seqlab.trust import trusted
 

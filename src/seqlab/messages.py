@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import torch
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -58,12 +57,18 @@ def too_long(path: str) -> UserError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the GPU or the machine had no more memory to give; on a CPU, PyTorch says so in words alone."""
     by_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return by_torch or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return by_torch or isinstance(error, MemoryError) or is_of_a_gpu(error)
+
+
+def is_of_a_gpu(error: BaseException) -> bool:
+    """Whether a GPU had no more memory; torch is not imported for errors that come without it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def out_of_memory(error: BaseException) -> UserError:
     """No more memory, with what was asked for where the error says it."""
-    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    on_gpu = is_of_a_gpu(error)
     asked = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
     rule = f"there is not enough{f' for another {asked[1]}' if asked else ''}"
     remedy = (

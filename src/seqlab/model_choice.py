@@ -10,9 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.config import CONFIG_FOLDER, search_path
+from seqlab.config import CONFIG_FOLDER, flat, search_path
 from seqlab.errors import UserError
-from seqlab.resume import flat
 from seqlab.typed import beginnings, nearest_setting
 
 log = logging.getLogger(__name__)

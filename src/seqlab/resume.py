@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from seqlab.config import flat
 from seqlab.errors import Diverged, UserError, resume_command
 from seqlab.sweep.records import load
 from seqlab.training import checkpoint
@@ -34,19 +34,12 @@ measured when training is over."""
 CONFIG = "config.yaml"
 
 
-def run_folder(resume: str | None, fresh: str) -> str:
-    """Where a run writes: its own new folder, or the one that it continues."""
-    if resume is None:
-        return fresh
+def folder_to_continue(resume: str) -> str:
+    """The run folder that ``resume`` names, if it is one."""
     if not (Path(str(resume)) / CONFIG).is_file():
         raise not_a_run(resume, f"there is no {CONFIG} in it")
     refuse_links(Path(str(resume)))
     return resume
-
-
-def hydra_folder(resume: str | None) -> str:
-    """Where Hydra keeps what it composed; a resumed run adds to what the first one left."""
-    return ".hydra" if resume is None else f".hydra/resumed_{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def not_a_run(folder: str | Path, why: str) -> UserError:
@@ -134,15 +127,6 @@ def without_later(now: Any, then: Any) -> Any:
     return now
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its dotted key; of parts in a list by their number, as in ``model.feedforward.1.top_k``."""
-    if isinstance(node, list) and any(isinstance(item, dict) for item in node):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {k: v for name, item in node.items() for k, v in flat(item, f"{prefix}.{name}".lstrip(".")).items()}
-
-
 def saved_in(folder: Path) -> DictConfig:
     """The configuration that a run folder keeps."""
     try:
@@ -209,7 +193,3 @@ def keep(cfg: DictConfig, folder: Path) -> None:
     temporary = folder / f"{CONFIG}.tmp"
     OmegaConf.save(cfg, temporary)
     temporary.replace(folder / CONFIG)
-
-
-OmegaConf.register_new_resolver("seqlab.run_folder", run_folder, replace=True)
-OmegaConf.register_new_resolver("seqlab.hydra_folder", hydra_folder, replace=True)

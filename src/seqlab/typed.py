@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from seqlab.config import CONFIG_FOLDER, known_settings, wanted_form
+from seqlab.config import CONFIG_FOLDER, known_settings
 from seqlab.errors import UserError, nearest
-from seqlab.resume import CHANGEABLE
 
 MULTIRUN = ("-m", "--multirun")
 ALL = "python train.py --cfg job lists all"
@@ -54,6 +53,8 @@ def composition_error(message: str) -> UserError:
     if found := re.search(r"Could not override '([^']+)'", message):
         return no_setting(found[1], arguments)
     if found := re.search(r"Error merging override \+*(?!hydra\.)([^=]+)=(.*)", message):
+        from seqlab.schema import wanted_form  # imports the part that the setting is of
+
         key, value = found.groups()
         remedy = f"Give it {wanted_form(key, sys.argv[1:])}"
         return UserError(key, value, "does not have the form that it takes", remedy)
@@ -81,12 +82,19 @@ def missing_plugin(kind: str, name: str) -> UserError:
 def no_setting(key: str, arguments: dict[str, str]) -> UserError:
     """A key that the composed configuration has not."""
     value = arguments.get(key, "")
-    if "resume" in arguments and key in CHANGEABLE:  # composed are the usual parts, and not those of the run
+    if "resume" in arguments and is_changeable(key):  # composed are the usual parts, and not those of the run
         rule = "is no setting of the parts that the command line begins with"
         return UserError(key, value, rule, f"Write '+{key}={value}'")
     if key.startswith("hydra."):
         return UserError(key, value, "is no setting of Hydra's", "python train.py --cfg hydra lists all")
     return UserError(key, value, "is no setting", f"{nearest_setting(key, known_settings(sys.argv[1:]))} ({ALL})")
+
+
+def is_changeable(key: str) -> bool:
+    """Whether a resumed run may have the setting otherwise."""
+    from seqlab.resume import CHANGEABLE  # imports torch, which most mistakes are told without
+
+    return key in CHANGEABLE
 
 
 def nearest_setting(key: str, known: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ W window: a position sees itself and the W - 1 before it; T positions of a block
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 SMALLEST_BLOCK = 64
 """Positions, at least, that ask at once: a narrow window would leave a kernel too little to do."""
@@ -26,6 +25,8 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if before == 0:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if q.device.type != "cpu":
+        from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler: a second of every start
+
         mask = causal_lower_right(length, before + length)  # a name for it, which the GPU's kernels know
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     size = max(SMALLEST_BLOCK, PAIRS // (q.shape[0] * q.shape[1] * k.shape[2]))
