@@ -17,8 +17,8 @@ from torch import nn
 
 from seqlab import __version__
 from seqlab.errors import UserError
+from seqlab.jsonio import finite
 from seqlab.sweep.records import load, replace
-from seqlab.training.metrics_file import finite
 
 Summary = dict[str, Any]
 

@@ -6,8 +6,9 @@ import tracemalloc
 import pytest
 
 from seqlab.errors import UserError
+from seqlab.jsonio import record_of
 from seqlab.training import metrics_file
-from seqlab.training.metrics_file import MetricsFile, record_of
+from seqlab.training.metrics_file import MetricsFile
 
 
 def record(step, split="train", **values):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqlab.errors import UserError
-from seqlab.training.metrics_file import Record
+from seqlab.jsonio import Record
 
 
 def require(module: str, *, extra: str) -> Any:

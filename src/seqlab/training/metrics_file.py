@@ -2,19 +2,15 @@
 
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Any
 
 from seqlab.errors import UserError
+from seqlab.jsonio import Record, finite, record_of
 
 log = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 BLOCK = 1 << 18
 """Bytes of lines that are looked at together."""
@@ -94,23 +90,7 @@ def sieve(path: Path, keep: Callable[[Record], bool]) -> Iterator[tuple[int, byt
                 begin += len(line)
 
 
-def record_of(line: bytes) -> Record | None:
-    """The record that a line holds: a flat mapping of numbers, with ``step`` and ``split``; ``None`` if it is none."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # a number of thousands of digits is a ValueError too
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
-        return None
-    return record if all(type(v) in (int, float, NoneType) for k, v in record.items() if k != "split") else None
-
-
 def free_name(path: Path) -> Path:
     """The first of ``<name>.damaged``, ``<name>.damaged2`` and so on that is not there."""
     names = (path.with_name(f"{path.name}.damaged{number if number > 1 else ''}") for number in range(1, 1_000_000))
     return next(name for name in names if not name.exists())
-
-
-def finite(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite: they become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,24 @@
+"""What JSON says of a run: the lines of ``metrics.jsonl``, and numbers that JSON has no word for."""
+
+import json
+import math
+from types import NoneType
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def record_of(line: bytes) -> Record | None:
+    """The record that a line holds: a flat mapping of numbers, with ``step`` and ``split``; ``None`` if it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # a number of thousands of digits is a ValueError too
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
+        return None
+    return record if all(type(v) in (int, float, NoneType) for k, v in record.items() if k != "split") else None
+
+
+def finite(value: Any) -> Any:
+    """JSON has no word for numbers that are not finite: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
