@@ -1,12 +1,16 @@
 """A sweep made of several products."""
 
+import itertools
 import json
 
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.seqlab_points import union
+from hydra_plugins.seqlab_points import telling, union
 from support import SMALL, options
 from test_cli import script
+from test_sweep import sweep  # noqa: F401
 
 
 def jobs(points, *given):
@@ -73,3 +77,61 @@ def test_a_sweep_of_points(environment, tmp_path):
     models = {p.parent.name: json.loads(p.read_text())["model"] for p in (tmp_path / "sweep").glob("*/summary.json")}
     assert models == {"model=linear": "linear", "model=mlp,seed=1": "mlp", "model=mlp,seed=2": "mlp"}
     assert "[3 of 3]" in swept.stderr
+
+
+def test_few_jobs_tell_of_every_mistake():
+    """One for each pair of options and kind of value, however many seeds, rates and combinations there are."""
+    models, data, seeds = (
+        ["model=a", "model=b", "model=c"],
+        ["data=x", "data=y"],
+        [f"seed={n}" for n in range(1, 101)],
+    )
+    rates = ["optimizer.lr=1", "optimizer.lr=2e-3", "optimizer.lr=null", "optimizer.lr=[1]"]
+    every = list(itertools.product(models, data, rates, seeds))
+    found = telling(every, lambda key: key in ("model", "data"))
+    assert set(itertools.product(models, data)) == {job[:2] for job in found}
+    for option, kind in itertools.product([*models, *data], ["=2e-3", "=null", "=[1]"]):
+        wanted = ("=1", "=2e-3") if kind == "=2e-3" else (kind,)  # of two numbers either tells of the other
+        assert any(option in job and job[2].endswith(wanted) for job in found)
+    assert len(found) <= len(models) * len(data) * 3
+    assert telling([[]], bool) == [[]]
+
+
+def test_a_sweep_of_many_seeds_is_composed_for_its_models_alone(sweep, monkeypatch, tmp_path):  # noqa: F811
+    """Hydra's own sweeper composes every job before the first one, and again as it begins."""
+    composed, begun = [], []
+    load = ConfigLoaderImpl.load_sweep_config
+
+    def counted(self, master_config, sweep_overrides):
+        composed.append(sweep_overrides)
+        return load(self, master_config, sweep_overrides)
+
+    def stop(task, cfg):
+        begun.append(len(composed))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    monkeypatch.setattr("seqlab.cli.swept_job", stop)
+    status, _, error = sweep("model=mlp,linear", "seed=range(1,151)")
+    assert status == 130, error
+    assert begun == [3]  # one for each model, and the first job
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("model=mlp,linear", "optimizer.lrr=1,2"), "optimizer.lrr=1,2: is no setting"),
+        (("model=mamba,linear", "model.mixers.mamba.d_state=8,16"), "model.mixers.mamba.d_state=8,16: is no setting"),
+        (("model=linear,mpl", "seed=1,2"), "model=mpl: is no option of model"),
+        (("seed=1,2", "optimizer=adamw,amadw"), "optimizer=amadw: is no option of optimizer"),
+        (("model=linear", "seed=range(1,1)"), "seed=range(1,1): holds no value"),
+        (("model=linear", "seed=1", "optimizer.lr=range(3,1)"), "optimizer.lr=range(3,1): holds no value"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_first_job(sweep, monkeypatch, typed, said):  # noqa: F811
+    """In whichever job, of whichever batch it stands."""
+    monkeypatch.setattr("seqlab.cli.swept_job", lambda task, cfg: pytest.fail("a job began"))
+    status, _, error = sweep(*typed, "hydra.sweeper.max_batch_size=1")
+    assert status == 2, error
+    assert said in error
+    assert "Traceback" not in error

@@ -1,6 +1,7 @@
-"""A sweep that is a list of sweeps: Hydra's own sweeper with several products of settings in place of one."""
+"""A sweep as a list of products of settings, each of which may be what is typed alone; planned in seconds."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,14 +23,74 @@ class PointsSweeper(BasicSweeper):
     """
 
     def __init__(
-        self, points: Sequence[str] | None, params: dict[str, str] | None = None, max_batch_size: int | None = None
+        self,
+        points: Sequence[str] | None = None,
+        params: dict[str, str] | None = None,
+        max_batch_size: int | None = None,
     ):
         super().__init__(max_batch_size, params)
         self.points = points
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        refuse_empty(overrides)
         jobs = union(self.points, overrides)
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose as many jobs as show every mistake, those of later batches among them, before the first one runs."""
+        if self.batch_index == 1:
+            options = self.hydra_context.config_loader.get_group_options
+            super().validate_batch_is_legal(telling(itertools.chain(*self.overrides), lambda key: bool(options(key))))
+
+
+def refuse_empty(overrides: Iterable[Override]) -> None:
+    """Refuse a range that holds nothing: the product with it is no job at all."""
+    from seqlab.errors import UserError  # Hydra imports this file in every run
+
+    for override in overrides:
+        if override.is_discrete_sweep() and next(override.sweep_iterator(), None) is None:
+            typed = override.input_line.partition("=")[2]
+            remedy = "A range ends before its stop: range(1,4) is 1, 2 and 3"
+            raise UserError(override.get_key_element(), typed, "holds no value, so there is nothing to run", remedy)
+
+
+def telling(jobs: Iterable[Sequence[str]], is_group: Callable[[str], bool]) -> list[Sequence[str]]:
+    """The first jobs that between them have every two overrides that can be wrong together.
+
+    Whether a setting is there depends on the options that are chosen, and not on the value that it is given, as long as
+    that is of the same kind.
+
+    Args:
+        jobs: the overrides of each.
+        is_group: whether a key chooses an option of a group.
+    """
+    kinds: dict[str, tuple[str, bool]] = {}
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for job in jobs:
+        for override in job:
+            if override not in kinds:
+                kinds[override] = kind_of(override, is_group)
+        new = set(pairs(kinds[override] for override in job)) - seen
+        if new or not found:
+            found.append(job)
+            seen |= new
+    return found
+
+
+def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
+    """What two overrides share that are wrong in the same way, and whether it is the choice of an option."""
+    key, _, value = override.partition("=")
+    if is_group(key.lstrip("+~").partition("@")[0]):
+        return override, True
+    return (override if value == "null" or "$" in value else f"{key}={value[:1] if value[:1] in '[{' else ''}"), False
+
+
+def pairs(kinds: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, str]]:
+    """Each override beside each chosen option."""
+    ordered = list(kinds)
+    options = [kind for kind, is_option in ordered if is_option] or [""]
+    return ((option, kind) for option in options for kind, _ in ordered)
 
 
 def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:

@@ -5,8 +5,10 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -15,8 +17,17 @@ from seqlab.sweep.folder import WITHOUT_INFLUENCE, begins
 from seqlab.sweep.jobs import key_of, varying
 from seqlab.sweep.records import read
 
-SWEEPERS = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.seqlab_points.PointsSweeper")
-"""Those that know their jobs before the first one runs."""
+POINTS = "hydra_plugins.seqlab_points.PointsSweeper"
+"""The sweeper that knows its jobs before the first one runs. It stands in for Hydra's own, which composes every job
+twice, once only to see whether that can be done."""
+
+Plugins.instance()  # which stores Hydra's sweeper, once, before ours takes its name
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="basic",
+    node={"_target_": POINTS, "points": None, "params": {}, "max_batch_size": None},
+    provider="seqlab",
+)
 
 UNNAMED = (*WITHOUT_INFLUENCE, "device")
 """Settings that name no job's folder, unless its sweep varies them (``exclude_keys`` in config.yaml)."""
@@ -32,7 +43,7 @@ def jobs_of(typed: Sequence[str], sweeper: DictConfig) -> list[list[str]] | None
         typed: the command line's overrides.
         sweeper: ``hydra.sweeper``.
     """
-    if sweeper.get("_target_") not in SWEEPERS:
+    if sweeper.get("_target_") != POINTS:
         return None
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
