@@ -424,14 +424,31 @@ def test_help_and_cfg(environment, tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^model=\n", shown.stdout, re.MULTILINE)
     assert re.search(r"^  mamba +Mamba-1", shown.stdout, re.MULTILINE)
-    told = environment | {"PYTHONPROFILEIMPORTTIME": "1"}  # what is imported, on standard error
-    composed = script("model=lstm", "--cfg", "job", environment=told, folder=tmp_path)
+    composed = script("model=lstm", "--cfg", "job", environment=environment, folder=tmp_path)
     assert composed.returncode == 0, composed.stderr
     assert "seqlab.models.mixers.LSTM" in composed.stdout
-    imported = set(re.findall(r"^import time:.*\| +(\S+)$", composed.stderr, re.MULTILINE))
-    assert "torchmetrics" in imported
-    slow = {"matplotlib", "transformers", "datasets", "pandas", "optuna"}
-    assert not imported & slow, "everybody would wait for it at every start"
+
+
+def imported(source: str, environment: dict[str, str], *arguments: str) -> set[str]:
+    """Every module that a Python process imports."""
+    told = environment | {"PYTHONPROFILEIMPORTTIME": "1"}  # on standard error
+    command = [sys.executable, *(["-c", source] if source else []), *arguments]
+    ended = subprocess.run(command, env=told, capture_output=True, text=True)
+    return set(re.findall(r"^import time:.*\| +(\S+)$", ended.stderr, re.MULTILINE))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["optimizer.lrr=1"], ["model=mamab"]])
+def test_what_needs_no_torch_waits_for_none(arguments, environment):
+    names = imported("", environment, str(ROOT / "train.py"), *arguments)
+    assert "hydra" in names
+    assert not names & {"torch", "numpy", "pydantic", "joblib", "submitit", "optuna"}
+
+
+def test_what_a_run_needs_is_all_that_it_imports(environment):
+    names = imported("import seqlab.experiment", environment)
+    assert "torchmetrics" in names
+    slow = {"matplotlib", "transformers", "datasets", "pandas", "optuna", "torch._dynamo"}
+    assert not names & slow, "everybody would wait for it at every start"
 
 
 def test_help_that_nobody_reads_to_its_end(environment, tmp_path):

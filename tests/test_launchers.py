@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from seqlab import launching
+from seqlab import launching, resolvers
 from support import CONF, Job
 
 pytest.importorskip("joblib")
@@ -51,7 +51,7 @@ def test_one_run_has_no_launcher(train, capsys):
 
 def test_workers_share_the_cores(monkeypatch):
     monkeypatch.setattr(launching, "DEFAULT_THREADS", 8)
-    assert [launching.share_of_cores(workers) for workers in (None, 1, 3, 8, 99)] == [8, 8, 2, 1, 1]
+    assert [resolvers.share_of_cores(workers) for workers in (None, 1, 3, 8, 99)] == [8, 8, 2, 1, 1]
 
 
 def test_threads_are_a_jobs_own(train):

@@ -19,7 +19,6 @@ def load(package: str, name: str) -> ModuleType:
     return sys.modules.get(f"{package}.{name}") or import_module(f"{package}.{name}")
 
 
-@torch.compiler.assume_constant_result
 def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """The name of the backend that runs: ``backend`` itself, or for "auto" the first of ``order`` that can.
 
@@ -45,3 +44,7 @@ def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.de
             return name
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise ValueError(f"{operation} backend={backend!r} cannot run on {device} with {dtype} ({why})")
+
+
+# What torch.compiler.assume_constant_result sets; calling it imports the whole compiler, a second of every start.
+resolve._dynamo_marked_constant = True

@@ -11,7 +11,13 @@ import torch
 from seqlab.models.mixers.rotary import kept_turns
 from seqlab.summary import reset_peak_memory
 
-DETERMINISTIC = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+def deterministic() -> tuple[bool, bool]:
+    """Whether torch keeps to deterministic algorithms, and whether it then only warns of others."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+DETERMINISTIC = deterministic()
 CUDNN = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
 FULL_PRECISION = (
     torch.backends.cuda.matmul,
@@ -35,7 +41,8 @@ def begin_anew(seed: int) -> None:
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
     torch.autograd.set_detect_anomaly(False)
-    torch.use_deterministic_algorithms(DETERMINISTIC[0], warn_only=DETERMINISTIC[1])
+    if deterministic() != DETERMINISTIC:  # the call imports torch's compiler, a second of every start
+        torch.use_deterministic_algorithms(DETERMINISTIC[0], warn_only=DETERMINISTIC[1])
     for name, value in CUDNN.items():
         setattr(torch.backends.cudnn, name, value)
     torch.set_float32_matmul_precision("highest")
