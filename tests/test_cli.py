@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from seqlab.messages import message_of
 from seqlab.training import checkpoint
-from seqlab.typed import in_order
+from seqlab.typed import in_order, quoted_path
 from support import ROOT, Job
 
 
@@ -449,6 +449,42 @@ def test_what_a_run_needs_is_all_that_it_imports(environment):
     assert "torchmetrics" in names
     slow = {"matplotlib", "transformers", "datasets", "pandas", "optuna", "torch._dynamo"}
     assert not names & slow, "everybody would wait for it at every start"
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "torchrun=2 processes: a run trains in one process"), ("1", "")])
+def test_copies_of_torchrun_are_refused(rank, said, train, monkeypatch, caplog):
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    job = train()
+    told = [record.getMessage() for record in caplog.records]
+    assert job.status == 2
+    assert not job.folder.exists()
+    assert [message.partition(",")[0] for message in told] == ([said] if said else [])
+
+
+def test_one_process_of_torchrun_is_a_run(train, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert train("model=linear").status == 0
+
+
+def test_the_folder_of_a_sweeps_job_is_typed_as_it_is_called(train):
+    first = train("model=linear", folder="model=linear,seed=1")
+    assert first.status == 0
+    assert train(f"resume={first.folder}", "trainer.steps=3").status == 0
+    assert first.summary["steps"] == 3
+
+
+@pytest.mark.parametrize("path", ["a b/model=x,seed=1", 'say "it"', 'back\\"slash,', "plain", "'quoted=1'"])
+def test_a_path_reaches_hydra_as_it_was_typed(path):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    argument = quoted_path(f"resume={path}")
+    value = OverridesParser.create().parse_override(argument).value()
+    assert value == path.strip("'")
+    assert quoted_path("resume=${other},x") == "resume=${other},x"
+    assert quoted_path(f"prompt={path}") == f"prompt={path}"
+    assert quoted_path("data.dir=one,two", swept=True) == "data.dir=one,two"
 
 
 def test_help_that_nobody_reads_to_its_end(environment, tmp_path):

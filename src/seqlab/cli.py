@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab import resolvers  # noqa: F401 (registers what conf/ refers to)
-from seqlab.errors import Diverged, Interrupted, Pruned
+from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.messages import message_of, translate
 from seqlab.sweep import watch
 from seqlab.sweep.records import Record
@@ -30,6 +30,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
     os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
     try:
+        refuse_copies()
         sys.argv[1:] = in_order(sys.argv[1:])
         main()
         status: Any = 0
@@ -45,6 +46,22 @@ def run(main: Callable[[], None]) -> NoReturn:
             log.error("Stopped at once; a run that had begun goes on from its last checkpoint: resume=<run folder>.")
         status = 130
     sys.exit(watch.finish(status))
+
+
+def refuse_copies() -> None:
+    """Refuse to be one of several processes that torchrun starts: each would train the whole run by itself.
+
+    Raises:
+        UserError: in the first of them; the others end with the same exit status and say nothing.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or processes == "1":
+        return
+    if os.environ.get("RANK") != "0":
+        sys.exit(UserError.exit_status)
+    rule = "a run trains in one process, and each of these would train a copy of it"
+    remedy = "Start it with python; -m launcher=joblib runs the jobs of a sweep side by side, on several GPUs too"
+    raise UserError("torchrun", f"{processes} processes", rule, remedy)
 
 
 def job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -17,7 +18,7 @@ ALL = "python train.py --cfg job lists all"
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """The arguments with ``-m`` in front, since Hydra takes it there and at the end, but not in between.
+    """The arguments as Hydra takes them: ``-m`` in front, since in between it does not, and paths quoted.
 
     Raises:
         UserError: a setting is written with dashes.
@@ -28,7 +29,26 @@ def in_order(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--") and re.split("[.=]", plain)[0] in beginnings():
             remedy = f"Write {plain if '=' in plain else f'{plain}=...'}"
             raise UserError("command line", argument, "a setting is written without dashes", remedy)
-    return [*(["-m"] if len(settings) < len(arguments) else []), *settings]
+    swept = len(settings) < len(arguments)
+    return [*(["-m"] if swept else []), *(quoted_path(setting, swept=swept) for setting in settings)]
+
+
+PATHS = ("resume", "data.dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir")
+"""Settings that name a folder, whose name may have = and , in it, as the folders of a sweep's jobs do."""
+
+
+def quoted_path(argument: str, *, swept: bool = False) -> str:
+    """The argument with the path that it sets in quotes, which Hydra's grammar asks for where it has = or , in it.
+
+    What is quoted already or refers to another setting stays; so do several values of a sweep, unless they are the
+    name of what is there.
+    """
+    key, equals, path = argument.partition("=")
+    plain = not re.search(r"[=,()\[\]{}:\s]", path) or path[0] in "'\"" or "${" in path
+    if key.lstrip("+~") not in PATHS or plain or (swept and not Path(path).exists()):
+        return argument
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', path)
+    return f'{key}{equals}"{escaped}"'
 
 
 def beginnings() -> set[str]:
