@@ -381,6 +381,26 @@ class TestCompilation:
         assert second < min(5, first / 2)
         assert sorted(tmp_path.rglob("*.nb*")) == kept
 
+    DIGEST = """
+        import hashlib
+        from seqlab.ops import causal_conv1d, selective_scan
+
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3, 70, 70)] * 3 + [(70, 16)] + [(3, 70, 16)] * 2 + [(70,)] * 2 + [(70, 4)]
+        leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        u, delta, z, A, B, C, D, bias, taps = leaves
+        convolved = causal_conv1d(u, taps, bias, activation="silu", backend="cpu")
+        y = selective_scan(convolved, delta, -A.exp(), B, C, D, z, bias, delta_softplus=True, backend="cpu")
+        for result in (convolved, y, *torch.autograd.grad((y * y).sum(), leaves)):
+            print(hashlib.sha256(result.detach().numpy().tobytes()).hexdigest())
+    """
+
+    @pytest.mark.slow
+    def test_what_was_just_compiled_computes_the_same_bits_as_what_was_kept(self, tmp_path):
+        cold = run_script(self.DIGEST, NUMBA_CACHE_DIR=str(tmp_path))
+        assert any(tmp_path.rglob("*.nbc"))
+        assert run_script(self.DIGEST, NUMBA_CACHE_DIR=str(tmp_path)) == cold
+
     def test_without_numba_it_says_so(self, monkeypatch):
         cpu._kernels.cache_clear()
         monkeypatch.delitem(sys.modules, "seqlab.ops.selective_scan.cpu_kernels")

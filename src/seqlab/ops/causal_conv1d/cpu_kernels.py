@@ -27,8 +27,8 @@ from numba.extending import intrinsic, overload
 W, T = 64, 16
 ROW = 4 * W  # bytes
 
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-"""Multiply and add may fuse. Nothing else is assumed: the order of roundings matters in ``sigmoid``."""
+compiled = njit(cache=True, nogil=True, error_model="numpy")
+"""No fast-math: left to choose what fuses, the compiler chooses differently for what it keeps on disk (``fma``)."""
 
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2_E = np.float32(1.4426950408889634)
@@ -47,6 +47,18 @@ def pointer(_context, address, element):
         return builder.inttoptr(arguments[0], context.get_value_type(kind))
 
     return kind(types.int64, element), generate
+
+
+@intrinsic
+def fma(_context, a, b, c):
+    """a b + c, rounded once where the processor can: the one place where a product and a sum fuse."""
+
+    def generate(_context, builder, _signature, arguments):
+        number = ir.FloatType()
+        fuse = builder.module.declare_intrinsic("llvm.fmuladd", [number], ir.FunctionType(number, [number] * 3))
+        return builder.call(fuse, arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @intrinsic
@@ -130,12 +142,12 @@ def sigmoid(a):
     """1 / (1 + exp(-a)), to 2e-7; 0 below -88.4, where the power of two is infinite."""
     a = LOWEST if a < LOWEST else a
     a = HIGHEST if a > HIGHEST else a
-    shifted = np.float32(ROUND - a * LOG2_E)
+    shifted = fma(-a, LOG2_E, ROUND)
     power = shifted - ROUND
-    f = -a - power * LN2_HIGH - power * LN2_LOW
+    f = fma(-power, LN2_LOW, fma(-power, LN2_HIGH, -a))
     scale = np.int32(np.int32(np.float32(shifted).view(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
-    e = ONE + f * (ONE + f * (E2 + f * (E3 + f * (E4 + f * (E5 + f * E6)))))
-    return ONE / (ONE + scale * e)
+    e = fma(f, fma(f, fma(f, fma(f, fma(f, fma(f, E6, E5), E4), E3), E2), ONE), ONE)
+    return ONE / fma(scale, e, ONE)
 
 
 @compiled
@@ -197,15 +209,17 @@ def sum_of_taps(a_at, x_at, taps_at, bias_at, lags, reach):
         for lag in range(reach + 1):
             x, tap = row_at(x_at - lag * ROW), row_at(taps_at + lag * ROW)
             for w in range(W):
-                a[w] += tap[w] * x[w]
+                a[w] = fma(tap[w], x[w], a[w])
         return
     x, taps = four_rows_at(x_at - 3 * ROW), four_rows_at(taps_at)
     for w in range(W):
-        a[w] = bias[w] + taps[0, w] * x[3, w] + taps[1, w] * x[2, w] + taps[2, w] * x[1, w] + taps[3, w] * x[0, w]
+        recent = fma(taps[1, w], x[2, w], fma(taps[0, w], x[3, w], bias[w]))
+        a[w] = fma(taps[3, w], x[0, w], fma(taps[2, w], x[1, w], recent))
     for lag in range(4, lags, 4):
         x, taps = four_rows_at(x_at - (lag + 3) * ROW), four_rows_at(taps_at + lag * ROW)
         for w in range(W):
-            a[w] += taps[0, w] * x[3, w] + taps[1, w] * x[2, w] + taps[2, w] * x[1, w] + taps[3, w] * x[0, w]
+            recent = fma(taps[1, w], x[2, w], fma(taps[0, w], x[3, w], a[w]))
+            a[w] = fma(taps[3, w], x[0, w], fma(taps[2, w], x[1, w], recent))
 
 
 @compiled
@@ -224,7 +238,7 @@ def differentiate_activation(g_at, a_at):
     a, g = row_at(a_at), row_at(g_at)
     for w in range(W):
         s = sigmoid(a[w])
-        g[w] *= s * (ONE + a[w] * (ONE - s))
+        g[w] *= s * fma(a[w], ONE - s, ONE)
 
 
 @compiled
@@ -239,23 +253,23 @@ def differentiate_sum(dx_at, d_taps_at, g_at, x_at, taps_at, lags, reach):
             dx, x = row_at(dx_at - lag * ROW), row_at(x_at - lag * ROW)
             d_tap, tap = row_at(d_taps_at + lag * ROW), row_at(taps_at + lag * ROW)
             for w in range(W):
-                dx[w] += tap[w] * g[w]
+                dx[w] = fma(tap[w], g[w], dx[w])
             for w in range(W):
-                d_tap[w] += g[w] * x[w]
+                d_tap[w] = fma(g[w], x[w], d_tap[w])
         return
     for lag in range(0, lags, 4):
         dx, x = four_rows_at(dx_at - (lag + 3) * ROW), four_rows_at(x_at - (lag + 3) * ROW)
         d_taps, taps = four_rows_at(d_taps_at + lag * ROW), four_rows_at(taps_at + lag * ROW)
         for w in range(W):
-            dx[0, w] += taps[3, w] * g[w]
-            dx[1, w] += taps[2, w] * g[w]
-            dx[2, w] += taps[1, w] * g[w]
-            dx[3, w] += taps[0, w] * g[w]
+            dx[0, w] = fma(taps[3, w], g[w], dx[0, w])
+            dx[1, w] = fma(taps[2, w], g[w], dx[1, w])
+            dx[2, w] = fma(taps[1, w], g[w], dx[2, w])
+            dx[3, w] = fma(taps[0, w], g[w], dx[3, w])
         for w in range(W):
-            d_taps[0, w] += g[w] * x[3, w]
-            d_taps[1, w] += g[w] * x[2, w]
-            d_taps[2, w] += g[w] * x[1, w]
-            d_taps[3, w] += g[w] * x[0, w]
+            d_taps[0, w] = fma(g[w], x[3, w], d_taps[0, w])
+            d_taps[1, w] = fma(g[w], x[2, w], d_taps[1, w])
+            d_taps[2, w] = fma(g[w], x[1, w], d_taps[2, w])
+            d_taps[3, w] = fma(g[w], x[0, w], d_taps[3, w])
 
 
 @compiled

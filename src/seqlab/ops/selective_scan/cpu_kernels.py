@@ -49,8 +49,9 @@ FLOAT32, BFLOAT16, FLOAT16 = np.arange(3)
 IN_U, IN_DELTA, IN_B, IN_C, IN_Z, IN_DY, OUT_Y, OUT_U, OUT_DELTA, OUT_Z, OUT_B, OUT_C, OPERANDS = np.arange(13)
 """Rows of the table of operands: address, dtype code, strides by batch, position and channel (in elements)."""
 
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-"""Multiply and add may fuse. Nothing else is assumed: infinities and the order of roundings matter in ``exp2``."""
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+"""No fast-math: where ``a b + c d`` may fuse, the compiler chooses which product is not rounded, and it has chosen
+differently for a part compiled alone, which runs in the process that compiles, and inside what is kept on disk."""
 part = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 """Called by compiled code only, and kept on disk inside what calls it, which spares a third of the time to compile."""
 
@@ -83,6 +84,18 @@ def pointer_to(element):
 
 
 floats, halves = pointer_to(types.float32), pointer_to(types.int16)
+
+
+@intrinsic
+def fma(_context, a, b, c):
+    """a b + c, rounded once where the processor can: the one place where a product and a sum fuse."""
+
+    def generate(_context, builder, _signature, arguments):
+        number = ir.FloatType()
+        fuse = builder.module.declare_intrinsic("llvm.fmuladd", [number], ir.FunctionType(number, [number] * 3))
+        return builder.call(fuse, arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @intrinsic
@@ -146,7 +159,7 @@ def exp2(x):
     shifted = ROUND_HIGHEST if shifted > ROUND_HIGHEST else shifted
     f = x - (shifted - ROUND)
     power = np.float32(np.int32(np.int32(np.float32(shifted).view(np.int32)) << np.int32(23)).view(np.float32))
-    return (ONE + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * (E5 + f * E6)))))) * power
+    return fma(f, fma(f, fma(f, fma(f, fma(f, fma(f, E6, E5), E4), E3), E2), E1), ONE) * power
 
 
 @part
@@ -162,7 +175,7 @@ def softplus(x):
     e = exp2(-LOG2_E * abs(x))
     s = e / (TWO + e)
     v = s * s
-    return (x if x > ZERO else ZERO) + s * (L0 + v * (L1 + v * (L2 + v * (L3 + v * L4))))
+    return fma(s, fma(v, fma(v, fma(v, fma(v, L4, L3), L2), L1), L0), x if x > ZERO else ZERO)
 
 
 @part
@@ -300,9 +313,9 @@ def scan_tile(tile, fresh, n_states, maps_at, rows_at, states_at):
             b_n, c_n = maps[t, TO_B, n], maps[t, TO_C, n]
             for w in range(W):
                 a = exp2(rows[t, STEP, w] * states[n, RATE, w])
-                h = a * states[n, STATE, w] + rows[t, DRIVE, w] * b_n
+                h = fma(a, states[n, STATE, w], rows[t, DRIVE, w] * b_n)
                 states[n, STATE, w] = h
-                rows[t, Y, w] += c_n * h
+                rows[t, Y, w] = fma(c_n, h, rows[t, Y, w])
 
 
 @part
@@ -325,12 +338,12 @@ def rescan_tile(tile, fresh, n_states, first_state, end_state, maps_at, rows_at,
             for w in range(W):
                 a = exp2(rows[t, STEP, w] * states[n, RATE, w])
                 before = states[n, STATE, w]
-                h = a * before + rows[t, DRIVE, w] * b_n
+                h = fma(a, before, rows[t, DRIVE, w] * b_n)
                 cells[t, n - first_state, H_BEFORE, w] = before
                 cells[t, n - first_state, A_BAR, w] = a
                 states[n, STATE, w] = h
-                rows[t, Y, w] += c_n * h
-                sums[t, n, SUM_C, w] += rows[t, DY, w] * h
+                rows[t, Y, w] = fma(c_n, h, rows[t, Y, w])
+                sums[t, n, SUM_C, w] = fma(rows[t, DY, w], h, sums[t, n, SUM_C, w])
 
 
 @part
@@ -347,14 +360,14 @@ def rewind_tile(tile, fresh, n_states, first_state, end_state, maps_at, rows_at,
         for n in range(first_state, end_state):
             b_n, c_n = maps[t, TO_B, n], maps[t, TO_C, n]
             for w in range(W):
-                g = states[n, CARRY, w] + rows[t, DY, w] * c_n
-                sums[t, n, SUM_B, w] += g * rows[t, DRIVE, w]
-                rows[t, D_DRIVE, w] += g * b_n
+                g = fma(rows[t, DY, w], c_n, states[n, CARRY, w])
+                sums[t, n, SUM_B, w] = fma(g, rows[t, DRIVE, w], sums[t, n, SUM_B, w])
+                rows[t, D_DRIVE, w] = fma(g, b_n, rows[t, D_DRIVE, w])
                 carry = g * cells[t, n - first_state, A_BAR, w]
                 by_exponent = carry * cells[t, n - first_state, H_BEFORE, w]
                 states[n, CARRY, w] = carry
-                rows[t, D_STEP, w] += by_exponent * states[n, RATE, w]
-                states[n, D_RATE, w] += by_exponent * rows[t, STEP, w]
+                rows[t, D_STEP, w] = fma(by_exponent, states[n, RATE, w], rows[t, D_STEP, w])
+                states[n, D_RATE, w] = fma(by_exponent, rows[t, STEP, w], states[n, D_RATE, w])
         if fresh[b, start + t]:
             for n in range(first_state, end_state):
                 for w in range(W):
@@ -404,12 +417,12 @@ def finish_gradients(tile, gated, softplus_on, vectors_at, d_vectors_at, rows_at
         if gated:
             for w in range(W):
                 z, s = rows[t, Z, w], rows[t, SIGMA_Z, w]
-                rows[t, Z, w] = rows[t, D_OUT, w] * rows[t, Y, w] * (s * (ONE + z * (ONE - s)))
+                rows[t, Z, w] = rows[t, D_OUT, w] * rows[t, Y, w] * (s * fma(z, ONE - s, ONE))
         for w in range(W):
             u, dy, d_drive = rows[t, U, w], rows[t, DY, w], rows[t, D_DRIVE, w]
-            d_dt = rows[t, D_STEP, w] * LN_2 + d_drive * u
+            d_dt = fma(rows[t, D_STEP, w], LN_2, d_drive * u)
             d_raw = d_dt * sigmoid(rows[t, RAW, w]) if softplus_on else d_dt
-            rows[t, U, w] = d_drive * rows[t, DT, w] + dy * vectors[SKIP, w]
+            rows[t, U, w] = fma(d_drive, rows[t, DT, w], dy * vectors[SKIP, w])
             rows[t, RAW, w] = d_raw
             rows[t, D_STEP, w] = d_raw
             rows[t, D_DRIVE, w] = dy * u
