@@ -28,6 +28,7 @@ from seqlab.resume import as_begun, can_go_on, continued, earlier_budgets, keep,
 from seqlab.schema import check_all
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
+from seqlab.sweep.records import load
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
@@ -116,12 +117,13 @@ def settled(cfg: DictConfig, folder: Path) -> DictConfig:
 @contextmanager
 def cannot_begin(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """A run that fails here says why in its folder, unless that tells of steps that were made."""
+    before = load(folder / "summary.json")
     try:
         yield
     except Exception as error:
-        if not checkpoint.existing(folder / "checkpoints"):
+        if not before.get("steps") and not checkpoint.existing(folder / "checkpoints"):
             known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
-            facts.write(folder, known | {"status": "failed", "error": message_of(error)})
+            facts.write(folder, before | known | {"status": "failed", "error": message_of(error)})
         raise
 
 
@@ -147,11 +149,17 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
 
 
 def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.Summary:
-    """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment."""
+    """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment.
+
+    That of a completed run stays as it is while nothing new has been reached.
+    """
+    before, first = load(folder / "summary.json"), fit.counters.step
+    completed = before.get("status") == "completed"
     summary = describe(cfg, fit, folder)
     if budgets := earlier_budgets(folder, fit.counters.step, fit.total, fit.trainer.schedule):
         summary["earlier_budgets"] = budgets
-    facts.write(folder, summary | {"status": "running", "steps": fit.counters.step})
+    if not (completed and fit.is_over):
+        facts.write(folder, summary | {"status": "running", "steps": first})
     metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
     report = reporter(fit.evaluate_every, fit.total)
     status = "failed"
@@ -166,14 +174,16 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
             fit.run(record, stop)
             test = fit.test()
             summary |= progress_of(fit) | results_of(fit, test)
-            facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
+            if not completed or fit.counters.step > first:
+                facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
             began = time.perf_counter()
             summary["further_tests"] = further_tests.measure(fit)
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
-        facts.write_ending(folder, progress_of(fit) | summary | {"status": status, "error": message_of(error)})
+        ending = progress_of(fit) | summary | {"status": status, "error": message_of(error)}
+        facts.write_ending(folder, before if completed and fit.counters.step == first else ending)
         raise
     finally:
         metrics_file.close()
