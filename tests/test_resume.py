@@ -48,3 +48,20 @@ class TestACompletedRunStaysAsItWas:
         job = train(MODEL)
         monkeypatch.setattr(f"seqlab.training.trainer.{part}", fail)
         self.refused(train, job, f"trainer.steps={steps}")
+
+
+def test_before_the_first_checkpoint(train, monkeypatch, capsys):
+    """A run that was stopped before it goes on from step 0, to the end of a run that was not."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    whole = train(MODEL, folder="whole")
+    with monkeypatch.context() as patched:
+        patched.setattr("seqlab.training.checkpoint.save", full)
+        job = train(MODEL)
+    assert job.status == 2
+    assert not checkpoint.existing(job.folder / "checkpoints")
+    assert train(f"resume={job.folder}").status == 0
+    assert "has no checkpoint yet; it begins at step 0" in (job.folder / "train.log").read_text()
+    assert job.summary["test"] == whole.summary["test"]

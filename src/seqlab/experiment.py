@@ -24,7 +24,16 @@ from seqlab.matching import matched
 from seqlab.messages import message_of
 from seqlab.model_choice import check_choice
 from seqlab.models import expert_load, state_bytes
-from seqlab.resume import as_begun, can_go_on, continued, earlier_budgets, keep, refuse_used_folder, result_of
+from seqlab.resume import (
+    as_begun,
+    can_go_on,
+    continued,
+    earlier_budgets,
+    keep,
+    never_began,
+    refuse_used_folder,
+    result_of,
+)
 from seqlab.schema import check_all
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
@@ -79,6 +88,7 @@ def run(cfg: DictConfig) -> float:
         if resume:
             cfg = continued(cfg, list(hydra.overrides.task))
             check_all(cfg)
+            resume = not never_began(folder)
         else:
             check_all(cfg)
             refuse_used_folder(folder)

@@ -98,6 +98,15 @@ def result_of(cfg: DictConfig, folder: Path) -> float | None:
     return math.inf if best is None else best
 
 
+def never_began(folder: Path) -> bool:
+    """Whether a run ended before its first checkpoint, so that all that was lost is made again from step 0."""
+    checkpoints = [path for pattern in ("step-*", "damaged-*") for path in (folder / "checkpoints").glob(pattern)]
+    if checkpoints or load(folder / "summary.json").get("steps"):
+        return False
+    log.info("The run in %s has no checkpoint yet; it begins at step 0.", folder)
+    return True
+
+
 def can_go_on(folder: Path) -> bool:
     """Whether a job that was cut off left a whole checkpoint; one without begins anew."""
     if not checkpoint.existing(folder / "checkpoints"):
