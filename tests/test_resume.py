@@ -65,3 +65,38 @@ def test_before_the_first_checkpoint(train, monkeypatch, capsys):
     assert train(f"resume={job.folder}").status == 0
     assert "has no checkpoint yet; it begins at step 0" in (job.folder / "train.log").read_text()
     assert job.summary["test"] == whole.summary["test"]
+
+
+class TestNoLabelsForWhatWasNotDone:
+    def test_a_budget_below_what_was_done(self, train, capsys):
+        job = train(MODEL, "trainer.steps=4")
+        before = job.summary, (job.folder / "config.yaml").read_text()
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 2
+        assert "trainer.steps=3: the run has made 4 steps already.\nLeave it" in capsys.readouterr().err
+        assert before == (job.summary, (job.folder / "config.yaml").read_text())
+
+    @pytest.mark.parametrize(
+        "change",
+        ["patience=7", "max_skipped=7", "evaluate_every=7", "checkpoint_every=7", "log_every=7"],
+    )
+    def test_how_steps_are_made_when_none_is_left(self, completed, train, capsys, change):
+        assert train(f"resume={completed.folder}", f"trainer.{change}").status == 2
+        error = capsys.readouterr().err
+        assert f"trainer.{change.partition('=')[0]}=" in error
+        assert "no step is left" in error
+        assert train(f"resume={completed.folder}", f"trainer.{change}", "trainer.steps=3").status == 0
+
+    @pytest.fixture
+    def completed(self, train) -> Job:
+        return train(MODEL)
+
+    def test_the_machine_that_made_the_steps(self, train, monkeypatch):
+        job = train(MODEL)
+        before = job.summary
+        monkeypatch.setattr("seqlab.summary.device_name", lambda _: "another")
+        monkeypatch.setattr("seqlab.summary.peak_memory", lambda _: 1)
+        assert train(f"resume={job.folder}").status == 0
+        kept = ("command", "device_name", "peak_memory_bytes", "versions")
+        assert {key: job.summary[key] for key in kept} == {key: before[key] for key in kept}
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 0
+        assert job.summary["device_name"] == "another"

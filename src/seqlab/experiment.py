@@ -31,6 +31,7 @@ from seqlab.resume import (
     earlier_budgets,
     keep,
     never_began,
+    refuse_empty_changes,
     refuse_used_folder,
     result_of,
 )
@@ -49,6 +50,12 @@ from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
 
 ENDINGS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged", Pruned: "pruned"}
+
+OF_THE_STEPS = (
+    *("device", "device_name", "versions", "git_commit", "command", "scan_backend", "experts_backend"),
+    *("cuda_graph", "peak_memory_bytes"),
+)
+"""Facts of the machine and process that made a run's steps, which one that makes none leaves as they are."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -150,6 +157,7 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
         fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
         if resume:
             fit.restore()
+            refuse_empty_changes(cfg, folder, fit)
         else:
             check_fits(fit.trainer.schedule, fit.total)
         logger = instantiate(cfg.logger)
@@ -198,6 +206,8 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
     finally:
         metrics_file.close()
         logger.close(status)
+    if completed and fit.counters.step == first:
+        summary |= {key: before[key] for key in OF_THE_STEPS if key in before}
     summary |= {"status": status, "targets": targets.judged(targets_of(cfg), summary)}
     facts.write(folder, summary)
     return summary
