@@ -24,10 +24,21 @@ from seqlab.matching import matched
 from seqlab.messages import message_of
 from seqlab.model_choice import check_choice
 from seqlab.models import expert_load, state_bytes
-from seqlab.resume import as_begun, can_go_on, continued, earlier_budgets, keep, refuse_used_folder, result_of
+from seqlab.resume import (
+    as_begun,
+    can_go_on,
+    continued,
+    earlier_budgets,
+    keep,
+    never_began,
+    refuse_empty_changes,
+    refuse_used_folder,
+    result_of,
+)
 from seqlab.schema import check_all
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
+from seqlab.sweep.records import load
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
@@ -39,6 +50,12 @@ from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
 
 ENDINGS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged", Pruned: "pruned"}
+
+OF_THE_STEPS = (
+    *("device", "device_name", "versions", "git_commit", "command", "scan_backend", "experts_backend"),
+    *("cuda_graph", "peak_memory_bytes"),
+)
+"""Facts of the machine and process that made a run's steps, which one that makes none leaves as they are."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -78,6 +95,7 @@ def run(cfg: DictConfig) -> float:
         if resume:
             cfg = continued(cfg, list(hydra.overrides.task))
             check_all(cfg)
+            resume = not never_began(folder)
         else:
             check_all(cfg)
             refuse_used_folder(folder)
@@ -116,12 +134,13 @@ def settled(cfg: DictConfig, folder: Path) -> DictConfig:
 @contextmanager
 def cannot_begin(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """A run that fails here says why in its folder, unless that tells of steps that were made."""
+    before = load(folder / "summary.json")
     try:
         yield
     except Exception as error:
-        if not checkpoint.existing(folder / "checkpoints"):
+        if not before.get("steps") and not checkpoint.existing(folder / "checkpoints"):
             known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
-            facts.write(folder, known | {"status": "failed", "error": message_of(error)})
+            facts.write(folder, before | known | {"status": "failed", "error": message_of(error)})
         raise
 
 
@@ -138,6 +157,7 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
         fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
         if resume:
             fit.restore()
+            refuse_empty_changes(cfg, folder, fit)
         else:
             check_fits(fit.trainer.schedule, fit.total)
         logger = instantiate(cfg.logger)
@@ -147,11 +167,17 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
 
 
 def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.Summary:
-    """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment."""
+    """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment.
+
+    That of a completed run stays as it is while nothing new has been reached.
+    """
+    before, first = load(folder / "summary.json"), fit.counters.step
+    completed = before.get("status") == "completed"
     summary = describe(cfg, fit, folder)
     if budgets := earlier_budgets(folder, fit.counters.step, fit.total, fit.trainer.schedule):
         summary["earlier_budgets"] = budgets
-    facts.write(folder, summary | {"status": "running", "steps": fit.counters.step})
+    if not (completed and fit.is_over):
+        facts.write(folder, summary | {"status": "running", "steps": first})
     metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
     report = reporter(fit.evaluate_every, fit.total)
     status = "failed"
@@ -166,18 +192,22 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
             fit.run(record, stop)
             test = fit.test()
             summary |= progress_of(fit) | results_of(fit, test)
-            facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
+            if not completed or fit.counters.step > first:
+                facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
             began = time.perf_counter()
             summary["further_tests"] = further_tests.measure(fit)
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
-        facts.write_ending(folder, progress_of(fit) | summary | {"status": status, "error": message_of(error)})
+        ending = progress_of(fit) | summary | {"status": status, "error": message_of(error)}
+        facts.write_ending(folder, before if completed and fit.counters.step == first else ending)
         raise
     finally:
         metrics_file.close()
         logger.close(status)
+    if completed and fit.counters.step == first:
+        summary |= {key: before[key] for key in OF_THE_STEPS if key in before}
     summary |= {"status": status, "targets": targets.judged(targets_of(cfg), summary)}
     facts.write(folder, summary)
     return summary

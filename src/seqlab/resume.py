@@ -15,6 +15,7 @@ from seqlab.config import flat
 from seqlab.errors import Diverged, UserError, resume_command
 from seqlab.sweep.records import load
 from seqlab.training import checkpoint
+from seqlab.training.trainer import Fit
 from seqlab.trust import packages, refuse_links, refuse_tracker, trusted
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,10 @@ CHANGEABLE = {
 }
 """Settings that leave the mathematics of the steps alone: the budget, how their kernels are launched, and what is
 measured when training is over."""
+
+OF_STEPS = [f"trainer.{name}" for name in ("patience", "stop_above", "max_skipped", "cuda_graph")]
+OF_STEPS += [f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every")]
+"""The changeable settings that say how steps were made; changed with no step left, they would say what was not done."""
 
 CONFIG = "config.yaml"
 
@@ -98,6 +103,15 @@ def result_of(cfg: DictConfig, folder: Path) -> float | None:
     return math.inf if best is None else best
 
 
+def never_began(folder: Path) -> bool:
+    """Whether a run ended before its first checkpoint, so that all that was lost is made again from step 0."""
+    checkpoints = [path for pattern in ("step-*", "damaged-*") for path in (folder / "checkpoints").glob(pattern)]
+    if checkpoints or load(folder / "summary.json").get("steps"):
+        return False
+    log.info("The run in %s has no checkpoint yet; it begins at step 0.", folder)
+    return True
+
+
 def can_go_on(folder: Path) -> bool:
     """Whether a job that was cut off left a whole checkpoint; one without begins anew."""
     if not checkpoint.existing(folder / "checkpoints"):
@@ -160,6 +174,27 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for key in CHANGEABLE & set(keys):
         OmegaConf.update(saved, key, OmegaConf.select(cfg, key), merge=False)
     return saved
+
+
+def refuse_empty_changes(cfg: DictConfig, folder: Path, fit: Fit) -> None:
+    """Refuse what a resumed run would only be labelled with: a budget below what was done, or how to make no step.
+
+    Args:
+        cfg: the configuration with the changes.
+        folder: the run folder, with the configuration and the summary of before.
+        fit: restored.
+    """
+    done = fit.counters.step
+    if fit.total < done:
+        remedy = f"Leave it as it was, give {done} or more, or start another run with this budget"
+        raise UserError("trainer.steps", fit.total, f"the run has made {done} steps already", remedy)
+    if not fit.is_over or load(folder / "summary.json").get("status") != "completed":
+        return
+    then, now = (flat(OmegaConf.to_container(each)) for each in (saved_in(folder), cfg))
+    for key in OF_STEPS:
+        if key in then and then[key] != now.get(key):
+            rule = f"the run is completed with {then[key]}, and no step is left that could be made otherwise"
+            raise UserError(key, now.get(key), rule, "Leave it out, or raise the budget with it (trainer.steps)")
 
 
 def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int, int], float]) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ class Fit:
             while True:
                 self._evaluate_if_due(bar)
                 self._save_if_due()
-                if self.counters.step >= self.total or self.stop_reason is not None:
+                if self.is_over:
                     break
                 self._train_step(bar)
                 self._stop_if_asked()
@@ -151,6 +151,11 @@ class Fit:
     def stop_reason(self) -> str | None:
         """Why training ends before its budget, if it does."""
         return stop_reason(self.counters, patience=self.trainer.patience, stop_above=self.trainer.stop_above)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to make."""
+        return self.counters.step >= self.total or self.stop_reason is not None
 
     def _batch(self, step: int) -> Batch:
         return self.data.train_batch(step, self.trainer.batch_size, self.seed)
