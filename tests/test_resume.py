@@ -1,5 +1,6 @@
 """What going on with an earlier run does to its folder, and what it refuses."""
 
+import json
 import shutil
 
 import pytest
@@ -100,3 +101,28 @@ class TestNoLabelsForWhatWasNotDone:
         assert {key: job.summary[key] for key in kept} == {key: before[key] for key in kept}
         assert train(f"resume={job.folder}", "trainer.steps=3").status == 0
         assert job.summary["device_name"] == "another"
+
+
+class TestNoResult:
+    """A run of which most updates were skipped is no completed one."""
+
+    FAILS = (MODEL, "optimizer.lr=1e38", "trainer.max_skipped=1000", "trainer.steps=12", "schedule=constant")
+
+    def test_says_what_was_reached(self, train, capsys):
+        job = train(*self.FAILS)
+        assert job.status == 1
+        assert job.summary["status"] == "diverged"
+        assert job.summary["error"].startswith(f"{job.summary['skipped_steps']} of 12 updates were skipped")
+        assert job.summary["skipped_steps"] > 6
+        assert "this run has no result" in capsys.readouterr().err
+
+    def test_in_a_sweep_that_goes_on(self, train, tmp_path, capsys):
+        sweep = ("-m", *self.FAILS, "seed=1", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${seed}")
+        train(*sweep)
+        first = Job(tmp_path / "1", 1).summary
+        capsys.readouterr()
+        train(*sweep)
+        assert Job(tmp_path / "1", 1).summary == first
+        assert first["status"] == "diverged"
+        (record,) = (tmp_path / ".jobs").glob("*.json")
+        assert json.loads(record.read_text())["error"] == first["error"]

@@ -76,6 +76,16 @@ class Diverged(Exception):
         )
 
 
+class NoResult(Diverged):
+    """A run went to its end, and what it reached is no result."""
+
+    def __init__(self, message: str):
+        Exception.__init__(self, message)
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; a checkpoint was written first."""
 

@@ -1,5 +1,6 @@
 """From a configuration to a finished run: data, model, trainer, then what is left in the run folder."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from seqlab import final_table, further_tests
 from seqlab import summary as facts
 from seqlab.analysis import targets
 from seqlab.console import output
-from seqlab.errors import Diverged, Interrupted, Pruned, UserError
+from seqlab.errors import Diverged, Interrupted, NoResult, Pruned, UserError
 from seqlab.launching import take_share
 from seqlab.matching import matched
 from seqlab.messages import message_of
@@ -49,7 +50,13 @@ from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
 
-ENDINGS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged", Pruned: "pruned"}
+ENDINGS = {
+    Interrupted: "interrupted",
+    KeyboardInterrupt: "interrupted",
+    Diverged: "diverged",
+    NoResult: "diverged",
+    Pruned: "pruned",
+}
 
 OF_THE_STEPS = (
     *("device", "device_name", "versions", "git_commit", "command", "scan_backend", "experts_backend"),
@@ -194,6 +201,7 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
             summary |= progress_of(fit) | results_of(fit, test)
             if not completed or fit.counters.step > first:
                 facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
+            refuse_no_result(fit, test)
             began = time.perf_counter()
             summary["further_tests"] = further_tests.measure(fit)
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
@@ -211,6 +219,18 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
     summary |= {"status": status, "targets": targets.judged(targets_of(cfg), summary)}
     facts.write(folder, summary)
     return summary
+
+
+def refuse_no_result(fit: Fit, test: Evaluation) -> None:
+    """Raise NoResult where a loss is not finite, or most updates were thrown away: neither measures a model."""
+    counters, loss = fit.counters, test.metrics["loss"]
+    if math.isfinite(loss) and math.isfinite(counters.best_loss) and 2 * counters.hopeless <= counters.step:
+        return
+    raise NoResult(
+        f"{counters.skipped} of {counters.step} updates were skipped for a loss or gradient that was not finite; "
+        f"the best validation loss is {counters.best_loss:.4g}, the test loss {loss:.4g}: this run has no result.\n"
+        "Lower optimizer.lr, lengthen schedule.warmup, or use trainer.precision=float32."
+    )
 
 
 def results_of(fit: Fit, test: Evaluation) -> facts.Summary:

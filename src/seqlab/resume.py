@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config import flat
-from seqlab.errors import Diverged, UserError, resume_command
+from seqlab.errors import Diverged, NoResult, UserError, resume_command
 from seqlab.sweep.records import load
 from seqlab.training import checkpoint
 from seqlab.training.trainer import Fit
@@ -96,6 +96,8 @@ def result_of(cfg: DictConfig, folder: Path) -> float | None:
     refuse_another_job(cfg, folder)
     summary = load(folder / "summary.json")
     if summary.get("status") == "diverged":
+        if error := summary.get("error"):
+            raise NoResult(error)
         raise Diverged(summary["steps"], cfg.trainer.max_skipped, folder)
     if summary.get("status") != "completed":
         return None

@@ -15,8 +15,9 @@ class Counters:
 
     ``seconds`` is time in updates alone, ``data_seconds`` as much of it as was spent waiting for a batch,
     ``wall_seconds`` all time since the start, earlier parts of a resumed run included. The ``starting_`` ones are of
-    the first updates of each part. ``evaluated_step`` is the last step whose validation is complete, and
-    ``last_metrics`` what it gave.
+    the first updates of each part. ``hopeless`` are those of the skipped that no lower loss
+    scale would mend. ``evaluated_step`` is the last step whose validation is complete, and ``last_metrics`` what it
+    gave.
     """
 
     step: int = 0
@@ -27,6 +28,7 @@ class Counters:
     starting_seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    hopeless: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
     evaluated_step: int = 0
@@ -51,6 +53,7 @@ class Counters:
         else:
             self.skipped += 1
             self.skipped_in_a_row += outcome.hopeless
+            self.hopeless += outcome.hopeless
 
     @property
     def steps_per_second(self) -> float | None:
