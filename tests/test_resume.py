@@ -126,3 +126,47 @@ class TestNoResult:
         assert first["status"] == "diverged"
         (record,) = (tmp_path / ".jobs").glob("*.json")
         assert json.loads(record.read_text())["error"] == first["error"]
+
+
+class TestOfWhatItWas:
+    """Settings and data of a resumed run are those that its steps were made with."""
+
+    def test_a_configuration_edited_by_hand(self, train, capsys):
+        job = train(MODEL, "optimizer.lr=0.002")
+        path, before = job.folder / "config.yaml", job.summary
+        text = path.read_text()
+        assert "lr: 0.002" in text
+        path.write_text(text.replace("lr: 0.002", "lr: 0.001"))
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 2
+        assert "lr=0.001: config.yaml was edited: the run's steps were made with 0.002." in capsys.readouterr().err
+        assert job.summary == before
+        path.write_text(text)
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 0
+
+    @pytest.mark.parametrize("older", [False, True])
+    def test_a_text_that_was_reversed(self, train, tmp_path, capsys, older):
+        text = tmp_path / "data" / "own" / "all.txt"
+        text.parent.mkdir(parents=True)
+        text.write_text("to be or not to be " * 99)
+        settings = (
+            "data.folder=own",
+            "data.files.all.file=all.txt",
+            "data.files.all.sha256=null",
+            "data.files.all.tokens=null",
+            "data.vocab_size=null",
+            "data.length=8",
+        )
+        small = ("trainer=smoke", "trainer.steps=2", "~data.download", f"data.dir={tmp_path / 'data'}")
+        job = train("data=tiny_shakespeare", MODEL, *settings, *small, small=False)
+        if older:  # a folder of a version that kept no origin
+            for path in (job.folder / "checkpoints").glob("*/manifest.json"):
+                manifest = json.loads(path.read_text())
+                del manifest["origin"]
+                path.write_text(json.dumps(manifest))
+        before, whole = job.summary, text.read_text()
+        text.write_text(whole[::-1])
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 2
+        assert "the data have changed" in capsys.readouterr().err
+        assert job.summary == before
+        text.write_text(whole)
+        assert train(f"resume={job.folder}", "trainer.steps=3").status == 0

@@ -32,7 +32,9 @@ from seqlab.resume import (
     earlier_budgets,
     keep,
     never_began,
+    pinned,
     refuse_empty_changes,
+    refuse_other_data,
     refuse_used_folder,
     result_of,
 )
@@ -158,10 +160,13 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogg
         begin_anew(cfg.seed)
         take_share(device, cfg.get("threads"))
         data = instantiate(cfg.data, _convert_="all")
+        if resume:
+            refuse_other_data(data, folder)
         targets.check_names(targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
         facts.backends(model, device)  # one that cannot run is refused before anything else is done
         fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
+        fit.origin = {"settings": pinned(cfg), "data_fingerprint": data.fingerprint}
         if resume:
             fit.restore()
             refuse_empty_changes(cfg, folder, fit)

@@ -1,5 +1,6 @@
 """Going on with an earlier run: which folder, and which settings may differ from those that it was started with."""
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -105,6 +106,35 @@ def result_of(cfg: DictConfig, folder: Path) -> float | None:
     return math.inf if best is None else best
 
 
+def pinned(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that a run has to its end, by dotted key."""
+    free = CHANGEABLE | {"logger", "sweep", "resume", "trust"}
+    settings = flat(OmegaConf.to_container(cfg))
+    return {key: value for key, value in settings.items() if not any(f"{key}.".startswith(f"{name}.") for name in free)}
+
+
+def refuse_edited(saved: DictConfig, folder: Path) -> None:
+    """A configuration changed by hand is another run's; a setting that either side lacks is of another version."""
+    then, now = checkpoint.origin_of(folder / "checkpoints").get("settings") or {}, pinned(saved)
+    for key in sorted(then.keys() & now.keys()):
+        if json.dumps(then[key]) != json.dumps(now[key]):
+            rule = f"{CONFIG} was edited: the run's steps were made with {then[key]}"
+            raise UserError(key, now[key], rule, f"Set it back in {folder / CONFIG}, or start another run")
+
+
+def refuse_other_data(data: Any, folder: Path) -> None:
+    """A run goes on with the data that it began with; other machines may round generated real numbers differently."""
+    then = checkpoint.origin_of(folder / "checkpoints") or load(folder / "summary.json")
+    fingerprint = then.get("data_fingerprint")
+    if fingerprint in (None, data.fingerprint):
+        return
+    if not data.tokens:
+        log.warning("The data are not bit for bit those of before (fingerprint %s).", fingerprint)
+        return
+    rule = f"the data have changed: the run's steps were made with those of fingerprint {fingerprint}"
+    raise UserError("data", data.fingerprint, rule, "Put them back as they were, or start another run")
+
+
 def never_began(folder: Path) -> bool:
     """Whether a run ended before its first checkpoint, so that all that was lost is made again from step 0."""
     checkpoints = [path for pattern in ("step-*", "damaged-*") for path in (folder / "checkpoints").glob(pattern)]
@@ -169,6 +199,7 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     if own_logger and OmegaConf.is_dict(saved):
         saved.pop("logger", None)
     saved = trusted(saved, packages(cfg.trust))
+    refuse_edited(saved, Path(cfg.resume))
     if own_logger:
         saved.logger = cfg.logger
     else:

@@ -71,8 +71,18 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {first: state[first].cpu().contiguous().clone() for first in dict.fromkeys(first_names(model).values())}
 
 
-def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], *, best_step: int | None) -> None:
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    state: dict[str, Any],
+    *,
+    best_step: int | None,
+    origin: dict[str, Any] | None = None,
+) -> None:
     """Write a checkpoint, then delete those that nobody needs any more.
+
+    ``origin``, plain values that say what the steps were made from, goes into the manifest.
 
     The last two are kept, each with the best one it knew, so that the one before the last is a whole place to go
     back to. On any failure what was there before is untouched and nothing half-made stays.
@@ -83,7 +93,7 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], *, be
     try:
         contents = {WEIGHTS: safetensors_bytes(weights_of(model)), STATE: state_bytes(state)}
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        manifest = {"step": step, "best_step": best_step, "sha256": sums}
+        manifest = {"step": step, "best_step": best_step, "sha256": sums, "origin": origin or {}}
         contents[MANIFEST] = json.dumps(manifest, indent=2).encode()
         for name, content in contents.items():
             write_through(temporary / name, content)
@@ -115,6 +125,12 @@ def manifest_of(path: Path) -> dict[str, Any]:
         return {}
     steps = [manifest.get(name) for name in ("step", "best_step")] if isinstance(manifest, dict) else ["no mapping"]
     return manifest if all(step is None or (type(step) is int and step >= 0) for step in steps) else {}
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint says its steps were made from; empty where it does not, as in older folders."""
+    origins = [manifest_of(path).get("origin") for path in existing(folder)]
+    return next((origin for origin in reversed(origins) if origin and isinstance(origin, dict)), {})
 
 
 def sums_of(path: Path) -> dict[str, str]:

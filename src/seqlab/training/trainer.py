@@ -86,6 +86,7 @@ class Fit:
             cuda_graph=self.cuda_graph,
         )
         self.counters = Counters()
+        self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
         self._started = time.perf_counter()
 
@@ -229,7 +230,9 @@ class Fit:
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters), "rng": rng}
-        checkpoint.save(self.checkpoints, counters.step, self.model, state, best_step=counters.best_step)
+        checkpoint.save(
+            self.checkpoints, counters.step, self.model, state, best_step=counters.best_step, origin=self.origin
+        )
         self._saved = dataclasses.replace(counters)
 
     def _stop_if_asked(self) -> None:
