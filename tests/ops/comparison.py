@@ -1,9 +1,12 @@
 """How backends are found and held to their reference."""
 
+import itertools
+import math
 import pkgutil
 from collections.abc import Callable, Iterable
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -99,6 +102,45 @@ def restrided(tensor: Tensor, layout: str) -> Tensor:
 def numbered(cuts: list[set[int]], length: int) -> Tensor:
     """seq_idx (batch, length): 0 and 1 in turn, a new sequence at each cut."""
     return torch.tensor([[sum(cut <= t for cut in row) % 2 for t in range(length)] for row in cuts])
+
+
+POISONS = [math.inf, math.nan, 3e38]
+"""The last is finite, and overflows in the first product."""
+
+
+def hold_apart(
+    operation: Callable[..., Tensor],
+    arguments: dict[str, Tensor],
+    names: tuple[str, ...],
+    poison: float,
+    cuts: set[int],
+) -> None:
+    """Put ``poison`` into each of packed sequences in turn: the others' outputs and gradients stay as they are without
+    it, and the poisoned one's are not all finite."""
+    length = arguments[names[0]].shape[1]
+    sequences = [slice(begin, end) for begin, end in itertools.pairwise([0, *sorted(cuts), length])]
+    along_time = [name for name, tensor in arguments.items() if tensor.dim() > 1 and tensor.shape[1] == length]
+    seq_idx = numbered([cuts] * len(arguments[names[0]]), length).to(arguments[names[0]].device)
+
+    def outcome(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        leaves = {name: tensor.detach().requires_grad_(name in along_time) for name, tensor in given.items()}
+        y = operation(**leaves, seq_idx=seq_idx)
+        wanted = [leaves[name] for name in along_time]
+        return {"y": y, **dict(zip(along_time, torch.autograd.grad(weighted_sum([y]), wanted), strict=True))}
+
+    clean = outcome(arguments)
+    for bad in sequences:
+        changed = {name: tensor.clone() if name in names else tensor for name, tensor in arguments.items()}
+        for name in names:
+            changed[name][:, (bad.start + bad.stop - 1) // 2] = poison
+        with np.errstate(all="ignore"):  # of Triton's interpreter, within the poisoned sequence
+            found = outcome(changed)
+        assert not all(tensor[:, bad].isfinite().all() for tensor in found.values())
+        for good in sequences:
+            if good != bad:
+                apart = {name: tensor[:, good] for name, tensor in found.items()}
+                expected = {name: tensor[:, good] for name, tensor in clean.items()}
+                assert_all_close(apart, expected, clean["y"].dtype)
 
 
 def assert_replays(step: Callable[[], list[Tensor]], static: Iterable[Tensor]) -> None:

@@ -1,5 +1,7 @@
 """The causal convolution: the reference against NumPy's, every backend against the reference."""
 
+import math
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 import torch
 from comparison import (
     DEVICES,
+    POISONS,
     assert_all_close,
     assert_replays,
     backends_in,
     doubled,
+    hold_apart,
     named_gradients,
     numbered,
     restrided,
@@ -288,6 +292,26 @@ class TestEveryBackend:
         expected = results(causal_conv1d, arguments, **settings)
         assert_all_close(results(compiled, arguments, **settings), expected, torch.float32)
 
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("backend", backends_in(PACKAGE))
+    def test_parameters_in_float32_get_a_gradient_summed_in_float32(self, backend, dtype, device):
+        skip_unless_available(PACKAGE, backend, device, dtype)
+        if backend == "triton" and device == "cpu" and dtype == torch.bfloat16:
+            pytest.skip("the interpreter rounds bfloat16 wrongly")
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 2048, 3, generator=generator).to(device, dtype)
+        dy = torch.randn(2, 2048, 3, generator=generator).to(device, dtype)
+        weight, bias = torch.randn(3, 4, generator=generator).to(device), torch.zeros(3, device=device)
+
+        def gradients(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> dict[str, Tensor]:
+            leaves = {"weight": weight.requires_grad_(), "bias": bias.requires_grad_()}
+            y = causal_conv1d(x, **leaves, backend=backend)
+            return dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype)), strict=True))
+
+        expected = gradients(x.double(), weight.double(), bias.double(), "reference")
+        assert_all_close(gradients(x, weight, bias, backend), expected, dtype, tolerance=1e-5)
+
 
 class TestPackedSequences:
     @every_device
@@ -356,6 +380,44 @@ class TestPackedSequences:
             return causal_conv1d(**named, seq_idx=numbered([{1, 4}, {3}], 5), **settings)
 
         assert torch.autograd.gradcheck(conv, tuple(arguments.values()))
+
+    @pytest.mark.parametrize("backend", backends_in(PACKAGE))
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("poison", POISONS)
+    def test_what_is_not_finite_stays_in_its_sequence(self, backend, device, poison):
+        skip_unless_available(PACKAGE, backend, device, torch.float32)
+        arguments = make_arguments(2, 12, 5, 4, dtype=torch.float32, initial_state=False, device=device)
+        arguments["weight"] *= 2
+        hold_apart(partial(causal_conv1d, activation="silu", backend=backend), arguments, ("x",), poison, {3, 4, 9})
+
+    @pytest.mark.parametrize("backend", backends_in(PACKAGE))
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_padding_is_zero_and_counts_nothing(self, backend, device):
+        """Held to the sequences by themselves, in float64."""
+        skip_unless_available(PACKAGE, backend, device, torch.float32)
+        arguments = make_arguments(1, 12, 5, 4, dtype=torch.float32, initial_state=False, device=device)
+        arguments["x"][:, [3, 4, 5, 11]] = math.inf
+        seq_idx = torch.tensor([[0, 0, 0, -1, -1, -1, 1, 1, 1, 2, 2, -1]], device=device)
+
+        def padded(**leaves):
+            return causal_conv1d(**leaves, activation="silu", seq_idx=seq_idx, backend=backend)
+
+        def separately(x, **parameters):
+            def alone(part):
+                return causal_conv1d(x[:, part], **parameters, activation="silu", backend="reference")
+
+            parts = [alone(slice(0, 3)), x.new_zeros(1, 3, 5), alone(slice(6, 9)), alone(slice(9, 11))]
+            return torch.cat([*parts, x.new_zeros(1, 1, 5)], dim=1)
+
+        found = []
+        for operation, values in ((padded, arguments), (separately, doubled(arguments))):
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in values.items()}
+            y = operation(**leaves)
+            gradients = torch.autograd.grad(weighted_sum([y]), list(leaves.values()))
+            found.append({"y": y, **dict(zip(leaves, gradients, strict=True))})
+        assert_all_close(*found, torch.float32)
+        assert not found[0]["y"][:, [3, 4, 5, 11]].any()
+        assert not found[0]["x"][:, [3, 4, 5, 11]].any()
 
 
 class TestOperator:

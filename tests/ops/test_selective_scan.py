@@ -3,6 +3,7 @@
 import itertools
 import math
 import weakref
+from functools import partial
 from importlib import import_module
 
 import long_scan
@@ -11,10 +12,12 @@ import pytest
 import torch
 from comparison import (
     DEVICES,
+    POISONS,
     assert_all_close,
     assert_replays,
     backends_in,
     doubled,
+    hold_apart,
     named_gradients,
     numbered,
     restrided,
@@ -525,6 +528,25 @@ class TestPackedSequences:
         expected = selective_scan(**arguments, seq_idx=seq_idx, backend=backend)
         strided = torch.stack([seq_idx * 100, seq_idx], dim=2).to(dtype)[..., 0]
         assert torch.equal(selective_scan(**arguments, seq_idx=strided, backend=backend), expected)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("poison", POISONS)
+    @pytest.mark.parametrize("names", [("u",), ("delta",), ("B", "C")])
+    @pytest.mark.parametrize("backend", backends_in(PACKAGE))
+    def test_what_is_not_finite_stays_in_its_sequence(self, backend, names, poison, device):
+        skip_unless_available(PACKAGE, backend, device, torch.float32)
+        length, cuts = (6, {1, 4}) if interpreted(backend, device) else (300, {40, 41, 190})
+        arguments = make_arguments(2, length, 3, 5, dtype=torch.float32, device=device)
+        hold_apart(partial(selective_scan, delta_softplus=True, backend=backend), arguments, names, poison, cuts)
+
+    @pytest.mark.parametrize("direction", ["forward", "backward"])
+    def test_it_stays_there_across_chunks_of_the_kernels(self, monkeypatch, direction):
+        skip_unless_available(PACKAGE, "triton", "cpu", torch.float32)
+        cut = triton.Plan(lanes=1, tiles=1, channels=1, chunk=64, n_chunks=2)
+        chosen = triton.plan
+        monkeypatch.setattr(triton, "plan", lambda u, n, way: cut if way == direction else chosen(u, n, way))
+        arguments = make_arguments(1, 68, 1, 2, dtype=torch.float32, options=())
+        hold_apart(partial(selective_scan, backend="triton"), arguments, ("u", "C"), math.inf, {65})
 
 
 class TestOperator:

@@ -1,16 +1,19 @@
 """State-space duality: the reference against closed forms, every backend against the reference."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from comparison import (
     DEVICES,
+    POISONS,
     assert_all_close,
     assert_replays,
     backends_in,
     doubled,
+    hold_apart,
     named_gradients,
     numbered,
     results,
@@ -312,6 +315,18 @@ class TestEveryBackend:
             assert torch.equal(actual[name], expected[name]), name
 
 
+@every_backend
+@every_device
+@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("names", [("x",), ("dt",), ("B",), ("C",)])
+def test_what_is_not_finite_stays_in_its_sequence(backend, device, names, poison):
+    """Sequences within a chunk, across chunks, over whole ones, and of one position."""
+    skip_unless_available(PACKAGE, backend, device, torch.float32)
+    arguments = make_arguments(*size(backend, device), device=device)
+    operation = partial(ssd, dt_softplus=True, backend=backend)
+    hold_apart(operation, arguments, names, poison, {5, 6, 20, 68})
+
+
 class TestParallel:
     @pytest.mark.parametrize("packed", [False, True])
     def test_gradcheck(self, packed, monkeypatch):
@@ -334,6 +349,14 @@ class TestParallel:
         monkeypatch.setattr(parallel, "MOST_STEPS", most)
         seq_idx = numbered([{20, 21, 64}, {63}], SIZE[1]) if packed else None
         compare(make_arguments(*SIZE), "parallel", dt_softplus=True, seq_idx=seq_idx)
+
+    @pytest.mark.parametrize("most", [2, 64])
+    @pytest.mark.parametrize("poison", POISONS)
+    def test_what_is_not_finite_stays_apart_across_groups(self, most, poison, monkeypatch):
+        monkeypatch.setattr(parallel, "CHUNK", 4)
+        monkeypatch.setattr(parallel, "MOST_STEPS", most)
+        operation = partial(ssd, dt_softplus=True, backend="parallel")
+        hold_apart(operation, make_arguments(*SIZE), ("x", "B"), poison, {2, 20, 21, 64})
 
 
 class TestOperator:

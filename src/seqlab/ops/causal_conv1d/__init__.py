@@ -59,7 +59,8 @@ def causal_conv1d(
             where x is shorter.
         seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
             whose number is not the one before, and sees zeros before it. ``initial_state`` belongs to the sequence of
-            position 0; the final state is the last sequence's, zeros where that is shorter.
+            position 0; the final state is the last sequence's, zeros where that is shorter. Negative numbers are
+            padding: y is 0 there, whatever x is, and nothing goes into a gradient.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:
@@ -74,11 +75,17 @@ def causal_conv1d(
     check_seq_idx(seq_idx, "x", x)
     if initial_state is not None:
         initial_state = initial_state.to(x.dtype)
+    padding = None if seq_idx is None else (seq_idx < 0).unsqueeze(2)  # (Bt, L, 1)
+    if padding is not None:
+        x = x.masked_fill(padding, 0)
     chosen = resolve_backend(backend, x.device, x.dtype)
     if chosen in FUSED:
         y, state = fused_conv(x, weight, bias, activation, initial_state, seq_idx, return_final_state, chosen)
-        return (y, state) if return_final_state else y
-    if initial_state is None:
-        initial_state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2])
-    y = backends.load(__name__, chosen).conv(x, weight, bias, activation, initial_state, seq_idx)
-    return (y, final_state(x, initial_state, seq_idx)) if return_final_state else y
+    else:
+        if initial_state is None:
+            initial_state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2])
+        y = backends.load(__name__, chosen).conv(x, weight, bias, activation, initial_state, seq_idx)
+        state = final_state(x, initial_state, seq_idx) if return_final_state else None
+    if padding is not None:
+        y = y.masked_fill(padding, 0)
+    return (y, state) if return_final_state else y

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seqlab.ops import backends
 from seqlab.ops.causal_conv1d.reference import final_state, final_state_gradients
+from seqlab.ops.derivatives import FirstDerivative
 
 FUSED = ("cpu", "triton")
 PACKAGE = "seqlab.ops.causal_conv1d"
@@ -144,8 +144,10 @@ _conv_operator.register_autograd(
 )
 
 
-class _Conv(torch.autograd.Function):
+class _Conv(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
+
+    operation = "causal_conv1d"
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
@@ -154,6 +156,5 @@ class _Conv(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple:
+    def differentiate(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple:
         return _differentiate(_backward, ctx, dy, d_final)

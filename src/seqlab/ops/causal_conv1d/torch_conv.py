@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqlab.ops.causal_conv1d import reference
+from seqlab.ops.contract import accumulation_dtype
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -22,17 +23,19 @@ def conv(
 ) -> Tensor:
     """y (Bt, L, D) in x's dtype; arguments as in ``causal_conv1d``, the state always given.
 
-    Parameters are rounded to x's dtype; the sums inside the convolution are in float32. A convolution cannot leave
-    out taps from place to place, so packed sequences are summed tap by tap, as in the reference.
+    All of it is in float32 or float64, for PyTorch sums the gradient by a half-precision filter in half precision. A
+    convolution cannot leave out taps from place to place, so packed sequences are summed tap by tap, as in the
+    reference.
     """
     if seq_idx is not None:
         return reference.conv(x, weight, bias, activation, state, seq_idx)
     window = torch.cat([state.transpose(1, 2), x.transpose(1, 2)], dim=2)  # (Bt, D, K - 1 + L)
-    weight = weight.to(x.dtype).unsqueeze(1)  # (D, 1, K)
-    bias = None if bias is None else bias.to(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
+    window, weight = window.to(dtype), weight.to(dtype).unsqueeze(1)  # (D, 1, K)
+    bias = None if bias is None else bias.to(dtype)
     kind = x.device.type
     with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
         y = F.conv1d(window, weight, bias, groups=x.shape[2])  # (Bt, D, L)
     if activation == "silu":
         y = F.silu(y)
-    return y.transpose(1, 2)  # (Bt, L, D)
+    return y.transpose(1, 2).to(x.dtype)  # (Bt, L, D)

@@ -3,8 +3,8 @@
 A backend has five functions over rows sorted by expert (``groups.py``): ``product`` and ``outer``, the grouped matrix
 products, ``activate`` and ``activate_backward`` between the two maps (the latter may write over its first argument),
 and ``collect``, which adds up a token's rows. The gates multiply the hidden units, so that collecting is a plain sum
-and its gradient a plain copy. Between the two passes only the hidden units before the activation are kept. There is no
-second derivative.
+and its gradient a plain copy. Between the two passes only the hidden units before the activation are kept. A second
+derivative is refused.
 
 Symbols: T tokens, k experts of a token, M = T k rows, E experts, D model width, H hidden width.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seqlab.ops import backends
+from seqlab.ops.derivatives import FirstDerivative
 from seqlab.ops.routed_experts.groups import Groups, sort_by_expert
 
 FUSED = ("triton", "grouped")
@@ -107,8 +107,10 @@ def _differentiate(backward: Any, ctx: Any, dy: Tensor | None) -> tuple:
 _operator.register_autograd(lambda ctx, dy, *_: _differentiate(_backward_operator, ctx, dy), setup_context=_save)
 
 
-class _Experts(torch.autograd.Function):
+class _Experts(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
+
+    operation = "routed_experts"
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
@@ -117,6 +119,5 @@ class _Experts(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple:
+    def differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> tuple:
         return _differentiate(_backward, ctx, dy)

@@ -60,7 +60,8 @@ def selective_scan(
     deterministic: bool | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run the selective scan over a sequence; differentiable, once, in every tensor but ``seq_idx``.
+    """Run the selective scan over a sequence; differentiable in every tensor but ``seq_idx``; once, unless
+    by "reference", which alone goes through ``torch.func`` too.
 
     The discretisation is the paper's code's: exp(delta A) for the state (equation 4) and the simplified delta B for
     the input. Arithmetic is in float32, or in float64 if the arguments are float64, also under autocast. float32,
@@ -81,7 +82,10 @@ def selective_scan(
         return_final_state: whether to return the state after the last position too.
         seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
             whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
-            of position 0, the final state to the last one.
+            of position 0, the final state to the last one. Negative numbers are no exception: padding is a sequence
+            of its own, silent where its input is 0, as ``causal_conv1d`` leaves it. What is not finite, or overflows,
+            stays in its sequence with every backend, forward and backward (but for the gradients by A, D and
+            delta_bias, which all share).
         deterministic: whether gradients have to be the same from run to run, bit by bit, which may cost time and
             memory; as ``torch.use_deterministic_algorithms`` says if None.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.

@@ -1,17 +1,17 @@
 """The fused backends as one operator of PyTorch, with its gradient.
 
 What a backend brings is in ``interface.py``. The forward pass keeps its arguments and what the backend asks for, so
-memory grows with the inputs and not with the expanded states. There is no second derivative.
+memory grows with the inputs and not with the expanded states. A second derivative is refused.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seqlab.ops import backends
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.derivatives import FirstDerivative
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
 
 FUSED = ("cpu", "triton", "parallel")
@@ -151,8 +151,10 @@ _scan_operator.register_autograd(
 )
 
 
-class _Scan(torch.autograd.Function):
+class _Scan(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
+
+    operation = "selective_scan"
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,6 +163,5 @@ class _Scan(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, d_final_state: Tensor | None, _: None) -> tuple:
+    def differentiate(ctx: Any, dy: Tensor | None, d_final_state: Tensor | None, _: None) -> tuple:
         return _differentiate(_backward, ctx, dy, d_final_state)

@@ -184,11 +184,9 @@ def _read_chunk(inputs: Inputs, span: slice) -> _Chunk:
 def _states(chunk: _Chunk, start: Tensor, a: Tensor, h: Tensor) -> None:
     """Fill in the decays a (Bt, T, N, D) and, from ``start`` (Bt, N, D), the states h (Bt, T + 1, N, D)."""
     torch.mul(chunk.dt.unsqueeze(2), chunk.A, out=a).exp_()  # (Bt, T, N, D)
-    if chunk.fresh is not None:
-        a.masked_fill_(chunk.fresh[:, :, None, None], 0)
     h[:, 0] = start
     torch.mul(chunk.drive.unsqueeze(2), chunk.B.unsqueeze(3), out=h[:, 1:])  # (Bt, T, N, D)
-    _accumulate(h, a)
+    _accumulate(h, a, chunk.fresh)
 
 
 def _gate_gradients(
@@ -213,7 +211,7 @@ def _state_gradients(chunk: _Chunk, dy: Tensor, carry: Tensor, a: Tensor, g: Ten
     torch.mul(dy.unsqueeze(2), chunk.C.unsqueeze(3), out=g[:, 1:])  # (Bt, T, N, D)
     g[:, -1] += carry
     g[:, 0] = 0
-    _accumulate(g, a, backwards=True)
+    _accumulate(g, a, chunk.fresh, backwards=True)
 
 
 def _chunk_gradients(
@@ -228,32 +226,47 @@ def _chunk_gradients(
     dB = torch.mul(g, chunk.drive.unsqueeze(2), out=work).sum(dim=3)  # (Bt, T, N)
     d_drive = torch.mul(g, chunk.B.unsqueeze(3), out=work).sum(dim=2)  # (Bt, T, D)
     d_exponent = torch.mul(g, a, out=work).mul_(h[:, :-1])  # (Bt, T, N, D), by dt A
+    if chunk.fresh is not None:
+        d_exponent.masked_fill_(chunk.fresh[:, :, None, None], 0)
     d_dt = torch.mul(d_exponent, chunk.A, out=a).sum(dim=2)  # (Bt, T, D)
     dA = d_exponent.mul_(chunk.dt.unsqueeze(2)).sum(dim=(0, 1))  # (N, D)
     return d_drive, d_dt, dA, dB, dC
 
 
-def _accumulate(x: Tensor, links: Tensor, backwards: bool = False) -> None:
+def _accumulate(x: Tensor, links: Tensor, cut: Tensor | None, backwards: bool = False) -> None:
     """Solve x_{t+1} += links_t x_t for all t in order, in place; backwards, x_t += links_t x_{t+1} from the end.
 
     x is (Bt, K, N, D) and links (Bt, K - 1, N, D). A long sequence is halved: each pair of neighbours is joined into
     one element, the pairs are solved as a sequence of their own, and the elements between them follow from their
-    neighbours. That is about three passes over memory in 3 log2(K) launches.
+    neighbours. That is about three passes over memory in 3 log2(K) launches. Links that are ``cut`` (Bt, K - 1) carry
+    nothing, not even what is not finite.
     """
     length = x.shape[1]
     if length <= SEQUENTIAL + 1:
         for t in range(length - 1):
             source, target = (length - 1 - t, length - 2 - t) if backwards else (t, t + 1)
-            x[:, target].addcmul_(links[:, min(source, target)], x[:, source])
+            link = min(source, target)
+            _carry(x[:, target], links[:, link], x[:, source], None if cut is None else cut[:, link])
         return
     even, odd = x[:, 0::2], x[:, 1::2]
     within, between = links[:, 0::2], links[:, 1::2]
     pairs, gaps = odd.shape[1], between.shape[1]
+    cut_within, cut_between = (None, None) if cut is None else (cut[:, 0::2], cut[:, 1::2])
     if backwards:
-        even[:, :pairs].addcmul_(within, odd)
-        _accumulate(even, within[:, :gaps] * between, backwards)
-        odd[:, :gaps].addcmul_(between, even[:, 1:])
+        _carry(even[:, :pairs], within, odd, cut_within)
+        joined = None if cut is None else cut_within[:, :gaps] | cut_between
+        _accumulate(even, within[:, :gaps] * between, joined, backwards)
+        _carry(odd[:, :gaps], between, even[:, 1:], cut_between)
     else:
-        odd.addcmul_(within, even[:, :pairs])
-        _accumulate(odd, between[:, : pairs - 1] * within[:, 1:], backwards)
-        even[:, 1:].addcmul_(between, odd[:, :gaps])
+        _carry(odd, within, even[:, :pairs], cut_within)
+        joined = None if cut is None else cut_between[:, : pairs - 1] | cut_within[:, 1:]
+        _accumulate(odd, between[:, : pairs - 1] * within[:, 1:], joined, backwards)
+        _carry(even[:, 1:], between, odd[:, :gaps], cut_between)
+
+
+def _carry(target: Tensor, links: Tensor, source: Tensor, cut: Tensor | None) -> None:
+    """target += links source, nothing where the link is cut: 0 times infinity would not be nothing."""
+    if cut is None:
+        target.addcmul_(links, source)
+    else:
+        target.add_((links * source).masked_fill_(cut[..., None, None], 0))

@@ -28,8 +28,8 @@ from seqlab.ops.selective_scan.triton_parts import (
     SIZES,
     add_each,
     advance,
+    carried,
     collect,
-    decay,
     fetch,
     gated,
     load_channels,
@@ -98,7 +98,7 @@ def chunk_gradients_kernel(
             after = ()
             for e in tl.static_range(E):
                 g = ag[e] + now[CPT + e // (4 * M)] * C[e % (4 * M)]
-                after = after + (decay(now[e // (4 * M)], A2[e], reset_j, RESETS) * g,)
+                after = after + (carried(tl.exp2(now[e // (4 * M)] * A2[e]) * g, reset_j, RESETS),)
             ag = after
 
     chunk = b * N_CHUNKS + k
@@ -187,8 +187,8 @@ def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr
         for c in tl.static_range(CPT):
             part = now[c]
             for n in tl.static_range(4 * M):
-                a = decay(now[c], A2[c * 4 * M + n], reset_j, RESETS)
-                h_n = a * states[(j * CPT + c) * 4 * M + n] + now[CPT + c] * BC[n]
+                a = tl.exp2(now[c] * A2[c * 4 * M + n])
+                h_n = a * carried(states[(j * CPT + c) * 4 * M + n], reset_j, RESETS) + now[CPT + c] * BC[n]
                 states, decays = states + (h_n,), decays + (a,)
                 if READ:
                     part = h_n * BC[4 * M + n] if n == 0 else part + h_n * BC[4 * M + n]
@@ -198,8 +198,8 @@ def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr
 
 
 @triton.jit
-def _walk_back(ag, dA, A2, known, states, decays, place, bc_table, row, index, keep,
-               CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+def _walk_back(ag, dA, A2, known, reset, states, decays, place, bc_table, row, index, keep,
+               CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
                DETERMINISTIC: tl.constexpr, ASYNC: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
     """A group back: a g before it, dA so far, and 2 CPT parts a position, of dx and the gradient by dt over ln 2."""
     G: tl.constexpr = S if S < 4 else 4
@@ -210,6 +210,7 @@ def _walk_back(ag, dA, A2, known, states, decays, place, bc_table, row, index, k
         dB, dC = zeros(N), zeros(N)
         BC = load_row(place, j, 0, 2 * M, M, S, ASYNC)
         now = told(known, j, 3 * CPT, G)
+        reset_j = from_lane(reset, j, G)
         for c in tl.static_range(CPT):
             dt, x, dy = now[c], now[CPT + c], now[2 * CPT + c]
             dx_part, dt_part, more_B, more_C = dt, dt, (), ()
@@ -218,8 +219,8 @@ def _walk_back(ag, dA, A2, known, states, decays, place, bc_table, row, index, k
                 more_B = more_B + (dB[n] + g * x if c > 0 else g * x,)
                 h = states[((j + 1) * CPT + c) * N + n]
                 more_C = more_C + (dC[n] + h * dy if c > 0 else h * dy,)
-                ag_n = decays[(j * CPT + c) * N + n] * g
-                d_exponent = ag_n * states[(j * CPT + c) * N + n]
+                ag_n = carried(decays[(j * CPT + c) * N + n] * g, reset_j, RESETS)
+                d_exponent = ag_n * carried(states[(j * CPT + c) * N + n], reset_j, RESETS)
                 dx_part = g * BC[n] if n == 0 else dx_part + g * BC[n]
                 dt_part = d_exponent * A2[c * N + n] if n == 0 else dt_part + d_exponent * A2[c * N + n]
                 new_ag = new_ag + (ag_n,)
@@ -398,8 +399,8 @@ def backward_kernel(
                 if HAS_Z:
                     ys = sums_over_lanes(parts, CPT, G, S)
                 dBC_row = dBC + t0.to(tl.int64) * (8 * S * M)
-                ag, dA, parts = _walk_back(ag, dA, A2, dt + x + dy, states, decays, row, bc_table, dBC_row, index, keep,
-                                           CPT, M, S, DETERMINISTIC, ASYNC, SHARED)  # fmt: skip
+                ag, dA, parts = _walk_back(ag, dA, A2, dt + x + dy, reset, states, decays, row, bc_table, dBC_row,
+                                           index, keep, CPT, M, S, RESETS, DETERMINISTIC, ASYNC, SHARED)  # fmt: skip
                 totals = sums_over_lanes(parts, 2 * CPT, G, S)
                 if SHARED:
                     sync()

@@ -17,8 +17,8 @@ from seqlab.ops.selective_scan.triton_parts import (
     SIZES,
     add_each,
     advance,
+    carried,
     collect,
-    decay,
     fetch,
     load_channels,
     load_row,
@@ -100,8 +100,8 @@ def _read_out(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S:
         for c in tl.static_range(CPT):
             part = now[c]
             for n in tl.static_range(4 * M):
-                a = decay(now[c], A2[c * 4 * M + n], reset_j, RESETS)
-                h_n = a * h[c * 4 * M + n] + now[CPT + c] * BC[n]
+                a = tl.exp2(now[c] * A2[c * 4 * M + n])
+                h_n = a * carried(h[c * 4 * M + n], reset_j, RESETS) + now[CPT + c] * BC[n]
                 part = h_n * BC[4 * M + n] if n == 0 else part + h_n * BC[4 * M + n]
                 after = after + (h_n,)
             parts_j = parts_j + (part,)

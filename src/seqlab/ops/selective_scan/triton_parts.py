@@ -168,12 +168,15 @@ def store_states(
 
 
 @triton.jit
-def decay(dt, A2, reset, RESETS: tl.constexpr):
-    """a for one position and n; ``reset`` is 0, or minus infinity where another sequence begins."""
+def carried(value, reset, RESETS: tl.constexpr):
+    """What crosses from one position to the next: nothing where ``reset`` is not 0, as another sequence begins.
+
+    A choice and no product: 0 times infinity would carry one sequence's overflow into the other.
+    """
     if RESETS:
-        return tl.exp2(dt * A2 + reset)
+        return tl.where(reset < 0.0, 0.0, value)
     else:
-        return tl.exp2(dt * A2)
+        return value
 
 
 @triton.jit
@@ -277,8 +280,8 @@ def advance(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: t
         after = ()
         for c in tl.static_range(CPT):
             for n in tl.static_range(4 * M):
-                a = decay(now[c], A2[c * 4 * M + n], reset_j, RESETS)
-                after = after + (a * h[c * 4 * M + n] + now[CPT + c] * B[n],)
+                a = tl.exp2(now[c] * A2[c * 4 * M + n])
+                after = after + (a * carried(h[c * 4 * M + n], reset_j, RESETS) + now[CPT + c] * B[n],)
         h = after
     return h
 
@@ -296,6 +299,6 @@ def collect(values, A2, state_ptr, time_ptr, cut_ptr, first, count, step, D_SIZE
             cut += tl.load(cut_ptr + place)
         after = ()
         for e in tl.static_range(CPT * M * 4):
-            after = after + (decay(time[e // (4 * M)], A2[e], cut, RESETS) * values[e] + added[e],)
+            after = after + (carried(tl.exp2(time[e // (4 * M)] * A2[e]) * values[e], cut, RESETS) + added[e],)
         values = after
     return values

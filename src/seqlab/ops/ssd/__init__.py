@@ -78,7 +78,8 @@ def ssd(
         return_final_state: whether to return the state after the last position too.
         seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
             whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
-            of position 0, the final state to the last one.
+            of position 0, the final state to the last one. Negative numbers are no exception: padding is a sequence
+            of its own, silent where its input is 0, as ``causal_conv1d`` leaves it.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:

@@ -1,17 +1,17 @@
 """The fused backends as one operator of PyTorch, with its gradient.
 
 What a backend brings is in ``interface.py``. The forward pass keeps its arguments and nothing else, so memory grows
-with the inputs alone. There is no second derivative.
+with the inputs alone. A second derivative is refused.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seqlab.ops import backends
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.derivatives import FirstDerivative
 from seqlab.ops.ssd.interface import Gradients, Inputs
 
 FUSED = ("triton", "parallel")
@@ -139,8 +139,10 @@ _ssd_operator.register_autograd(
 )
 
 
-class _SSD(torch.autograd.Function):
+class _SSD(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
+
+    operation = "ssd"
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
@@ -149,6 +151,5 @@ class _SSD(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:
+    def differentiate(ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:
         return _differentiate(_backward, ctx, dy, d_final_state)

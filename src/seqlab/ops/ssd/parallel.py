@@ -2,10 +2,11 @@
 
 Inside a chunk the scan is a masked attention (the paper's dual form), between chunks it is the recurrence, one step a
 chunk (section 6, figure 5). Exponents are differences of sums of dt A; the sums are in float64, because steps of all
-sizes may meet in one chunk. Decays are never divided by. A new sequence is a step that forgets everything, ``FORGET``.
-The gradient of each dt A is a sum over the pairs of positions on either side of it, never a difference of such sums,
-which would leave a remainder where every decay underflows. The backward pass computes everything again; nothing is
-larger than a chunk's square of positions or its state, for each chunk and head.
+sizes may meet in one chunk. Decays are never divided by. Nothing goes from one packed sequence into another: what would
+is chosen to be 0, never multiplied by 0, so that infinity and NaN stay in their sequence (``_Packing``). The gradient
+of each dt A is a sum over the pairs of positions on either side of it, never a difference of such sums, which would
+leave a remainder where every decay underflows. The backward pass computes everything again; nothing is larger than a
+chunk's square of positions or its state, for each chunk and head.
 
 Symbols (arXiv:2405.21060; i and j positions in a chunk):
 
@@ -41,13 +42,62 @@ MOST_STEPS = 64
 NEGLIGIBLE = -70.0
 """exp of less is taken for 0: numbers near the smallest of float32, 1e-38, multiply up to ten times slower on a CPU."""
 
-FORGET = -1000.0
-"""exp of it is 0 in float64 too."""
+FARTHEST = 2000.0
+"""exp of minus it is 0 in float64 too. Steps beyond would swallow the digits of those after them in a chunk's sums."""
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """None: plain PyTorch runs everywhere."""
     return None
+
+
+class _Packing(NamedTuple):
+    """Which positions of a chunk are of one sequence, for rows that hold several.
+
+    A product of matrices over positions adds up 0 times what another sequence holds, NaN where that is not finite. Such
+    rows are left out of it, and make NaN of the results of their own sequence that they go into.
+    """
+
+    number: Tensor  # (Bt, K, T) of each position's sequence, 0 for that of the state before the chunk
+
+    @property
+    def last(self) -> Tensor:
+        return self.number[:, :, -1:]
+
+    @property
+    def goes_on(self) -> Tensor:
+        """(Bt, K) whether no sequence begins in the chunk."""
+        return self.number[:, :, -1] == 0
+
+    def from_state(self, values: Tensor) -> Tensor:
+        """values (Bt, K, T, ...), 0 where the state before the chunk is of another sequence."""
+        return _where(self.number == 0, values)
+
+    def to_state(self, values: Tensor) -> Tensor:
+        """values (Bt, K, T, ...), 0 where the state after the chunk is of another sequence."""
+        return _where(self.number == self.last, values)
+
+    def pairs_(self, squares: Tensor) -> Tensor:
+        """squares (Bt, K, H, T, T), 0 where the two positions are of different sequences; in place."""
+        return squares.masked_fill_((self.number.unsqueeze(3) != self.number.unsqueeze(2)).unsqueeze(2), 0)
+
+    def product(self, squares: Tensor, rows: Tensor, back: bool) -> Tensor:
+        """squares (Bt, K, H, T, T) times rows (Bt, K, H, T, X), where a row goes into itself and later ones.
+
+        With ``back`` into itself and earlier ones.
+        """
+        finite = rows.isfinite()
+        product = squares @ rows.where(finite, 0)
+        number = self.number[:, :, None, :, None]  # (Bt, K, 1, T, 1)
+        if back:
+            met = number.where(~finite, rows.shape[3] + 1).flip(3).cummin(dim=3).values.flip(3) == number
+        else:
+            met = number.where(~finite, -1).cummax(dim=3).values == number
+        return product.masked_fill_(met, math.nan)
+
+
+def _where(inside: Tensor, values: Tensor) -> Tensor:
+    return values.where(inside[(...,) + (None,) * (values.dim() - inside.dim())], 0)
 
 
 class _Chunks(NamedTuple):
@@ -62,6 +112,12 @@ class _Chunks(NamedTuple):
     s: Tensor  # (Bt, K, H, T) float64
     from_start: Tensor  # (Bt, K, T, H) exp(s_i), what is left of h at i
     to_end: Tensor  # (Bt, K, T, H) exp(s_T - s_j), what is left of position j at the end
+    packing: _Packing | None
+
+    @property
+    def cut(self) -> Tensor | None:
+        """(Bt, K) whether a sequence begins in the chunk; None if none ever does."""
+        return None if self.packing is None else ~self.packing.goes_on
 
     def by_group(self, tensor: Tensor) -> Tensor:
         """(Bt, K, T, H, P) as (Bt, K, G, T, R P)."""
@@ -77,9 +133,28 @@ class _Chunks(NamedTuple):
         batch, chunks, _, _, d_state = states.shape
         return states.view(batch, chunks, self.B.shape[2], -1, d_state)
 
-    def states(self, values: Tensor, directions: Tensor) -> Tensor:
-        """(Bt, K, H, P, N): for each chunk the sum over positions of values (.., H, P) times directions (.., N)."""
+    def from_state(self, values: Tensor) -> Tensor:
+        """values (Bt, K, T, H, P) times what is left of the state before the chunk."""
+        values = values * self.from_start.unsqueeze(4)
+        return values if self.packing is None else self.packing.from_state(values)
+
+    def to_state(self, values: Tensor) -> Tensor:
+        """values (Bt, K, T, H, P) times what is left of them after the chunk."""
+        values = values * self.to_end.unsqueeze(4)
+        return values if self.packing is None else self.packing.to_state(values)
+
+    def product(self, squares: Tensor, rows: Tensor, back: bool = False) -> Tensor:
+        """squares (Bt, K, H, T, T) times rows (Bt, K, H, T, X), position by position."""
+        return squares @ rows if self.packing is None else self.packing.product(squares, rows, back)
+
+    def states(self, values: Tensor, directions: Tensor, choose: str) -> Tensor:
+        """(Bt, K, H, P, N): for each chunk the sum over positions of values (.., H, P) times directions (.., N).
+
+        ``choose`` names the method of ``_Packing`` that the values have been through.
+        """
         batch, chunks, _, heads, width = values.shape
+        if self.packing is not None:
+            directions = getattr(self.packing, choose)(directions.transpose(2, 3)).transpose(2, 3)
         products = self.by_group(values).transpose(3, 4) @ directions  # (Bt, K, G, R P, N)
         return products.view(batch, chunks, heads, width, -1)
 
@@ -87,23 +162,23 @@ class _Chunks(NamedTuple):
         """M."""
         M = self.x.new_empty(*self.s.shape, self.s.shape[3])  # (Bt, K, H, T, T)
         torch.sub(self.s.unsqueeze(4), self.s.unsqueeze(3), out=M)
-        return _exp_(M).tril_()
+        M = _exp_(M).tril_()
+        return M if self.packing is None else self.packing.pairs_(M)
 
     def scores(self, M: Tensor) -> Tensor:
         """(Bt, K, H, T, T) in the memory of M: (C_i B_j) M."""
         products = self.C @ self.B.transpose(3, 4)  # (Bt, K, G, T, T)
         M.view(*products.shape[:3], -1, *products.shape[3:]).mul_(products.unsqueeze(3))
-        return M
+        return M if self.packing is None else self.packing.pairs_(M)
 
 
 def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (Bt, L, H, P) in x's dtype and the final state (Bt, H, P, N)."""
     c = _read(inputs)
-    added = c.states(c.u * c.to_end.unsqueeze(4), c.B)  # (Bt, K, H, P, N)
-    h, final = _walk(added, c.s[..., -1], initial_state)
-    y = c.by_head(c.C @ c.states_by_group(h).transpose(3, 4))  # (Bt, K, T, H, P)
-    y.mul_(c.from_start.unsqueeze(4))
-    y += (c.scores(c.decays()) @ c.u.transpose(2, 3)).transpose(2, 3)
+    added = c.states(c.to_state(c.u), c.B, "to_state")  # (Bt, K, H, P, N)
+    h, final = _walk(added, c.s[..., -1], c.cut, initial_state)
+    y = c.from_state(c.by_head(c.C @ c.states_by_group(h).transpose(3, 4)))  # (Bt, K, T, H, P)
+    y += c.product(c.scores(c.decays()), c.u.transpose(2, 3)).transpose(2, 3)
     if inputs.D is not None:
         y.addcmul_(c.x, inputs.D.to(y.dtype)[:, None])
     return _joined(y, inputs.x), final
@@ -116,31 +191,44 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
     dy = _cut(dy.to(dtype), c.x.shape[1], c.x.shape[2])  # (Bt, K, T, H, P)
     total = c.s[..., -1]  # (Bt, K, H)
 
-    u_left = c.u * c.to_end.unsqueeze(4)
-    h, _ = _walk(c.states(u_left, c.B), total, initial_state)
-    dy_left = dy * c.from_start.unsqueeze(4)
-    g, d_initial = _walk(c.states(dy_left, c.C).flip(1), total.flip(1), d_final_state)
+    cut = c.cut
+    u_left = c.to_state(c.u)
+    h, _ = _walk(c.states(u_left, c.B, "to_state"), total, cut, initial_state)
+    dy_left = c.from_state(dy)
+    added = c.states(dy_left, c.C, "from_state").flip(1)
+    g, d_initial = _walk(added, total.flip(1), None if cut is None else cut.flip(1), d_final_state)
     g = g.flip(1)
 
     h_grouped, g_grouped = c.states_by_group(h), c.states_by_group(g)  # (Bt, K, G, R P, N)
     dC = c.by_group(dy_left) @ h_grouped  # (Bt, K, G, T, N)
     dB = c.by_group(u_left) @ g_grouped
-    du = c.by_head(c.B @ g_grouped.transpose(3, 4)).mul_(c.to_end.unsqueeze(4))  # (Bt, K, T, H, P)
-    read = c.by_head(c.C @ h_grouped.transpose(3, 4))  # (Bt, K, T, H, P), h C_i
-
-    into = (read * dy_left).sum(dim=4)  # (Bt, K, T, H), the part of the loss that comes from h through position i
-    out = (c.u * du).sum(dim=4)  # through the state after the chunk, from position j
+    du = c.to_state(c.by_head(c.B @ g_grouped.transpose(3, 4)))  # (Bt, K, T, H, P)
+    read = c.from_state(c.by_head(c.C @ h_grouped.transpose(3, 4)))  # (Bt, K, T, H, P), h C_i
     across = (g * h).sum(dim=(3, 4)).mul_(total.exp().to(dtype))  # (Bt, K, H), from before the chunk to after it
+    if cut is not None:
+        dC, dB = (
+            choose(grouped.transpose(2, 3)).transpose(2, 3)
+            for choose, grouped in ((c.packing.from_state, dC), (c.packing.to_state, dB))
+        )
+        across.masked_fill_(cut.unsqueeze(2), 0)
+
+    into = (read * dy).sum(dim=4)  # (Bt, K, T, H), the part of the loss that comes from h through position i
+    out = (c.u * du).sum(dim=4)  # through the state after the chunk, from position j
+    if cut is not None:
+        into, out = c.packing.from_state(into), c.packing.to_state(out)
 
     M = c.decays()
     d_scores = dy.transpose(2, 3) @ c.u.permute(0, 1, 3, 4, 2)  # (Bt, K, H, T, T)
-    d_products = _group_sum(d_scores * M, c.B.shape[2])  # (Bt, K, G, T, T)
-    dC += d_products @ c.B
-    dB += d_products.transpose(3, 4) @ c.C
+    by_products = d_scores * M
+    if cut is not None:
+        by_products = c.packing.pairs_(by_products)
+    d_products = _group_sum(by_products, c.B.shape[2])  # (Bt, K, G, T, T)
+    dC += c.product(d_products, c.B)
+    dB += c.product(d_products.transpose(3, 4), c.C, back=True)
     scores = c.scores(M)
-    du += (scores.transpose(3, 4) @ dy.transpose(2, 3)).transpose(2, 3)
+    du += c.product(scores.transpose(3, 4), dy.transpose(2, 3), back=True).transpose(2, 3)
 
-    d_log = _crossing(d_scores.mul_(scores)).transpose(2, 3)  # (Bt, K, T, H), by dt A
+    d_log = _crossing(d_scores.mul_(scores), c.packing).transpose(2, 3)  # (Bt, K, T, H), by dt A
     d_log += into.flip(2).cumsum(2).flip(2) + across.unsqueeze(2)
     d_log[:, :, 1:] += out.cumsum(2)[:, :, :-1]
     return _gradients(inputs, c, dy, du, d_log, dB, dC, d_initial)
@@ -182,16 +270,19 @@ def _read(inputs: Inputs) -> _Chunks:
         raw = raw + inputs.dt_bias.to(dtype)
     dt = F.softplus(raw) if inputs.dt_softplus else raw
     log_decay = dt.double() * inputs.A.double()  # (Bt, L, H)
+    packing = None
     if inputs.seq_idx is not None:
         begins = F.pad(inputs.seq_idx[:, 1:] != inputs.seq_idx[:, :-1], (1, 0))  # (Bt, L)
-        log_decay = log_decay.masked_fill(begins.unsqueeze(2), FORGET)
+        packing = _Packing(_cut(begins, n_chunks, positions).cumsum(dim=2))
+        # A step that is not finite makes its u so; in the sums, positions of other sequences would see it.
+        log_decay = log_decay.masked_fill(begins.unsqueeze(2), 0).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
     x, raw, dt, log_decay, B, C = (
         _cut(t, n_chunks, positions) for t in (inputs.x.to(dtype), raw, dt, log_decay, inputs.B, inputs.C)
     )
     s = log_decay.cumsum(dim=2)  # (Bt, K, T, H)
     from_start, to_end = (_exp_(exponents.to(dtype)) for exponents in (s.clone(), s[:, :, -1:] - s))
     B, C = (t.to(dtype).transpose(2, 3).contiguous() for t in (B, C))  # (Bt, K, G, T, N)
-    return _Chunks(x, raw, dt, x * dt.unsqueeze(4), B, C, s.transpose(2, 3).contiguous(), from_start, to_end)
+    return _Chunks(x, raw, dt, x * dt.unsqueeze(4), B, C, s.transpose(2, 3).contiguous(), from_start, to_end, packing)
 
 
 def _cut(tensor: Tensor, n_chunks: int, positions: int) -> Tensor:
@@ -221,33 +312,43 @@ def _group_sum(squares: Tensor, groups: int) -> Tensor:
     return squares.view(batch, chunks, groups, -1, size, size).sum(dim=3)
 
 
-def _crossing(pairs: Tensor) -> Tensor:
+def _crossing(pairs: Tensor, packing: _Packing | None) -> Tensor:
     """(..., T): for each position t the sum of pairs (..., T, T) over i >= t > j, those whose way leads through t."""
     later = torch.ones_like(pairs[0, 0, 0]).triu()  # [t, i] whether i >= t
-    return (later @ pairs.tril(-1)).tril_(-1).sum(dim=-1)
+    if packing is None:
+        return (later @ pairs.tril(-1)).tril_(-1).sum(dim=-1)
+    pairs = packing.product(later, packing.pairs_(pairs).tril(-1), back=True)
+    return packing.pairs_(pairs).tril_(-1).sum(dim=-1)
 
 
-def _walk(added: Tensor, log_decay: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+def _walk(added: Tensor, log_decay: Tensor, cut: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
     """The states before each chunk (Bt, K, ...) and after the last (Bt, ...).
 
     Args:
         added: (Bt, K, H, P, N) what each chunk adds to the state.
         log_decay: (Bt, K, H) float64, what is left of the state after it, as a logarithm.
+        cut: (Bt, K) where nothing is left, whatever the state; nowhere if None.
         start: (Bt, H, P, N) before the first; zeros if None.
     """
     n_chunks = added.shape[1]
     decay = log_decay.exp().to(added.dtype)[..., None, None]  # (Bt, K, H, 1, 1)
     if n_chunks > MOST_STEPS:
-        return _walk_in_groups(added, log_decay, start)
+        return _walk_in_groups(added, log_decay, cut, start)
     state = added.new_zeros(added[:, 0].shape) if start is None else start
     before = added.new_empty(added.shape)
     for chunk in range(n_chunks):
         before[:, chunk] = state
-        state = torch.addcmul(added[:, chunk], decay[:, chunk], state)
+        if cut is None:
+            state = torch.addcmul(added[:, chunk], decay[:, chunk], state)
+        else:
+            left = (decay[:, chunk] * state).masked_fill_(cut[:, chunk, None, None, None], 0)
+            state = added[:, chunk] + left
     return before, state
 
 
-def _walk_in_groups(added: Tensor, log_decay: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+def _walk_in_groups(
+    added: Tensor, log_decay: Tensor, cut: Tensor | None, start: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """``_walk`` in about twice the square root of K steps."""
     batch, n_chunks = added.shape[:2]
     size = math.isqrt(n_chunks - 1) + 1
@@ -255,9 +356,21 @@ def _walk_in_groups(added: Tensor, log_decay: Tensor, start: Tensor | None) -> t
     missing = groups * size - n_chunks
     added = F.pad(added, (0, 0) * 3 + (0, missing)).reshape(batch * groups, size, *added.shape[2:])
     log_decay = F.pad(log_decay, (0, 0, 0, missing)).reshape(batch * groups, size, -1)  # (Bt groups, size, H)
-    before, total = _walk(added, log_decay, None)
+    if cut is not None:
+        cut = F.pad(cut, (0, missing)).reshape(batch * groups, size)
+    before, total = _walk(added, log_decay, cut, None)
     left = log_decay.cumsum(dim=1)  # of a group's start after each of its chunks
-    starts, final = _walk(total.unflatten(0, (batch, groups)), left[:, -1].unflatten(0, (batch, groups)), start)
+    lost = None if cut is None else cut.cumsum(dim=1) > 0
+    starts, final = _walk(
+        total.unflatten(0, (batch, groups)),
+        left[:, -1].unflatten(0, (batch, groups)),
+        None if lost is None else lost[:, -1].view(batch, groups),
+        start,
+    )
     left = F.pad(left[:, :-1], (0, 0, 1, 0)).exp().to(added.dtype)[..., None, None]  # before each of them
-    before.addcmul_(left, starts.flatten(0, 1).unsqueeze(1))
+    if lost is None:
+        before.addcmul_(left, starts.flatten(0, 1).unsqueeze(1))
+    else:
+        carried = left * starts.flatten(0, 1).unsqueeze(1)
+        before += carried.masked_fill_(F.pad(lost[:, :-1], (1, 0))[..., None, None, None], 0)
     return before.reshape(batch, groups * size, *added.shape[2:])[:, :n_chunks], final
