@@ -149,8 +149,12 @@ def skipped_table(comparison: Comparison) -> Table:
     table = Table(title=f"Passed over: {len(comparison.skipped)}", title_justify="left")
     table.add_column("folder", overflow="fold")
     table.add_column("why", overflow="fold")
+    by_reason: dict[str, list[str]] = {}
     for one in comparison.skipped:
-        table.add_row(Text(str(one.folder)), Text(one.why))
+        by_reason.setdefault(one.why, []).append(str(one.folder))
+    for why, folders in by_reason.items():  # comparison.md names every folder
+        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+        table.add_row(Text(folders[0] + more), Text(why))
     return table
 
 
