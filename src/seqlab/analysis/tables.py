@@ -1,6 +1,7 @@
 """A comparison on the screen, and as CSV, Markdown and LaTeX in a folder."""
 
 import csv
+import html
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -179,7 +180,7 @@ def markdown(comparison: Comparison) -> str:
 
 def markdown_cell(text: str) -> str:
     """Text that Markdown shows as it is, in one line; an underscore within a word is safe already."""
-    escaped = re.sub(r"([\\`*|<>]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
+    escaped = re.sub(r"([\\`*|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", html.escape(text, quote=False))
     return " ".join(escaped.split())
 
 
