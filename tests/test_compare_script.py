@@ -120,6 +120,17 @@ def test_mistakes_are_a_line_or_two(compare, tmp_path):
         assert len(errors.splitlines()) <= 2
 
 
+def test_folders_passed_over_for_one_reason_are_one_line_with_a_count(compare, tmp_path):
+    write_run(tmp_path / "runs" / "good")
+    for i in range(30):
+        (tmp_path / "runs" / f"empty{i:02}" / ".hydra").mkdir(parents=True)
+    status, out, _ = compare("runs", "--out", "here")
+    assert status == 0
+    assert "Passed over: 30" in out and "runs/empty00 and 29 more" in out
+    assert "empty07" not in out
+    assert "empty07" in Path("here/comparison.md").read_text()
+
+
 def test_help_tells_what_it_leaves(compare):
     status, out, _ = compare("--help")
     assert status == 0

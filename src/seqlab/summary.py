@@ -55,7 +55,8 @@ def cpu_model() -> str | None:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def environment(device: torch.device) -> Summary:

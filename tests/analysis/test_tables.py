@@ -142,7 +142,7 @@ def test_markdown_rows_have_as_many_cells_as_headings(comparison):
             assert len(table) > 2
             table = []
     assert text.startswith("- **Not alike: tokens seen")
-    assert r"a\|b\_&%$#{x}~^\\\*\<i\>" in text
+    assert r"a\|b\_&amp;%$#{x}~^\\\*&lt;i&gt;" in text
     assert r"\_d\_: empty" in text
 
 

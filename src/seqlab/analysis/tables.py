@@ -1,6 +1,7 @@
 """A comparison on the screen, and as CSV, Markdown and LaTeX in a folder."""
 
 import csv
+import html
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -149,8 +150,12 @@ def skipped_table(comparison: Comparison) -> Table:
     table = Table(title=f"Passed over: {len(comparison.skipped)}", title_justify="left")
     table.add_column("folder", overflow="fold")
     table.add_column("why", overflow="fold")
+    by_reason: dict[str, list[str]] = {}
     for one in comparison.skipped:
-        table.add_row(Text(str(one.folder)), Text(one.why))
+        by_reason.setdefault(one.why, []).append(str(one.folder))
+    for why, folders in by_reason.items():  # comparison.md names every folder
+        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+        table.add_row(Text(folders[0] + more), Text(why))
     return table
 
 
@@ -175,7 +180,7 @@ def markdown(comparison: Comparison) -> str:
 
 def markdown_cell(text: str) -> str:
     """Text that Markdown shows as it is, in one line; an underscore within a word is safe already."""
-    escaped = re.sub(r"([\\`*|<>]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
+    escaped = re.sub(r"([\\`*|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", html.escape(text, quote=False))
     return " ".join(escaped.split())
 
 
