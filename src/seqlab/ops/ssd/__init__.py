@@ -79,7 +79,8 @@ def ssd(
         seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
             whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
             of position 0, the final state to the last one. Negative numbers are no exception: padding is a sequence
-            of its own, silent where its input is 0, as ``causal_conv1d`` leaves it.
+            of its own, silent where its input is 0, as ``causal_conv1d`` leaves it. What is not finite stays in its
+            sequence, but for "triton", where it reaches others in the same chunk and what follows it.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:
