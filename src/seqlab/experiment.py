@@ -45,6 +45,7 @@ from seqlab.sweep.records import load
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
+from seqlab.training.lean_import import compiler_if_needed
 from seqlab.training.loggers import NoLogger
 from seqlab.training.metrics_file import MetricsFile
 from seqlab.training.optim import decayed_share
@@ -89,6 +90,7 @@ def build_model(cfg: DictConfig, data: Any, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
+@compiler_if_needed()
 def run(cfg: DictConfig) -> float:
     """Train, select on validation, test once; leave the results in the run folder.
 
