@@ -45,7 +45,7 @@ from seqlab.sweep.records import load
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
-from seqlab.training.lean_import import compiler_if_needed
+from seqlab.training.lean_torch import compiler_if_needed
 from seqlab.training.loggers import NoLogger
 from seqlab.training.metrics_file import MetricsFile
 from seqlab.training.optim import decayed_share
