@@ -1,8 +1,8 @@
 """torch without its compiler, which a third of a start goes into, until something needs it.
 
 torch imports the compiler to keep it away from its optimizers and from tensors without memory, on which FLOPs are
-counted, and symbolic shapes to look at shapes that are plain numbers. As long as neither has been imported there is
-nothing to keep away from and no shape is symbolic, so a stand-in can answer.
+counted, and with it symbolic shapes, to look at shapes that are plain numbers. As long as none of them has been
+imported there is nothing to keep away from and no shape is symbolic, so a stand-in can answer.
 """
 
 import operator
@@ -15,13 +15,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-COMPILER, SHAPES = "torch._dynamo", "torch.fx.experimental.symbolic_shapes"
+COMPILER = "torch._dynamo"
 
 
 @contextmanager
 def compiler_if_needed() -> Iterator[None]:
     """torch's compiler is not imported in here before something is to be compiled, or asks for a part of it."""
-    if COMPILER in sys.modules or SHAPES in sys.modules:
+    if COMPILER in sys.modules:
         yield
         return
     stand_ins = StandIns()
@@ -32,24 +32,23 @@ def compiler_if_needed() -> Iterator[None]:
 
 
 class StandIn(ModuleType):
-    """A module that gives what it has, and for anything else the real one."""
+    """A module that gives the answers that it has, and for anything else the real module's."""
 
-    __path__: list[str] = []  # a package's, whose parts are looked for
-
-    def __init__(self, name: str, answers: dict[str, Callable], withdraw: Callable[[], None]):
+    def __init__(self, name: str, answers: dict[str, Any], withdraw: Callable[[], None]):
         super().__init__(name)
         vars(self).update(answers)
+        self.__path__ = []  # a package's, whose parts are looked for
         self.__withdraw__ = withdraw
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what is asked of any module
+        if name.startswith("__") and name not in ("__all__", "__version__"):  # what is asked of every module there is
             raise AttributeError(name)
         self.__withdraw__()
         return getattr(import_module(self.__name__), name)
 
 
 class StandIns:
-    """Stand in for the compiler and for symbolic shapes, both or neither.
+    """Stand in for the compiler and for what looks at symbolic shapes, all of them or none.
 
     What torch keeps out of the compiler, it keeps as it was given here. That is forgotten in the end, so that the
     compiler finds everything as if it had been imported at first.
@@ -57,13 +56,14 @@ class StandIns:
 
     def __init__(self) -> None:
         self.kept_out: list[Callable] = []
-        compiler = {"disable": self.disable, "graph_break": lambda msg="": None}
-        answers = {COMPILER: compiler, SHAPES: OF_PLAIN_NUMBERS}
-        self.modules = {name: StandIn(name, answers[name], self.withdraw) for name in answers}
+        compiler = {COMPILER: {"disable": self.disable, "graph_break": lambda msg="": None}}
+        answers = {name: given for name, given in (compiler | OF_PLAIN_NUMBERS).items() if name not in sys.modules}
+        self.modules = {name: StandIn(name, given, self.withdraw) for name, given in answers.items()}
         for name, module in self.modules.items():
             parent, _, child = name.rpartition(".")
             sys.modules[name] = module
-            setattr(import_module(parent), child, module)
+            if parent:
+                setattr(import_module(parent), child, module)
         sys.meta_path.insert(0, self)
 
     def withdraw(self) -> None:
@@ -72,7 +72,8 @@ class StandIns:
             if sys.modules.get(name) is module:
                 parent, _, child = name.rpartition(".")
                 del sys.modules[name]
-                delattr(sys.modules[parent], child)
+                if parent:
+                    delattr(sys.modules[parent], child)
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         while self.kept_out:
@@ -88,8 +89,8 @@ class StandIns:
         return fn
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Whoever imports a part of the compiler needs the real one, with which the part is loaded when it is found."""
-        if not name.startswith(f"{COMPILER}."):
+        """Whoever imports a part of a module needs the real one, and finds the part loaded."""
+        if not name.startswith(tuple(f"{module}." for module in self.modules)):
             return None
         self.withdraw()
         self.part = import_module(name)
@@ -103,7 +104,7 @@ class StandIns:
         module.__spec__ = self.spec
 
 
-def given(value: bool | int, skip: int = 0) -> bool | int:
+def same(value: bool | int, skip: int = 0) -> bool | int:
     """A plain number, or a condition on such, is what it is."""
     return value
 
@@ -113,14 +114,17 @@ def equal(one: int | Sequence[int], other: int | Sequence[int]) -> bool:
     return (one if isinstance(one, int) else tuple(one)) == (other if isinstance(other, int) else tuple(other))
 
 
-OF_PLAIN_NUMBERS: dict[str, Callable] = {
-    **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious"), given),
-    **dict.fromkeys(("guarding_hint_or_throw", "statically_known_true"), given),
-    "has_guarding_hint": lambda size: True,
-    "sym_and": lambda *conditions: reduce(operator.and_, conditions),
-    "sym_or": lambda *conditions: reduce(operator.or_, conditions),
-    "sym_eq": equal,
-    "is_nested_int": lambda size: False,
-    "free_unbacked_symbols": lambda sizes: set(),
+OF_PLAIN_NUMBERS: dict[str, dict[str, Any]] = {
+    "torch.fx.experimental.symbolic_shapes": {
+        **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious"), same),
+        **dict.fromkeys(("guarding_hint_or_throw", "statically_known_true"), same),
+        "has_guarding_hint": lambda size: True,
+        "is_nested_int": lambda size: False,
+        "free_unbacked_symbols": lambda sizes: set(),
+        "sym_and": lambda *conditions: reduce(operator.and_, conditions),
+        "sym_or": lambda *conditions: reduce(operator.or_, conditions),
+        "sym_eq": equal,
+    },
+    "sympy": {"Basic": type("Basic", (), {"__doc__": "An expression: nothing is one."})},
 }
-"""What torch asks of shapes while it counts FLOPs, by the names and with the answers of its own functions."""
+"""What torch asks about shapes while it counts FLOPs, by module, with the answers that these have for plain numbers."""
