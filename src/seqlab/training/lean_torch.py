@@ -94,7 +94,7 @@ class StandIns:
             return None
         self.withdraw()
         self.part = import_module(name)
-        self.spec = self.part.__spec__
+        self.spec, self.part.__spec__ = self.part.__spec__, None  # by which the import would load it once more
         return ModuleSpec(name, self)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
