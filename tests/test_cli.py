@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from seqlab.messages import message_of
 from seqlab.training import checkpoint
 from seqlab.typed import in_order, quoted_path
-from support import ROOT, Job
+from support import ROOT, SMALL, Job
 
 
 def final_weights(folder):

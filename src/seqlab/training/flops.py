@@ -8,12 +8,17 @@ positions although half of it is masked (Chowdhery et al. 2022, appendix B).
 """
 
 import copy
+from contextlib import nullcontext
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from seqlab.training.lean_import import as_if_missing
+
+with as_if_missing("triton") if torch.version.cuda is None else nullcontext():  # whose kernels then run nowhere
+    from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
 
