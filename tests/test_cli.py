@@ -1,5 +1,6 @@
 """What people meet: the table, the run folder, resuming, and messages for mistakes, through the real entry point."""
 
+import gc
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from seqlab import cli
 from seqlab.messages import message_of
 from seqlab.training import checkpoint
 from seqlab.typed import in_order, quoted_path
@@ -450,7 +452,22 @@ def test_what_a_run_needs_is_all_that_it_imports(environment, tmp_path):
     assert "torchmetrics" in names
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
     slow = {"matplotlib", "transformers", "datasets", "pandas", "optuna", "torch._dynamo", "torch._inductor", "sympy"}
+    slow |= set() if torch.version.cuda else {"triton"}
     assert not names & slow, "everybody would wait for it at every start"
+
+
+def test_what_is_imported_is_not_looked_through_for_garbage(monkeypatch):
+    with cli.importing():
+        assert gc.isenabled(), "a later job of a sweep leaves garbage"
+    monkeypatch.delitem(sys.modules, "torch")
+    before = gc.get_freeze_count()
+    try:
+        with cli.importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "torchrun=2 processes: a run trains in one process"), ("1", "")])

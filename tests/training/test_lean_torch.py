@@ -84,15 +84,14 @@ with compiler_if_needed():
 """
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        "torch.compile(lambda x: x, backend='eager')(torch.ones(1))",
-        "torch.compiler.disable(lambda x: x)",
-        "import torch._dynamo.utils, sympy.core.basic; assert hasattr(torch._dynamo.utils, 'counters')",
-        "from sympy import *; assert Symbol('x') + 0 == Symbol('x'); import torch._dynamo; torch._dynamo.reset()",
-    ],
-)
+USES = {
+    "compiles": "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2",
+    "imports parts": "import torch._dynamo.utils, sympy.core.basic; torch._dynamo.utils.counters",
+    "imports all": "from sympy import *; assert Symbol('x') - Symbol('x') == 0; torch.compiler.disable(update)",
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_what_needs_the_compiler_has_it(use, environment):
     in_a_new_process(COMPILING.replace("{use}", use), environment)
 
@@ -102,7 +101,7 @@ def test_plain_numbers_are_answered_as_torch_does():
 
     answers = OF_PLAIN_NUMBERS[real.__name__]
     conditions, sizes, shapes = (True, False), (0, 1, 3), ((), (2,), (2, 3), (3, 2), [2, 3])
-    for name in ("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious", "statically_known_true"):
+    for name in ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true"):
         assert [answers[name](one) for one in conditions] == [getattr(real, name)(one) for one in conditions]
     for name in ("sym_and", "sym_or"):
         for some in (*product(conditions), *product(conditions, repeat=2), *product(conditions, repeat=3)):

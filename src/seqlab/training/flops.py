@@ -17,7 +17,8 @@ from torch import nn
 
 from seqlab.training.lean_import import as_if_missing
 
-with as_if_missing("triton") if torch.version.cuda is None else nullcontext():  # whose kernels then run nowhere
+on_gpus = any(getattr(torch.version, kind, None) for kind in ("cuda", "hip", "xpu"))
+with nullcontext() if on_gpus else as_if_missing("triton"):  # whose kernels run nowhere else
     from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
