@@ -223,11 +223,12 @@ def refuse_empty_changes(cfg: DictConfig, folder: Path, fit: Fit) -> None:
         raise UserError("trainer.steps", fit.total, f"the run has made {done} steps already", remedy)
     if not fit.is_over or load(folder / "summary.json").get("status") != "completed":
         return
-    then, now = (flat(OmegaConf.to_container(each)) for each in (saved_in(folder), cfg))
+    then = saved_in(folder)
     for key in OF_STEPS:
-        if key in then and then[key] != now.get(key):
-            rule = f"the run is completed with {then[key]}, and no step is left that could be made otherwise"
-            raise UserError(key, now.get(key), rule, "Leave it out, or raise the budget with it (trainer.steps)")
+        before, now = (OmegaConf.select(each, key, default="missing") for each in (then, cfg))
+        if before not in ("missing", now):
+            rule = f"the run is completed with {before}, and no step is left that could be made otherwise"
+            raise UserError(key, now, rule, "Leave it out, or raise the budget with it (trainer.steps)")
 
 
 def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int, int], float]) -> list[dict[str, Any]]:
