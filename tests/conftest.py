@@ -25,7 +25,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
     """Run ``python train.py`` with overrides, in this process; by default in a fresh folder on the small data."""
-    for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND"):  # which cli.run sets; put back afterwards
+    for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND", "SEQLAB_SWEEP"):  # which cli.run sets; put back afterwards
         monkeypatch.setenv(name, "1")
 
     def run(*overrides: str, folder: str = "run", small: bool = True) -> Job:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from seqlab import resolvers  # noqa: F401 (registers what conf/ refers to)
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.messages import message_of, translate
-from seqlab.sweep import watch
+from seqlab.sweep import orphans, watch
 from seqlab.sweep.records import Record
 from seqlab.typed import in_order
 
@@ -29,6 +29,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Call a ``hydra.main`` function and exit with 0, or with a message and the status of what went wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
     os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
+    os.environ[orphans.SWEEP] = str(os.getpid())
     try:
         refuse_copies()
         sys.argv[1:] = in_order(sys.argv[1:])
@@ -91,8 +92,9 @@ def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     folder = os.path.relpath(hydra.runtime.output_dir, sweep)
     record = Record(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task))
     try:
-        record.write(sweep)
-        value = task(cfg)
+        with orphans.ends_with_sweep(hydra.launcher._target_):
+            record.write(sweep)
+            value = task(cfg)
         record.end(sweep, "completed")
         return value
     except Pruned as pruned:
