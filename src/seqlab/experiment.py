@@ -41,6 +41,7 @@ from seqlab.resume import (
 from seqlab.schema import check_all
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
+from seqlab.sweep.orphans import PATIENCE
 from seqlab.sweep.records import load
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
@@ -97,8 +98,9 @@ def run(cfg: DictConfig) -> float:
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    with only_process_in(folder):
-        if hydra.mode is RunMode.MULTIRUN:
+    in_sweep = hydra.mode is RunMode.MULTIRUN
+    with only_process_in(folder, patience=PATIENCE if in_sweep else 0):
+        if in_sweep:
             return run_in_sweep(cfg, folder)
         resume = cfg.resume is not None
         if resume:

@@ -4,10 +4,11 @@ import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,20 @@ def read_all(folders: Sequence[Path]) -> Iterator[Run | Skipped]:
     if workers == 1 or sum(map(metrics_size, folders)) < LARGE:
         yield from map(read_folder, folders)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=leave_ctrl_c) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow) as pool:
         yield from pool.map(read_folder, folders, chunksize=8)
 
 
-def leave_ctrl_c() -> None:
-    """In a process that reads for another one: only that one answers to Ctrl-C."""
+def follow() -> None:
+    """In a process that reads for another one: only that one answers to Ctrl-C, and this one ends when that one has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, name="parent's end", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Killed, it could not end its workers, and these would wait for more for good."""
+    parent_process().join()
+    os._exit(1)
 
 
 def metrics_size(folder: Path) -> int:

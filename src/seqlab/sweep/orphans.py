@@ -20,6 +20,7 @@ DESCENDANTS = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLaun
 PROC = Path("/proc")
 INTERVAL = 0.5  # seconds between two looks
 GRACE = 10  # seconds for a step and a checkpoint
+PATIENCE = GRACE + 5  # seconds after which no job of a sweep that was killed holds its folder any more
 
 _watching = threading.Event()
 
