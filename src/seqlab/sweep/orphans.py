@@ -36,8 +36,8 @@ def ends_with_sweep(launcher: str) -> Iterator[None]:
         launcher: the ``_target_`` of Hydra's; others than those of this machine's processes are left alone.
     """
     sweep = int(os.environ.get(SWEEP, 0))
-    told = os.name == "posix" and (launcher == CHILDREN or (launcher == DESCENDANTS and (PROC / "self").exists()))
-    if not told or sweep in (0, os.getpid()):
+    watched = os.name == "posix" and (launcher == CHILDREN or (launcher == DESCENDANTS and (PROC / "self").exists()))
+    if not watched or sweep in (0, os.getpid()):
         yield
         return
     leave_if_orphaned(sweep)
