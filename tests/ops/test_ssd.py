@@ -319,12 +319,9 @@ class TestEveryBackend:
 @every_device
 @pytest.mark.parametrize("poison", POISONS)
 @pytest.mark.parametrize("names", [("x",), ("dt",), ("B",), ("C",)])
-def test_what_is_not_finite_stays_in_its_sequence(backend, device, names, poison, request):
+def test_what_is_not_finite_stays_in_its_sequence(backend, device, names, poison):
     """Sequences within a chunk, across chunks, over whole ones, and of one position."""
     skip_unless_available(PACKAGE, backend, device, torch.float32)
-    if backend == "triton":
-        why = "a fault that is known: the products over a chunk multiply what is not finite with 0"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=why, raises=AssertionError))
     arguments = make_arguments(*size(backend, device), device=device)
     operation = partial(ssd, dt_softplus=True, backend=backend)
     hold_apart(operation, arguments, names, poison, {5, 6, 20, 68})

@@ -138,14 +138,16 @@ class _Staged:
         self.dot = torch.bfloat16 if cut.narrow and multiplies else torch.float32
         shape = (self.batch, self.n_heads, cut.n_chunks * cut.T)
         self.steps, self.high, self.low = (self.new(*shape) for _ in range(3))
+        packed = self.seq_idx is not None
+        self.numbers = self.new(self.batch, shape[2], dtype=torch.int32) if packed else None
         self._decays()
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.x.device)
 
     @property
-    def decays(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.steps, self.high, self.low
+    def decays(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        return self.numbers, self.steps, self.high, self.low
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -161,6 +163,7 @@ class _Staged:
             "T": self.plan.T,
             "BP": tile.P,
             "BN": tile.N,
+            "RESETS": self.numbers is not None,
             "DOT": triton.language.bfloat16 if self.dot == torch.bfloat16 else triton.language.float32,
             "PRECISION": PRECISION,
             "num_warps": tile.warps,
@@ -177,7 +180,7 @@ class _Staged:
         triton_states.decays_kernel[(self.plan.n_chunks, _ceil(self.n_heads, heads), self.batch)](
             self.dt, self.A, self.bias, self.seq_idx, *self.decays, *self.sizes[:3], *self.dt.stride(),
             *((0, 0) if self.seq_idx is None else self.seq_idx.stride()), T=self.plan.T, BH=heads,
-            HAS_BIAS=self.bias is not None, SOFTPLUS=self.softplus, RESETS=self.seq_idx is not None,
+            HAS_BIAS=self.bias is not None, SOFTPLUS=self.softplus, RESETS=self.numbers is not None,
         )  # fmt: skip
 
     def walk(self, x: Tensor, B: Tensor, start: Tensor | None, back: bool) -> tuple[Tensor, Tensor]:
@@ -197,9 +200,9 @@ class _Staged:
         final = self.new(self.batch, self.n_heads, self.d_head, self.d_state)
         block = min(_power(size), 512)
         triton_states.walk_kernel[(_ceil(size, block), self.n_heads, self.batch)](
-            added, self.high, self.low, None if start is None else start.contiguous(), before, final,
+            added, self.numbers, self.high, self.low, None if start is None else start.contiguous(), before, final,
             self.n_heads, cut.n_chunks, SIZE=size, T=cut.T, BLOCK=block, AHEAD=4, HAS_START=start is not None,
-            BACK=back, num_warps=4,
+            BACK=back, RESETS=self.numbers is not None, num_warps=4,
         )  # fmt: skip
         return before, final
 
