@@ -10,7 +10,7 @@ import triton.language as tl
 
 from seqlab.ops.selective_scan.triton_parts import sigmoid
 from seqlab.ops.ssd.triton_outputs import decay_square, load_part, multiply
-from seqlab.ops.ssd.triton_states import SIZES, chosen, combine, connected, load_decays, load_numbers, load_tile
+from seqlab.ops.ssd.triton_states import SIZES, chosen, load_decays, load_numbers, load_taint, load_tile, paired
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def crossing(pairs, into, out, T: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def inputs_kernel(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, number_ptr, step_ptr, high_ptr, low_ptr, before_ptr, after_ptr,
-    dy_ptr, dx_ptr, ddt_ptr, pairs_ptr, sums_ptr, L, H, K, HEADS,
+    dy_ptr, taint_ptr, dx_ptr, ddt_ptr, pairs_ptr, sums_ptr, L, H, K, HEADS,
     x_sb, x_st, x_sh, dt_sb, dt_st, dt_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, dy_sb, dy_st, dy_sh,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr,
@@ -49,7 +49,7 @@ def inputs_kernel(
     C_ptr += batch * C_sb + here * C_st + group * C_sg
     products, B, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
     number, last = load_numbers(number_ptr, batch * K * T + here, T, RESETS)
-    products = chosen(connected(number, False), products, RESETS)
+    products = paired(products, 0.0, number, False, RESETS)
     d_products = tl.zeros([T, T], tl.float32)
 
     for head in range(first_head, first_head + SHARE):
@@ -58,7 +58,8 @@ def inputs_kernel(
         step = tl.load(step_ptr + first + t)
         from_start = tl.exp2(high + low)
         to_end = tl.exp2((end_high - high) + (end_low - low))
-        scores = chosen(connected(number, False), products * decay_square(high, low, T), RESETS).to(DOT)
+        taint, finite = load_taint(taint_ptr, first, t, rest, RESETS)
+        scores = paired(products * decay_square(high, low, T), taint[:, None], number, False, RESETS).to(DOT)
         d_scores = tl.zeros([T, T], tl.float32)
         d_dt = tl.zeros([T], tl.float32)
         into = tl.zeros([T], tl.float32)
@@ -79,13 +80,13 @@ def inputs_kernel(
                 read = tl.dot(C_part, tl.trans(h), acc=read, input_precision=PRECISION)
                 B_part = load_part(B, B_ptr, B_st, t, part + n, rest, N, BN, DOT)
                 du = tl.dot(B_part, tl.trans(g), acc=du, input_precision=PRECISION)
-            dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, t, p, rest, P, DOT)
+            dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, finite, p, rest, P, DOT)
             into += tl.sum(read * dy, axis=1)
             x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
             d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision=PRECISION)
             du = chosen((number == last)[:, None], du * to_end[:, None], RESETS)
             out += tl.sum(x * du, axis=1)
-            du = combine(tl.trans(scores), dy, du, number, True, RESETS, PRECISION)
+            du = tl.dot(tl.trans(scores), dy, acc=du, input_precision=PRECISION)
             d_dt += tl.sum(x * du, axis=1)
             dx = du * step[:, None]
             if HAS_D:
@@ -95,8 +96,11 @@ def inputs_kernel(
             tl.store(place, dx, mask=(t[:, None] < rest) & (p[None, :] < P))
 
         d_scores = d_scores * decay_square(high, low, T) * step[None, :]
-        d_scores = chosen(connected(number, False), d_scores, RESETS)
+        d_scores = paired(d_scores, taint[:, None], number, False, RESETS)
         d_products += d_scores
+        if RESETS:
+            into += taint
+            dD += tl.sum(taint)
         into = chosen(number == 0, into * from_start, RESETS)
         out = chosen(number == last, out * step, RESETS)
         d_log = crossing(d_scores * products, into, out, T)
@@ -124,8 +128,8 @@ def inputs_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def projections_kernel(
-    x_ptr, other_ptr, number_ptr, step_ptr, high_ptr, low_ptr, states_ptr, pairs_ptr, out_ptr, L, H, K, HEADS,
-    x_sb, x_st, x_sh, other_sb, other_st, other_sg,
+    x_ptr, other_ptr, number_ptr, step_ptr, high_ptr, low_ptr, states_ptr, pairs_ptr, taint_ptr, out_ptr, L, H, K,
+    HEADS, x_sb, x_st, x_sh, other_sb, other_st, other_sg,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
     BACK: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +166,10 @@ def projections_kernel(
             pairs += tl.load(place + t[:, None] * T + t[None, :])
         else:
             pairs += tl.load(place + t[None, :] * T + t[:, None])
-    other = load_tile(other_ptr + batch * other_sb + here * other_st + group * other_sg, other_st, t, n, rest, N, DOT)
-    total = combine(pairs.to(DOT), other, total, number, not BACK, RESETS, PRECISION)
+    taint, finite = load_taint(taint_ptr, (batch * tl.num_programs(1) + group) * K * T + here, t, rest, RESETS)
+    pairs = paired(pairs, taint[None, :], number, not BACK, RESETS).to(DOT)
+    other_ptr += batch * other_sb + here * other_st + group * other_sg
+    other = load_tile(other_ptr, other_st, finite, n, rest, N, DOT)
+    total = tl.dot(pairs, other, acc=total, input_precision=PRECISION)
     place = out_ptr + ((batch * L + here) * tl.num_programs(1) + group) * N + t[:, None] * tl.num_programs(1) * N
     tl.store(place + n[None, :], total, mask=(t[:, None] < rest) & (n[None, :] < N))

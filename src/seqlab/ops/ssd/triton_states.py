@@ -3,8 +3,9 @@
 Three kernels that both directions use. The walk back of the gradient by the state is the walk forth of the state with
 other operands: g before a chunk is its decay times g after it, plus the sum over positions of exp(s_i) dy_i C_i^T.
 
-Nothing goes from one packed sequence into another: what would is chosen to be 0 (``chosen``), never multiplied by 0,
-and a matrix product over positions leaves out what is not finite (``combine``).
+Nothing goes from one packed sequence into another: what would is chosen to be 0, never multiplied by 0 (``chosen``,
+``paired``). Matrix products over a chunk's positions do multiply by 0: a row that is not finite enters them as zeros,
+and what it is multiplied with becomes NaN in its own sequence.
 
 Symbols as in ``parallel.py``, and
 
@@ -13,10 +14,11 @@ Symbols as in ``parallel.py``, and
                   matter, since steps of all sizes may meet in one chunk
     K, LP         chunks; K T, the length with the last chunk filled up
     number        which of the sequences in its chunk a position is of, 0 for that of the state before the chunk
+    taint         0, or NaN where a row of x, dy, B or C is not finite
     DOT           the dtype that enters matrix products; sums are in float32
 
-Scratch memory: steps, high and low (Bt, H, LP); numbers (Bt, LP), of packed sequences alone (RESETS); states of chunks
-(Bt, K, H, P, N).
+Scratch memory: steps, high and low (Bt, H, LP); states of chunks (Bt, K, H, P, N); for packed sequences (RESETS)
+numbers (Bt, LP) and taints (Bt, H, LP) and (Bt, G, LP).
 """
 
 import triton
@@ -67,25 +69,35 @@ def chosen(inside, values, RESETS: tl.constexpr):
 
 
 @triton.jit
-def connected(number, BACK: tl.constexpr):
-    """(T, T) whether a row's position is in the sequence of a column's and not before it. BACK: not after it."""
-    i = tl.arange(0, number.shape[0])
-    beyond = i[:, None] <= i[None, :] if BACK else i[:, None] >= i[None, :]
-    return beyond & (number[:, None] == number[None, :])
+def paired(squares, taint, number, BACK: tl.constexpr, RESETS: tl.constexpr):
+    """squares (T, T), 0 where a column's position is of another sequence than a row's or later (BACK: earlier).
+
+    Elsewhere ``taint`` is added to them: what a row or a column that is not finite makes of its own sequence.
+    """
+    if RESETS:
+        i = tl.arange(0, number.shape[0])
+        beyond = i[:, None] > i[None, :] if BACK else i[:, None] < i[None, :]
+        return tl.where(beyond | (number[:, None] != number[None, :]), 0.0, squares + taint)
+    else:
+        return squares
 
 
 @triton.jit
-def combine(squares, rows, acc, number, BACK: tl.constexpr, RESETS: tl.constexpr, PRECISION: tl.constexpr):
-    """acc plus squares (T, T), chosen to be 0 where not ``connected``, times rows (T, X), a row for each position.
+def store_taint(taint_ptr, rows):
+    """NaN for the rows (T, X) that are not finite; for the others, 0 is there."""
+    finite = tl.abs(rows.to(tl.float32)) < LARGEST
+    spoilt = tl.min(finite.to(tl.int32), axis=1) == 0
+    tl.store(taint_ptr + tl.arange(0, rows.shape[0]), float("nan"), mask=spoilt)
 
-    A row that is not finite makes NaN of those connected with it, and of no others.
-    """
+
+@triton.jit
+def load_taint(taint_ptr, first, rows, n_rows, RESETS: tl.constexpr):
+    """The taint of a chunk's rows, and the rows with those that are not finite past the end, where they are 0."""
     if RESETS:
-        finite = tl.abs(rows.to(tl.float32)) < LARGEST
-        spoilt = tl.min(finite.to(tl.int32), axis=1) == 0
-        squares = tl.where(connected(number, BACK) & spoilt[None, :], float("nan"), squares).to(squares.dtype)
-        rows = chosen(finite, rows, RESETS)
-    return tl.dot(squares, rows, acc=acc, input_precision=PRECISION)
+        taint = tl.load(taint_ptr + first + rows)
+        return taint, tl.where(taint == 0.0, rows, n_rows)
+    else:
+        return tl.zeros([rows.shape[0]], tl.float32), rows
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -131,8 +143,8 @@ def decays_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def states_kernel(
-    x_ptr, B_ptr, number_ptr, step_ptr, high_ptr, low_ptr, states_ptr, L, H, K, HEADS, x_sb, x_st, x_sh,
-    B_sb, B_st, B_sg,
+    x_ptr, B_ptr, number_ptr, step_ptr, high_ptr, low_ptr, states_ptr, x_taint_ptr, B_taint_ptr, L, H, K, HEADS,
+    x_sb, x_st, x_sh, B_sb, B_st, B_sg,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BACK: tl.constexpr,
     RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -158,6 +170,9 @@ def states_kernel(
     B_ptr += batch * B_sb + here * B_st + head // HEADS * B_sg
     x = load_tile(x_ptr, x_st, t, p, L - here, P, tl.float32)  # (T, BP)
     B = load_tile(B_ptr, B_st, t, n, L - here, N, DOT)  # (T, BN)
+    if RESETS:
+        store_taint(x_taint_ptr + first, x)
+        store_taint(B_taint_ptr + (batch * (H // HEADS) + head // HEADS) * K * T + here, B)
     number, last = load_numbers(number_ptr, batch * K * T + here, T, RESETS)
     inside = (number == (0 if BACK else last))[:, None]
     x, B = chosen(inside, x * left[:, None], RESETS).to(DOT), chosen(inside, B, RESETS)
