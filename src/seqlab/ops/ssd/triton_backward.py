@@ -167,9 +167,9 @@ def projections_kernel(
         else:
             pairs += tl.load(place + t[None, :] * T + t[:, None])
     taint, finite = load_taint(taint_ptr, (batch * tl.num_programs(1) + group) * K * T + here, t, rest, RESETS)
-    pairs = paired(pairs, taint[None, :], number, not BACK, RESETS).to(DOT)
+    pairs = paired(pairs, taint[None, :], number, not BACK, RESETS)
     other_ptr += batch * other_sb + here * other_st + group * other_sg
     other = load_tile(other_ptr, other_st, finite, n, rest, N, DOT)
-    total = tl.dot(pairs, other, acc=total, input_precision=PRECISION)
+    total = tl.dot(pairs.to(DOT), other, acc=total, input_precision=PRECISION)
     place = out_ptr + ((batch * L + here) * tl.num_programs(1) + group) * N + t[:, None] * tl.num_programs(1) * N
     tl.store(place + n[None, :], total, mask=(t[:, None] < rest) & (n[None, :] < N))
