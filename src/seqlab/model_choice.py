@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.config import CONFIG_FOLDER, flat, search_path
+from seqlab.config import CONFIG_FOLDER, flat, path_part, search_path
 from seqlab.errors import UserError
 from seqlab.typed import beginnings, nearest_setting
 
@@ -26,6 +26,8 @@ def check_choice(cfg: DictConfig) -> None:
     if hydra.mode is not RunMode.MULTIRUN and (launcher := choices.get("launcher")):
         rule = "starts the jobs of a sweep, and this is one run"
         raise UserError("launcher", launcher, rule, "Add -m, or leave it out")
+    path_part("name", cfg.name, choices.model)
+    path_part("data_name", cfg.data_name, choices.data)
     check_added(cfg, overrides)
     check_mixers(cfg, choices, overrides)
     if choices.get("size") == own_size(choices.model) and (note := size_note([choices.model], overrides)):

@@ -22,6 +22,8 @@ from seqlab.errors import UserError, nearest
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 TOP_LEVEL: dict[str, Any] = {
+    "name": str,
+    "data_name": str,
     "seed": Annotated[int, Field(ge=0, lt=2**63)],
     "device": Literal["auto", "cpu", "cuda"],
     "threads": Annotated[int, Field(ge=1)] | None,
@@ -38,6 +40,8 @@ def check_all(cfg: DictConfig) -> None:
     for key, annotation in TOP_LEVEL.items():
         group, _, name = key.rpartition(".")
         settings = resolved.get(group, {}) if group else resolved
+        if not isinstance(settings, dict):
+            raise UserError(group, settings, "is a group of settings", f"Set {key}=...")
         if name in settings:  # an older run, which is continued, may lack some
             check_type(settings[name], annotation, key)
     check_targets(resolved.get("target"))
