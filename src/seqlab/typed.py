@@ -52,7 +52,7 @@ def settings_among(arguments: Sequence[str]) -> list[str]:
     known, rest = parser.parse_known_args(list(arguments))
     for flag in (argument for argument in rest if argument.startswith("-")):
         flags = [name for action in parser._actions for name in action.option_strings]
-        close = difflib.get_close_matches(flag, flags, n=1)
+        close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
         raise UserError("command line", flag, "is no flag", f"Did you mean {close[0]}?" if close else FLAGS)
     if known.resolve and not (known.cfg or known.help):
         complain("--resolve shows what a configuration comes to, and goes with --cfg job")
@@ -72,6 +72,8 @@ def refuse_no_folder(setting: str) -> None:
 def refuse_no_name(setting: str) -> None:
     """Refuse the choice of an option by what is no name of one: a number, null, a list."""
     group = setting.partition("=")[0].lstrip("+")
+    if group.startswith("~") and (CONFIG_FOLDER / group[1:]).is_dir() and group[1:] not in without_choice():
+        raise UserError("command line", setting, "a run needs one", f"Choose another: {group[1:]}=...")
     if not (group.startswith("hydra/") or (CONFIG_FOLDER / group.partition("@")[0]).is_dir()):
         return
     try:
@@ -154,9 +156,14 @@ def wrong_form(key: str, value: str) -> UserError:
     return UserError(key, value, "does not have the form that it takes", f"Give it {wanted_form(key, sys.argv[1:])}")
 
 
-def wrong_form_of_hydras(key: str, value: str, why: str) -> UserError:
-    """The same of Hydra's own settings, whose forms it says itself."""
-    return UserError(key, value, why[0].lower() + why[1:], "python train.py --cfg hydra shows what it is")
+def wrong_form_of_hydras(key: str, value: str) -> UserError:
+    """The same of Hydra's own settings."""
+    return UserError(key, value, "does not have the form that it takes", "python train.py --cfg hydra shows what it is")
+
+
+def missing(key: str) -> UserError:
+    """A setting that was taken away, or that a person's own configuration has not."""
+    return UserError(key, "missing", "a run needs it", f"Set {key}=...")
 
 
 def several(key: str, value: str) -> UserError:
@@ -230,7 +237,21 @@ def no_setting(key: str) -> UserError:
         return UserError(key, value, rule, f"Write '+{key}={value}'")
     if key.startswith("hydra."):
         return UserError(key, value, "is no setting of Hydra's", "python train.py --cfg hydra lists all")
+    if lacking := options_without(key):
+        remedy = f"Leave {key} out, or sweep over those that have it in a command of their own"
+        return UserError(key, value, f"is no setting of {', '.join(lacking)}", remedy)
     return UserError(key, value, "is no setting", f"{nearest_setting(key, known_settings(sys.argv[1:]))} ({ALL})")
+
+
+def options_without(key: str) -> list[str]:
+    """The options among several of a sweep that lack a setting which others of them have."""
+    for group, values in given().items():
+        if "," in values and (CONFIG_FOLDER / group).is_dir():
+            options = [f"{group}={option}" for option in values.split(",")]
+            has = {option: key in known_settings([*sys.argv[1:], option]) for option in options}
+            if len(set(has.values())) == 2:
+                return [option for option in options if not has[option]]
+    return []
 
 
 def is_changeable(key: str) -> bool:
@@ -288,10 +309,11 @@ MEANINGS: dict[str, Callable[..., UserError]] = {
     r"Could not override '([^']+)'": no_setting,
     r"Could not append to config\. An item is already at '([^']+)'": there_already,
     r"Could not delete from config\. '([^']+)' does not exist": nothing_to_delete,
-    r"Error merging override \+*(hydra\.[^=]+)=(.*)\n(.+)": wrong_form_of_hydras,
+    r"Error merging override \+*(hydra\.[^=]+)=(.*)": wrong_form_of_hydras,
     r"Error merging override \+*([^=]+)=(.*)": wrong_form,
     r"Ambiguous value for argument '([^=']+)=([^']*)'": several,
     r"Multiple values for (\w+)\.": chosen_already,
+    r"Missing key (\w+)": missing,
     r"does not support sweep type : INTERVAL_SWEEP": no_interval,
     r"range\(\) arg 3 must not be zero": no_step,
 }
