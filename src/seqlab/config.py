@@ -3,6 +3,7 @@
 Neither this file nor ``resolvers`` imports torch: ``--help``, ``--cfg job`` and a mistyped name do not wait for it.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ def with_choices(arguments: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         return compose("config", chosen)
+
+
+def beginnings() -> set[str]:
+    """The first parts of all keys, without composing anything: the groups, and what stands in config.yaml itself."""
+    groups = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
+    lines = (CONFIG_FOLDER / "config.yaml").read_text(encoding="utf-8").splitlines()
+    own = {line.partition(":")[0] for line in lines if re.match(r"\w+:", line)}
+    return (groups | own) - {"hydra", "defaults"}
 
 
 def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.config import CONFIG_FOLDER, flat, path_part, search_path
+from seqlab.config import CONFIG_FOLDER, beginnings, flat, path_part, search_path
 from seqlab.errors import UserError
-from seqlab.typed import beginnings, nearest_setting
+from seqlab.typed import nearest_setting
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,16 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from seqlab.config import CONFIG_FOLDER, known_settings
 from seqlab.errors import UserError, in_quotes, nearest
+from seqlab.flags import settings_among
 
 MULTIRUN = ("-m", "--multirun")
 ALL = "python train.py --cfg job lists all"
-FLAGS = "python train.py --hydra-help lists the flags"
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
@@ -34,32 +33,6 @@ def in_order(arguments: Sequence[str]) -> list[str]:
         refuse_no_folder(setting)
         refuse_no_name(setting)
     return [*(["-m"] if swept else []), *settings, *(flag for flag in plain if flag not in typed)]
-
-
-def settings_among(arguments: Sequence[str]) -> list[str]:
-    """The arguments that are neither flags nor what flags are given."""
-    for argument in arguments:
-        plain = argument.lstrip("-")
-        if argument.startswith("--") and re.split("[.=]", plain)[0] in beginnings():
-            remedy = f"Write {plain if '=' in plain else f'{plain}=...'}"
-            raise UserError("command line", argument, "a setting is written without dashes", remedy)
-
-    def complain(message: str) -> None:
-        raise UserError("command line", shlex.join(arguments), message, FLAGS)
-
-    parser = get_args_parser()
-    parser.error = complain
-    known, rest = parser.parse_known_args(list(arguments))
-    for flag in (argument for argument in rest if argument.startswith("-")):
-        flags = [name for action in parser._actions for name in action.option_strings]
-        close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
-        raise UserError("command line", flag, "is no flag", f"Did you mean {close[0]}?" if close else FLAGS)
-    if known.resolve and not (known.cfg or known.help):
-        complain("--resolve shows what a configuration comes to, and goes with --cfg job")
-    if known.experimental_rerun and not Path(known.experimental_rerun).is_file():
-        remedy = "Name the config.pickle of a run that kept one"
-        raise UserError("--experimental-rerun", known.experimental_rerun, "there is no such file", remedy)
-    return [*known.overrides, *rest]
 
 
 def refuse_no_folder(setting: str) -> None:
@@ -101,14 +74,6 @@ def quoted_path(argument: str, *, swept: bool = False) -> str:
     if key.lstrip("+~") not in PATHS or plain or (swept and not Path(path).exists()):
         return argument
     return f"{key}{equals}{in_quotes(path)}"
-
-
-def beginnings() -> set[str]:
-    """The first parts of all keys, without composing anything: the groups, and what stands in config.yaml itself."""
-    groups = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
-    lines = (CONFIG_FOLDER / "config.yaml").read_text(encoding="utf-8").splitlines()
-    own = {line.partition(":")[0] for line in lines if re.match(r"\w+:", line)}
-    return (groups | own) - {"hydra", "defaults"}
 
 
 def composition_error(message: str) -> UserError:
