@@ -30,7 +30,7 @@ def test_workers_side_by_side():
     for number in (-1, 1, 32):
         check_workers(config("joblib", n_jobs=number))
     check_workers(config("slurm", array_parallelism=5000), [[0] * 5000])
-    with pytest.raises(UserError, match=r"hydra\.launcher\.n_jobs=5000: .* 4 cores .*\nGive it 32 or fewer"):
+    with pytest.raises(UserError, match=r"hydra\.launcher\.n_jobs=5000: .* 4 cores, .*\nGive it 32 or fewer"):
         check_workers(config("joblib", n_jobs=5000))
     with pytest.raises(UserError, match=r"hydra\.launcher\.n_jobs=0: "):
         check_workers(config("joblib", n_jobs=0))
