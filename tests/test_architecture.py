@@ -26,6 +26,7 @@ TOP = {
     "cli",
     "config",
     "experiment",
+    "flags",
     "launching",
     "loading",
     "matching",

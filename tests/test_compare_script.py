@@ -84,7 +84,8 @@ def test_runs_that_are_not_alike_are_named_and_strict_refuses_them(compare, tmp_
     assert out.index("Not alike: tokens seen. ") < out.index("synthetic: results")
     status, out, errors = compare(".", "--out", "there", "--strict")
     assert (status, out) == (2, "")
-    assert "--strict" in errors and "tokens seen. " in errors and "1: lstm" in errors
+    assert errors.startswith("folder=.: the runs there are not alike in tokens seen. ")
+    assert "--strict" in errors and "1: lstm" in errors
     assert len(errors.splitlines()) <= 2
     assert not Path("there").exists()
     assert compare("a", "--out", "there", "--strict")[0] == 0
@@ -111,6 +112,8 @@ def test_mistakes_are_a_line_or_two(compare, tmp_path):
         (["nowhere"], "folder=nowhere"),
         (["good", "--at", "epochs"], "--at=epochs"),
         (["good", "--at", "tokens=few"], "--at=tokens=few"),
+        (["good", "--at", "tokens=1e30"], "--at=tokens=1e+30: no run can be read there"),
+        (["good", "--at", "params=1e30"], "--at=params=1e+30: no architecture can be read there"),
         (["good", "--sideways"], "unrecognized arguments: --sideways"),
         (["good", "--out", "file"], "--out=file"),
     ):

@@ -1,6 +1,8 @@
 """How a run can end early, each with the message and the exit status that its user gets."""
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def resume_command(folder: Path) -> str:
     """How to continue a run, quoted for the shell and for Hydra (a sweep's folders have = and , in their names)."""
-    return f"python train.py 'resume=\"{folder}\"'"
+    return f"python train.py {shlex.quote(f'resume={in_quotes(str(folder))}')}"
+
+
+def in_quotes(text: str) -> str:
+    """Text as Hydra reads it again, whatever is in it."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    return f'"{escaped}"'
 
 
 class UserError(Exception):

@@ -41,15 +41,23 @@ def translate_foreign(error: BaseException) -> UserError | None:
     if isinstance(error, InstantiationException):
         refused = isinstance(error.__cause__, ValueError | TypeError)
         return refused_setting(str(error), error.__cause__) if refused else None
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException) or str(error).startswith(
+        "Config group override must"
+    ):
         return composition_error(str(error))
     return None
+
+
+NAMES = ("name", "data_name")
+"""Settings that a run's folder is called by."""
 
 
 def too_long(path: str) -> UserError:
     """A name that the file system does not take, with the setting that it came from."""
     given = (argument.lstrip("+~").partition("=")[0] for argument in sys.argv[1:])
-    keys = [key for key in given if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data.dir")]
+    keys = [
+        key for key in given if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data.dir", *NAMES)
+    ]
     name = max(Path(path).parts, key=len, default="")
     return UserError(keys[-1] if keys else "file", name, "the name is too long for a file or folder", "Shorten it")
 

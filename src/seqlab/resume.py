@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config import flat
 from seqlab.errors import Diverged, NoResult, UserError, resume_command
-from seqlab.sweep.records import load
+from seqlab.sweep.records import SWEEP, load
 from seqlab.training import checkpoint
 from seqlab.training.trainer import Fit
 from seqlab.trust import packages, refuse_links, refuse_tracker, trusted
@@ -42,14 +42,9 @@ CONFIG = "config.yaml"
 
 def folder_to_continue(resume: str) -> str:
     """The run folder that ``resume`` names, if it is one."""
-    if not (Path(str(resume)) / CONFIG).is_file():
-        raise not_a_run(resume, f"there is no {CONFIG} in it")
     refuse_links(Path(str(resume)))
+    saved_in(Path(str(resume)))
     return resume
-
-
-def not_a_run(folder: str | Path, why: str) -> UserError:
-    return UserError("resume", folder, f"is no run folder: {why}", "Name a folder that an earlier run left in outputs/")
 
 
 def refuse_used_folder(folder: Path) -> None:
@@ -173,12 +168,32 @@ def without_later(now: Any, then: Any) -> Any:
     return now
 
 
-def saved_in(folder: Path) -> DictConfig:
-    """The configuration that a run folder keeps."""
+def saved_in(folder: Path, key: str = "resume") -> DictConfig:
+    """The configuration that a run folder keeps, as it was written: nothing in it is resolved.
+
+    Args:
+        folder: of the run.
+        key: the setting that names the folder.
+
+    Raises:
+        UserError: it is no run's.
+    """
+    remedy = "Name a folder that a run left in outputs/"
     try:
-        return OmegaConf.load(folder / CONFIG)
+        cfg = OmegaConf.load(folder / CONFIG)
+        if OmegaConf.is_dict(cfg) and {"model", "data"} <= cfg.keys():
+            return cfg
+        why = f"its {CONFIG} describes no run"
+    except FileNotFoundError:
+        why = f"there is no {CONFIG} in it" if folder.is_dir() else "there is no such folder"
+        if (folder / SWEEP).is_file():
+            why = "it is a whole sweep's"
+            remedy = "Name one of the folders in it; the sweep itself goes on with the command that began it"
+    except NotADirectoryError:
+        why = "it is a file"
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise not_a_run(folder, f"{CONFIG} cannot be read ({type(error).__name__})") from error
+        why = f"{CONFIG} cannot be read ({type(error).__name__})"
+    raise UserError(key, folder, f"is no run folder: {why}", remedy)
 
 
 def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:

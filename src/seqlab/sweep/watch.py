@@ -135,6 +135,12 @@ def watching() -> bool:
     return _current is not None
 
 
+def expect(jobs: int) -> None:
+    """Tell the display how many jobs there will be, where that is known only now."""
+    if _current is not None:
+        _current.total = jobs
+
+
 def finish(status: int) -> int:
     """End the display of a sweep, if there is one, with its results. Returns the exit status, given that so far."""
     global _current
