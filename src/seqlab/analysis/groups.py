@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
+from seqlab.analysis.configs import BySection
 from seqlab.analysis.runs import Run
 from seqlab.analysis.size_names import by_size_name
 from seqlab.analysis.statistics import Estimate, estimate
@@ -71,28 +72,34 @@ def flatten(node: Any, prefix: str = "") -> Flat:
 
 def with_effect(config: dict[str, Any]) -> Flat:
     """The flat settings that say what a run does, its seed aside; one that is null counts as absent."""
-    flat = flatten({section: config.get(section) for section in SECTIONS})
+    return {key: value for name in SECTIONS for key, value in section_with_effect(name, config.get(name)).items()}
+
+
+def section_with_effect(name: str, section: Any) -> Flat:
+    """Those of one section."""
     return {
         key: value
-        for key, value in flat.items()
+        for key, value in flatten(section, name).items()
         if value is not None and key not in WITHOUT_EFFECT and not key.startswith(WITHOUT_EFFECT_BELOW)
     }
 
 
-def identity(run: Run, flat: Flat) -> str:
-    """Equal for runs of one group."""
-    facts = [run.summary.get(name) for name in FACTS]
-    return in_json([facts, sorted(flat.items())])
-
-
-def assign(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
+def assign(runs: Sequence[Run]) -> dict[tuple[str, ...], dict[int, list[Run]]]:
     """Runs by group and seed, those of the same group and seed with the newest first."""
-    assigned: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    said = BySection(lambda name, section: in_json(sorted(section_with_effect(name, section).items())))
+
+    def identity(run: Run) -> tuple[str, ...]:
+        """Equal for runs of one group."""
+        facts = in_json([run.summary.get(name) for name in FACTS])
+        return facts, *(said(name, run.config.get(name)) for name in SECTIONS)
+
+    assigned: dict[tuple[str, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        assigned[identity(run, with_effect(run.config))][run.summary["seed"]].append(run)
+        assigned[identity(run)][run.summary["seed"]].append(run)
     for seeds in assigned.values():
         for same in seeds.values():
-            same.sort(key=written, reverse=True)
+            if len(same) > 1:
+                same.sort(key=written, reverse=True)
     return assigned
 
 
