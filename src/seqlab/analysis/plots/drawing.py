@@ -180,7 +180,7 @@ def save(figure: Figure, folder: Path, name: str, caption: str) -> list[Path]:
         description = PngInfo()
         description.add_itxt("Description", caption)
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        picture.quantize(256, dither=Image.Dither.NONE).save(png, pnginfo=description, optimize=True, dpi=(DPI, DPI))
+        picture.quantize(256, dither=Image.Dither.NONE).save(png, pnginfo=description, dpi=(DPI, DPI))
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Description": caption, "Date": None})
     svg.write_text(PLACE.sub(r"\1 \2 \3", text.getvalue()), encoding="utf-8")

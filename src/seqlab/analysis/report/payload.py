@@ -134,8 +134,13 @@ def factor_of(steps: Band | None, other: Band) -> float | None:
     if steps is None or len(steps.x) != len(other.x) or not steps.x[-1]:
         return None
     factor = float(other.x[-1] / steps.x[-1])
-    same = np.allclose(other.x, factor * steps.x, rtol=1e-6) and np.allclose(other.mean, steps.mean, rtol=1e-9)
+    same = close(other.x, factor * steps.x, 1e-6) and (other.mean is steps.mean or close(other.mean, steps.mean, 1e-9))
     return factor if same and math.isfinite(factor) else None
+
+
+def close(values: ndarray, others: ndarray, relative: float) -> bool:
+    """``np.allclose`` of finite numbers, in a fifth of its time."""
+    return bool((np.abs(values - others) <= 1e-8 + relative * np.abs(others)).all())
 
 
 def described_band(one: Band | None) -> dict[str, list[float]] | None:
