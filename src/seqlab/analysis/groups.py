@@ -1,7 +1,7 @@
 """Runs that differ in nothing but the seed belong together."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -174,28 +174,45 @@ def plain(value: Any) -> Any:
 
 
 def labels_of(model: str, settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Names for the groups of one model: with all settings that vary if those are few, else with what tells them apart.
+    """Names for the groups of one model: with every setting that varies, as far as those are few.
 
-    Three dots stand for settings that differ too and are left out.
+    Of many, a label leaves out what is common: settings that only go along with one that it names, and, if those are
+    still many, the values that most groups share. Three dots stand for these, so no two labels are alike.
     """
     keys = list(settings[0])
     names = short_names(keys)
-    named = keys if len(keys) <= MOST_IN_LABEL else telling_apart(settings)
-    rest = [] if len(named) == len(keys) else ["..."]
-    return [", ".join([model, *(f"{names[key]}={in_short(one[key])}" for key in named), *rest]) for one in settings]
+    named = keys if len(keys) <= MOST_IN_LABEL else leaders(settings)
+    usual = (
+        {} if len(named) <= MOST_IN_LABEL else {key: shared_by_most([one[key] for one in settings]) for key in named}
+    )
+    labels = []
+    for one in settings:
+        shown = [key for key in named if key not in usual or in_json(one[key]) != usual[key]]
+        rest = [] if len(shown) == len(keys) else ["..."]
+        labels.append(", ".join([model, *(f"{names[key]}={in_short(one[key])}" for key in shown), *rest]))
+    return labels
 
 
-def telling_apart(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Few settings by which no two groups are alike, found by taking the most telling one again and again."""
-    chosen: list[str] = []
+def leaders(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The settings that vary, without those that go along with an earlier one from group to group.
 
-    def classes(keys: list[str]) -> int:
-        return len({in_json([one[key] for key in keys]) for one in settings})
+    One that is different in every group tells of no other: all of them would seem to go along with it.
+    """
+    patterns: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for key in settings[0]:
+        values = [in_json(one[key]) for one in settings]
+        first = {value: place for place, value in reversed(list(enumerate(values)))}
+        patterns[tuple(first[value] for value in values)].append(key)
+    kept = {
+        key for pattern, keys in patterns.items() for key in (keys if len(set(pattern)) == len(pattern) else keys[:1])
+    }
+    return [key for key in settings[0] if key in kept]
 
-    while classes(chosen) < classes(list(settings[0])):
-        rest = [key for key in settings[0] if key not in chosen]
-        chosen.append(max(rest, key=lambda key: classes([*chosen, key])))
-    return [key for key in settings[0] if key in chosen]
+
+def shared_by_most(values: Sequence[Any]) -> str | None:
+    """The value, as JSON, that more than half of the groups have; ``None`` without one."""
+    value, count = Counter(map(in_json, values)).most_common(1)[0]
+    return value if 2 * count > len(values) else None
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
