@@ -1,11 +1,13 @@
 """scripts/compare.py as a person runs it: what it leaves, what it refuses, and how long it takes."""
 
 import importlib.util
+import json
 import re
 import resource
 import runpy
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,53 @@ def test_no_progress_is_written_where_nobody_sees_it(capfd):
         progress.show("reading runs", 1, 10)
         assert not progress.shown
     assert capfd.readouterr() == ("", "")
+
+
+HOSTILE = ("<b>x</b>", "</script><script>hacked()</script>", "<img src=x onerror=hacked()>", "![a](http://a.example/b)")
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and the text of those that hold data."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.names and self.names[-1] == "script":
+            self.scripts[-1] += data
+
+
+def test_names_in_folders_configurations_and_summaries_are_text_in_every_file(tmp_path, monkeypatch):
+    """From run folders to the files of a comparison: no name becomes markup on the way."""
+    pytest.importorskip("plotly")
+    monkeypatch.setattr(plots, "write", lambda comparison, folder: [])  # which tests/analysis/test_plots.py sees to
+    main = runpy.run_path(str(SCRIPT))["main"]
+
+    def written(names, out):
+        for i, name in enumerate(names):
+            folder = tmp_path / out / name.replace("/", "_")
+            settings = {"model.comment": name, f"trainer.{name.replace('.', '')}": 1}
+            write_run(folder / "run", model=name, data=name, settings=settings, device_name=name, command=name)
+            write_run(folder / "again", model=name, data=name, loss=3.0, data_description=name)
+            (folder / "damaged").mkdir()
+            (folder / "damaged" / "summary.json").write_text(json.dumps({"status": name, "seed": i}))
+        assert main([str(tmp_path / out), "--out", str(tmp_path / f"{out}_files")]) == 0
+        return tmp_path / f"{out}_files"
+
+    plain, hostile = written(("a", "b", "c", "d"), "plain"), written(HOSTILE, "hostile")
+    pages = [Elements((folder / "index.html").read_text()) for folder in (plain, hostile)]
+    assert pages[0].names == pages[1].names
+    data = json.loads(next(text for text in pages[1].scripts if text.startswith("{")))
+    assert {group["model"] for group in data["groups"]} == set(HOSTILE)
+    markdown = (hostile / "comparison.md").read_text()
+    assert not re.search(r"<[a-zA-Z/!]|(?<!\\)(!\[|\]\()", markdown)
+    assert "&lt;b&gt;x&lt;/b&gt;" in markdown

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from seqlab.formatting import counted
+
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 """Characters that a terminal takes for commands, each as it is written in Python."""
 
@@ -78,7 +80,8 @@ class Diverged(Exception):
 
     def __str__(self) -> str:
         return (
-            f"The loss or its gradient was not finite in {self.steps_in_a_row} steps in a row, up to step {self.step}; "
+            f"The loss or its gradient was not finite in {counted(self.steps_in_a_row, 'step')} in a row, "
+            f"up to step {self.step}; "
             f"the last good checkpoint is kept in {self.folder / 'checkpoints'}.\n"
             "Lower optimizer.lr, lengthen schedule.warmup, or use trainer.precision=float32."
         )

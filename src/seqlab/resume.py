@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config import flat
 from seqlab.errors import Diverged, NoResult, UserError, resume_command
+from seqlab.formatting import counted
 from seqlab.sweep.records import SWEEP, load
 from seqlab.training import checkpoint
 from seqlab.training.trainer import Fit
@@ -235,7 +236,7 @@ def refuse_empty_changes(cfg: DictConfig, folder: Path, fit: Fit) -> None:
     done = fit.counters.step
     if fit.total < done:
         remedy = f"Leave it as it was, give {done} or more, or start another run with this budget"
-        raise UserError("trainer.steps", fit.total, f"the run has made {done} steps already", remedy)
+        raise UserError("trainer.steps", fit.total, f"the run has made {counted(done, 'step')} already", remedy)
     if not fit.is_over or load(folder / "summary.json").get("status") != "completed":
         return
     then = saved_in(folder)
@@ -262,12 +263,12 @@ def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int
     known, before = summary.get("earlier_budgets") or [], summary.get("total_steps")
     if not step or before in (None, total):
         return known if step else []
-    said = [f"The budget was {before:,} steps and is {total:,} now"]
+    said = [f"The budget was {counted(before, 'step')} and is {total:,} now"]
     if any(schedule(at, before) != schedule(at, total) for at in {0, step - 1, before - 1}):
         last, following = schedule(step - 1, before), schedule(step, total)
         said.append(f"the schedule spans all of them, from {last:.2g} of the full learning rate to {following:.2g} now")
     if read := summary.get("test") is not None:
-        said.append(f"the test split was read after {summary['steps']:,} steps and is read again at the end")
+        said.append(f"the test split was read after {counted(summary['steps'], 'step')} and is read again at the end")
     log.info("%s.", "; ".join(said))
     return [*known, {"total_steps": before, "steps": summary.get("steps"), "test_read": read}]
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from seqlab.analysis import configs
 from seqlab.analysis.curves import Damaged, is_number, read_curves
 from seqlab.analysis.folders import find
 from seqlab.analysis.targets import are_judged
 
-LARGE = 2**25
-"""Bytes of metrics from which several processes read sooner than one."""
+LARGE = 2**28
+"""Bytes of metrics from which several processes read sooner than one. Each takes a second to begin, and what it read
+has to be sent."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    config = part(folder, "config.yaml", lambda content: yaml.load(content, loader))
+    config = part(folder, "config.yaml", configs.load)
     if not isinstance(config, dict):
         raise Damaged("config.yaml is no mapping")
     for name in ("data", "model", "trainer"):

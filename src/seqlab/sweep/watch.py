@@ -86,7 +86,7 @@ class Watch:
         self.jobs = self.watched.now()
         if len(self.jobs) != known:
             with contextlib.suppress(OSError):  # a full disk, of which the jobs have more to say
-                write_sweep(self.folder, self.overrides)
+                write_sweep(self.folder, self.overrides, self.watched.records)
         for job in self.jobs:
             if job.ended and job.folder not in self.told:
                 self.told.add(job.folder)
