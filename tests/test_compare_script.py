@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import resource
 import runpy
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import rich
 
-from run_trees import write_many, write_run
+from run_trees import write_run
 from seqlab.analysis import plots, report
 from seqlab.analysis.late_progress import LateProgress
 from support import ROOT
@@ -154,23 +153,6 @@ def test_real_runs_from_the_shell(tmp_path, environment, train):
     names = {path.name for path in folder.iterdir()}
     assert {"index.html", "comparison.csv", "comparison.md", "comparison.tex"} <= names
     assert {".png", ".svg"} <= {Path(name).suffix for name in names}
-
-
-@pytest.mark.slow
-def test_a_thousand_runs_of_10_000_records_would_take_less_than_20_seconds(tmp_path, environment):
-    """Two cores have 40 seconds of work in that time. Here: what 100 runs take beyond 10, of processor time, which
-    other work on the machine leaves nearly alone. docs/benchmarks.md has the whole measured."""
-    seconds = {}
-    for runs in (10, 100):
-        write_many(tmp_path / str(runs), runs=runs, steps=10_000)
-        command = [sys.executable, SCRIPT, tmp_path / str(runs), "--out", tmp_path / "here"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, env=environment, check=True, capture_output=True, cwd=tmp_path)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds[runs] = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        assert len((tmp_path / "here" / "comparison.csv").read_text().splitlines()) == 1 + runs // 5
-    each = (seconds[100] - seconds[10]) / 90
-    assert seconds[10] + 990 * each < 40
 
 
 def test_progress_is_shown_only_of_what_takes_long(monkeypatch):
