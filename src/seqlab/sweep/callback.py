@@ -1,5 +1,6 @@
 """Where Hydra tells that a sweep begins."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import rich
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab.messages import report
 from seqlab.model_choice import size_note
 from seqlab.sweep import watch
 from seqlab.sweep.naming import jobs_of
@@ -26,6 +28,13 @@ class ShowSweep(Callback):
         pass  # it is the configuration that they are kept in
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            self.begin(config)
+        except Exception as error:  # Hydra would make a warning of it, and run the jobs unseen
+            sys.exit(report(error, debug=config.debug is True))
+
+    def begin(self, config: DictConfig) -> None:
+        """Say which folder the sweep is in, and start to watch it."""
         folder = Path(config.hydra.sweep.dir)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
         if folder.is_dir() and any(folder.iterdir()):
@@ -35,7 +44,8 @@ class ShowSweep(Callback):
         else:
             said = f"A new sweep in {folder}."
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
+        _ = config.hydra.callbacks.show_sweep.varies  # kept from this reading on, for jobs do not know of each other
+        watched = watch.Watch(folder, typed, jobs_of(typed, config.hydra.sweeper))
         for line in filter(None, (said, size_note(models, typed))):
             rich.get_console().print(line, soft_wrap=True, markup=False, highlight=False)
-        _ = config.hydra.callbacks.show_sweep.varies  # kept from this reading on, for jobs do not know of each other
-        watch.begin(watch.Watch(folder, typed, jobs_of(typed, config.hydra.sweeper)))
+        watch.begin(watched)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seqlab.errors import UserError
-from seqlab.jsonio import Record
+from seqlab.jsonio import Record, write_whole
 
 
 def require(module: str, *, extra: str) -> Any:
@@ -121,5 +121,5 @@ class MLflow(NoLogger):
 def remembered(path: Path, make: Callable[[], str]) -> str:
     """The tracker's name for a run, made once and kept in its folder."""
     if not path.exists():
-        path.write_text(make())
+        write_whole(path, make())
     return path.read_text()
