@@ -99,7 +99,8 @@ def test_a_long_file_is_read_in_pieces(tmp_path, monkeypatch):
     lines = [line(step) for step in range(1, 20_001)]
     path.write_bytes(b"".join(lines))
     tracemalloc.start()
-    opened(path, last=19_950)
+    with MetricsFile(path, keep=up_to(19_950)):
+        pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.read_bytes() == b"".join(lines[:19_950])
