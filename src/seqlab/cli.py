@@ -15,7 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab import resolvers  # noqa: F401 (registers what conf/ refers to)
+from seqlab import (
+    leftovers,
+    resolvers,  # noqa: F401 (registers what conf/ refers to)
+)
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.messages import message_of, report, translate
 from seqlab.sweep import orphans, watch
@@ -46,7 +49,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         if not watch.watching():
             log.error("Stopped at once; a run that has a checkpoint goes on from it with resume=<run folder>.")
         status = 130
-    sys.exit(watch.finish(status))
+    status = watch.finish(status)
+    leftovers.clear(refused=status not in (0, 1))  # a fault of ours is left as it is
+    sys.exit(status)
 
 
 def refuse_copies() -> None:
