@@ -3,11 +3,16 @@
 A logger has ``log(record)``, a flat dictionary with ``step`` and ``split``, and ``close()``.
 """
 
+import hashlib
 import importlib
 import secrets
+import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from filelock import FileLock
 
 from seqlab.errors import UserError
 from seqlab.jsonio import Record, write_whole
@@ -103,12 +108,13 @@ class MLflow(NoLogger):
         self.mlflow = require("mlflow", extra="mlflow")
         if self.tracking_uri is not None:
             self.mlflow.set_tracking_uri(self.tracking_uri)
-        experiment = self.mlflow.set_experiment(self.experiment).experiment_id
+        with only_process_at(self.mlflow.get_tracking_uri()):  # the first makes the tables, and two at once fail
+            experiment = self.mlflow.set_experiment(self.experiment).experiment_id
 
-        def new_run() -> str:
-            return self.mlflow.MlflowClient().create_run(experiment, run_name=folder.name).info.run_id
+            def new_run() -> str:
+                return self.mlflow.MlflowClient().create_run(experiment, run_name=folder.name).info.run_id
 
-        self.mlflow.start_run(run_id=remembered(folder / "mlflow_id", new_run))
+            self.mlflow.start_run(run_id=remembered(folder / "mlflow_id", new_run))
         self.mlflow.log_dict(config, "config.json")
 
     def log(self, record: Record) -> None:
@@ -116,6 +122,14 @@ class MLflow(NoLogger):
 
     def close(self, status: str) -> None:
         self.mlflow.end_run(self.STATUS.get(status, "FAILED"))
+
+
+def only_process_at(uri: str) -> AbstractContextManager[Any]:
+    """Wait until no other process of this person's on this machine opens the same store; servers take several."""
+    if uri.startswith(("http:", "https:", "databricks")):
+        return nullcontext()
+    name = hashlib.sha256(f"{Path.home()} {uri}".encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"seqlab-{name}.lock")
 
 
 def remembered(path: Path, make: Callable[[], str]) -> str:
