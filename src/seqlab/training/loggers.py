@@ -5,6 +5,7 @@ A logger has ``log(record)``, a flat dictionary with ``step`` and ``split``, and
 
 import hashlib
 import importlib
+import re
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -108,14 +109,24 @@ class MLflow(NoLogger):
         self.mlflow = require("mlflow", extra="mlflow")
         if self.tracking_uri is not None:
             self.mlflow.set_tracking_uri(self.tracking_uri)
-        with only_process_at(self.mlflow.get_tracking_uri()):  # the first makes the tables, and two at once fail
-            experiment = self.mlflow.set_experiment(self.experiment).experiment_id
-
-            def new_run() -> str:
-                return self.mlflow.MlflowClient().create_run(experiment, run_name=folder.name).info.run_id
-
-            self.mlflow.start_run(run_id=remembered(folder / "mlflow_id", new_run))
+        uri = self.mlflow.get_tracking_uri()
+        try:
+            with only_process_at(uri):  # the first makes the tables, and two at once fail
+                self._start_run(folder)
+        except self.mlflow.MlflowException as error:
+            rule = f"MLflow refuses it ({error})"
+            remedy = "Name another store, for example logger.tracking_uri=sqlite:///mlflow.db, or use logger=none"
+            raise UserError("logger.tracking_uri", re.sub("//[^/]*@", "//...@", uri), rule, remedy) from error
         self.mlflow.log_dict(config, "config.json")
+
+    def _start_run(self, folder: Path) -> None:
+        """Make the run, in an experiment that is made if need be, or go on with it."""
+        experiment = self.mlflow.set_experiment(self.experiment).experiment_id
+
+        def new_run() -> str:
+            return self.mlflow.MlflowClient().create_run(experiment, run_name=folder.name).info.run_id
+
+        self.mlflow.start_run(run_id=remembered(folder / "mlflow_id", new_run))
 
     def log(self, record: Record) -> None:
         self.mlflow.log_metrics(scalars(record), step=record["step"])
