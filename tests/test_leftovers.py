@@ -23,9 +23,9 @@ def test_a_refused_run_leaves_no_folder(overrides, train, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["outputs"]
 
 
-def test_nor_does_one_in_the_default_folder(train, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert train("model=linear", "trainer.steps=soon", "hydra.run.dir=outputs/${name}_${now:%f}").status == 2
+def test_nor_does_one_whose_folder_is_named_by_its_settings(train, tmp_path):
+    """As the default one is."""
+    assert train("model=linear", "trainer.steps=soon", folder="outputs/${name}_${seed}").status == 2
     assert [path.name for path in tmp_path.rglob("*")] == ["outputs"]
 
 
@@ -92,7 +92,7 @@ def test_a_refused_sweep_leaves_an_earlier_one_alone(tmp_path):
     folder = tmp_path / "sweep"
     assert run_sweep(folder, "model=linear", "schedule.warmup=9", "seed=1,2") == 1
     before = sorted(folder.rglob("*"))
-    assert (folder / "seed=1" / "summary.json").exists() or any(folder.rglob("summary.json"))
+    assert any(folder.rglob("summary.json"))
     assert run_sweep(folder, "model=linear,mambo") == 2
     assert sorted(folder.rglob("*")) == before
 
