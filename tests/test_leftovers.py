@@ -1,5 +1,8 @@
 """A refused command leaves no folder; one that began, a fault of ours, and whatever was there before, stay."""
 
+import errno
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -102,6 +105,19 @@ def test_a_folder_that_another_process_has_taken_up_stays(tmp_path):
     with only_process_in(tmp_path / "run"):
         left.remove()
         assert (tmp_path / "run" / ".lock").exists()
+    left.remove()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_no_reason_to_leave_it(tmp_path, monkeypatch):
+    @contextmanager
+    def refuse(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    left = Leftovers(tmp_path / "run")
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    monkeypatch.setattr(leftovers, "only_process_in", refuse)
     left.remove()
     assert not (tmp_path / "run").exists()
 

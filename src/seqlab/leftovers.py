@@ -25,12 +25,9 @@ class Leftovers:
 
     def remove(self) -> None:
         """Remove what the command left, and the folders that it made, if no run or job has begun; raises nothing."""
-        if not self.new() <= OF_A_START:
+        if not self.new() <= OF_A_START or (self.new() and in_use(self.folder)):
             return
-        with contextlib.suppress(OSError, UserError):
-            if self.new():
-                with only_process_in(self.folder):  # another may have taken it up since
-                    pass
+        with contextlib.suppress(OSError):
             for path in (self.folder / name for name in self.new()):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             for path in self.made:
@@ -42,6 +39,16 @@ class Leftovers:
     def new(self) -> set[str]:
         """What has come into the folder since."""
         return names_in(self.folder) - self.before
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process has taken the folder up since."""
+    try:
+        with contextlib.suppress(OSError), only_process_in(folder):  # a full disk takes no line about who holds it
+            return False
+    except UserError:
+        return True
+    return False
 
 
 def names_in(folder: Path) -> set[str]:
