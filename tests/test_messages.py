@@ -65,6 +65,14 @@ def test_a_path_is_that_of_the_setting_which_it_comes_from(arguments, path, key,
     assert message_of(OSError(errno.EROFS, "read-only", path)).startswith(f"{key}={path}: ")
 
 
+@pytest.mark.parametrize("key", ["name", "data_name", "hydra.run.dir"])
+def test_a_name_that_is_too_long_is_that_of_the_setting_which_has_it(key, typed):
+    typed("model=mlp", f"{key}={'a' * 300}")
+    folder = f"outputs/{'a' * 300}_synthetic" if key != "hydra.run.dir" else "a" * 300
+    message = message_of(OSError(errno.ENAMETOOLONG, "File name too long", folder))
+    assert message.startswith(f"{key}={Path(folder).name}: the name is too long")
+
+
 def test_a_job_in_a_process_of_its_own_knows_the_command(typed, monkeypatch):
     typed("worker")
     monkeypatch.setenv("SEQLAB_COMMAND", "python train.py -m 'hydra.sweep.dir=my sweep'")
