@@ -15,9 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab import resolvers  # noqa: F401 (registers what conf/ refers to)
+from seqlab import (
+    leftovers,
+    resolvers,  # noqa: F401 (registers what conf/ refers to)
+)
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
-from seqlab.messages import message_of, translate
+from seqlab.messages import message_of, report, translate
 from seqlab.sweep import orphans, watch
 from seqlab.sweep.records import Record
 from seqlab.typed import in_order
@@ -44,9 +47,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         status = report(error, debug="debug=true" in map(str.lower, sys.argv))
     except KeyboardInterrupt:
         if not watch.watching():
-            log.error("Stopped at once; a run that had begun goes on from its last checkpoint: resume=<run folder>.")
+            log.error("Stopped at once; a run that has a checkpoint goes on from it with resume=<run folder>.")
         status = 130
-    sys.exit(watch.finish(status))
+    status = watch.finish(status)
+    leftovers.clear(refused=status not in (0, 1))  # a fault of ours is left as it is
+    sys.exit(status)
 
 
 def refuse_copies() -> None:
@@ -114,11 +119,3 @@ def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         from seqlab.sweep.isolation import free_memory  # imports torch, which the job has done by now
 
         free_memory()
-
-
-def report(error: Exception, *, debug: bool) -> int:
-    """Say what went wrong, with the traceback for faults of ours and for debugging. Returns the exit status."""
-    ending = translate(error)
-    level = logging.WARNING if isinstance(ending, Interrupted) else logging.ERROR
-    log.log(level, "%s", ending or error, exc_info=error if debug or ending is None else None)
-    return 1 if ending is None else ending.exit_status

@@ -1,5 +1,6 @@
 """From a configuration to a finished run: data, model, trainer, then what is left in the run folder."""
 
+import logging
 import math
 import os
 import time
@@ -52,6 +53,8 @@ from seqlab.training.optim import decayed_share
 from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
+
+log = logging.getLogger(__name__)
 
 ENDINGS = {
     Interrupted: "interrupted",
@@ -151,7 +154,7 @@ def cannot_begin(cfg: DictConfig, folder: Path) -> Iterator[None]:
     except Exception as error:
         if not before.get("steps") and not checkpoint.existing(folder / "checkpoints"):
             known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
-            facts.write(folder, before | known | {"status": "failed", "error": message_of(error)})
+            facts.write_ending(folder, before | known | {"status": "failed", "error": message_of(error)})
         raise
 
 
@@ -190,9 +193,6 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
     summary = describe(cfg, fit, folder)
     if budgets := earlier_budgets(folder, fit.counters.step, fit.total, fit.trainer.schedule):
         summary["earlier_budgets"] = budgets
-    if not (completed and fit.is_over):
-        facts.write(folder, summary | {"status": "running", "steps": first})
-    metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
     report = reporter(fit.evaluate_every, fit.total)
     status = "failed"
 
@@ -202,7 +202,9 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
         report(values)
 
     try:
-        with StopRequest() as stop:
+        if not (completed and fit.is_over):
+            facts.write(folder, summary | {"status": "running", "steps": first})
+        with MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled) as metrics_file, StopRequest() as stop:
             fit.run(record, stop)
             test = fit.test()
             summary |= progress_of(fit) | results_of(fit, test)
@@ -212,6 +214,10 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
             began = time.perf_counter()
             summary["further_tests"] = further_tests.measure(fit)
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
+        if completed and fit.counters.step == first:
+            summary |= {key: before[key] for key in OF_THE_STEPS if key in before}
+        summary |= {"targets": targets.judged(targets_of(cfg), summary)}
+        facts.write(folder, summary | {"status": "completed"})
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
@@ -219,13 +225,17 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
         facts.write_ending(folder, before if completed and fit.counters.step == first else ending)
         raise
     finally:
-        metrics_file.close()
+        close(logger, status)
+    return summary | {"status": status}
+
+
+def close(logger: NoLogger, status: str) -> None:
+    """Close the tracker. What it cannot take any more is in ``metrics.jsonl``, and what ended a run is said already."""
+    try:
         logger.close(status)
-    if completed and fit.counters.step == first:
-        summary |= {key: before[key] for key in OF_THE_STEPS if key in before}
-    summary |= {"status": status, "targets": targets.judged(targets_of(cfg), summary)}
-    facts.write(folder, summary)
-    return summary
+    except Exception as error:
+        if status == "completed":
+            log.warning("The tracker was not closed in order: %s", message_of(error))
 
 
 def refuse_no_result(fit: Fit, test: Evaluation) -> None:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seqlab.config import flat
 from seqlab.errors import Diverged, NoResult, UserError, resume_command
 from seqlab.formatting import counted
+from seqlab.jsonio import write_whole
 from seqlab.sweep.records import SWEEP, load
 from seqlab.training import checkpoint
 from seqlab.training.trainer import Fit
@@ -50,8 +51,9 @@ def folder_to_continue(resume: str) -> str:
 
 def refuse_used_folder(folder: Path) -> None:
     """A fresh run never writes into the folder of another."""
-    if (folder / CONFIG).exists() or (folder / "checkpoints").exists():
-        remedy = f"Continue it with {resume_command(folder)}, or name another folder"
+    whole = (folder / CONFIG).exists()
+    if whole or (folder / "checkpoints").exists():
+        remedy = f"Continue it with {resume_command(folder)}, or name another folder" if whole else "Name another one"
         raise UserError("run folder", folder, "holds a run already", remedy)
 
 
@@ -275,6 +277,4 @@ def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int
 
 def keep(cfg: DictConfig, folder: Path) -> None:
     """Put the configuration into the run folder, whole or not at all."""
-    temporary = folder / f"{CONFIG}.tmp"
-    OmegaConf.save(cfg, temporary)
-    temporary.replace(folder / CONFIG)
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg))

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from seqlab.jsonio import write_whole
+
 RECORDS, SWEEP = ".jobs", "sweep.json"
 RUNNING = "running"
 
@@ -54,14 +56,7 @@ class Record:
 def replace(path: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
