@@ -8,7 +8,8 @@ from seqlab import cli
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
-    from seqlab import experiment  # imports torch, which --help and a mistyped option need not wait for
+    with cli.importing():
+        from seqlab import experiment  # imports torch, which --help and a mistyped option need not wait for
 
     return cli.job(experiment.run, cfg)
 

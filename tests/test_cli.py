@@ -1,5 +1,6 @@
 """What people meet: the table, the run folder, resuming, and messages for mistakes, through the real entry point."""
 
+import gc
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from seqlab import cli
 from seqlab.config import path_part
 from seqlab.errors import resume_command
 from seqlab.messages import message_of
@@ -532,6 +534,20 @@ def test_what_a_run_needs_is_all_that_it_imports(environment):
     assert "torchmetrics" in names
     slow = {"matplotlib", "transformers", "datasets", "pandas", "optuna", "torch._dynamo"}
     assert not names & slow, "everybody would wait for it at every start"
+
+
+def test_what_is_imported_is_not_looked_through_for_garbage(monkeypatch):
+    with cli.importing():
+        assert gc.isenabled(), "a later job of a sweep leaves garbage"
+    monkeypatch.delitem(sys.modules, "torch")
+    before = gc.get_freeze_count()
+    try:
+        with cli.importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "torchrun=2 processes: a run trains in one process"), ("1", "")])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlab.ops import selective_scan_flops
 from seqlab.training.flops import training_flops
@@ -126,3 +127,31 @@ def test_the_model_is_left_alone():
     training_flops(model, Tokens(8))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_recurrence_is_counted_as_torch_runs_it(name, monkeypatch):
+    """Position by position, as it is not on the meta device."""
+    expected = counted(name, 9)
+    monkeypatch.setattr(f"seqlab.models.mixers.{name}.products_alone", lambda layer, x: layer(x)[0])
+    assert counted(name, 9) == expected
+
+
+class Operations(TorchDispatchMode):
+    """How many operations reach torch's dispatcher."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "mamba", "transformer"])
+def test_a_longer_window_is_counted_as_soon(name):
+    def operations(length: int) -> int:
+        with Operations() as seen:
+            counted(name, length)
+        return seen.count
+
+    assert operations(64) < 1.5 * operations(16)

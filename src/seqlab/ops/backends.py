@@ -22,7 +22,7 @@ def load(package: str, name: str) -> ModuleType:
 def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """The name of the backend that runs: ``backend`` itself, or for "auto" the first of ``order`` that can.
 
-    On a CPU, "auto" passes over "triton": there it would be Triton's interpreter, which is for tests alone.
+    "auto" passes over "triton" on what is no GPU: there it would be Triton's interpreter, which is for tests alone.
 
     Raises:
         ValueError: there is no backend of that name, or it cannot run on this device with this dtype. A backend
@@ -36,7 +36,7 @@ def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.de
     reasons = {}
     if backend != "auto":
         order = (backend,)
-    elif device.type == "cpu":
+    elif device.type != "cuda":
         order = tuple(name for name in order if name != "triton")
     for name in order:
         reasons[name] = load(package, name).why_unavailable(device, dtype)

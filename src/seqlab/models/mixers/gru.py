@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from seqlab.models.mixers.recurrence import products_alone
+
 
 class GRU(nn.Module):
     """torch's own GRU as a mixer; its reset gate acts on the hidden state's product, as in cuDNN."""
@@ -11,7 +13,7 @@ class GRU(nn.Module):
         self.gru = nn.GRU(d_model, d_model, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gru(x)[0]
+        return products_alone(self.gru, x) if x.is_meta else self.gru(x)[0]
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.gru.weight_hh_l0.new_zeros(1, batch_size, self.gru.hidden_size)

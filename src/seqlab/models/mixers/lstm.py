@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from seqlab.models.mixers.recurrence import products_alone
+
 State = tuple[Tensor, Tensor]  # hidden and cell state, each (1, B, D)
 
 
@@ -18,7 +20,7 @@ class LSTM(nn.Module):
             self.lstm.bias_hh_l0[d_model : 2 * d_model] = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x)[0]
+        return products_alone(self.lstm, x) if x.is_meta else self.lstm(x)[0]
 
     def initial_state(self, batch_size: int) -> State:
         weight = self.lstm.weight_hh_l0

@@ -27,7 +27,7 @@ def fused_scan(
     """
     tensors = (*inputs[:8], initial_state)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    call = _scan_operator if torch.compiler.is_compiling() else _Scan.apply
+    call = _scan_operator if torch.compiler.is_compiling() or inputs.u.is_meta else _Scan.apply
     y, final_state, _ = call(*inputs, initial_state, keep, deterministic, backend)
     return y, final_state
 
