@@ -35,8 +35,8 @@ from typing import NamedTuple
 import rich
 from rich.progress import Progress
 from rich.table import Table
-from run_trees import write_many
 
+from run_trees import write_many
 from seqlab import console
 
 ROOT = Path(__file__).resolve().parents[1]

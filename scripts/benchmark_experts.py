@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from seqlab import console
 from seqlab.analysis.timing import seconds, synchronize
 from seqlab.experiment import choose_device
+from seqlab.formatting import counted
 from seqlab.loading import fresh_model
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
@@ -199,9 +200,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "backend": backend,
         "settings": settings,
     }
-    title = f"{args.tokens} tokens, width {args.width}, {args.experts} experts of {args.d_ff}, top {args.top_k}"
+    experts = f"{counted(args.experts, 'expert')} of {args.d_ff}, top {args.top_k}"
+    title = f"{counted(args.tokens, 'token')}, width {args.width}, {experts}"
     if args.model:
-        title = f"{args.tokens} tokens, {args.model}, size {args.size or 'of its own'}"
+        title = f"{counted(args.tokens, 'token')}, {args.model}, size {args.size or 'of its own'}"
     title = f"{title}, {args.precision}, {backend}, {facts['device_name']}"
     what = "a training step" if args.model else "forward and backward"
     console.output().print(table_of(rows, title, what))

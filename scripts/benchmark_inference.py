@@ -34,6 +34,7 @@ from seqlab.analysis.inference_benchmark import report
 from seqlab.analysis.inference_benchmark.session import LAST_STEPS, Contestant, Session, Settings
 from seqlab.errors import UserError
 from seqlab.experiment import begin_anew, choose_device
+from seqlab.formatting import counted
 from seqlab.loading import fresh_model, load_run
 from seqlab.summary import cpu_model, environment, package_version, scan_backend
 
@@ -166,7 +167,7 @@ def where_and_what(args: argparse.Namespace) -> dict[str, Any]:
     """The machine, the versions, the command and the settings."""
     facts = environment(args.device)
     if args.device.type == "cpu":
-        facts["device_name"] = f"{cpu_model() or platform.machine()}, {torch.get_num_threads()} threads"
+        facts["device_name"] = f"{cpu_model() or platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
     facts["versions"] |= {name: package_version(name) for name in ("numba", "matplotlib")}
     facts["date"] = datetime.now().astimezone().isoformat(timespec="seconds")
     facts["settings"] = {

@@ -34,6 +34,7 @@ from seqlab.analysis.scan_benchmark.results import OFFICIAL, OFFICIAL_SOURCE, PA
 from seqlab.analysis.scan_benchmark.session import Session, Settings
 from seqlab.analysis.timing import DeviceLimits, device_limits
 from seqlab.errors import UserError
+from seqlab.formatting import counted
 from seqlab.ops import backends
 from seqlab.ops.selective_scan import BACKENDS
 from seqlab.summary import cpu_model, environment, package_version
@@ -208,7 +209,7 @@ def where_and_what(args: argparse.Namespace, limits: DeviceLimits) -> dict[str, 
     """The machine, the versions, the command and the settings."""
     facts = environment(args.device)
     if args.device.type == "cpu":
-        facts["device_name"] = f"{cpu_model() or platform.machine()}, {torch.get_num_threads()} threads"
+        facts["device_name"] = f"{cpu_model() or platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
     facts["versions"] |= {name: package_version(name) for name in ("numba", "mamba_ssm", "mambapy", "matplotlib")}
     facts["date"] = datetime.now().astimezone().isoformat(timespec="seconds")
     facts["settings"] = {

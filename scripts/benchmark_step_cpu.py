@@ -31,6 +31,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from seqlab import console
+from seqlab.formatting import counted
 from seqlab.models import SequenceModel
 from seqlab.models.mixers import Mamba
 from seqlab.ops.selective_scan import resolve_backend
@@ -218,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "scan_backend": scan,
         "settings": {key: getattr(args, key) for key in ("batch", "length", "width", "rounds", "least")},
     }
-    title = f"One step of {args.batch} x {args.length}, width {args.width}, float32, {facts['threads']} threads, {scan}"
+    where = f"float32, {counted(facts['threads'], 'thread')}"
+    title = f"One step of {args.batch} x {args.length}, width {args.width}, {where}, {scan}"
     console.output().print(table_of(rows, title))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

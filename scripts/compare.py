@@ -62,15 +62,23 @@ def refuse_nothing(runs: Sequence[Run], skipped: Sequence[Skipped], paths: Seque
         return
     reasons = "; ".join(f"{one.folder}: {one.why}" for one in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    where = ", ".join(map(str, paths))
     remedy = "Finish a run, for example with python train.py, or name other folders"
-    raise UserError("folder", where, f"no completed run is there ({reasons or 'nothing at all'}{more})", remedy)
+    raise UserError(
+        "folder", in_a_row(paths), f"no completed run is there ({reasons or 'nothing at all'}{more})", remedy
+    )
 
 
-def refuse_mismatches(comparison: Comparison) -> None:
+def refuse_mismatches(comparison: Comparison, paths: Sequence[Path]) -> None:
     if comparison.mismatches:
-        rule = "these runs are not alike: " + "; ".join(mismatches_in_words(comparison))
-        raise UserError("--strict", "true", rule, "Name runs that are alike, or leave out --strict")
+        differ = "; ".join(line.removeprefix("Not alike: ") for line in mismatches_in_words(comparison, most=3))
+        remedy = "Name runs that are alike, or leave out --strict, which refuses others"
+        raise UserError("folder", in_a_row(paths), f"the runs there are not alike in {differ}", remedy)
+
+
+def in_a_row(paths: Sequence[Path]) -> str:
+    """The first of the paths: a shell makes hundreds of one glob."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + more
 
 
 def make_folder(path: Path) -> None:
@@ -112,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         progress.show("comparing")
         comparison = compare(runs, skipped, at=args.at)
         if args.strict:
-            refuse_mismatches(comparison)
+            refuse_mismatches(comparison, args.paths)
         written = write(comparison, args.out, progress)
     out = console.output()
     if not out.is_terminal:

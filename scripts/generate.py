@@ -64,7 +64,8 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         key, equals, text = argument.partition("=")
         if not equals or key not in SETTINGS:
             rule = "is no setting" if equals else "is not of the form key=value"
-            raise UserError("arguments", argument, rule, nearest(key, SETTINGS))
+            remedy = f"Write {key}=..." if key in SETTINGS else nearest(key, SETTINGS)
+            raise UserError("arguments", argument, rule, remedy)
         settings[key] = parse_value(key, text)
     if not settings["run"]:
         raise UserError("run", "missing", "names the model to sample from", "Give run=outputs/<run folder>")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import ROOT, SMALL, Job
+from support import ROOT, SMALL, Job, environment_of_a_run
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: its kernels then run on the CPU
@@ -25,7 +25,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
     """Run ``python train.py`` with overrides, in this process; by default in a fresh folder on the small data."""
-    for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND"):  # which cli.run sets; put back afterwards
+    for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND", "SEQLAB_SWEEP"):  # which cli.run sets; put back afterwards
         monkeypatch.setenv(name, "1")
 
     def run(*overrides: str, folder: str = "run", small: bool = True) -> Job:
@@ -46,4 +46,4 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]
 @pytest.fixture
 def environment() -> dict[str, str]:
     """The environment for a run in a process of its own."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    return environment_of_a_run()

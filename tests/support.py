@@ -1,6 +1,7 @@
 """What several tests need: composed configurations, a toy data set, what a run left."""
 
 import json
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,11 @@ def models() -> list[str]:
 def architectures() -> list[str]:
     """The models without those that are another at a size of its own (``mamba_small``)."""
     return [name for name in models() if name.rpartition("_")[2] not in options("size")]
+
+
+def environment_of_a_run() -> dict[str, str]:
+    """For a run in a process of its own."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
 
 
 @cache

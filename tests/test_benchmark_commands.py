@@ -2,9 +2,9 @@
 
 import json
 
-import benchmark_commands as benchmark
 import pytest
 
+import benchmark_commands as benchmark
 from support import ROOT
 
 

@@ -1,17 +1,18 @@
 """scripts/compare.py as a person runs it: what it leaves, what it refuses, and how long it takes."""
 
 import importlib.util
+import json
 import re
-import resource
 import runpy
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import rich
 
-from run_trees import write_many, write_run
+from run_trees import write_run
 from seqlab.analysis import plots, report
 from seqlab.analysis.late_progress import LateProgress
 from support import ROOT
@@ -84,7 +85,8 @@ def test_runs_that_are_not_alike_are_named_and_strict_refuses_them(compare, tmp_
     assert out.index("Not alike: tokens seen. ") < out.index("synthetic: results")
     status, out, errors = compare(".", "--out", "there", "--strict")
     assert (status, out) == (2, "")
-    assert "--strict" in errors and "tokens seen. " in errors and "1: lstm" in errors
+    assert errors.startswith("folder=.: the runs there are not alike in tokens seen. ")
+    assert "--strict" in errors and "1: lstm" in errors
     assert len(errors.splitlines()) <= 2
     assert not Path("there").exists()
     assert compare("a", "--out", "there", "--strict")[0] == 0
@@ -111,6 +113,8 @@ def test_mistakes_are_a_line_or_two(compare, tmp_path):
         (["nowhere"], "folder=nowhere"),
         (["good", "--at", "epochs"], "--at=epochs"),
         (["good", "--at", "tokens=few"], "--at=tokens=few"),
+        (["good", "--at", "tokens=1e30"], "--at=tokens=1e+30: no run can be read there"),
+        (["good", "--at", "params=1e30"], "--at=params=1e+30: no architecture can be read there"),
         (["good", "--sideways"], "unrecognized arguments: --sideways"),
         (["good", "--out", "file"], "--out=file"),
     ):
@@ -151,23 +155,6 @@ def test_real_runs_from_the_shell(tmp_path, environment, train):
     assert {".png", ".svg"} <= {Path(name).suffix for name in names}
 
 
-@pytest.mark.slow
-def test_a_thousand_runs_of_10_000_records_would_take_less_than_20_seconds(tmp_path, environment):
-    """Two cores have 40 seconds of work in that time. Here: what 100 runs take beyond 10, of processor time, which
-    other work on the machine leaves nearly alone. docs/benchmarks.md has the whole measured."""
-    seconds = {}
-    for runs in (10, 100):
-        write_many(tmp_path / str(runs), runs=runs, steps=10_000)
-        command = [sys.executable, SCRIPT, tmp_path / str(runs), "--out", tmp_path / "here"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, env=environment, check=True, capture_output=True, cwd=tmp_path)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds[runs] = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        assert len((tmp_path / "here" / "comparison.csv").read_text().splitlines()) == 1 + runs // 5
-    each = (seconds[100] - seconds[10]) / 90
-    assert seconds[10] + 990 * each < 40
-
-
 def test_progress_is_shown_only_of_what_takes_long(monkeypatch):
     console = rich.get_console()
     monkeypatch.setattr(type(console), "is_terminal", True)
@@ -184,3 +171,53 @@ def test_no_progress_is_written_where_nobody_sees_it(capfd):
         progress.show("reading runs", 1, 10)
         assert not progress.shown
     assert capfd.readouterr() == ("", "")
+
+
+HOSTILE = ("<b>x</b>", "</script><script>hacked()</script>", "<img src=x onerror=hacked()>", "![a](http://a.example/b)")
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and the text of those that hold data."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.names and self.names[-1] == "script":
+            self.scripts[-1] += data
+
+
+def test_names_in_folders_configurations_and_summaries_are_text_in_every_file(tmp_path, monkeypatch):
+    """From run folders to the files of a comparison: no name becomes markup on the way."""
+    pytest.importorskip("plotly")
+    monkeypatch.setattr(plots, "write", lambda comparison, folder: [])  # which tests/analysis/test_plots.py sees to
+    main = runpy.run_path(str(SCRIPT))["main"]
+
+    def written(names, out):
+        for i, name in enumerate(names):
+            folder = tmp_path / out / name.replace("/", "_")
+            settings = {"model.comment": name, f"trainer.{name.replace('.', '')}": 1}
+            write_run(folder / "run", model=name, data=name, settings=settings, device_name=name, command=name)
+            write_run(folder / "again", model=name, data=name, loss=3.0, data_description=name)
+            (folder / "damaged").mkdir()
+            (folder / "damaged" / "summary.json").write_text(json.dumps({"status": name, "seed": i}))
+        assert main([str(tmp_path / out), "--out", str(tmp_path / f"{out}_files")]) == 0
+        return tmp_path / f"{out}_files"
+
+    plain, hostile = written(("a", "b", "c", "d"), "plain"), written(HOSTILE, "hostile")
+    pages = [Elements((folder / "index.html").read_text()) for folder in (plain, hostile)]
+    assert pages[0].names == pages[1].names
+    data = json.loads(next(text for text in pages[1].scripts if text.startswith("{")))
+    assert {group["model"] for group in data["groups"]} == set(HOSTILE)
+    markdown = (hostile / "comparison.md").read_text()
+    assert not re.search(r"<[a-zA-Z/!]|(?<!\\)(!\[|\]\()", markdown)
+    assert "&lt;b&gt;x&lt;/b&gt;" in markdown

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from seqlab.model_choice import differences, own_size, size_note, window_note
+from seqlab.model_choice import differences, idle_note, own_size, reaches_nothing, size_note, window_note
 from support import compose_config
 
 MAMBA_ALONE = ["model=hybrid", "model.pattern=[mamba]", "size=tiny"]
@@ -68,6 +68,25 @@ def test_differences():
 
 def test_a_new_setting_that_another_refers_to(train):
     assert train("+mine.depth=1", "size.n_layers=${mine.depth}", "trainer.steps=1").summary["steps"] == 1
+
+
+def test_sizes_that_a_model_does_not_have_are_told(train, capsys):
+    assert train("model=linear", "size.n_heads=2", "trainer.steps=1").status == 0
+    assert capsys.readouterr().err.startswith("size.n_heads=2: changes nothing, as model=linear does not read it.\n")
+    cfg = compose_config("model=transformer", "size.n_heads=2")
+    assert idle_note(cfg, "transformer", ["size.n_heads=2", "seed=1", "size=tiny"]) is None
+
+
+def test_a_size_reaches_what_reads_it():
+    found = {}
+    for model in ("mamba", "transformer", "hybrid"):
+        cfg = compose_config(f"model={model}")
+        found[model] = [
+            key for key in ("size.n_heads", "size.d_ff", "size.d_model", "seed") if reaches_nothing(cfg, key)
+        ]
+    assert found == {"mamba": ["size.n_heads", "size.d_ff"], "transformer": [], "hybrid": ["size.d_ff"]}
+    assert reaches_nothing(compose_config(*MAMBA_ALONE), "size.n_heads")
+    assert not reaches_nothing(compose_config(), "size.n_headss")  # which is no setting at all
 
 
 class TestWindow:

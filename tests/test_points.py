@@ -121,10 +121,28 @@ def test_a_sweep_of_many_seeds_is_composed_for_its_models_alone(sweep, monkeypat
     ("typed", "said"),
     [
         (("model=mlp,linear", "optimizer.lrr=1,2"), "optimizer.lrr=1,2: is no setting"),
-        (("model=mamba,linear", "model.mixers.mamba.d_state=8,16"), "model.mixers.mamba.d_state=8,16: is no setting"),
+        (("model=mamba,linear", "model.mixers.mamba.d_state=8,16"), "d_state=8,16: is no setting of model=linear."),
         (("model=linear,mpl", "seed=1,2"), "model=mpl: is no option of model"),
         (("seed=1,2", "optimizer=adamw,amadw"), "optimizer=amadw: is no option of optimizer"),
         (("model=linear", "seed=range(1,1)"), "seed=range(1,1): holds no value"),
+        (("model=glob(zz*)", "seed=1,2"), "model=glob(zz*): holds no value, so there is nothing to run.\nNo option"),
+        (("model=linear", "seed=range(1,4,0)"), "seed=range(1,4,0): a range cannot go on by steps of 0"),
+        (
+            ("model=linear", "optimizer.lr=interval(1,2)"),
+            "optimizer.lr=interval(1,2): an interval has no single values",
+        ),
+        (("optimizer=1,2",), "optimizer=1: is no option of optimizer.\nThere are: adam, "),
+        (("optimizer=1",), "optimizer=1: is no option of optimizer.\nThere are: adam, "),
+        (("match=null,params",), "match=null: is no option of match.\nLeave match out, or write ~match"),
+        (("model=[mamba,lstm],gru",), "Name one, and with -m several with commas between: model=mamba,lstm"),
+        (("model=mmaba,lstm",), "model=mmaba: is no option of model.\nDid you mean 'mamba'?"),
+        (("model=",), "model=: is no option of model."),
+        (("hydra/sweeper=points", "hydra.sweeper.points=1"), "hydra.sweeper.points=1: is a list of products"),
+        (("hydra/sweeper=points", "hydra.sweeper.points=[1]"), "hydra.sweeper.points=[1]: is a list of products"),
+        (
+            ("model=linear", "data=synthetic,copying", "data.noise=0,1"),
+            "data.noise=0,1: is no setting of data=copying.",
+        ),
         (("model=linear", "seed=1", "optimizer.lr=range(3,1)"), "optimizer.lr=range(3,1): holds no value"),
     ],
 )
@@ -135,3 +153,9 @@ def test_what_cannot_be_is_refused_before_the_first_job(sweep, monkeypatch, type
     assert status == 2, error
     assert said in error
     assert "Traceback" not in error
+
+
+def test_none_is_a_value_to_sweep_over(sweep):  # noqa: F811
+    status, _, error = sweep("model=linear", "trainer.clip_norm=null,1.0", "trainer.steps=1")
+    assert status == 0, error
+    assert "[2 of 2]" in error

@@ -78,7 +78,10 @@ class TestNoLabelsForWhatWasNotDone:
 
     @pytest.mark.parametrize(
         "change",
-        ["patience=7", "max_skipped=7", "evaluate_every=7", "checkpoint_every=7", "log_every=7"],
+        [
+            *("patience=7", "stop_above={metric:mae,value:99}", "max_skipped=7", "cuda_graph=false"),
+            *("evaluate_every=7", "checkpoint_every=7", "log_every=7"),
+        ],
     )
     def test_how_steps_are_made_when_none_is_left(self, completed, train, capsys, change):
         assert train(f"resume={completed.folder}", f"trainer.{change}").status == 2

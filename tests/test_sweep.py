@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import weakref
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def run_sweep(folder: Path | None, *overrides: str) -> int:
     """``python train.py -m`` in this process, on the small data; returns the exit status."""
     named = [] if folder is None else [f"hydra.sweep.dir={folder}"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND"):  # which cli.run sets; put back afterwards
+        for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND", "SEQLAB_SWEEP"):  # which cli.run sets; put back afterwards
             patch.setenv(name, "1")
         patch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", *SMALL, *overrides, *named])
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -217,7 +218,8 @@ class TestGoingOn:
         assert status == 1
         assert "holds a run already" in out
 
-    def test_a_folder_in_use_is_refused(self, sweep, done, train, tmp_path, capsys):
+    def test_a_folder_in_use_is_refused(self, sweep, done, train, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(experiment, "PATIENCE", 0.3)
         with only_process_in(done / "1"):
             status, out, _ = sweep("model=lstm", "seed=1,2", BY_SEED)
         assert status == 1
@@ -227,6 +229,15 @@ class TestGoingOn:
             assert train().status == 2
         assert "another process runs it" in capsys.readouterr().err
         assert train().status == 0
+
+    def test_a_job_waits_for_one_that_is_about_to_end(self, sweep, done):
+        """The workers of a sweep that was killed hold their folders for some seconds more."""
+        with ExitStack() as held:
+            held.enter_context(only_process_in(done / "1"))
+            threading.Timer(0.5, held.close).start()
+            status, out, error = sweep("model=lstm", "seed=1,2", BY_SEED)
+        assert status == 0, error
+        assert "2 kept" in out
 
 
 def test_the_default_folder_is_found_again(sweep, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """What the folders of a sweep's jobs are called, and that a job finds the one it had."""
 
+import json
 import shutil
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.seqlab_points import union
+from seqlab.sweep import records
 from seqlab.sweep.jobs import varying
 from seqlab.sweep.naming import LONGEST, job_folder
 from seqlab.sweep.records import Record
@@ -83,6 +85,37 @@ def test_a_job_keeps_the_folder_that_it_has_and_leaves_others_theirs(tmp_path):
     assert job_folder(str(tmp_path), ["model=mlp", "seed=3"], "model=mlp,seed=3", ["seed"]) == "model=mlp,seed=3"
     another = job_folder(str(tmp_path), ["model=lstm", "seed=1"], "model=lstm,seed=1", ["seed"])
     assert another.startswith("seed=1,")
+
+
+def test_the_folders_of_many_jobs_are_found_by_reading_each_record_once(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(records, "load", lambda path: opened.append(path) or json.loads(path.read_text()))
+    jobs = [["model=mlp", f"seed={seed}"] for seed in range(60)]
+    found = []
+    for number, job in enumerate(jobs):
+        found.append(job_folder(str(tmp_path), job, "", ["seed"]))
+        (tmp_path / found[-1]).mkdir()
+        Record(number, found[-1], job).write(tmp_path)
+    assert found == [f"seed={seed}" for seed in range(60)]
+    assert [job_folder(str(tmp_path), job, "", ["seed"]) for job in jobs] == found
+    assert len(opened) == len(set(opened)) <= len(jobs)
+
+
+def test_records_that_come_and_go_are_seen(tmp_path):
+    def folder() -> str:
+        return job_folder(str(tmp_path), ["seed=1"], "", ["seed"])
+
+    assert folder() == "seed=1"
+    (tmp_path / "another").mkdir()
+    Record(0, "another", ["seed=1"]).write(tmp_path)
+    assert folder() == "another"
+    (tmp_path / "first").mkdir()
+    Record(-1, "first", ["seed=1"]).write(tmp_path)
+    assert folder() == "first"
+    (tmp_path / "first").rmdir()
+    assert folder() == "another"
+    shutil.rmtree(tmp_path / ".jobs")
+    assert folder() == "seed=1"
 
 
 def folders(tmp_path) -> set[str]:

@@ -17,10 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab import resolvers  # noqa: F401 (registers what conf/ refers to)
+from seqlab import (
+    leftovers,
+    resolvers,  # noqa: F401 (registers what conf/ refers to)
+)
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
-from seqlab.messages import message_of, translate
-from seqlab.sweep import watch
+from seqlab.messages import message_of, report, translate
+from seqlab.sweep import orphans, watch
 from seqlab.sweep.records import Record
 from seqlab.typed import in_order
 
@@ -31,6 +34,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Call a ``hydra.main`` function and exit with 0, or with a message and the status of what went wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
     os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
+    os.environ[orphans.SWEEP] = str(os.getpid())
     try:
         refuse_copies()
         sys.argv[1:] = in_order(sys.argv[1:])
@@ -45,9 +49,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         status = report(error, debug="debug=true" in map(str.lower, sys.argv))
     except KeyboardInterrupt:
         if not watch.watching():
-            log.error("Stopped at once; a run that had begun goes on from its last checkpoint: resume=<run folder>.")
+            log.error("Stopped at once; a run that has a checkpoint goes on from it with resume=<run folder>.")
         status = 130
-    sys.exit(watch.finish(status))
+    status = watch.finish(status)
+    leftovers.clear(refused=status not in (0, 1))  # a fault of ours is left as it is
+    sys.exit(status)
 
 
 def refuse_copies() -> None:
@@ -108,8 +114,9 @@ def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     folder = os.path.relpath(hydra.runtime.output_dir, sweep)
     record = Record(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task))
     try:
-        record.write(sweep)
-        value = task(cfg)
+        with orphans.ends_with_sweep(hydra.launcher._target_):
+            record.write(sweep)
+            value = task(cfg)
         record.end(sweep, "completed")
         return value
     except Pruned as pruned:
@@ -129,11 +136,3 @@ def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
         from seqlab.sweep.isolation import free_memory  # imports torch, which the job has done by now
 
         free_memory()
-
-
-def report(error: Exception, *, debug: bool) -> int:
-    """Say what went wrong, with the traceback for faults of ours and for debugging. Returns the exit status."""
-    ending = translate(error)
-    level = logging.WARNING if isinstance(ending, Interrupted) else logging.ERROR
-    log.log(level, "%s", ending or error, exc_info=error if debug or ending is None else None)
-    return 1 if ending is None else ending.exit_status

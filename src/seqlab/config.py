@@ -3,6 +3,7 @@
 Neither this file nor ``resolvers`` imports torch: ``--help``, ``--cfg job`` and a mistyped name do not wait for it.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+
+from seqlab.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "conf"
 
@@ -28,6 +31,14 @@ def with_choices(arguments: list[str]) -> DictConfig:
         return compose("config", chosen)
 
 
+def beginnings() -> set[str]:
+    """The first parts of all keys, without composing anything: the groups, and what stands in config.yaml itself."""
+    groups = {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
+    lines = (CONFIG_FOLDER / "config.yaml").read_text(encoding="utf-8").splitlines()
+    own = {line.partition(":")[0] for line in lines if re.match(r"\w+:", line)}
+    return (groups | own) - {"hydra", "defaults"}
+
+
 def dotted_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Every key beneath a node, parents before children."""
     for name, value in node.items():
@@ -41,6 +52,32 @@ def model_options() -> list[str]:
     if GlobalHydra.instance().is_initialized():
         return GlobalHydra.instance().config_loader().get_group_options("model")
     return sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
+
+
+def path_part(key: str, name: Any, option: str) -> str:
+    """A run's name as one part of its folder's path.
+
+    Args:
+        key: that sets the name.
+        name: of the model or the data.
+        option: that is called so if nobody sets another name; it may lie in a folder of its own (``model=mine/deep``).
+
+    Raises:
+        UserError: the name is none, or leads elsewhere.
+    """
+    if name == option:
+        return option.replace("/", "_")
+    faults = {
+        "has to be text": not isinstance(name, str),
+        "cannot be empty": not str(name).strip(),
+        "cannot have / or \\ in it": bool({"/", "\\"} & set(str(name))),
+        "cannot begin with a dot": str(name).startswith("."),
+        "cannot have characters in it that nobody sees": not str(name).isprintable(),
+    }
+    for fault in (words for words, there in faults.items() if there):
+        rule = f"is part of the name of the run's folder, and {fault}"
+        raise UserError(key, name, rule, f"Give it a plain name, for example {key}={option.replace('/', '_')}_2")
+    return name
 
 
 def search_path() -> list[str]:

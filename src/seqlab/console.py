@@ -1,7 +1,14 @@
-"""One console on standard error for the log and the progress bar, so that neither writes over the other."""
+"""One console on standard error for the log and the progress bar, so that neither writes over the other.
 
+What can be written nowhere, because a disk is full or the reader has gone, is lost and ends nothing: whatever is amiss
+is said by the run itself, which has results to save.
+"""
+
+import contextlib
 import logging
+import sys
 import threading
+from typing import Any
 
 import rich
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
@@ -9,7 +16,31 @@ from rich.segment import Segment
 
 from seqlab.errors import printable
 
-rich.reconfigure(stderr=True)
+LOST = contextlib.suppress(OSError, ValueError, AttributeError)
+"""What a stream raises that cannot be written, that is closed, and that there is none of."""
+
+
+class StandardError:
+    """``sys.stderr``, whichever it is at the moment, without its errors."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream(), name)
+
+    def stream(self) -> Any:
+        """Beneath what ``rich`` puts there while it draws, which writes here."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def write(self, text: str) -> int:
+        with LOST:
+            self.stream().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with LOST:
+            self.stream().flush()
+
+
+rich.reconfigure(file=StandardError())
 
 taken = threading.Event()
 """Set while the table of a sweep has the console, which then has no place for a job's own bars."""
@@ -23,6 +54,26 @@ class ConsoleHandler(logging.Handler):
         rich.get_console().print(
             printable(self.format(record)), soft_wrap=True, markup=False, highlight=False, style=style
         )
+
+
+class LogFile(logging.FileHandler):
+    """``train.log``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # from opening it
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def output() -> Console:

@@ -1,9 +1,13 @@
 """How a run can end early, each with the message and the exit status that its user gets."""
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from seqlab.formatting import counted
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 """Characters that a terminal takes for commands, each as it is written in Python."""
@@ -35,7 +39,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def resume_command(folder: Path) -> str:
     """How to continue a run, quoted for the shell and for Hydra (a sweep's folders have = and , in their names)."""
-    return f"python train.py 'resume=\"{folder}\"'"
+    return f"python train.py {shlex.quote(f'resume={in_quotes(str(folder))}')}"
+
+
+def in_quotes(text: str) -> str:
+    """Text as Hydra reads it again, whatever is in it."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    return f'"{escaped}"'
 
 
 class UserError(Exception):
@@ -70,7 +80,8 @@ class Diverged(Exception):
 
     def __str__(self) -> str:
         return (
-            f"The loss or its gradient was not finite in {self.steps_in_a_row} steps in a row, up to step {self.step}; "
+            f"The loss or its gradient was not finite in {counted(self.steps_in_a_row, 'step')} in a row, "
+            f"up to step {self.step}; "
             f"the last good checkpoint is kept in {self.folder / 'checkpoints'}.\n"
             "Lower optimizer.lr, lengthen schedule.warmup, or use trainer.precision=float32."
         )

@@ -1,5 +1,6 @@
 """From a configuration to a finished run: data, model, trainer, then what is left in the run folder."""
 
+import logging
 import math
 import os
 import time
@@ -41,17 +42,19 @@ from seqlab.resume import (
 from seqlab.schema import check_all
 from seqlab.sweep.isolation import begin_anew
 from seqlab.sweep.lock import only_process_in
+from seqlab.sweep.orphans import PATIENCE
 from seqlab.sweep.records import load
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
-from seqlab.training.lean_torch import compiler_if_needed
 from seqlab.training.loggers import NoLogger
 from seqlab.training.metrics_file import MetricsFile
 from seqlab.training.optim import decayed_share
 from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Fit
+
+log = logging.getLogger(__name__)
 
 ENDINGS = {
     Interrupted: "interrupted",
@@ -90,7 +93,6 @@ def build_model(cfg: DictConfig, data: Any, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
-@compiler_if_needed()
 def run(cfg: DictConfig) -> float:
     """Train, select on validation, test once; leave the results in the run folder.
 
@@ -99,8 +101,9 @@ def run(cfg: DictConfig) -> float:
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    with only_process_in(folder):
-        if hydra.mode is RunMode.MULTIRUN:
+    in_sweep = hydra.mode is RunMode.MULTIRUN
+    with only_process_in(folder, patience=PATIENCE if in_sweep else 0):
+        if in_sweep:
             return run_in_sweep(cfg, folder)
         resume = cfg.resume is not None
         if resume:
@@ -151,7 +154,7 @@ def cannot_begin(cfg: DictConfig, folder: Path) -> Iterator[None]:
     except Exception as error:
         if not before.get("steps") and not checkpoint.existing(folder / "checkpoints"):
             known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
-            facts.write(folder, before | known | {"status": "failed", "error": message_of(error)})
+            facts.write_ending(folder, before | known | {"status": "failed", "error": message_of(error)})
         raise
 
 
@@ -190,9 +193,6 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
     summary = describe(cfg, fit, folder)
     if budgets := earlier_budgets(folder, fit.counters.step, fit.total, fit.trainer.schedule):
         summary["earlier_budgets"] = budgets
-    if not (completed and fit.is_over):
-        facts.write(folder, summary | {"status": "running", "steps": first})
-    metrics_file = MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled)
     report = reporter(fit.evaluate_every, fit.total)
     status = "failed"
 
@@ -202,7 +202,9 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
         report(values)
 
     try:
-        with StopRequest() as stop:
+        if not (completed and fit.is_over):
+            facts.write(folder, summary | {"status": "running", "steps": first})
+        with MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled) as metrics_file, StopRequest() as stop:
             fit.run(record, stop)
             test = fit.test()
             summary |= progress_of(fit) | results_of(fit, test)
@@ -212,6 +214,10 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
             began = time.perf_counter()
             summary["further_tests"] = further_tests.measure(fit)
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
+        if completed and fit.counters.step == first:
+            summary |= {key: before[key] for key in OF_THE_STEPS if key in before}
+        summary |= {"targets": targets.judged(targets_of(cfg), summary)}
+        facts.write(folder, summary | {"status": "completed"})
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
@@ -219,13 +225,17 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
         facts.write_ending(folder, before if completed and fit.counters.step == first else ending)
         raise
     finally:
-        metrics_file.close()
+        close(logger, status)
+    return summary | {"status": status}
+
+
+def close(logger: NoLogger, status: str) -> None:
+    """Close the tracker. What it cannot take any more is in ``metrics.jsonl``, and what ended a run is said already."""
+    try:
         logger.close(status)
-    if completed and fit.counters.step == first:
-        summary |= {key: before[key] for key in OF_THE_STEPS if key in before}
-    summary |= {"status": status, "targets": targets.judged(targets_of(cfg), summary)}
-    facts.write(folder, summary)
-    return summary
+    except Exception as error:
+        if status == "completed":
+            log.warning("The tracker was not closed in order: %s", message_of(error))
 
 
 def refuse_no_result(fit: Fit, test: Evaluation) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from seqlab.analysis.difficulty import changes_of
 from seqlab.analysis.targets import verdict
+from seqlab.formatting import counted
 
 Summary = dict[str, Any]
 
@@ -39,7 +40,7 @@ def table(summary: Summary) -> Table:
         "parameters": parameters(summary),
         "training FLOPs": scaled(summary["flops"], "FLOP"),
         "steps": f"{summary['steps']:,}" + (f" (stopped early: {reason})" if reason else ""),
-        "seen": f"{summary['tokens']:,} tokens in {summary['samples']:,} samples",
+        "seen": f"{counted(summary['tokens'], 'token')} in {counted(summary['samples'], 'sample')}",
         "wall time": wall_time(summary),
         "throughput": f"{scaled(summary['tokens_per_second'])} tokens/s, {waiting(summary)}",
         "scan backend": summary["scan_backend"] or "none (no selective scan)",
@@ -51,7 +52,9 @@ def table(summary: Summary) -> Table:
     facts |= left_out(summary)
     if load := summary.get("expert_load"):
         busiest, dead = load["largest_share"], load["dead"]
-        facts["expert load"] = f"at most {busiest:.1%} of a layer's visits to one expert, {dead} experts without any"
+        facts["expert load"] = (
+            f"at most {busiest:.1%} of a layer's visits to one expert, {counted(dead, 'expert')} without any"
+        )
     for name, value in facts.items():
         rows.add_row(name, value)
     rows.add_section()

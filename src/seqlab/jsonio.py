@@ -1,7 +1,9 @@
-"""What JSON says of a run: the lines of ``metrics.jsonl``, and numbers that JSON has no word for."""
+"""What JSON says of a run: the lines of ``metrics.jsonl``, numbers that JSON has no word for, whole files."""
 
+import contextlib
 import json
 import math
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -22,3 +24,15 @@ def record_of(line: bytes) -> Record | None:
 def finite(value: Any) -> Any:
     """JSON has no word for numbers that are not finite: they become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from seqlab.config import CONFIG_FOLDER
 from seqlab.errors import UserError, nearest
 from seqlab.experiment import build_model
-from seqlab.resume import CONFIG
+from seqlab.resume import saved_in
 from seqlab.schema import check
 from seqlab.training import checkpoint
 from seqlab.trust import trusted
@@ -64,7 +62,7 @@ def load_run(
         UserError: the folder is no run's, names code that is not trusted, or holds no whole checkpoint, or that of
             step 0 alone and ``untrained`` is false.
     """
-    cfg = trusted(config_of(folder), trust)
+    cfg = trusted(saved_in(folder, "run"), trust)
     step, weights = best_weights(folder)
     if step == 0 and not untrained:
         rule = "its best whole weights are those of step 0, which nothing has trained"
@@ -77,21 +75,6 @@ def load_run(
     model = build_model(cfg, known, torch.device("cpu"))
     checkpoint.put_weights(weights, model)
     return Trained(cfg, known, model.to(device).eval(), step)
-
-
-def config_of(folder: Path) -> DictConfig:
-    """The configuration that a run folder keeps, as it was written: nothing in it is resolved."""
-    remedy = "Name a folder that a training run left in outputs/"
-    try:
-        cfg = OmegaConf.load(folder / CONFIG)
-        if OmegaConf.is_dict(cfg) and {"model", "data"} <= cfg.keys():
-            return cfg
-        why = f"its {CONFIG} describes no run"
-    except FileNotFoundError:
-        why = f"there is no {CONFIG} in it" if folder.is_dir() else "there is no such folder"
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        why = f"{CONFIG} cannot be read ({type(error).__name__})"
-    raise UserError("run", folder, f"is no run folder: {why}", remedy)
 
 
 def best_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:

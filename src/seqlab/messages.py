@@ -1,7 +1,10 @@
 """What an exception means to the user: each foreseen one becomes a message of a line or two."""
 
 import errno
+import logging
+import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,10 +14,47 @@ from omegaconf.errors import OmegaConfBaseException
 from seqlab.errors import Diverged, Interrupted, UserError
 from seqlab.typed import composition_error
 
+log = logging.getLogger("seqlab")
+
+DENIED = "this account has no permission for that", "Change its permissions, or name another place"
+A_FILE = "a file is there, or in its path, and a folder is needed", "Move that file away, or name another place"
+FULL = (
+    "there is no space left to write",
+    "Free some; a sweep then goes on with the same command, a run that has a checkpoint with resume=<run folder>, "
+    "and any other is started again",
+)
+REFUSALS = {
+    errno.EACCES: DENIED,
+    errno.EPERM: DENIED,
+    errno.EROFS: ("that file system is read-only", "Name another place, or go on in a copy of the folder"),
+    errno.EEXIST: A_FILE,
+    errno.ENOTDIR: A_FILE,
+    errno.EISDIR: ("a folder is there, and a file is needed", "Move that folder away, or name another place"),
+    errno.ENAMETOOLONG: ("the name is too long for a file or folder", "Shorten it"),
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+}
+"""What the system's refusals of a path mean, and what helps."""
+
+PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir")
+"""Settings that name a folder; ``run`` is that of ``scripts/generate.py``."""
+
+NAMES = ("name", "data_name", "hydra.sweep.subdir")
+"""Settings that a run's folder is called by."""
+
 
 def message_of(error: BaseException) -> str:
     """What to tell of an exception, for a person."""
     return str(translate(error) or f"{type(error).__name__}: {error}")
+
+
+def report(error: Exception, *, debug: bool) -> int:
+    """Say what went wrong, with the traceback for faults of ours and for debugging. Returns the exit status."""
+    ending = translate(error)
+    level = logging.WARNING if isinstance(ending, Interrupted) else logging.ERROR
+    log.log(level, "%s", ending or error, exc_info=error if debug or ending is None else None)
+    return 1 if ending is None else ending.exit_status
 
 
 def translate(error: BaseException) -> UserError | Diverged | Interrupted | None:
@@ -28,11 +68,8 @@ def translate(error: BaseException) -> UserError | Diverged | Interrupted | None
 
 def translate_foreign(error: BaseException) -> UserError | None:
     """What a library's exception means to the user, if it is one that a setting or the machine causes."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "Free some, then continue with resume=<run folder>; what was written before is whole"
-        return UserError(error.filename or "disk", "full", "there is no space left to write", remedy)
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return too_long(str(error.filename or ""))
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return refused_path(error)
     if is_out_of_memory(error):
         return out_of_memory(error)
     if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):  # packages that may not be here
@@ -41,17 +78,43 @@ def translate_foreign(error: BaseException) -> UserError | None:
     if isinstance(error, InstantiationException):
         refused = isinstance(error.__cause__, ValueError | TypeError)
         return refused_setting(str(error), error.__cause__) if refused else None
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException) or str(error).startswith(
+        "Config group override must"
+    ):
         return composition_error(str(error))
     return None
 
 
-def too_long(path: str) -> UserError:
-    """A name that the file system does not take, with the setting that it came from."""
-    given = (argument.lstrip("+~").partition("=")[0] for argument in sys.argv[1:])
-    keys = [key for key in given if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data.dir")]
-    name = max(Path(path).parts, key=len, default="")
-    return UserError(keys[-1] if keys else "file", name, "the name is too long for a file or folder", "Shorten it")
+def refused_path(error: OSError) -> UserError | None:
+    """A place that the system does not let be used, with the setting that it comes from."""
+    rule, remedy = REFUSALS[error.errno]
+    path = error.filename2 or error.filename
+    if not isinstance(path, str | os.PathLike):  # what is open already, of which the system does not say where it is
+        return UserError("disk", "full", rule, remedy) if rule == FULL[0] else None
+    if error.errno != errno.ENAMETOOLONG:
+        return UserError(setting_of(Path(path)), path, rule, remedy)
+    part, typed = max(Path(path).parts, key=len, default=""), typed_settings()
+    named = [key for key in NAMES if typed.get(key) and typed[key] in part]
+    return UserError(named[0] if named else setting_of(Path(path)), part, rule, remedy)
+
+
+def setting_of(path: Path) -> str:
+    """The setting of the command line that a path comes from, or the one that would change it."""
+    typed = typed_settings()
+    swept = not typed.keys().isdisjoint(("-m", "--multirun")) or typed.get("hydra.mode") == "MULTIRUN"
+    typed.setdefault("hydra.sweep.dir" if swept else "hydra.run.dir", "outputs")
+    path = path.absolute()
+    for key in filter(typed.get, PLACES):
+        place = Path(typed[key]).absolute()
+        if path.is_relative_to(place) or place.is_relative_to(path):
+            return key
+    return "file"
+
+
+def typed_settings() -> dict[str, str]:
+    """What was typed, by key, for a job in a process of its own too."""
+    command = shlex.split(os.environ.get("SEQLAB_COMMAND", "")) or sys.argv
+    return {argument.lstrip("+~").partition("=")[0]: argument.partition("=")[2].strip("'\"") for argument in command}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

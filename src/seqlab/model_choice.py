@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.config import CONFIG_FOLDER, flat, search_path
+from seqlab.config import CONFIG_FOLDER, beginnings, flat, path_part, search_path
 from seqlab.errors import UserError
-from seqlab.typed import beginnings, nearest_setting
+from seqlab.typed import nearest_setting
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,13 @@ def check_choice(cfg: DictConfig) -> None:
     if hydra.mode is not RunMode.MULTIRUN and (launcher := choices.get("launcher")):
         rule = "starts the jobs of a sweep, and this is one run"
         raise UserError("launcher", launcher, rule, "Add -m, or leave it out")
+    path_part("name", cfg.name, choices.model)
+    path_part("data_name", cfg.data_name, choices.data)
     check_added(cfg, overrides)
     check_mixers(cfg, choices, overrides)
     if choices.get("size") == own_size(choices.model) and (note := size_note([choices.model], overrides)):
+        log.info("%s", note)
+    if hydra.mode is not RunMode.MULTIRUN and (note := idle_note(cfg, choices.model, overrides)):
         log.info("%s", note)
     if note := window_note(cfg):
         swept = hydra.mode is RunMode.MULTIRUN  # whose table would show two equal models without a word
@@ -61,6 +65,30 @@ def window_note(cfg: DictConfig) -> str | None:
 def unused_mixers(cfg: DictConfig) -> list[str]:
     """The mixers that a model describes and its pattern leaves out, as a hybrid's may."""
     return [name for name in cfg.model.get("mixers") or () if name not in (cfg.model.get("pattern") or ())]
+
+
+def reaches_nothing(cfg: DictConfig, key: str) -> bool:
+    """Whether a model has no use for a setting: one of a mixer that its pattern leaves out, or a size that it has not.
+
+    Args:
+        cfg: a job's, with its interpolations.
+        key: of the setting.
+    """
+    unused = unused_mixers(cfg)
+    if any(key.startswith(f"model.mixers.{name}.") for name in unused):
+        return True
+    group, _, name = key.rpartition(".")
+    if group != "size" or name not in (cfg.get("size") or ()):
+        return False
+    settings = flat({k: v for k, v in OmegaConf.to_container(cfg, resolve=False).items() if k != "hydra"})
+    read = (str(v) for k, v in settings.items() if not any(k.startswith(f"model.mixers.{one}.") for one in unused))
+    return not any("${" in text and re.search(rf"\b{name}\b|{{size}}", text) for text in read)
+
+
+def idle_note(cfg: DictConfig, model: str, overrides: Iterable[str]) -> str | None:
+    """What to say of sizes that are set and that the model does not have."""
+    idle = [override for override in overrides if reaches_nothing(cfg, override.partition("=")[0])]
+    return f"{', '.join(idle)}: changes nothing, as model={model} does not read it." if idle else None
 
 
 def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> None:

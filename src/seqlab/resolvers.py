@@ -8,7 +8,7 @@ from datetime import datetime
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from seqlab.config import describe_options
+from seqlab.config import describe_options, path_part
 from seqlab.sweep.folder import sweep_folder
 from seqlab.sweep.naming import job_folder, varying_keys
 
@@ -41,7 +41,7 @@ def share_of_cores(workers: int | None) -> int:
 
 def register() -> None:
     """Make all of them known to OmegaConf."""
-    for meaning in (run_folder, hydra_folder, console_level, describe_options, job_folder, share_of_cores):
+    for meaning in (run_folder, path_part, hydra_folder, console_level, describe_options, job_folder, share_of_cores):
         OmegaConf.register_new_resolver(f"seqlab.{meaning.__name__}", meaning, replace=True)
     # Cached with the configuration, as Hydra's own ``now`` is: every job of a sweep gets what the first reading gave.
     for meaning in (sweep_folder, varying_keys):

@@ -14,7 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config import flat
 from seqlab.errors import Diverged, NoResult, UserError, resume_command
-from seqlab.sweep.records import load
+from seqlab.formatting import counted
+from seqlab.jsonio import write_whole
+from seqlab.sweep.records import SWEEP, load
 from seqlab.training import checkpoint
 from seqlab.training.trainer import Fit
 from seqlab.trust import packages, refuse_links, refuse_tracker, trusted
@@ -42,20 +44,16 @@ CONFIG = "config.yaml"
 
 def folder_to_continue(resume: str) -> str:
     """The run folder that ``resume`` names, if it is one."""
-    if not (Path(str(resume)) / CONFIG).is_file():
-        raise not_a_run(resume, f"there is no {CONFIG} in it")
     refuse_links(Path(str(resume)))
+    saved_in(Path(str(resume)))
     return resume
-
-
-def not_a_run(folder: str | Path, why: str) -> UserError:
-    return UserError("resume", folder, f"is no run folder: {why}", "Name a folder that an earlier run left in outputs/")
 
 
 def refuse_used_folder(folder: Path) -> None:
     """A fresh run never writes into the folder of another."""
-    if (folder / CONFIG).exists() or (folder / "checkpoints").exists():
-        remedy = f"Continue it with {resume_command(folder)}, or name another folder"
+    whole = (folder / CONFIG).exists()
+    if whole or (folder / "checkpoints").exists():
+        remedy = f"Continue it with {resume_command(folder)}, or name another folder" if whole else "Name another one"
         raise UserError("run folder", folder, "holds a run already", remedy)
 
 
@@ -173,12 +171,32 @@ def without_later(now: Any, then: Any) -> Any:
     return now
 
 
-def saved_in(folder: Path) -> DictConfig:
-    """The configuration that a run folder keeps."""
+def saved_in(folder: Path, key: str = "resume") -> DictConfig:
+    """The configuration that a run folder keeps, as it was written: nothing in it is resolved.
+
+    Args:
+        folder: of the run.
+        key: the setting that names the folder.
+
+    Raises:
+        UserError: it is no run's.
+    """
+    remedy = "Name a folder that a run left in outputs/"
     try:
-        return OmegaConf.load(folder / CONFIG)
+        cfg = OmegaConf.load(folder / CONFIG)
+        if OmegaConf.is_dict(cfg) and {"model", "data"} <= cfg.keys():
+            return cfg
+        why = f"its {CONFIG} describes no run"
+    except FileNotFoundError:
+        why = f"there is no {CONFIG} in it" if folder.is_dir() else "there is no such folder"
+        if (folder / SWEEP).is_file():
+            why = "it is a whole sweep's"
+            remedy = "Name one of the folders in it; the sweep itself goes on with the command that began it"
+    except NotADirectoryError:
+        why = "it is a file"
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise not_a_run(folder, f"{CONFIG} cannot be read ({type(error).__name__})") from error
+        why = f"{CONFIG} cannot be read ({type(error).__name__})"
+    raise UserError(key, folder, f"is no run folder: {why}", remedy)
 
 
 def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -220,14 +238,15 @@ def refuse_empty_changes(cfg: DictConfig, folder: Path, fit: Fit) -> None:
     done = fit.counters.step
     if fit.total < done:
         remedy = f"Leave it as it was, give {done} or more, or start another run with this budget"
-        raise UserError("trainer.steps", fit.total, f"the run has made {done} steps already", remedy)
+        raise UserError("trainer.steps", fit.total, f"the run has made {counted(done, 'step')} already", remedy)
     if not fit.is_over or load(folder / "summary.json").get("status") != "completed":
         return
-    then, now = (flat(OmegaConf.to_container(each)) for each in (saved_in(folder), cfg))
+    then = saved_in(folder)
     for key in OF_STEPS:
-        if key in then and then[key] != now.get(key):
-            rule = f"the run is completed with {then[key]}, and no step is left that could be made otherwise"
-            raise UserError(key, now.get(key), rule, "Leave it out, or raise the budget with it (trainer.steps)")
+        before, now = (OmegaConf.select(each, key, default="missing") for each in (then, cfg))
+        if before not in ("missing", now):
+            rule = f"the run is completed with {before}, and no step is left that could be made otherwise"
+            raise UserError(key, now, rule, "Leave it out, or raise the budget with it (trainer.steps)")
 
 
 def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int, int], float]) -> list[dict[str, Any]]:
@@ -246,18 +265,16 @@ def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int
     known, before = summary.get("earlier_budgets") or [], summary.get("total_steps")
     if not step or before in (None, total):
         return known if step else []
-    said = [f"The budget was {before:,} steps and is {total:,} now"]
+    said = [f"The budget was {counted(before, 'step')} and is {total:,} now"]
     if any(schedule(at, before) != schedule(at, total) for at in {0, step - 1, before - 1}):
         last, following = schedule(step - 1, before), schedule(step, total)
         said.append(f"the schedule spans all of them, from {last:.2g} of the full learning rate to {following:.2g} now")
     if read := summary.get("test") is not None:
-        said.append(f"the test split was read after {summary['steps']:,} steps and is read again at the end")
+        said.append(f"the test split was read after {counted(summary['steps'], 'step')} and is read again at the end")
     log.info("%s.", "; ".join(said))
     return [*known, {"total_steps": before, "steps": summary.get("steps"), "test_read": read}]
 
 
 def keep(cfg: DictConfig, folder: Path) -> None:
     """Put the configuration into the run folder, whole or not at all."""
-    temporary = folder / f"{CONFIG}.tmp"
-    OmegaConf.save(cfg, temporary)
-    temporary.replace(folder / CONFIG)
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg))

@@ -11,17 +11,20 @@ from collections.abc import Iterable, Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from hydra.utils import get_object
+from hydra._internal.utils import _locate  # get_object logs what it raises, and the message would come twice
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from seqlab.analysis.targets import check_targets
 from seqlab.config import model_options, with_choices
 from seqlab.errors import UserError, nearest
+from seqlab.sweep.workers import refuse_more_than_cores
 
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 TOP_LEVEL: dict[str, Any] = {
+    "name": str,
+    "data_name": str,
     "seed": Annotated[int, Field(ge=0, lt=2**63)],
     "device": Literal["auto", "cpu", "cuda"],
     "threads": Annotated[int, Field(ge=1)] | None,
@@ -38,8 +41,11 @@ def check_all(cfg: DictConfig) -> None:
     for key, annotation in TOP_LEVEL.items():
         group, _, name = key.rpartition(".")
         settings = resolved.get(group, {}) if group else resolved
+        if not isinstance(settings, dict):
+            raise UserError(group, settings, "is a group of settings", f"Set {key}=...")
         if name in settings:  # an older run, which is continued, may lack some
             check_type(settings[name], annotation, key)
+    refuse_more_than_cores(resolved.get("threads"))
     check_targets(resolved.get("target"))
     check_models(resolved.get("target"), resolved["name"])
     check(resolved, raw)
@@ -92,7 +98,7 @@ GIVEN_LATER = {"tokens", "d_input", "d_output", "max_length"}  # to a model, by 
 def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
     """The annotations of a target's parameters; a setting that is none of them, or a missing one, is refused."""
     try:
-        parameters = inspect.signature(get_object(node["_target_"]), eval_str=True).parameters.values()
+        parameters = inspect.signature(_locate(node["_target_"]), eval_str=True).parameters.values()
     except Exception as error:
         remedy = "Write the full path of a class or function that can be imported"
         why = str(error).splitlines()[0]

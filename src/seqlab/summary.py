@@ -17,6 +17,7 @@ from torch import nn
 
 from seqlab import __version__
 from seqlab.errors import UserError
+from seqlab.formatting import counted
 from seqlab.jsonio import finite
 from seqlab.sweep.records import load, replace
 
@@ -56,7 +57,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{platform.processor() or platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
+    return f"{platform.processor() or platform.machine()}, {counted(threads, 'thread')}"
 
 
 def environment(device: torch.device) -> Summary:

@@ -267,6 +267,17 @@ def test_a_given_budget_that_some_do_not_reach_leaves_them_out_and_says_so(tmp_p
     assert [one.metric for one in comparison.differences] == ["test loss"]
 
 
+@pytest.mark.parametrize("budget", [1e30, 1.0])
+def test_a_given_budget_that_none_reaches_is_refused(tmp_path, budget):
+    """Beyond the last evaluation, or before the first; a column of nothing would say less."""
+    curve(tmp_path / "1", [(10, 4.0), (40, 2.0)], seed=1)
+    curve(tmp_path / "2", [(10, 5.0), (20, 2.0)], model="lstm", seed=1)
+    said = r"evaluated from 10\.0 M to 40\.0 M training FLOPs\.\nAll reach 20\.0 M \(flops=2e\+07\), which --at flops"
+    with pytest.raises(UserError, match=rf"^--at=flops=[\d+e]+: no run can be read there: they were {said}"):
+        comparison_of(tmp_path, at=("flops", budget))
+    assert comparison_of(tmp_path, at=("flops", 2e7)).at.notes == []
+
+
 def test_equal_parameters_are_read_between_the_sizes_of_an_architecture(tmp_path):
     def size(model, width, parameters, losses):
         for seed, loss in losses.items():
@@ -302,9 +313,12 @@ def test_equal_parameters_are_read_between_the_sizes_of_an_architecture(tmp_path
 
     largest = {one.architecture: one for one in comparison_of(tmp_path, at=("params", None)).at.sizes}
     assert {one.parameters for one in largest.values()} == {100_500}
-    beyond = {one.architecture: one for one in comparison_of(tmp_path, at=("params", 2e6)).at.sizes}
-    assert all(one.test is None for one in beyond.values())
-    assert beyond["mamba"].note == "its sizes go from 10,000 to 1,000,000 parameters, and nothing is extrapolated"
+    some = {one.architecture: one for one in comparison_of(tmp_path, at=("params", 9e5)).at.sizes}
+    assert some["transformer"].note == "its sizes go from 90,000 to 100,500 parameters, and nothing is extrapolated"
+    with pytest.raises(
+        UserError, match=r"--at=params=2e\+06: no architecture can be read there: .*mamba, its sizes go"
+    ):
+        comparison_of(tmp_path, at=("params", 2e6))
 
 
 def test_without_several_sizes_equal_parameters_say_so(tmp_path):

@@ -3,9 +3,11 @@
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from run_trees import write_run
-from seqlab.analysis.groups import group, repeated
+from seqlab.analysis.groups import group, labels_of, repeated
 from seqlab.analysis.runs import read
 
 
@@ -115,6 +117,54 @@ def test_of_many_settings_a_label_names_as_many_as_tell_the_groups_apart(tmp_pat
     assert len(set(found)) == 3
     assert all(label.endswith(", ...") and label.count("=") == 2 for label in found)
     assert all(len(one.settings) == 7 for one in groups_of(tmp_path))
+
+
+def write_each(root, every):
+    for i, settings in enumerate(every):
+        write_run(root / str(i), settings=settings)
+
+
+def test_settings_that_are_different_in_every_group_all_stand_in_its_label(tmp_path):
+    """As a random search draws them: one of them would tell the groups apart, and say nothing of the others."""
+    keys = (
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "size.d_model",
+        "trainer.clip_norm",
+        "model.dropout",
+        "data.length",
+    )
+    write_each(tmp_path, [{key: (1 + i) * 2**j for j, key in enumerate(keys)} for i in range(5)])
+    for i, label in enumerate(
+        sorted(labels(tmp_path), key=lambda label: float(label.partition("lr=")[2].split(",")[0]))
+    ):
+        for j, key in enumerate(keys):
+            assert f"{key.rpartition('.')[2]}={(1 + i) * 2**j}" in label.split(", ")
+
+
+def test_a_label_leaves_out_values_that_most_groups_share_and_never_those_that_differ(tmp_path):
+    keys = [f"trainer.setting{j}" for j in range(6)]
+    base = dict.fromkeys(keys, 0)
+    write_each(tmp_path, [base, *(base | {key: value} for key in keys for value in (1, 2)), dict.fromkeys(keys, 3)])
+    found = labels(tmp_path)
+    single = [f"mamba, setting{j}={value}, ..." for j in range(6) for value in (1, 2)]
+    assert sorted(found) == sorted(["mamba, ...", *single, "mamba, " + ", ".join(f"setting{j}=3" for j in range(6))])
+
+
+def test_many_settings_without_a_usual_value_all_stand_in_the_label(tmp_path):
+    keys = [f"trainer.setting{j}" for j in range(5)]
+    write_each(tmp_path, [{key: i >> j & 1 for j, key in enumerate(keys)} for i in range(32)])
+    found = labels(tmp_path)
+    assert len(set(found)) == 32
+    assert all(label.count("=") == 5 and "..." not in label for label in found)
+
+
+@given(st.lists(st.lists(st.sampled_from([None, 0, 1, "x"]), min_size=7, max_size=7), min_size=2, max_size=9))
+def test_no_two_groups_have_the_same_label(rows):
+    settings = [
+        {f"a.key{j}": value for j, value in enumerate(row)} for row in {tuple(row): row for row in rows}.values()
+    ]
+    assert len(set(labels_of("mamba", settings))) == len(settings)
 
 
 def test_of_the_same_group_and_seed_the_newest_counts_and_the_others_are_known(tmp_path):

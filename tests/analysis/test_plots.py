@@ -25,8 +25,9 @@ from seqlab.analysis.compare import compare
 from seqlab.analysis.grids import bounds_of, grid_of
 from seqlab.analysis.groups import flatten, group
 from seqlab.analysis.plots import cost, difficulty, drawing, figures, grid, sweep
-from seqlab.analysis.plots.bands import band, bands, loss_by_position, thin
+from seqlab.analysis.plots.bands import Band, band, bands, loss_by_position, thin
 from seqlab.analysis.plots.choices import best_of_models, pareto_front, prominent, sweeps
+from seqlab.analysis.plots.drawing import limits, plain, shortened
 from seqlab.analysis.plots.style import COLOURS, OTHERS, architecture, colours, styles
 from seqlab.analysis.report.payload import payload
 from seqlab.analysis.sheets import sheets_of
@@ -555,3 +556,39 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         plots.write(compare([made_run()]), tmp_path)
+
+
+def test_nothing_of_a_long_label_is_cut_off():
+    """Its end may be what tells it from another."""
+    labels = [f"mamba, {', '.join(f'a_long_setting_{i}=0.001' for i in range(6))}, lr={rate}" for rate in (1, 2)]
+    for label in labels:
+        shown = plain(label)
+        assert shown.replace("\n", " ") == label
+        assert max(map(len, shown.split("\n"))) <= 70
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["8", "16"], ["8", "16"]),
+        (["torch.optim.AdamW", "torch.optim.Adam"], ["…W", "…"]),
+        (["a_transformer_of_8", "a_transformer_of_16"], ["…8", "…16"]),
+        (["first_of_all_settings", "second_of_all_settings"], ["first_of_al…", "second_of_a…"]),
+        (["ab" + "c" * 20 + "d", "ab" + "c" * 20 + "e", "x"], ["ab" + "c" * 20 + "d", "ab" + "c" * 20 + "e", "x"]),
+        (["x" * 300], ["x" * 11 + "…"]),
+    ],
+)
+def test_names_are_shortened_where_they_do_not_differ(names, shown):
+    assert shortened(names, 12) == shown
+
+
+@given(st.lists(st.text("ab", max_size=30), unique=True, min_size=1), st.integers(3, 20))
+def test_names_stay_different(names, longest):
+    assert len(set(shortened(names, longest))) == len(names)
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_a_curve_of_two_points_lies_inside_the_limits(points):
+    x, y = np.array([0.0, 100.0])[:points], np.array([9.0, 1.0])[:points]
+    low, high = limits([Band(x, y, y - 0.5, y + 0.5, 2)])
+    assert low <= (y - 0.5).min() and high >= (y + 0.5).max()

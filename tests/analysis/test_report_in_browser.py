@@ -279,6 +279,48 @@ def test_a_grid_shows_accuracy_against_the_size(browser, tmp_path):
     assert browser.complaints() == []
 
 
+def places_in(browser, title: str) -> list[list[float]]:
+    """Where every point of a chart's lines is drawn, from 0 to 1 across its area and down."""
+    return browser.run(
+        """const figures = [...document.querySelectorAll("figure")];
+        const chart = figures.find((one) => one.innerText.startsWith(arguments[0])).querySelector(".chart");
+        const {xaxis, yaxis} = chart._fullLayout;
+        return chart.data.filter((one) => one.name).flatMap((one) => one.x.map((x, i) =>
+          [xaxis.d2p(x) / xaxis._length, yaxis.d2p(one.y[i]) / yaxis._length]));""",
+        title,
+    )
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+@pytest.mark.parametrize("evaluate_every", [50, 100])
+def test_curves_of_two_points_and_of_one_lie_inside_the_axes(browser, tmp_path, evaluate_every, logarithmic):
+    """Evaluated at the start and the end alone, or the end alone: neither is the fall that a chart may leave out."""
+    runs = [made_run(model, seed=1, steps=99, log_every=evaluate_every, evaluate_every=99) for model in MODELS]
+    browser.open(report.write(compare(runs), tmp_path))
+    for box in ("log-x", "log-y") if logarithmic else ():
+        if not browser.find(f"#{box}").is_selected():
+            browser.click(f"#{box}")
+    for title, count in (("Validation loss", 1 if logarithmic else 2), ("Training loss", 1)):
+        if title == "Training loss" and evaluate_every == 100:
+            continue
+        places = places_in(browser, title)
+        assert len(places) == count * len(MODELS)
+        assert all(-1e-6 <= share <= 1 + 1e-6 for place in places for share in place), title
+    assert browser.complaints() == []
+
+
+def test_a_long_label_is_shown_whole(browser, tmp_path):
+    """Its end tells it from the others as often as its beginning."""
+    keys = [f"trainer.a_setting_of_many_words_{i}" for i in range(9)]
+    runs = [made_run(seed=1, **dict.fromkeys(keys, n) | {"optimizer.lr": 0.5 * n}) for n in (1, 2)]
+    browser.open(report.write(compare(runs), tmp_path))
+    hidden = browser.run(
+        """return [...document.querySelectorAll("#results tbody th")]
+        .map((cell) => cell.scrollWidth > cell.clientWidth || getComputedStyle(cell).textOverflow === "ellipsis")"""
+    )
+    assert hidden == [False, False]
+
+
 def test_hovering_tells_a_point_and_dragging_zooms(shown):
     text = shown.hover("Validation loss", "lstm", 5)
     assert "lstm" in text and "500 steps" in text and "over seeds" in text

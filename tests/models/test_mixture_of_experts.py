@@ -217,7 +217,7 @@ class TestBackendOfARun:
         assert "model.feedforward.backend=triton: routed_experts backend='triton' cannot run on cpu" in said
         assert "Use model.feedforward.backend=auto" in said
         assert "Traceback" not in said
-        assert job.summary["status"] == "failed"
+        assert not job.folder.exists()
 
 
 def test_compiles():

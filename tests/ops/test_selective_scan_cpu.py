@@ -365,11 +365,11 @@ def run_script(script: str, **environment: str) -> str:
 
 class TestCompilation:
     TIMED = """
-        start = time.perf_counter()
+        start = time.process_time()
         assert cpu.why_unavailable(torch.device("cpu"), torch.float32) is None
         y, state, saved = forward()
         cpu.backward(inputs, saved, y, None, True)
-        print(time.perf_counter() - start)
+        print(time.process_time() - start)
     """
 
     @pytest.mark.slow
@@ -377,7 +377,7 @@ class TestCompilation:
         first = float(run_script(self.TIMED, NUMBA_CACHE_DIR=str(tmp_path)))
         kept = sorted(tmp_path.rglob("*.nb*"))
         second = float(run_script(self.TIMED, NUMBA_CACHE_DIR=str(tmp_path)))
-        assert first < 15  # five on two quiet cores
+        assert first < 15  # of the processor's time, so that other work beside it does not count; five on a quiet core
         assert second < min(5, first / 2)
         assert sorted(tmp_path.rglob("*.nb*")) == kept
 

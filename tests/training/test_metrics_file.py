@@ -1,5 +1,6 @@
 """The metrics of a run that is taken up again: every whole record stays, and what is lost is said."""
 
+import errno
 import json
 import tracemalloc
 
@@ -24,7 +25,8 @@ def up_to(last):
 
 
 def opened(path, last):
-    MetricsFile(path, keep=up_to(last)).close()
+    with MetricsFile(path, keep=up_to(last)):
+        pass
     return path.read_bytes()
 
 
@@ -97,7 +99,8 @@ def test_a_long_file_is_read_in_pieces(tmp_path, monkeypatch):
     lines = [line(step) for step in range(1, 20_001)]
     path.write_bytes(b"".join(lines))
     tracemalloc.start()
-    MetricsFile(path, keep=up_to(19_950)).close()
+    with MetricsFile(path, keep=up_to(19_950)):
+        pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.read_bytes() == b"".join(lines[:19_950])
@@ -106,9 +109,24 @@ def test_a_long_file_is_read_in_pieces(tmp_path, monkeypatch):
 
 def test_what_is_written_is_what_the_quick_check_takes(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    file = MetricsFile(path, keep=up_to(0))
     values = [1e-7, 1e22, -0.0, 3, None, float("nan"), float("inf"), 5e-324]
-    file.log(record(3) | {f"value_{number}": value for number, value in enumerate(values)})
-    file.close()
+    with MetricsFile(path, keep=up_to(0)) as file:
+        file.log(record(3) | {f"value_{number}": value for number, value in enumerate(values)})
     assert metrics_file.WHOLE.fullmatch(path.read_bytes())
     assert record_of(path.read_bytes())["value_0"] == 1e-7
+
+
+class Unclosable:
+    def close(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_cannot_be_closed_hides_no_error_before_it(tmp_path):
+    with pytest.raises(ZeroDivisionError) as raised, MetricsFile(tmp_path / "metrics.jsonl", keep=up_to(0)) as file:
+        file.file.close()
+        file.file = Unclosable()
+        raise ZeroDivisionError
+    assert raised.value.__context__ is None
+    with pytest.raises(OSError, match="No space"), MetricsFile(tmp_path / "metrics.jsonl", keep=up_to(0)) as file:
+        file.file.close()
+        file.file = Unclosable()

@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 
 
 class PointsSweeper(BasicSweeper):
@@ -32,15 +33,31 @@ class PointsSweeper(BasicSweeper):
         self.points = points
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        from seqlab.console import say  # Hydra imports this file in every run
+        from seqlab.sweep import equal_jobs, watch
+        from seqlab.sweep.workers import check_workers
+
+        check_workers(self.config)
         refuse_empty(overrides)
-        jobs = union(self.points, overrides)
-        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        loader = self.hydra_context.config_loader
+        jobs, notes = equal_jobs.without_equals(
+            union(self.points, overrides), partial(loader.load_sweep_config, self.config), self.is_group
+        )
+        for note in notes:
+            say(note)
+        watch.expect(len(jobs))
+        batches = list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        check_workers(self.config, batches)
+        return batches
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose as many jobs as show every mistake, those of later batches among them, before the first one runs."""
         if self.batch_index == 1:
-            options = self.hydra_context.config_loader.get_group_options
-            super().validate_batch_is_legal(telling(itertools.chain(*self.overrides), lambda key: bool(options(key))))
+            super().validate_batch_is_legal(telling(itertools.chain(*self.overrides), self.is_group))
+
+    def is_group(self, key: str) -> bool:
+        """Whether a key chooses an option of a group."""
+        return bool(self.hydra_context.config_loader.get_group_options(key))
 
 
 def refuse_empty(overrides: Iterable[Override]) -> None:
@@ -48,9 +65,11 @@ def refuse_empty(overrides: Iterable[Override]) -> None:
     from seqlab.errors import UserError  # Hydra imports this file in every run
 
     for override in overrides:
-        if override.is_discrete_sweep() and next(override.sweep_iterator(), None) is None:
-            typed = override.input_line.partition("=")[2]
+        if override.is_discrete_sweep() and not any(True for _ in override.sweep_string_iterator()):
+            key, _, typed = override.input_line.partition("=")
             remedy = "A range ends before its stop: range(1,4) is 1, 2 and 3"
+            if isinstance(override.value(), Glob):
+                remedy = f"No option of {key} is called so: python train.py --help lists all"
             raise UserError(override.get_key_element(), typed, "holds no value, so there is nothing to run", remedy)
 
 
@@ -95,6 +114,12 @@ def pairs(kinds: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, str]]:
 
 def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:
     """The overrides of every job, each job once."""
+    if not isinstance(points, Sequence | None) or any(not isinstance(point, str) for point in points or ()):
+        from seqlab.errors import UserError  # Hydra imports this file in every run
+
+        rule = "is a list of products of settings, each in quotes"
+        remedy = "For example hydra.sweeper.points=['model=mamba,lstm seed=1,2','model=mlp']"
+        raise UserError("hydra.sweeper.points", points, rule, remedy)
     given = {override.get_key_element() for override in overrides}
     parser = OverridesParser.create()
     parsed = [parser.parse_overrides(point.split()) for point in points or [""]]

@@ -28,5 +28,7 @@ class OptunaSweeper(Sweeper):
             remedy = "Install it with pip install 'seqlab[search]'"
             raise UserError("search", "optuna", "Optuna is not installed", remedy)
         from seqlab.sweep.search import search
+        from seqlab.sweep.workers import check_workers
 
+        check_workers(self.config)
         search(self, arguments)

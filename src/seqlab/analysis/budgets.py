@@ -83,6 +83,9 @@ def at_budget(groups: Sequence[Group], axis: Axis, given: float | None) -> tuple
         groups: those that are compared.
         axis: ``tokens``, ``flops`` or ``seconds``.
         given: the budget, or ``None`` for the largest that every run of the same data reaches.
+
+    Raises:
+        UserError: no run can be read at the budget that is given.
     """
     by_data: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
@@ -99,7 +102,24 @@ def at_budget(groups: Sequence[Group], axis: Axis, given: float | None) -> tuple
             notes += missing
             if reading is not None:
                 readings[group.data, group.label] = reading
+    if given is not None and not readings:
+        raise read_by_none(groups, axis, given)
     return At(axis, budgets, notes), readings
+
+
+def read_by_none(groups: Sequence[Group], axis: str, budget: float) -> UserError:
+    """A budget that lies outside what every run was evaluated at, with what can be read instead."""
+    known = [x for group in groups for run in group.runs if len(x := points(run, axis)[0])]
+    typed = f"{axis}={budget:g}"
+    if not known:
+        remedy = f"Leave it out, or choose another axis from {', '.join(get_args(Axis))}"
+        return UserError("--at", typed, f"no run has validation losses over {UNITS[axis]}", remedy)
+    common, first, last = (
+        float(one) for one in (min(x[-1] for x in known), min(x[0] for x in known), max(x[-1] for x in known))
+    )
+    rule = f"no run can be read there: they were evaluated from {scaled(first)} to {scaled(last)} {UNITS[axis]}"
+    remedy = f"All reach {scaled(common)} ({axis}={common:.6g}), which --at {axis} takes by itself"
+    return UserError("--at", typed, rule, remedy)
 
 
 def read_group(group: Group, axis: str, budget: float) -> tuple[AtBudget | None, list[str]]:

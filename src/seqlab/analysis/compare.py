@@ -148,6 +148,8 @@ def unfinished_seeds(skipped: Iterable[Skipped]) -> dict[str, dict[int, str]]:
 
 def seeds_left_out(group: Group, unfinished: dict[str, dict[int, str]]) -> list[str]:
     """The seeds of a group that never completed."""
+    if not unfinished:
+        return []
     seeds = unfinished.get(config_key(group.runs[0]), {})
     return [f"seed {seed} {why}" for seed, why in sorted(seeds.items()) if seed not in group.seeds]
 

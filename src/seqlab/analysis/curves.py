@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from pydantic_core import from_json
 
 Curve = dict[str, np.ndarray]
 
@@ -64,8 +65,8 @@ def select_lines(content: bytes) -> list[bytes]:
 def parse(lines: list[bytes]) -> list[dict[str, Any]]:
     """The records of whole lines."""
     try:
-        records = json.loads(b"[" + b",".join(lines) + b"]")
-    except (ValueError, RecursionError):
+        records = from_json(b"[" + b",".join(lines) + b"]")  # reads numbers several times as fast as json does
+    except ValueError:
         records = [parse_line(line) for line in lines]
     if len(records) != len(lines) or not set(map(type, records)) <= {dict}:
         raise Damaged("a line is no record")
@@ -92,14 +93,16 @@ def to_curves(records: list[dict[str, Any]]) -> dict[str, Curve]:
 
 def to_arrays(rows: list[dict[str, Any]]) -> Curve:
     """The numbers among the records' values, by column, in the order of the steps."""
-    arrays = {}
-    for name in dict.fromkeys(chain.from_iterable(rows)):
-        values = [row.get(name) for row in rows]
-        if name == "split":
-            continue
-        if not set(map(type, values)) <= {int, float, NoneType}:
-            raise Damaged(f"{name} is no number in a record")
-        arrays[name] = np.array(values, dtype=np.float64)  # null becomes not a number
+    forms = dict.fromkeys(map(tuple, rows))  # nearly always one: the keys of the first record
+    names = [name for name in dict.fromkeys(chain.from_iterable(forms)) if name != "split"]
+    values = [row.get(name) for name in names for row in rows]
+    if not set(map(type, values)) <= {int, float, NoneType}:
+        wrong = next(i for i, value in enumerate(values) if type(value) not in (int, float, NoneType))
+        raise Damaged(f"{names[wrong // len(rows)]} is no number in a record")
+    table = np.array(values, dtype=np.float64).reshape(len(names), len(rows))  # null becomes not a number
+    arrays = dict(zip(names, table, strict=True))
+    if (arrays["step"][1:] >= arrays["step"][:-1]).all():
+        return arrays
     order = np.argsort(arrays["step"], kind="stable")
     return {name: values[order] for name, values in arrays.items()}
 

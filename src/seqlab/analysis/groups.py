@@ -1,12 +1,13 @@
 """Runs that differ in nothing but the seed belong together."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
+from seqlab.analysis.configs import BySection
 from seqlab.analysis.runs import Run
 from seqlab.analysis.size_names import by_size_name
 from seqlab.analysis.statistics import Estimate, estimate
@@ -71,28 +72,34 @@ def flatten(node: Any, prefix: str = "") -> Flat:
 
 def with_effect(config: dict[str, Any]) -> Flat:
     """The flat settings that say what a run does, its seed aside; one that is null counts as absent."""
-    flat = flatten({section: config.get(section) for section in SECTIONS})
+    return {key: value for name in SECTIONS for key, value in section_with_effect(name, config.get(name)).items()}
+
+
+def section_with_effect(name: str, section: Any) -> Flat:
+    """Those of one section."""
     return {
         key: value
-        for key, value in flat.items()
+        for key, value in flatten(section, name).items()
         if value is not None and key not in WITHOUT_EFFECT and not key.startswith(WITHOUT_EFFECT_BELOW)
     }
 
 
-def identity(run: Run, flat: Flat) -> str:
-    """Equal for runs of one group."""
-    facts = [run.summary.get(name) for name in FACTS]
-    return in_json([facts, sorted(flat.items())])
-
-
-def assign(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
+def assign(runs: Sequence[Run]) -> dict[tuple[str, ...], dict[int, list[Run]]]:
     """Runs by group and seed, those of the same group and seed with the newest first."""
-    assigned: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    said = BySection(lambda name, section: in_json(sorted(section_with_effect(name, section).items())))
+
+    def identity(run: Run) -> tuple[str, ...]:
+        """Equal for runs of one group."""
+        facts = in_json([run.summary.get(name) for name in FACTS])
+        return facts, *(said(name, run.config.get(name)) for name in SECTIONS)
+
+    assigned: dict[tuple[str, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        assigned[identity(run, with_effect(run.config))][run.summary["seed"]].append(run)
+        assigned[identity(run)][run.summary["seed"]].append(run)
     for seeds in assigned.values():
         for same in seeds.values():
-            same.sort(key=written, reverse=True)
+            if len(same) > 1:
+                same.sort(key=written, reverse=True)
     return assigned
 
 
@@ -167,28 +174,45 @@ def plain(value: Any) -> Any:
 
 
 def labels_of(model: str, settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Names for the groups of one model: with all settings that vary if those are few, else with what tells them apart.
+    """Names for the groups of one model: with every setting that varies, as far as those are few.
 
-    Three dots stand for settings that differ too and are left out.
+    Of many, a label leaves out what is common: settings that only go along with one that it names, and, if those are
+    still many, the values that most groups share. Three dots stand for these, so no two labels are alike.
     """
     keys = list(settings[0])
     names = short_names(keys)
-    named = keys if len(keys) <= MOST_IN_LABEL else telling_apart(settings)
-    rest = [] if len(named) == len(keys) else ["..."]
-    return [", ".join([model, *(f"{names[key]}={in_short(one[key])}" for key in named), *rest]) for one in settings]
+    named = keys if len(keys) <= MOST_IN_LABEL else leaders(settings)
+    usual = (
+        {} if len(named) <= MOST_IN_LABEL else {key: shared_by_most([one[key] for one in settings]) for key in named}
+    )
+    labels = []
+    for one in settings:
+        shown = [key for key in named if key not in usual or in_json(one[key]) != usual[key]]
+        rest = [] if len(shown) == len(keys) else ["..."]
+        labels.append(", ".join([model, *(f"{names[key]}={in_short(one[key])}" for key in shown), *rest]))
+    return labels
 
 
-def telling_apart(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Few settings by which no two groups are alike, found by taking the most telling one again and again."""
-    chosen: list[str] = []
+def leaders(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The settings that vary, without those that go along with an earlier one from group to group.
 
-    def classes(keys: list[str]) -> int:
-        return len({in_json([one[key] for key in keys]) for one in settings})
+    One that is different in every group tells of no other: all of them would seem to go along with it.
+    """
+    patterns: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for key in settings[0]:
+        values = [in_json(one[key]) for one in settings]
+        first = {value: place for place, value in reversed(list(enumerate(values)))}
+        patterns[tuple(first[value] for value in values)].append(key)
+    kept = {
+        key for pattern, keys in patterns.items() for key in (keys if len(set(pattern)) == len(pattern) else keys[:1])
+    }
+    return [key for key in settings[0] if key in kept]
 
-    while classes(chosen) < classes(list(settings[0])):
-        rest = [key for key in settings[0] if key not in chosen]
-        chosen.append(max(rest, key=lambda key: classes([*chosen, key])))
-    return [key for key in settings[0] if key in chosen]
+
+def shared_by_most(values: Sequence[Any]) -> str | None:
+    """The value, as JSON, that more than half of the groups have; ``None`` without one."""
+    value, count = Counter(map(in_json, values)).most_common(1)[0]
+    return value if 2 * count > len(values) else None
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

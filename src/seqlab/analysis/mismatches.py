@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from seqlab.analysis.compare import Comparison
+from seqlab.formatting import counted
 
 
 def warnings_of(comparison: Comparison) -> list[str]:
@@ -17,7 +18,7 @@ def mismatches_in_words(comparison: Comparison, most: int = 8) -> list[str]:
     for name, holders in comparison.mismatches.items():
         each = max(2, 12 // len(holders))
         values = "; ".join(f"{value}: {in_row(labels, each)}" for value, labels in holders[:most])
-        rest = f"; and {len(holders) - most} more values" if len(holders) > most else ""
+        rest = f"; and {counted(len(holders) - most, 'more value')}" if len(holders) > most else ""
         lines.append(f"Not alike: {name}. {values}{rest}")
     return lines
 

@@ -4,22 +4,25 @@ import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from seqlab.analysis import configs
 from seqlab.analysis.curves import Damaged, is_number, read_curves
 from seqlab.analysis.folders import find
 from seqlab.analysis.targets import are_judged
 
-LARGE = 2**25
-"""Bytes of metrics from which several processes read sooner than one."""
+LARGE = 2**28
+"""Bytes of metrics from which several processes read sooner than one. Each takes a second to begin, and what it read
+has to be sent."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,20 @@ def read_all(folders: Sequence[Path]) -> Iterator[Run | Skipped]:
     if workers == 1 or sum(map(metrics_size, folders)) < LARGE:
         yield from map(read_folder, folders)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=leave_ctrl_c) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow) as pool:
         yield from pool.map(read_folder, folders, chunksize=8)
 
 
-def leave_ctrl_c() -> None:
-    """In a process that reads for another one: only that one answers to Ctrl-C."""
+def follow() -> None:
+    """In a process that reads for another one: only that one answers to Ctrl-C, and this one ends when that one has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, name="parent's end", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Killed, it could not end its workers, and these would wait for more for good."""
+    parent_process().join()
+    os._exit(1)
 
 
 def metrics_size(folder: Path) -> int:
@@ -159,8 +169,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    config = part(folder, "config.yaml", lambda content: yaml.load(content, loader))
+    config = part(folder, "config.yaml", configs.load)
     if not isinstance(config, dict):
         raise Damaged("config.yaml is no mapping")
     for name in ("data", "model", "trainer"):

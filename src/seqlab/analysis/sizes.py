@@ -12,6 +12,7 @@ from itertools import takewhile
 
 from seqlab.analysis.groups import Group, in_json, with_effect
 from seqlab.analysis.statistics import Estimate, estimate
+from seqlab.errors import UserError
 
 ALIKE = 0.01
 """Relative difference in parameters up to which two sizes count as equal."""
@@ -85,12 +86,19 @@ def at_parameters(groups: Sequence[Group], given: float | None) -> list[AtSize]:
     Args:
         groups: those that are compared.
         given: the number, or ``None`` for the largest that lies within every architecture that has several sizes.
+
+    Raises:
+        UserError: no architecture can be read at the number that is given.
     """
     found = []
     for data in dict.fromkeys(group.data for group in groups):
         same = families([group for group in groups if group.data == data])
         target = given if given is not None else largest_common(same)
         found += [read_family(family, target) for family in same]
+    if given is not None and all(one.test is None for one in found):
+        notes = "; ".join(f"{one.architecture}, {one.note}" for one in found[:3]) + ("; ..." if len(found) > 3 else "")
+        remedy = "Give a number that lies between trained sizes, or --at params for the largest that all have"
+        raise UserError("--at", f"params={given:g}", f"no architecture can be read there: {notes}", remedy)
     return found
 
 

@@ -179,8 +179,12 @@ def markdown(comparison: Comparison) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one line; an underscore within a word is safe already."""
-    escaped = re.sub(r"([\\`*|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", html.escape(text, quote=False))
+    """Text that Markdown shows as it is, in one line; an underscore within a word is safe already.
+
+    Of brackets only those are escaped that would make a link, as an interval's never do.
+    """
+    marks = r"([\\`*|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])|!(?=\[))"
+    escaped = re.sub(marks, r"\\\1", html.escape(text, quote=False))
     return " ".join(escaped.split())
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from seqlab.analysis.statistics import Estimate, estimate
 from seqlab.errors import UserError, nearest
+from seqlab.formatting import counted
 
 Summary = dict[str, Any]
 
@@ -215,7 +216,7 @@ def outcome(asked: str, targets: Sequence[dict[str, Any]]) -> Outcome:
     elif len(set(verdicts)) == 1 and len(verdicts) == len(targets):
         word = "reached" if verdicts[0] else "missed"
     else:
-        word = f"reached by {sum(verdicts)} of {len(targets)} seeds"
+        word = f"reached by {sum(verdicts)} of {counted(len(targets), 'seed')}"
     return Outcome(asked, values, Rule(**targets[0]["rule"]).published, word)
 
 

@@ -21,7 +21,7 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
     if n_layers < 0:
         raise UserError("model.n_layers", n_layers, "must not be negative", "Set size.n_layers=0 or more")
     if n_layers > 0 and not pattern:
-        rule = f"needs at least one mixer, as n_layers={n_layers} layers repeat it"
+        rule = f"needs at least one mixer, as n_layers={n_layers} repeats it"
         raise UserError("model.pattern", [], rule, f"Name {names}, or set size.n_layers=0")
     if n_layers == 0 and pattern:
         rule = f"leaves no layer, so that nothing of pattern={list(pattern)} would be in the model"

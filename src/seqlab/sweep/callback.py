@@ -1,13 +1,18 @@
-"""Where Hydra tells that a sweep begins."""
+"""Where Hydra tells that a run or a sweep begins."""
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab import leftovers
+from seqlab.messages import report
 from seqlab.model_choice import size_note
 from seqlab.sweep import watch
 from seqlab.sweep.naming import jobs_of
@@ -16,7 +21,8 @@ from seqlab.sweep.naming import jobs_of
 class ShowSweep(Callback):
     """Starts the display in the process that was called; ``seqlab.cli.run`` ends it, however the sweep ends.
 
-    It keeps nothing itself, since launchers send it to other processes.
+    It also notes the folder, that of a single run too, as it was before, for ``seqlab.leftovers``. It keeps nothing
+    itself, since launchers send it to other processes.
 
     Args:
         varies: the keys that tell the sweep's jobs apart.
@@ -25,8 +31,25 @@ class ShowSweep(Callback):
     def __init__(self, varies: Sequence[str] = ()):
         pass  # it is the configuration that they are kept in
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        with contextlib.suppress(Exception):  # Hydra makes the folder next, and whatever is amiss is said then
+            hydra.set_config(config)  # the folder's name refers to it
+            if config.resume is None:
+                leftovers.note(Path(config.hydra.run.dir))
+        hydra.cfg = before
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            self.begin(config)
+        except Exception as error:  # Hydra would make a warning of it, and run the jobs unseen
+            sys.exit(report(error, debug=config.debug is True))
+
+    def begin(self, config: DictConfig) -> None:
+        """Say which folder the sweep is in, and start to watch it."""
         folder = Path(config.hydra.sweep.dir)
+        leftovers.note(folder)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
         if folder.is_dir() and any(folder.iterdir()):
             named = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
@@ -35,7 +58,8 @@ class ShowSweep(Callback):
         else:
             said = f"A new sweep in {folder}."
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
+        _ = config.hydra.callbacks.show_sweep.varies  # kept from this reading on, for jobs do not know of each other
+        watched = watch.Watch(folder, typed, jobs_of(typed, config.hydra.sweeper))
         for line in filter(None, (said, size_note(models, typed))):
             rich.get_console().print(line, soft_wrap=True, markup=False, highlight=False)
-        _ = config.hydra.callbacks.show_sweep.varies  # kept from this reading on, for jobs do not know of each other
-        watch.begin(watch.Watch(folder, typed, jobs_of(typed, config.hydra.sweeper)))
+        watch.begin(watched)

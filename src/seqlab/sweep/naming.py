@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -15,7 +16,7 @@ from omegaconf import DictConfig
 from hydra_plugins.seqlab_points import union
 from seqlab.sweep.folder import WITHOUT_INFLUENCE, begins
 from seqlab.sweep.jobs import key_of, varying
-from seqlab.sweep.records import read
+from seqlab.sweep.records import Places
 
 POINTS = "hydra_plugins.seqlab_points.PointsSweeper"
 """The sweeper that knows its jobs before the first one runs. It stands in for Hydra's own, which composes every job
@@ -70,12 +71,11 @@ def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Seque
         dirname: all of them as Hydra makes a name of them.
         varies: the keys that tell the sweep's jobs apart; without any, all overrides are the name.
     """
-    own = identity(overrides, varies)
-    others = set()
-    for record in read(Path(sweep)):
-        if identity(record.overrides, varies) == own and (Path(sweep) / record.folder).is_dir():
-            return record.folder
-        others.add(record.folder)
+    places = places_of(sweep, tuple(varies))
+    places.look()
+    if folder := places.of(list(overrides)):
+        return folder
+    own, others = identity(overrides, varies), places.folders
     if dirname and dirname not in others and len(dirname.encode()) < 256 and (Path(sweep) / dirname).is_dir():
         return dirname
     parts = [override for override in own if key_of(override) in varies] if varies else own
@@ -84,9 +84,15 @@ def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Seque
     return name if name not in others else named(parts, mark, always=True)
 
 
-def identity(overrides: Iterable[str], varies: Sequence[str]) -> list[str]:
+@lru_cache(maxsize=8)
+def places_of(sweep: str, varies: tuple[str, ...]) -> Places:
+    """The folders of a sweep's jobs, kept from one job of this process to the next."""
+    return Places(Path(sweep), lambda overrides: identity(overrides, varies))
+
+
+def identity(overrides: Iterable[str], varies: Sequence[str]) -> tuple[str, ...]:
     """What makes a job this one and no other, in an order that does not depend on the command line's."""
-    return sorted(o for o in overrides if key_of(o) in varies or not begins(o, UNNAMED))
+    return tuple(sorted(o for o in overrides if key_of(o) in varies or not begins(o, UNNAMED)))
 
 
 def named(parts: Sequence[str], mark: str, *, always: bool = False) -> str:

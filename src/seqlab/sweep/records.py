@@ -7,9 +7,13 @@ made of these. A file, because a job that was refused (its folder belongs to ano
 import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from seqlab.jsonio import write_whole
 
 RECORDS, SWEEP = ".jobs", "sweep.json"
 RUNNING = "running"
@@ -52,14 +56,7 @@ class Record:
 def replace(path: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -82,12 +79,46 @@ def read(sweep: Path, known: dict[Path, Record] | None = None) -> list[Record]:
     return sorted(known.values(), key=lambda record: record.number)
 
 
-def write_sweep(sweep: Path, overrides: list[str]) -> int:
-    """Write ``sweep.json``: the command line's overrides, and the jobs so far.
+class Places:
+    """Which folder each job of a sweep has, by its overrides. A record is read once: neither of the two ever changes.
+
+    Args:
+        sweep: the sweep's folder.
+        identity: of a job's overrides, equal for the same job.
+    """
+
+    def __init__(self, sweep: Path, identity: Callable[[list[str]], Hashable]):
+        self.sweep, self.identity = sweep, identity
+        self.records: dict[str, Record] = {}
+        self.by_identity: dict[Hashable, list[Record]] = {}
+        self.folders: set[str] = set()
+
+    def look(self) -> None:
+        """Take up records that are new; all anew where one is gone."""
+        try:
+            names = {entry.name for entry in os.scandir(self.sweep / RECORDS) if entry.name.endswith(".json")}
+        except OSError:
+            names = set()
+        if not names.issuperset(self.records):
+            self.records, self.by_identity, self.folders = {}, {}, set()
+        for name in names.difference(self.records):
+            with contextlib.suppress(TypeError):  # one that cannot be read now is looked at again
+                record = self.records[name] = Record(**load(self.sweep / RECORDS / name))
+                self.by_identity.setdefault(self.identity(record.overrides), []).append(record)
+                self.folders.add(record.folder)
+
+    def of(self, overrides: list[str]) -> str | None:
+        """The folder that a job has, if it is there; of several the first job's."""
+        same = sorted(self.by_identity.get(self.identity(overrides), ()), key=lambda record: record.number)
+        return next((record.folder for record in same if (self.sweep / record.folder).is_dir()), None)
+
+
+def write_sweep(sweep: Path, overrides: list[str], known: dict[Path, Record] | None = None) -> int:
+    """Write ``sweep.json``: the command line's overrides, and the jobs so far; ``known`` is as for ``read``.
 
     Returns:
         When it was written, in nanoseconds by the file system's clock.
     """
-    jobs = [{"folder": record.folder, "overrides": record.overrides} for record in read(sweep)]
+    jobs = [{"folder": record.folder, "overrides": record.overrides} for record in read(sweep, known)]
     replace(sweep / SWEEP, {"overrides": overrides, "jobs": jobs})
     return (sweep / SWEEP).stat().st_mtime_ns

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from seqlab.console import output
+from seqlab.formatting import counted
 from seqlab.sweep.records import load, replace
 
 RESULTS = "search.json"
@@ -42,7 +43,9 @@ def of(study: Any, folder: Path) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     """The best of each study; the test split had no part in choosing it."""
-    table = Table(title=f"The best of {results['trials']} trials each, by validation loss", title_justify="left")
+    table = Table(
+        title=f"The best of {counted(results['trials'], 'trial')} each, by validation loss", title_justify="left"
+    )
     table.add_column("study", overflow="fold")
     table.add_column("trials")
     for name in ("validation", "its test"):

@@ -19,7 +19,7 @@ from optuna.distributions import (
 )
 
 from seqlab.errors import UserError
-from seqlab.model_choice import unused_mixers
+from seqlab.model_choice import reaches_nothing
 from seqlab.sweep.folder import WITHOUT_INFLUENCE, begins
 
 log = logging.getLogger("seqlab")
@@ -92,9 +92,9 @@ def arms(overrides: Sequence[Override], each: Iterable[str], compose: Callable[[
 
 
 def has(cfg: DictConfig, key: str) -> bool:
-    """Whether an architecture has a setting; parts of the model differ, everything else is the same for all."""
+    """Whether an architecture has a setting; its parts and sizes differ, everything else is the same for all."""
     absent = object()
-    if any(key.startswith(f"model.mixers.{name}.") for name in unused_mixers(cfg)):
+    if reaches_nothing(cfg, key):
         return False
     return not key.startswith("model.") or OmegaConf.select(cfg, key, default=absent) is not absent
 

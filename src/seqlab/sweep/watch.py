@@ -86,7 +86,7 @@ class Watch:
         self.jobs = self.watched.now()
         if len(self.jobs) != known:
             with contextlib.suppress(OSError):  # a full disk, of which the jobs have more to say
-                write_sweep(self.folder, self.overrides)
+                write_sweep(self.folder, self.overrides, self.watched.records)
         for job in self.jobs:
             if job.ended and job.folder not in self.told:
                 self.told.add(job.folder)
@@ -133,6 +133,12 @@ def begin(watch: Watch) -> None:
 def watching() -> bool:
     """Whether this process shows the sweep, and not only runs some of its jobs."""
     return _current is not None
+
+
+def expect(jobs: int) -> None:
+    """Tell the display how many jobs there will be, where that is known only now."""
+    if _current is not None:
+        _current.total = jobs
 
 
 def finish(status: int) -> int:

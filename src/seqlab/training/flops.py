@@ -8,18 +8,12 @@ positions although half of it is masked (Chowdhery et al. 2022, appendix B).
 """
 
 import copy
-from contextlib import nullcontext
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-
-from seqlab.training.lean_import import as_if_missing
-
-on_gpus = any(getattr(torch.version, kind, None) for kind in ("cuda", "hip", "xpu"))
-with nullcontext() if on_gpus else as_if_missing("triton"):  # whose kernels run nowhere else
-    from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
 

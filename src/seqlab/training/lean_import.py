@@ -1,10 +1,9 @@
-"""Libraries without what they import for uses that they are not put to here.
+"""torchmetrics without what only its plots and its metrics of texts and pictures need.
 
-torchmetrics imports matplotlib and transformers where they are installed, for plots and for metrics of texts and
-pictures that no data set here could use: 1.5 s of the 3.2 s that all imports take together at every start.
+Where matplotlib and transformers are installed it imports them at once: 1.5 s of the 3.2 s that all imports take
+together at every start, for metrics that no data set here could use.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,16 +31,3 @@ def as_if_not_installed(*packages: str) -> Iterator[None]:
         yield
     finally:
         RequirementCache.__bool__ = is_met
-
-
-@contextmanager
-def as_if_missing(package: str) -> Iterator[None]:
-    """What is imported in here cannot import ``package``, unless that has been imported already."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None
-    try:
-        yield
-    finally:
-        del sys.modules[package]

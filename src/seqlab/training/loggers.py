@@ -3,14 +3,20 @@
 A logger has ``log(record)``, a flat dictionary with ``step`` and ``split``, and ``close()``.
 """
 
+import hashlib
 import importlib
+import re
 import secrets
+import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from filelock import FileLock
+
 from seqlab.errors import UserError
-from seqlab.jsonio import Record
+from seqlab.jsonio import Record, write_whole
 
 
 def require(module: str, *, extra: str) -> Any:
@@ -103,13 +109,24 @@ class MLflow(NoLogger):
         self.mlflow = require("mlflow", extra="mlflow")
         if self.tracking_uri is not None:
             self.mlflow.set_tracking_uri(self.tracking_uri)
+        uri = self.mlflow.get_tracking_uri()
+        try:
+            with only_process_at(uri):  # the first makes the tables, and two at once fail
+                self._start_run(folder)
+        except self.mlflow.MlflowException as error:
+            rule = f"MLflow refuses it ({error})"
+            remedy = "Name another store, for example logger.tracking_uri=sqlite:///mlflow.db, or use logger=none"
+            raise UserError("logger.tracking_uri", re.sub("//[^/]*@", "//...@", uri), rule, remedy) from error
+        self.mlflow.log_dict(config, "config.json")
+
+    def _start_run(self, folder: Path) -> None:
+        """Make the run, in an experiment that is made if need be, or go on with it."""
         experiment = self.mlflow.set_experiment(self.experiment).experiment_id
 
         def new_run() -> str:
             return self.mlflow.MlflowClient().create_run(experiment, run_name=folder.name).info.run_id
 
         self.mlflow.start_run(run_id=remembered(folder / "mlflow_id", new_run))
-        self.mlflow.log_dict(config, "config.json")
 
     def log(self, record: Record) -> None:
         self.mlflow.log_metrics(scalars(record), step=record["step"])
@@ -118,8 +135,16 @@ class MLflow(NoLogger):
         self.mlflow.end_run(self.STATUS.get(status, "FAILED"))
 
 
+def only_process_at(uri: str) -> AbstractContextManager[Any]:
+    """Wait until no other process of this person's on this machine opens the same store; servers take several."""
+    if uri.startswith(("http:", "https:", "databricks")):
+        return nullcontext()
+    name = hashlib.sha256(f"{Path.home()} {uri}".encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"seqlab-{name}.lock")
+
+
 def remembered(path: Path, make: Callable[[], str]) -> str:
     """The tracker's name for a run, made once and kept in its folder."""
     if not path.exists():
-        path.write_text(make())
+        write_whole(path, make())
     return path.read_text()

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from seqlab.errors import UserError
 from seqlab.jsonio import Record, finite, record_of
@@ -35,8 +36,16 @@ class MetricsFile:
         self.file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
         self.file.flush()
 
-    def close(self) -> None:
-        self.file.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Close it; where that fails because the disk is full, what failed first for the same reason is raised."""
+        try:
+            self.file.close()
+        except OSError:
+            if kind is None:
+                raise
 
 
 def settle(path: Path, keep: Callable[[Record], bool]) -> None:

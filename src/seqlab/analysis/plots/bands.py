@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -91,7 +92,7 @@ def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:
     if not len(grid):
         return Band(grid, grid, grid, grid, len(curves), alone)
     values = np.stack([np.interp(grid, x, y) for x, y in curves])  # (seeds, points)
-    return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0), len(curves), alone)
+    return Band(grid, *extent_of(values), len(curves), alone)
 
 
 def outside(curve: tuple[ndarray, ndarray], low: float, high: float) -> list[tuple[ndarray, ndarray]]:
@@ -110,13 +111,29 @@ def outside(curve: tuple[ndarray, ndarray], low: float, high: float) -> list[tup
 def bands(group: Group, split: str, points: int) -> dict[str, Band]:
     """A group's loss on a split against every axis that its runs have."""
     curves = [curve for run in group.runs if (curve := thinned_curve(run, split, points))]
+    axes = [axis for axis in AXES if curves and all(axis in curve for curve in curves)]
+    aligned = [axis for axis in axes if alike([curve[axis] for curve in curves])]
+    extent = extent_of(np.stack([curve["loss"] for curve in curves])) if aligned else None
     found = {}
-    for axis in AXES:
-        if curves and all(axis in curve for curve in curves):
+    for axis in axes:
+        if axis in aligned:  # as steps nearly always are: nothing lies outside, and one extent serves all
+            one = Band(curves[0][axis], *extent, len(curves))
+        else:
             one = band([(curve[axis], curve["loss"]) for curve in curves])
-            if one is not None:
-                found[axis] = one
+        if one is not None:
+            found[axis] = one
     return found
+
+
+def alike(places: Sequence[ndarray]) -> bool:
+    """Whether curves are measured at the same places, each further than the one before."""
+    first, *others = places
+    return bool((first[1:] > first[:-1]).all()) and all(np.array_equal(first, other) for other in others)
+
+
+def extent_of(values: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    """Mean, lowest and highest over the seeds of values (seeds, points)."""
+    return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
 def loss_by_position(group: Group, points: int = 64) -> Band | None:
@@ -126,17 +143,23 @@ def loss_by_position(group: Group, points: int = 64) -> Band | None:
     if not losses or len({len(loss) for loss in losses}) > 1:
         return None
     values = np.stack(losses)  # (seeds, positions), NaN where a task asks for nothing
-    length = values.shape[1]
-    edges = np.unique(np.geomspace(1, length + 1, points).round().astype(int)) - 1
-    rows = []
-    for start, end in pairwise(edges):
-        part = values[:, start:end]
-        asked = np.isfinite(part).all(axis=0)
-        if asked.any():
-            places = np.arange(start, end)[asked] + 1
-            rows.append((np.exp(np.log(places).mean()), part[:, asked].mean(axis=1)))
-    if not rows:
+    x, bins = bins_of(np.isfinite(values).all(axis=0).tobytes(), points)
+    if not bins:
         return None
-    by_seed = np.array([row[1] for row in rows]).T  # (seeds, bins)
-    x = np.array([row[0] for row in rows])
-    return Band(x, by_seed.mean(axis=0), by_seed.min(axis=0), by_seed.max(axis=0), len(losses))
+    by_seed = np.stack([values[:, places].mean(axis=1) if len(places) > 1 else values[:, places[0]] for places in bins])
+    return Band(x, *extent_of(by_seed.T), len(losses))  # (seeds, bins)
+
+
+@lru_cache(maxsize=64)
+def bins_of(asked: bytes, points: int) -> tuple[ndarray, list[ndarray]]:
+    """Where each bin stands, and the positions that it holds, counted from 0.
+
+    Args:
+        asked: a flag for each position, whether it counts.
+        points: bins at most.
+    """
+    counts = np.frombuffer(asked, dtype=bool)
+    edges = np.unique(np.geomspace(1, len(counts) + 1, points).round().astype(int)) - 1
+    bins = [start + np.flatnonzero(counts[start:end]) for start, end in pairwise(edges)]
+    bins = [places for places in bins if len(places)]
+    return np.array([np.exp(np.log(places + 1).mean()) for places in bins]), bins

@@ -54,15 +54,43 @@ LOOK = {
 DASHES: dict[str, Any] = {"longdash": (0, (8, 2)), "longdashdot": (0, (8, 2, 1, 2))}
 TITLES = {"step": "steps", "tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
 FAINT = 0.3
+MOST_LINES = 4
 FIRST = 0.02
 """The share of a training's steps whose losses may leave the frame."""
 
 
 def plain(text: str, longest: int = 70) -> str:
-    """Text that matplotlib draws as it stands: no mathematics, no line ends, not hidden by an underscore."""
+    """Text that matplotlib draws as it stands: no mathematics, not hidden by an underscore; wrapped, in a few lines."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
-    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    if len(text) > longest:
+        text = textwrap.fill(text, longest, max_lines=MOST_LINES, placeholder="…")
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def shortened(texts: Sequence[str], longest: int) -> list[str]:
+    """Names side by side without what is too much of them: first their common beginning, then ends that tell no more.
+
+    Where two of them differ later than at ``longest`` letters, they stay as long as it takes to tell them apart.
+    """
+    if max(map(len, texts), default=0) <= longest:
+        return list(texts)
+    different = dict.fromkeys(texts)
+    common = alike_for(list(different)) if len(different) > 1 else 0
+    bodies = {text: text if common < 2 else f"…{text[common:]}" for text in different}
+
+    def told(text: str) -> str:
+        body = bodies[text]
+        alike = (alike_for([body, other]) for one, other in bodies.items() if one != text)
+        end = max(longest - 1, *(n + 1 for n in alike), 0)
+        return body if end >= len(body) - 1 else f"{body[:end]}…"
+
+    return [told(text) for text in texts]
+
+
+def alike_for(texts: Sequence[str]) -> int:
+    """Letters at the beginning that all texts share."""
+    columns = zip(*texts, strict=False)
+    return next((i for i, letters in enumerate(columns) if len(set(letters)) > 1), min(map(len, texts)))
 
 
 def linestyle(style: Style) -> Any:
@@ -148,12 +176,14 @@ def legend_handle(style: Style, *, line: bool = True, marker: bool = False) -> L
 
 def finish(figure: Figure, entries: Sequence[tuple[Line2D, str]], caption: str) -> None:
     """A legend for the whole figure above its panels and the caption beneath, each given room of its own."""
-    labels = [plain(label) for _, label in entries]
-    longest = max(map(len, labels), default=0)
+    labels = list(map(plain, shortened([label for _, label in entries], 3 * 60)))
+    parts = [label.split("\n") for label in labels]
+    longest = max((len(line) for lines in parts for line in lines), default=0)
     columns = max(1, min(len(labels), int(figure.get_figwidth() * 17 // (longest + 8))))
     rows = -(-len(labels) // columns)
+    highest = max(map(len, parts), default=0)
     lines = textwrap.wrap(caption, int(figure.get_figwidth() * 21))
-    figure.set_figheight(figure.get_figheight() + 0.16 * rows + 0.12 * len(lines))
+    figure.set_figheight(figure.get_figheight() + 0.16 * rows * highest + 0.12 * len(lines))
     if labels:
         figure.legend(
             [handle for handle, _ in entries],
@@ -180,7 +210,7 @@ def save(figure: Figure, folder: Path, name: str, caption: str) -> list[Path]:
         description = PngInfo()
         description.add_itxt("Description", caption)
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        picture.quantize(256, dither=Image.Dither.NONE).save(png, pnginfo=description, optimize=True, dpi=(DPI, DPI))
+        picture.quantize(256, dither=Image.Dither.NONE).save(png, pnginfo=description, dpi=(DPI, DPI))
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Description": caption, "Date": None})
     svg.write_text(PLACE.sub(r"\1 \2 \3", text.getvalue()), encoding="utf-8")
@@ -201,9 +231,9 @@ def limits(curves: Sequence[Band], start: float = FIRST) -> tuple[float, float] 
 
     Args:
         curves: losses against an axis that begins at zero, as steps do.
-        start: the share of each curve that may leave the frame at the top.
+        start: the share of each curve of more than two points that may leave the frame at the top.
     """
-    highs = [band.losses(start * band.ends[1]).max() for band in curves]
+    highs = [band.losses(start * band.ends[1] if len(band.x) > 2 else -np.inf).max() for band in curves]
     lows = [band.losses().min() for band in curves]
     if not highs or not np.isfinite([*highs, *lows]).all():
         return None

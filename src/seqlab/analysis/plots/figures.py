@@ -30,6 +30,7 @@ from seqlab.analysis.plots.style import Style
 from seqlab.analysis.rows import Row
 from seqlab.analysis.statistics import INTERVAL as OF_MEAN
 from seqlab.analysis.statistics import Estimate
+from seqlab.formatting import counted
 
 POINTS = 120
 BACKGROUND_POINTS = 40
@@ -90,7 +91,11 @@ class Picture:
         counts = sorted({len(group.runs) for group in self.groups})
         if counts == [1]:
             return "One seed, so no interval"
-        return f"Mean over {counts[0]} seeds" if len(counts) == 1 else f"Mean over {counts[0]} to {counts[-1]} seeds"
+        return (
+            f"Mean over {counted(counts[0], 'seed')}"
+            if len(counts) == 1
+            else f"Mean over {counts[0]} to {counts[-1]} seeds"
+        )
 
     def opening(self, extent: str, groups: Iterable[Group]) -> str:
         """How a caption begins; ``extent`` says what shows the spread, if one of the groups drawn has any."""

@@ -21,6 +21,7 @@ from seqlab.analysis.plots.drawing import (
     legend_handle,
     plain,
     save,
+    shortened,
     wide,
 )
 from seqlab.analysis.plots.figures import INTERVAL, Picture
@@ -107,8 +108,9 @@ def places_of(axes: Axes, values: Sequence[Any], factor: float = 4) -> Sequence[
     if log:
         axes.set_xscale("log")
     every = -(-len(places) // MOST_NAMED)
+    names = shortened(list(map(in_short, values)), 12)
     axes.xaxis.set_major_locator(FixedLocator(places[::every]))
-    axes.xaxis.set_major_formatter(FixedFormatter([plain(in_short(value), 12) for value in values[::every]]))
+    axes.xaxis.set_major_formatter(FixedFormatter([plain(name) for name in names[::every]]))
     axes.xaxis.set_minor_locator(NullLocator())
     if len(places) > 6 or not numbers:
         axes.tick_params(axis="x", rotation=35 if len(places) > 3 else 0)

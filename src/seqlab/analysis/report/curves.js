@@ -79,7 +79,7 @@ function rangeOf(curves, logY) {
   let low = Infinity;
   let high = -Infinity;
   for (const { x, y, low: lows = y, high: highs = y } of curves) {
-    const late = x[0] + START * (x.at(-1) - x[0]);
+    const late = x.length > 2 ? x[0] + START * (x.at(-1) - x[0]) : x[0]; // of two points neither is a mere start
     low = lows.reduce((a, b) => Math.min(a, b), low);
     high = highs.reduce((a, b, i) => (x[i] >= late ? Math.max(a, b) : a), high);
   }

@@ -1,7 +1,8 @@
 // What happens when: filling the page, and answering its controls.
 
 function showHead() {
-  const runs = `${known.runs.length} runs in ${groups.length} groups (a group's runs differ in the seed alone)`;
+  const counts = `${counted(known.runs.length, "run")} in ${counted(groups.length, "group")}`;
+  const runs = `${counts} (a group's runs differ in the seed alone)`;
   find("about").textContent = `${runs}. Written ${known.written} by seqlab ${known.version}.`;
   find("note").textContent = known.note;
   find("warnings").hidden = !known.warnings.length;

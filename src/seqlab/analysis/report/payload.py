@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from seqlab import __version__
 from seqlab.analysis.compare import Comparison
+from seqlab.analysis.configs import BySection
 from seqlab.analysis.difficulty import numbers_of, titles
 from seqlab.analysis.grids import PARAMETERS, headline
 from seqlab.analysis.groups import Group, flatten, in_short
@@ -25,6 +26,7 @@ from seqlab.analysis.sheets import INTERVAL_NOTE, chance_notes
 from seqlab.analysis.statistics import Estimate
 
 RESULT = "result: "
+ENCODER = json.JSONEncoder(default=str)
 
 POINTS = 25_000
 """Of all curves together; each has a share of them."""
@@ -132,8 +134,13 @@ def factor_of(steps: Band | None, other: Band) -> float | None:
     if steps is None or len(steps.x) != len(other.x) or not steps.x[-1]:
         return None
     factor = float(other.x[-1] / steps.x[-1])
-    same = np.allclose(other.x, factor * steps.x, rtol=1e-6) and np.allclose(other.mean, steps.mean, rtol=1e-9)
+    same = close(other.x, factor * steps.x, 1e-6) and (other.mean is steps.mean or close(other.mean, steps.mean, 1e-9))
     return factor if same and math.isfinite(factor) else None
+
+
+def close(values: ndarray, others: ndarray, relative: float) -> bool:
+    """``np.allclose`` of finite numbers, in a fifth of its time."""
+    return bool((np.abs(values - others) <= 1e-8 + relative * np.abs(others)).all())
 
 
 def described_band(one: Band | None) -> dict[str, list[float]] | None:
@@ -228,26 +235,34 @@ def number_or_text(value: Any) -> float | str:
 
 def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each setting and fact once, with its different values and which run has which (none where all have the first)."""
-    flat = [known_of(run) for run in runs]
+    section_in_text = BySection(lambda name, section: in_text(flatten(section, name)))
+    known: list[dict[str, str]] = []
+    for run in runs:
+        known.append({})
+        for name, section in run.config.items():
+            known[-1] |= section_in_text(name, section)
+        known[-1] |= in_text({f"{RESULT}{key}": value for key, value in facts_of(run).items()})
     found = []
-    keys = dict.fromkeys(key for one in flat for key in one)
+    keys = dict.fromkeys(key for one in known for key in one)
     for key in sorted(keys, key=lambda key: key.startswith(RESULT)):
-        texts = [as_text(one[key]) if key in one else None for one in flat]
-        values = list(dict.fromkeys(texts))
-        index = {value: i for i, value in enumerate(values)}
-        entry = {"key": key, "values": values}
-        found.append(entry if len(values) == 1 else entry | {"of": [index[text] for text in texts]})
+        texts = [one.get(key) for one in known]
+        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        entry = {"key": key, "values": list(index)}
+        found.append(entry if len(index) == 1 else entry | {"of": [index[text] for text in texts]})
     return found
 
 
-def known_of(run: Run) -> dict[str, Any]:
-    """A run's flat configuration, then the facts about it."""
+def facts_of(run: Run) -> dict[str, Any]:
+    """What is known of a run besides its configuration, flat."""
     facts = {name: run.summary[name] for name in FACTS if name in run.summary}
-    results = {name: run.summary[name].get("loss") for name in ("best_validation", "test")}
-    losses = {f"{name} loss": value for name, value in results.items()}
-    return flatten(run.config) | {f"{RESULT}{key}": value for key, value in (flatten(facts) | losses).items()}
+    losses = {f"{name} loss": run.summary[name].get("loss") for name in ("best_validation", "test")}
+    return flatten(facts) | losses
+
+
+def in_text(flat: dict[str, Any]) -> dict[str, str]:
+    return {key: as_text(value) for key, value in flat.items()}
 
 
 def as_text(value: Any) -> str:
     """A setting as YAML would show it, near enough to read."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) else ENCODER.encode(value)

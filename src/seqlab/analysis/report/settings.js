@@ -26,6 +26,8 @@ function fillSelect(select, options, value) {
   select.value = value;
 }
 
+const counted = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
+
 const distinct = (values) => [...new Set(values)];
 
 const several = distinct(groups.map((group) => group.data)).length > 1; // data sets

@@ -80,7 +80,7 @@ def ssd(
             whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
             of position 0, the final state to the last one. Negative numbers are no exception: padding is a sequence
             of its own, silent where its input is 0, as ``causal_conv1d`` leaves it. What is not finite stays in its
-            sequence, but for "triton", where it reaches others in the same chunk and what follows it.
+            sequence.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:

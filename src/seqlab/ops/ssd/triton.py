@@ -123,6 +123,10 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
+_Taints = tuple[Tensor | None, Tensor | None]
+"""Of x or dy (Bt H, LP) and of B or C (Bt G, LP), filled in by the kernel of the states; none without ``seq_idx``."""
+
+
 class _Staged:
     """What the kernels read, laid out for them, and the launches that both directions share."""
 
@@ -138,14 +142,16 @@ class _Staged:
         self.dot = torch.bfloat16 if cut.narrow and multiplies else torch.float32
         shape = (self.batch, self.n_heads, cut.n_chunks * cut.T)
         self.steps, self.high, self.low = (self.new(*shape) for _ in range(3))
+        packed = self.seq_idx is not None
+        self.numbers = self.new(self.batch, shape[2], dtype=torch.int32) if packed else None
         self._decays()
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.x.device)
 
     @property
-    def decays(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.steps, self.high, self.low
+    def decays(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        return self.numbers, self.steps, self.high, self.low
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -161,6 +167,7 @@ class _Staged:
             "T": self.plan.T,
             "BP": tile.P,
             "BN": tile.N,
+            "RESETS": self.numbers is not None,
             "DOT": triton.language.bfloat16 if self.dot == torch.bfloat16 else triton.language.float32,
             "PRECISION": PRECISION,
             "num_warps": tile.warps,
@@ -177,41 +184,48 @@ class _Staged:
         triton_states.decays_kernel[(self.plan.n_chunks, _ceil(self.n_heads, heads), self.batch)](
             self.dt, self.A, self.bias, self.seq_idx, *self.decays, *self.sizes[:3], *self.dt.stride(),
             *((0, 0) if self.seq_idx is None else self.seq_idx.stride()), T=self.plan.T, BH=heads,
-            HAS_BIAS=self.bias is not None, SOFTPLUS=self.softplus, RESETS=self.seq_idx is not None,
+            HAS_BIAS=self.bias is not None, SOFTPLUS=self.softplus, RESETS=self.numbers is not None,
         )  # fmt: skip
 
-    def walk(self, x: Tensor, B: Tensor, start: Tensor | None, back: bool) -> tuple[Tensor, Tensor]:
-        """The states before every chunk (Bt, K, H, P, N), as they enter matrix products, and after the last.
+    def _taints(self) -> _Taints:
+        if self.numbers is None:
+            return None, None
+        rows = [self.batch * self.n_heads, self.batch * self.n_heads // self.heads]
+        return self.new(sum(rows), self.numbers.shape[1]).zero_().split(rows)
 
-        With ``back``, for dy and C, the gradients by the states after every chunk, and before the first.
+    def walk(self, x: Tensor, B: Tensor, start: Tensor | None, back: bool) -> tuple[Tensor, Tensor, _Taints]:
+        """The states before every chunk (Bt, K, H, P, N), as they enter matrix products, after the last, and taints.
+
+        With ``back``, for dy and C, the gradients by the states after every chunk, before the first, and taints.
         """
         cut, size = self.plan, self.d_head * self.d_state
         added = self.new(self.batch, cut.n_chunks, self.n_heads, self.d_head, self.d_state)
+        taints = self._taints()
         constants = self.constants("states")
         tiles = _ceil(self.d_head, constants["BP"]) * _ceil(self.d_state, constants["BN"])
         triton_states.states_kernel[(cut.n_chunks, tiles * self.n_heads, self.batch)](
-            x, B, *self.decays, added, *self.sizes, *x.stride()[:3], *B.stride()[:3],
+            x, B, *self.decays, added, *taints, *self.sizes, *x.stride()[:3], *B.stride()[:3],
             BACK=back, **constants,
         )  # fmt: skip
         before = torch.empty_like(added, dtype=self.dot)
         final = self.new(self.batch, self.n_heads, self.d_head, self.d_state)
         block = min(_power(size), 512)
         triton_states.walk_kernel[(_ceil(size, block), self.n_heads, self.batch)](
-            added, self.high, self.low, None if start is None else start.contiguous(), before, final,
+            added, self.numbers, self.high, self.low, None if start is None else start.contiguous(), before, final,
             self.n_heads, cut.n_chunks, SIZE=size, T=cut.T, BLOCK=block, AHEAD=4, HAS_START=start is not None,
-            BACK=back, num_warps=4,
+            BACK=back, RESETS=self.numbers is not None, num_warps=4,
         )  # fmt: skip
-        return before, final
+        return before, final, taints
 
 
 def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (Bt, L, H, P) in x's dtype and the final state (Bt, H, P, N)."""
     a = _Staged(inputs)
     cut = a.plan
-    before, final = a.walk(a.x, a.B, initial_state, back=False)
+    before, final, (x_taint, _) = a.walk(a.x, a.B, initial_state, back=False)
     y = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device)
     triton_outputs.outputs_kernel[a.shares](
-        a.x, a.B, a.C, a.D, *a.decays, before, y, *a.sizes,
+        a.x, a.B, a.C, a.D, *a.decays, before, x_taint, y, *a.sizes,
         *(stride for tensor in (a.x, a.B, a.C, y) for stride in tensor.stride()[:3]),
         SHARE=cut.share, HAS_D=a.D is not None, **a.constants("outputs"),
     )  # fmt: skip
@@ -222,22 +236,25 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
     """Every gradient, without atomics: the same from run to run, bit by bit."""
     a = _Staged(inputs)
     cut, dy = a.plan, _rows(dy)
-    before, _ = a.walk(a.x, a.B, initial_state, back=False)
-    after, d_initial = a.walk(dy, a.C, d_final_state, back=True)
+    before, _, (_, B_taint) = a.walk(a.x, a.B, initial_state, back=False)
+    after, d_initial, (dy_taint, C_taint) = a.walk(dy, a.C, d_final_state, back=True)
 
     dx, ddt, dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (*inputs[:2], *inputs[3:5]))
     pairs = a.new(a.batch, cut.n_chunks, a.n_heads // cut.share, cut.T, cut.T)
     sums = a.new(3, a.batch * cut.n_chunks, a.n_heads)
     triton_backward.inputs_kernel[a.shares](
-        a.x, a.dt, a.A, a.B, a.C, a.D, a.bias, *a.decays, before, after, dy, dx, ddt, pairs, sums, *a.sizes,
-        *a.x.stride()[:3], *a.dt.stride(), *(stride for t in (a.B, a.C, dy) for stride in t.stride()[:3]),
+        a.x, a.dt, a.A, a.B, a.C, a.D, a.bias, *a.decays, before, after, dy, dy_taint, dx, ddt, pairs, sums,
+        *a.sizes, *a.x.stride()[:3], *a.dt.stride(), *(stride for t in (a.B, a.C, dy) for stride in t.stride()[:3]),
         SHARE=cut.share, HAS_D=a.D is not None, HAS_BIAS=a.bias is not None, SOFTPLUS=a.softplus,
         **a.constants("inputs"),
     )  # fmt: skip
     grid = (cut.n_chunks, inputs.B.shape[2], a.batch)
-    for x, other, states, out, back in ((a.x, a.C, after, dB, False), (dy, a.B, before, dC, True)):
+    for x, other, taint, states, out, back in (
+        (a.x, a.C, C_taint, after, dB, False),
+        (dy, a.B, B_taint, before, dC, True),
+    ):
         triton_backward.projections_kernel[grid](
-            x, other, *a.decays, states, pairs, out, *a.sizes, *x.stride()[:3], *other.stride()[:3],
+            x, other, *a.decays, states, pairs, taint, out, *a.sizes, *x.stride()[:3], *other.stride()[:3],
             SHARE=cut.share, BACK=back, **a.constants("projections"),
         )  # fmt: skip
     dA, dD, d_bias = sums.sum(dim=1)  # (H,) each; what has no use is not written

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from seqlab.ops.selective_scan.triton_parts import sigmoid
 from seqlab.ops.ssd.triton_outputs import decay_square, load_part, multiply
-from seqlab.ops.ssd.triton_states import SIZES, load_decays, load_tile
+from seqlab.ops.ssd.triton_states import SIZES, chosen, load_decays, load_numbers, load_taint, load_tile, paired
 
 
 @triton.jit
@@ -28,11 +28,12 @@ def crossing(pairs, into, out, T: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def inputs_kernel(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, step_ptr, high_ptr, low_ptr, before_ptr, after_ptr, dy_ptr,
-    dx_ptr, ddt_ptr, pairs_ptr, sums_ptr, L, H, K, HEADS,
+    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, number_ptr, step_ptr, high_ptr, low_ptr, before_ptr, after_ptr,
+    dy_ptr, taint_ptr, dx_ptr, ddt_ptr, pairs_ptr, sums_ptr, L, H, K, HEADS,
     x_sb, x_st, x_sh, dt_sb, dt_st, dt_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, dy_sb, dy_st, dy_sh,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dx and ddt of one chunk and SHARE heads of a group.
 
@@ -47,6 +48,8 @@ def inputs_kernel(
     B_ptr += batch * B_sb + here * B_st + group * B_sg
     C_ptr += batch * C_sb + here * C_st + group * C_sg
     products, B, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
+    number, last = load_numbers(number_ptr, batch * K * T + here, T, RESETS)
+    products = paired(products, 0.0, number, False, RESETS)
     d_products = tl.zeros([T, T], tl.float32)
 
     for head in range(first_head, first_head + SHARE):
@@ -55,7 +58,8 @@ def inputs_kernel(
         step = tl.load(step_ptr + first + t)
         from_start = tl.exp2(high + low)
         to_end = tl.exp2((end_high - high) + (end_low - low))
-        scores = (products * decay_square(high, low, T)).to(DOT)
+        taint, finite = load_taint(taint_ptr, first, t, rest, RESETS)
+        scores = paired(products * decay_square(high, low, T), taint[:, None], number, False, RESETS).to(DOT)
         d_scores = tl.zeros([T, T], tl.float32)
         d_dt = tl.zeros([T], tl.float32)
         into = tl.zeros([T], tl.float32)
@@ -76,11 +80,11 @@ def inputs_kernel(
                 read = tl.dot(C_part, tl.trans(h), acc=read, input_precision=PRECISION)
                 B_part = load_part(B, B_ptr, B_st, t, part + n, rest, N, BN, DOT)
                 du = tl.dot(B_part, tl.trans(g), acc=du, input_precision=PRECISION)
-            dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, t, p, rest, P, DOT)
+            dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, finite, p, rest, P, DOT)
             into += tl.sum(read * dy, axis=1)
             x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
             d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision=PRECISION)
-            du *= to_end[:, None]
+            du = chosen((number == last)[:, None], du * to_end[:, None], RESETS)
             out += tl.sum(x * du, axis=1)
             du = tl.dot(tl.trans(scores), dy, acc=du, input_precision=PRECISION)
             d_dt += tl.sum(x * du, axis=1)
@@ -92,9 +96,15 @@ def inputs_kernel(
             tl.store(place, dx, mask=(t[:, None] < rest) & (p[None, :] < P))
 
         d_scores = d_scores * decay_square(high, low, T) * step[None, :]
+        d_scores = paired(d_scores, taint[:, None], number, False, RESETS)
         d_products += d_scores
-        d_log = crossing(d_scores * products, into * from_start, out * step, T)
-        d_log += across * tl.exp2(end_high + end_low)
+        if RESETS:
+            into += taint
+            dD += tl.sum(taint)
+        into = chosen(number == 0, into * from_start, RESETS)
+        out = chosen(number == last, out * step, RESETS)
+        d_log = crossing(d_scores * products, into, out, T)
+        d_log += chosen(last == 0, across * tl.exp2(end_high + end_low), RESETS)
         d_dt += d_log * tl.load(A_ptr + head)
         if SOFTPLUS:
             at = dt_ptr + batch * dt_sb + (here + t) * dt_st + head * dt_sh
@@ -118,10 +128,10 @@ def inputs_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def projections_kernel(
-    x_ptr, other_ptr, step_ptr, high_ptr, low_ptr, states_ptr, pairs_ptr, out_ptr, L, H, K, HEADS,
-    x_sb, x_st, x_sh, other_sb, other_st, other_sg,
+    x_ptr, other_ptr, number_ptr, step_ptr, high_ptr, low_ptr, states_ptr, pairs_ptr, taint_ptr, out_ptr, L, H, K,
+    HEADS, x_sb, x_st, x_sh, other_sb, other_st, other_sg,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
-    BACK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    BACK: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dB of one chunk and group: the sum over its heads of exp(s_T - s_j) g^T u_j, and over i of pairs_ij C_i.
 
@@ -146,6 +156,8 @@ def projections_kernel(
             state = load_tile(states, N, p, n, P, N, DOT)  # (BP, BN)
             total = tl.dot((x * left[:, None]).to(DOT), state, acc=total, input_precision=PRECISION)
 
+    number, last = load_numbers(number_ptr, batch * K * T + here, T, RESETS)
+    total = chosen((number == (0 if BACK else last))[:, None], total, RESETS)
     pairs = tl.zeros([T, T], tl.float32)
     shares = H // SHARE
     for share in range(group * HEADS // SHARE, (group + 1) * HEADS // SHARE):
@@ -154,7 +166,10 @@ def projections_kernel(
             pairs += tl.load(place + t[:, None] * T + t[None, :])
         else:
             pairs += tl.load(place + t[None, :] * T + t[:, None])
-    other = load_tile(other_ptr + batch * other_sb + here * other_st + group * other_sg, other_st, t, n, rest, N, DOT)
+    taint, finite = load_taint(taint_ptr, (batch * tl.num_programs(1) + group) * K * T + here, t, rest, RESETS)
+    pairs = paired(pairs, taint[None, :], number, not BACK, RESETS)
+    other_ptr += batch * other_sb + here * other_st + group * other_sg
+    other = load_tile(other_ptr, other_st, finite, n, rest, N, DOT)
     total = tl.dot(pairs.to(DOT), other, acc=total, input_precision=PRECISION)
     place = out_ptr + ((batch * L + here) * tl.num_programs(1) + group) * N + t[:, None] * tl.num_programs(1) * N
     tl.store(place + n[None, :], total, mask=(t[:, None] < rest) & (n[None, :] < N))

@@ -6,7 +6,7 @@ Symbols as in ``triton_states.py``.
 import triton
 import triton.language as tl
 
-from seqlab.ops.ssd.triton_states import SIZES, load_decays, load_tile
+from seqlab.ops.ssd.triton_states import SIZES, chosen, load_decays, load_numbers, load_taint, load_tile, paired
 
 
 @triton.jit
@@ -42,10 +42,10 @@ def load_part(first, pointer, stride, rows, n, n_rows, N: tl.constexpr, BN: tl.c
 
 @triton.jit(do_not_specialize=SIZES)
 def outputs_kernel(
-    x_ptr, B_ptr, C_ptr, D_ptr, step_ptr, high_ptr, low_ptr, before_ptr, y_ptr, L, H, K, HEADS,
-    x_sb, x_st, x_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, y_sb, y_st, y_sh,
+    x_ptr, B_ptr, C_ptr, D_ptr, number_ptr, step_ptr, high_ptr, low_ptr, before_ptr, taint_ptr, y_ptr, L, H, K,
+    HEADS, x_sb, x_st, x_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, y_sb, y_st, y_sh,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
-    HAS_D: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_D: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y of one chunk for SHARE heads of a group: sum over j of (C_i B_j) M_ij u_j + exp(s_i) h C_i + D x_i."""
     chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -56,12 +56,15 @@ def outputs_kernel(
     B_ptr += batch * B_sb + here * B_st + group * B_sg
     C_ptr += batch * C_sb + here * C_st + group * C_sg
     products, _B, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
+    number, _last = load_numbers(number_ptr, batch * K * T + here, T, RESETS)
 
     for head in range(first_head, first_head + SHARE):
         first = (batch * H + head) * K * T + here
         high, low, _, _ = load_decays(high_ptr + first, low_ptr + first, T)
         step = tl.load(step_ptr + first + t)
-        scores = (products * decay_square(high, low, T) * step[None, :]).to(DOT)
+        taint, finite = load_taint(taint_ptr, first, t, rest, RESETS)
+        scores = products * decay_square(high, low, T) * step[None, :]
+        scores = paired(scores, taint[None, :], number, False, RESETS).to(DOT)
         from_start = tl.exp2(high + low)
         state_ptr = before_ptr + ((batch * K + chunk) * H + head) * P * N
         for block in range(0, P, BP):
@@ -71,8 +74,8 @@ def outputs_kernel(
                 state = load_tile(state_ptr, N, p, part + n, P, N, DOT)  # (BP, BN)
                 read = load_part(C, C_ptr, C_st, t, part + n, rest, N, BN, DOT)
                 y = tl.dot(read, tl.trans(state), acc=y, input_precision=PRECISION)
-            y *= from_start[:, None]
-            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
+            y = chosen((number == 0)[:, None], y * from_start[:, None], RESETS)
+            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, finite, p, rest, P, DOT)
             y = tl.dot(scores, x, acc=y, input_precision=PRECISION)
             if HAS_D:
                 y += tl.load(D_ptr + head) * x.to(tl.float32)

@@ -3,15 +3,22 @@
 Three kernels that both directions use. The walk back of the gradient by the state is the walk forth of the state with
 other operands: g before a chunk is its decay times g after it, plus the sum over positions of exp(s_i) dy_i C_i^T.
 
+Nothing goes from one packed sequence into another: what would is chosen to be 0, never multiplied by 0 (``chosen``,
+``paired``). Matrix products over a chunk's positions do multiply by 0: a row that is not finite enters them as zeros,
+and what it is multiplied with becomes NaN in its own sequence.
+
 Symbols as in ``parallel.py``, and
 
     T             positions of a chunk
     s             log2(e) times its s, kept as two float32, ``high`` + ``low``: differences are then exact where they
                   matter, since steps of all sizes may meet in one chunk
     K, LP         chunks; K T, the length with the last chunk filled up
+    number        which of the sequences in its chunk a position is of, 0 for that of the state before the chunk
+    taint         0, or NaN where a row of x, dy, B or C is not finite
     DOT           the dtype that enters matrix products; sums are in float32
 
-Scratch memory: steps, high and low (Bt, H, LP); states of chunks (Bt, K, H, P, N).
+Scratch memory: steps, high and low (Bt, H, LP); states of chunks (Bt, K, H, P, N); for packed sequences (RESETS)
+numbers (Bt, LP) and taints (Bt, H, LP) and (Bt, G, LP).
 """
 
 import triton
@@ -20,7 +27,8 @@ import triton.language as tl
 from seqlab.ops.selective_scan.triton_parts import softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)
-FORGET = tl.constexpr(-1000.0)  # 2 to it is 0 in float32
+FARTHEST = tl.constexpr(3000.0)  # 2 to minus it is 0; steps beyond would swallow the digits of those after them
+LARGEST = tl.constexpr(3.3e38)  # float32 beyond may become infinite where a product cuts it in parts
 
 SIZES = ["L", "H", "K", "HEADS", "dt_sb", "dt_st", "dt_sh", "seq_sb", "seq_st"]
 """Integers for which no kernel is compiled again where they become 1 or a multiple of 16."""
@@ -42,12 +50,66 @@ def load_decays(high_ptr, low_ptr, T: tl.constexpr):
     return high, low, tl.load(high_ptr + T - 1), tl.load(low_ptr + T - 1)
 
 
+@triton.jit
+def load_numbers(number_ptr, first, T: tl.constexpr, RESETS: tl.constexpr):
+    """The number of a chunk's positions and of the last one, whose sequence is that of the state after the chunk."""
+    if RESETS:
+        return tl.load(number_ptr + first + tl.arange(0, T)), tl.load(number_ptr + first + T - 1)
+    else:
+        return tl.zeros([T], tl.int32), 0
+
+
+@triton.jit
+def chosen(inside, values, RESETS: tl.constexpr):
+    """values, 0 where not inside: what is of another sequence may be infinite or NaN, and so its product with 0."""
+    if RESETS:
+        return tl.where(inside, values, 0.0).to(values.dtype)
+    else:
+        return values
+
+
+@triton.jit
+def paired(squares, taint, number, BACK: tl.constexpr, RESETS: tl.constexpr):
+    """squares (T, T), 0 where a column's position is of another sequence than a row's or later (BACK: earlier).
+
+    Elsewhere ``taint`` is added to them: what a row or a column that is not finite makes of its own sequence.
+    """
+    if RESETS:
+        i = tl.arange(0, number.shape[0])
+        beyond = i[:, None] > i[None, :] if BACK else i[:, None] < i[None, :]
+        return tl.where(beyond | (number[:, None] != number[None, :]), 0.0, squares + taint)
+    else:
+        return squares
+
+
+@triton.jit
+def store_taint(taint_ptr, rows):
+    """NaN for the rows (T, X) that are not finite; for the others, 0 is there."""
+    finite = tl.abs(rows.to(tl.float32)) < LARGEST
+    spoilt = tl.min(finite.to(tl.int32), axis=1) == 0
+    tl.store(taint_ptr + tl.arange(0, rows.shape[0]), float("nan"), mask=spoilt)
+
+
+@triton.jit
+def load_taint(taint_ptr, first, rows, n_rows, RESETS: tl.constexpr):
+    """The taint of a chunk's rows, and the rows with those that are not finite past the end, where they are 0."""
+    if RESETS:
+        taint = tl.load(taint_ptr + first + rows)
+        return taint, tl.where(taint == 0.0, rows, n_rows)
+    else:
+        return tl.zeros([rows.shape[0]], tl.float32), rows
+
+
 @triton.jit(do_not_specialize=SIZES)
 def decays_kernel(
-    dt_ptr, A_ptr, bias_ptr, seq_ptr, step_ptr, high_ptr, low_ptr, L, H, K, dt_sb, dt_st, dt_sh, seq_sb, seq_st,
+    dt_ptr, A_ptr, bias_ptr, seq_ptr, number_ptr, step_ptr, high_ptr, low_ptr, L, H, K,
+    dt_sb, dt_st, dt_sh, seq_sb, seq_st,
     T: tl.constexpr, BH: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr,
 ):  # fmt: skip
-    """Step sizes and s of one chunk, BH heads at a time. The sums are in float64."""
+    """Step sizes, s and numbers of one chunk, BH heads at a time. The sums are in float64.
+
+    A step that is not finite makes NaN of what it is multiplied with; positions of other sequences would see it in s.
+    """
     chunk, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     h = tl.program_id(1).to(tl.int64) * BH + tl.arange(0, BH)
     t = chunk * T + tl.arange(0, T)
@@ -67,7 +129,9 @@ def decays_kernel(
         later = (t > 0) & (t < L)
         now = tl.load(seq_ptr + t.to(tl.int64) * seq_st, mask=later, other=0)
         before = tl.load(seq_ptr + (t - 1).to(tl.int64) * seq_st, mask=later, other=0)
-        log_decay = tl.where((now != before)[:, None], FORGET, log_decay)
+        tl.store(number_ptr + batch * K * T + t, tl.cumsum((now != before).to(tl.int32), axis=0))
+        log_decay = tl.where(log_decay > -FARTHEST, log_decay, -FARTHEST)  # NaN too
+        log_decay = tl.where(log_decay < FARTHEST, log_decay, FARTHEST)
     s = tl.cumsum(log_decay, axis=0)
     high = s.to(tl.float32)
     out = (batch * H + h[None, :]) * K * T + t[:, None]  # (T, BH) into (Bt, H, LP)
@@ -79,9 +143,10 @@ def decays_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def states_kernel(
-    x_ptr, B_ptr, step_ptr, high_ptr, low_ptr, states_ptr, L, H, K, HEADS, x_sb, x_st, x_sh, B_sb, B_st, B_sg,
+    x_ptr, B_ptr, number_ptr, step_ptr, high_ptr, low_ptr, states_ptr, x_taint_ptr, B_taint_ptr, L, H, K, HEADS,
+    x_sb, x_st, x_sh, B_sb, B_st, B_sg,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BACK: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
+    RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What one chunk adds to the state, a tile of (BP, BN): the sum over j of exp(s_T - s_j) u_j B_j^T.
 
@@ -105,7 +170,12 @@ def states_kernel(
     B_ptr += batch * B_sb + here * B_st + head // HEADS * B_sg
     x = load_tile(x_ptr, x_st, t, p, L - here, P, tl.float32)  # (T, BP)
     B = load_tile(B_ptr, B_st, t, n, L - here, N, DOT)  # (T, BN)
-    x = (x * left[:, None]).to(DOT)
+    if RESETS:
+        store_taint(x_taint_ptr + first, x)
+        store_taint(B_taint_ptr + (batch * (H // HEADS) + head // HEADS) * K * T + here, B)
+    number, last = load_numbers(number_ptr, batch * K * T + here, T, RESETS)
+    inside = (number == (0 if BACK else last))[:, None]
+    x, B = chosen(inside, x * left[:, None], RESETS).to(DOT), chosen(inside, B, RESETS)
     added = tl.dot(tl.trans(x), B, input_precision=PRECISION)  # (BP, BN)
     out = states_ptr + ((batch * K + chunk) * H + head) * P * N + p[:, None] * N + n[None, :]
     tl.store(out, added, mask=(p[:, None] < P) & (n[None, :] < N))
@@ -113,9 +183,9 @@ def states_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def walk_kernel(
-    states_ptr, high_ptr, low_ptr, start_ptr, before_ptr, final_ptr, H, K,
+    states_ptr, number_ptr, high_ptr, low_ptr, start_ptr, before_ptr, final_ptr, H, K,
     SIZE: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, HAS_START: tl.constexpr,
-    BACK: tl.constexpr,
+    BACK: tl.constexpr, RESETS: tl.constexpr,
 ):  # fmt: skip
     """From what each chunk adds to the state before it (BACK: after it), and the last: BLOCK of SIZE = P N numbers.
 
@@ -129,7 +199,7 @@ def walk_kernel(
         state += tl.load(start_ptr + whole, mask=place < SIZE, other=0.0)
     ends = (batch * H + head) * K * T + T - 1
     for block in range(0, K, AHEAD):
-        added, decays = (), ()
+        added, decays, carries = (), (), ()
         for i in tl.static_range(AHEAD):
             chunk = K - 1 - block - i if BACK else block + i
             present = K > block + i
@@ -140,9 +210,13 @@ def walk_kernel(
             decays = decays + (
                 tl.load(high_ptr + end, mask=present, other=0.0) + tl.load(low_ptr + end, mask=present, other=0.0),
             )
+            carry = present
+            if RESETS:
+                carry = tl.load(number_ptr + (batch * K + chunk) * T + T - 1, mask=present, other=0) == 0
+            carries = carries + (carry,)
         for i in tl.static_range(AHEAD):
             chunk = K - 1 - block - i if BACK else block + i
             at = ((batch * K + chunk) * H + head) * SIZE + place
             tl.store(before_ptr + at, state, mask=place < tl.where(K > block + i, SIZE, 0))
-            state = tl.exp2(decays[i]) * state + added[i]
+            state = chosen(carries[i], tl.exp2(decays[i]) * state, RESETS) + added[i]
     tl.store(final_ptr + whole, state, mask=place < SIZE)

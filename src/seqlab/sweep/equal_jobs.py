@@ -1,0 +1,57 @@
+"""Jobs of a sweep that would be one and the same run, since the setting that tells them apart reaches nothing."""
+
+from collections.abc import Callable, Sequence
+
+from omegaconf import DictConfig
+
+from seqlab.model_choice import reaches_nothing
+from seqlab.sweep.jobs import key_of, varying
+
+MAY_BE_IDLE = ("size.", "model.mixers.")
+"""What the keys begin with that one model has a use for and another has not."""
+
+
+def without_equals(
+    jobs: Sequence[list[str]], compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]
+) -> tuple[list[list[str]], list[str]]:
+    """Of jobs that differ in nothing that reaches their models the first alone: the others would be no evidence.
+
+    Args:
+        jobs: the overrides of each.
+        compose: a job's configuration, with its interpolations.
+        is_group: whether a key chooses an option of a group.
+
+    Returns:
+        The jobs that are left, in their order, and a line on each setting for which others are left out.
+    """
+    keys = [key for key in varying(jobs) if key.startswith(MAY_BE_IDLE)]
+    if not keys:
+        return list(jobs), []
+    idle: dict[tuple[str, ...], set[str]] = {}
+    first: dict[frozenset[str], list[str]] = {}
+    told: dict[str, dict[str, int]] = {}
+    for job in jobs:
+        wiring = tuple(o for o in job if "$" in o or (key_of(o) not in keys and decides(o, is_group)))
+        if wiring not in idle:
+            cfg = compose(list(wiring))
+            idle[wiring] = {key for key in keys if reaches_nothing(cfg, key)}
+        same = frozenset(override for override in job if key_of(override) not in idle[wiring])
+        if first.setdefault(same, job) is job:
+            continue
+        model = " ".join(o for o in wiring if key_of(o) in ("model", "model.pattern")) or "this model"
+        for key in idle[wiring] & set(map(key_of, set(job) ^ set(first[same]))):
+            left_out = told.setdefault(key, {})
+            left_out[model] = left_out.get(model, 0) + 1
+    return list(first.values()), [left_out_in_words(key, models) for key, models in told.items()]
+
+
+def decides(override: str, is_group: Callable[[str], bool]) -> bool:
+    """Whether an override may change what reads what: a choice, a part of the model, a new setting."""
+    return is_group(key_of(override)) or override.startswith(("model.", "+", "~"))
+
+
+def left_out_in_words(key: str, models: dict[str, int]) -> str:
+    """What to say of a setting, and of how many jobs of each model are left out for it."""
+    number = sum(models.values())
+    said = "1 job that would repeat another is" if number == 1 else f"{number} jobs that would repeat others are"
+    return f"{key} changes nothing for {', '.join(models)}: {said} left out."

@@ -1,0 +1,79 @@
+"""Jobs in other processes end with the sweep that started them, also where it was killed and could end nothing itself.
+
+Its workers would train on otherwise, and then wait for more. On a cluster, where jobs are meant to outlive the shell
+that queued them, nothing here applies.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SWEEP = "SEQLAB_SWEEP"
+"""In the environment: the number of the process that shows the sweep."""
+
+CHILDREN = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+DESCENDANTS = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"  # another process is between
+PROC = Path("/proc")
+INTERVAL = 0.5  # seconds between two looks
+GRACE = 10  # seconds for a step and a checkpoint
+PATIENCE = GRACE + 5  # seconds after which no job of a sweep that was killed holds its folder any more
+
+_watching = threading.Event()
+
+
+@contextmanager
+def ends_with_sweep(launcher: str) -> Iterator[None]:
+    """Around a job: the process ends soon after the sweep's, now and between jobs.
+
+    A run that trains hears SIGTERM, and so writes its checkpoint; what has not ended after ``GRACE`` is killed. The
+    record of the job is left as it is, for the same sweep may have been started again by then.
+
+    Args:
+        launcher: the ``_target_`` of Hydra's; others than those of this machine's processes are left alone.
+    """
+    sweep = int(os.environ.get(SWEEP, 0))
+    watched = os.name == "posix" and (launcher == CHILDREN or (launcher == DESCENDANTS and (PROC / "self").exists()))
+    if not watched or sweep in (0, os.getpid()):
+        yield
+        return
+    leave_if_orphaned(sweep)
+    if not _watching.is_set():
+        _watching.set()
+        threading.Thread(target=watch, args=(sweep,), name="sweep's end", daemon=True).start()
+    try:
+        yield
+    finally:
+        leave_if_orphaned(sweep)
+
+
+def leave_if_orphaned(sweep: int) -> None:
+    """End the process at once; whoever started it would only have taken an exception for the job's result."""
+    if sweep not in ancestors():
+        os._exit(128 + signal.SIGTERM)
+
+
+def watch(sweep: int) -> None:
+    """Wait for the sweep's end. The alarm does not need Python to be free to act on it."""
+    while sweep in ancestors():
+        time.sleep(INTERVAL)
+    signal.alarm(GRACE)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ancestors() -> Iterator[int]:
+    """This process's parent, and where the system tells it, that one's, and so on.
+
+    The numbers of processes are used again, but never while a child of theirs has them for its parent.
+    """
+    pid = os.getppid()
+    while pid > 0:
+        yield pid
+        try:
+            stat = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        pid = int(stat.rpartition(")")[2].split()[1])
