@@ -1,6 +1,6 @@
 """Folders like those that runs leave, written without training, of any number and size.
 
-    python tests/run_trees.py /tmp/many --runs 1000 --steps 10000
+    python scripts/run_trees.py /tmp/many --runs 1000 --steps 10000
 
 writes a tree to measure ``scripts/compare.py`` on.
 """

@@ -1,0 +1,253 @@
+"""What whole commands cost, of this checkout and of another one: processor seconds, wall seconds and peak memory.
+
+    python scripts/benchmark_commands.py                                  # this checkout alone, every case
+    python scripts/benchmark_commands.py --before ../seqlab-of-yesterday --rounds 5 --out commands.json
+    python scripts/benchmark_commands.py --cases help,first-step          # these cases
+
+Each command is a process of its own. The checkouts take turns, so that whatever else the machine does meets both, and a
+first round, which fills the caches, is left out. Figures are medians over the rounds; a ratio is the median of rounds.
+
+    help         python train.py --help
+    cfg          python train.py --cfg job
+    typo         python train.py optimizer.lrr=1, which is refused
+    first-step   python train.py, until its first step is recorded
+    sweep-80     python train.py -m with 80 jobs, until the first of them begins
+    sweep-500    the same with 500
+    resume       a run with a million lines of metrics goes on for a step
+    compare      python scripts/compare.py over 2,000 runs, with pictures and page
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import rich
+from rich.progress import Progress
+from rich.table import Table
+from run_trees import write_many
+
+from seqlab import console
+
+ROOT = Path(__file__).resolve().parents[1]
+LINES, RUNS = 1_000_000, 2_000
+SMALL = ["model=linear", "trainer=smoke", "trainer.steps=2"]
+SWEPT = "-m model=mamba,transformer,lstm,gru"
+PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of ``ru_maxrss``."""
+
+
+class Sample(NamedTuple):
+    """One command: seconds of all its processors, seconds on the clock, and the most memory it had."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    peak_bytes: int
+
+
+class Case(NamedTuple):
+    """A command, of which ``{work}`` is an empty folder; what makes that ready; what ends it before its own end."""
+
+    command: str
+    prepare: Callable[[Path, Path], None] = lambda root, work: None
+    until: Callable[[Path], bool] | None = None
+    status: int = 0
+
+
+def made_a_step(work: Path) -> bool:
+    path = work / "run" / "metrics.jsonl"
+    return path.exists() and b'"train"' in path.read_bytes()
+
+
+def began_a_job(work: Path) -> bool:
+    return next(work.glob("sweep/*/.hydra/*"), None) is not None
+
+
+def long_run(root: Path, work: Path) -> None:
+    """A completed run of two steps, with a million lines of metrics before its own."""
+    subprocess.run(
+        [sys.executable, root / "train.py", *SMALL, f"hydra.run.dir={work}/run"],
+        env=environment_of(root),
+        check=True,
+        capture_output=True,
+    )
+    path = work / "run" / "metrics.jsonl"
+    own = path.read_text().splitlines(keepends=True)
+    line = next(line for line in own if '"train"' in line)
+    with path.open("w") as file:
+        file.writelines(line for _ in range(LINES))
+        file.writelines(own)
+
+
+def many_runs(root: Path, work: Path) -> None:
+    write_many(work / "runs", runs=RUNS, steps=100)
+
+
+def sweep(jobs: int) -> Case:
+    seeds = ",".join(map(str, range(jobs // 4)))
+    return Case(f"train.py {SWEPT} seed={seeds} hydra.sweep.dir={{work}}/sweep", until=began_a_job)
+
+
+CASES = {
+    "help": Case("train.py --help"),
+    "cfg": Case("train.py --cfg job"),
+    "typo": Case("train.py optimizer.lrr=1", status=2),
+    "first-step": Case("train.py trainer.log_every=1 hydra.run.dir={work}/run", until=made_a_step),
+    "sweep-80": sweep(80),
+    "sweep-500": sweep(500),
+    "resume": Case("train.py resume={work}/run trainer.steps=3", long_run),
+    "compare": Case("scripts/compare.py {work}/runs --out {work}/compared", many_runs),
+}
+
+
+def environment_of(root: Path) -> dict[str, str]:
+    """Python's own, where the package is that of the checkout."""
+    return os.environ | {"PYTHONPATH": str(root / "src")}
+
+
+def measure(case: Case, root: Path, ready: Path) -> Sample:
+    """Run a case's command on a copy of what was made ready for it.
+
+    Raises:
+        SystemExit: it ended otherwise than it should.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = shutil.copytree(ready, Path(folder) / "work")
+        script, *arguments = case.command.format(work=work).split()
+        with (Path(folder) / "log").open("w+") as log:
+            start = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, root / script, *arguments],
+                cwd=work,
+                env=environment_of(root),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            reached = case.until is not None and wait_for(case.until, work, process.pid)
+            wall = time.perf_counter() - start
+            if reached:
+                os.killpg(process.pid, signal.SIGKILL)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            wall = wall if reached else time.perf_counter() - start
+            log.seek(0)
+            if not reached and (case.until is not None or process.returncode != case.status):
+                sys.exit(f"{case.command} ended with {process.returncode}:\n{log.read()[-2000:]}")
+    return Sample(used.ru_utime + used.ru_stime, wall, used.ru_maxrss * PEAK_UNIT)
+
+
+def wait_for(reached: Callable[[Path], bool], work: Path, pid: int) -> bool:
+    """Whether it was reached before the process ended, which stays to be waited for."""
+    while not reached(work):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return reached(work)
+        time.sleep(0.005)
+    return True
+
+
+def measure_all(names: list[str], roots: dict[str, Path], rounds: int) -> dict[str, dict[str, list[Sample]]]:
+    """The samples of each case by checkout, round by round."""
+    samples: dict[str, dict[str, list[Sample]]] = {name: {build: [] for build in roots} for name in names}
+    with Progress(console=rich.get_console(), transient=True) as progress:
+        task = progress.add_task("", total=len(names) * len(roots) * (rounds + 1))
+        for name, by_build in samples.items():
+            with tempfile.TemporaryDirectory() as folder:
+                for build, root in roots.items():
+                    progress.update(task, description=f"{name}: making ready")
+                    (ready := Path(folder) / build).mkdir()
+                    CASES[name].prepare(root, ready)
+                for turn in range(rounds + 1):
+                    for build, root in roots.items():
+                        what = f"round {turn} of {rounds}" if turn else "filling caches"
+                        progress.update(task, description=f"{name}: {what}, {build}")
+                        sample = measure(CASES[name], root, Path(folder) / build)
+                        by_build[build] += [sample] * (turn > 0)
+                        progress.advance(task)
+    return samples
+
+
+def rows_of(samples: dict[str, dict[str, list[Sample]]]) -> list[dict]:
+    """A row for each case and kind of cost: medians, spreads, and how many times less it is after than before."""
+    rows = []
+    for name, by_build in samples.items():
+        for kind in Sample._fields:
+            values = {build: [getattr(sample, kind) for sample in taken] for build, taken in by_build.items()}
+            row = {"case": name, "cost": kind, "samples": values}
+            row |= {build: statistics.median(taken) for build, taken in values.items()}
+            if "before" in values:
+                row["times"] = statistics.median(b / a for b, a in zip(values["before"], values["after"], strict=True))
+            rows.append(row)
+    return rows
+
+
+def table_of(rows: list[dict], title: str) -> Table:
+    builds = [build for build in ("before", "after") if build in rows[0]]
+    table = Table(title=title)
+    for heading in ("case", "cost", *builds, *(["times"] if "before" in builds else [])):
+        table.add_column(heading, justify="left" if heading in ("case", "cost") else "right")
+    for row in rows:
+        scale, unit = (2**-20, "MiB") if row["cost"] == "peak_bytes" else (1, "s")
+        cells = []
+        for build in builds:
+            low, high = min(row["samples"][build]), max(row["samples"][build])
+            cells.append(f"{row[build] * scale:,.3g} {unit} ({low * scale:,.3g} to {high * scale:,.3g})")
+        times = [f"{row['times']:.2f}"] if "times" in row else []
+        first = row["cost"] == Sample._fields[0]
+        table.add_row(row["case"] if first else "", row["cost"].rpartition("_")[0], *cells, *times)
+    return table
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    description, _, more = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--before", type=Path, metavar="CHECKOUT", help="another checkout, to compare this one with")
+    add("--cases", default=",".join(CASES), help="default: all")
+    add("--rounds", type=int, default=5, help="default 5")
+    add("--out", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args(argv)
+    args.cases = args.cases.split(",")
+    for name in args.cases:
+        if name not in CASES:
+            parser.error(f"--cases: {name!r} is none of {', '.join(CASES)}")
+    if args.rounds < 1:
+        parser.error(f"--rounds: {args.rounds} is no number of rounds; give 1 or more")
+    if args.before is not None and not (args.before / "train.py").is_file():
+        parser.error(f"--before: {args.before} is no checkout, it has no train.py")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    roots = ({"before": args.before.resolve()} if args.before else {}) | {"after": ROOT}
+    rows = rows_of(measure_all(args.cases, roots, args.rounds))
+
+    import torch  # only now: a process is charged with the memory of the one that starts it
+
+    from seqlab.summary import environment
+
+    facts = environment(torch.device("cpu"))
+    facts["date"] = datetime.now().astimezone().isoformat(timespec="seconds")
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("python", "torch"))
+    console.output().print(table_of(rows, f"{facts['device_name']}, {versions}, {facts['date'][:10]}"))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({**facts, "rounds": args.rounds, "rows": rows}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
