@@ -134,11 +134,16 @@ def measure(case: Case, root: Path, ready: Path) -> Sample:
                 stderr=log,
                 start_new_session=True,
             )
-            reached = case.until is not None and wait_for(case.until, work, process.pid)
-            wall = time.perf_counter() - start
-            if reached:
+            try:
+                reached = case.until is not None and wait_for(case.until, work, process.pid)
+                wall = time.perf_counter() - start
+                if reached:
+                    os.killpg(process.pid, signal.SIGKILL)
+                _, status, used = os.wait4(process.pid, 0)
+            except BaseException:  # the wish to stop does not reach a session of its own
                 os.killpg(process.pid, signal.SIGKILL)
-            _, status, used = os.wait4(process.pid, 0)
+                process.wait()
+                raise
             process.returncode = os.waitstatus_to_exitcode(status)
             wall = wall if reached else time.perf_counter() - start
             log.seek(0)

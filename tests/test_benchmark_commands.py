@@ -1,6 +1,7 @@
 """The benchmark of whole commands, on two that take half a second."""
 
 import json
+import os
 
 import pytest
 
@@ -39,6 +40,22 @@ def test_a_command_is_ended_once_it_is_where_it_should_be(tmp_path):
     sample = benchmark.measure(case, tmp_path, tmp_path / "ready")
     assert sample.wall_seconds < 30
     assert sample.cpu_seconds < sample.wall_seconds + 1
+
+
+def test_the_wish_to_stop_ends_the_command_too(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("import time; time.sleep(60)")
+    (tmp_path / "ready").mkdir()
+    started = []
+
+    def interrupted(until, work, pid):
+        started.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.measure(benchmark.Case("script.py", until=benchmark.made_a_step), tmp_path, tmp_path / "ready")
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
 
 
 @pytest.mark.parametrize("until", [None, benchmark.began_a_job])

@@ -1,5 +1,6 @@
 """The command line around Hydra: mistakes become messages of a line or two, and each ending has its exit status."""
 
+import atexit
 import gc
 import logging
 import math
@@ -75,7 +76,7 @@ def refuse_copies() -> None:
 @contextmanager
 def importing() -> Iterator[None]:
     """Imports make hundreds of thousands of objects that stay: to look through them for garbage again and again would
-    take a seventh of a start."""
+    take a seventh of a start. In the end they are looked through, or Triton's binding would report them as leaks."""
     if "torch" in sys.modules:  # a later job of a sweep, whose garbage is not to stay
         yield
         return
@@ -85,6 +86,7 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(gc.unfreeze)
 
 
 def job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
