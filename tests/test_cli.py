@@ -259,19 +259,23 @@ class TestResume:
 
 def stopped(arguments, metrics, number, environment, tmp_path):
     """Exit status and messages of a run that gets a signal once it has recorded its first steps."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments],
         env=environment,
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # whoever runs the tests may ignore it, as nohup does
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     return process.returncode, error
 
 
