@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import ROOT, SMALL, Job, environment_of_a_run
+from support import ROOT, SMALL, Job
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: its kernels then run on the CPU
@@ -46,4 +46,4 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]
 @pytest.fixture
 def environment() -> dict[str, str]:
     """The environment for a run in a process of its own."""
-    return environment_of_a_run()
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}

@@ -1,12 +1,12 @@
 """What several tests need: composed configurations, a toy data set, what a run left."""
 
 import json
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -14,6 +14,8 @@ from omegaconf import DictConfig, ListConfig, open_dict
 from torch import Tensor, nn
 
 from seqlab.data import Batch
+from seqlab.errors import UserError
+from seqlab.training.precision import Precision, check_precision
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -59,9 +61,12 @@ def architectures() -> list[str]:
     return [name for name in models() if name.rpartition("_")[2] not in options("size")]
 
 
-def environment_of_a_run() -> dict[str, str]:
-    """For a run in a process of its own."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+def skip_where_refused(model: nn.Module, precision: Precision) -> None:
+    """Leave a test of a precision out where a run in it is refused: on CPUs without an LSTM in bf16, for one."""
+    try:
+        check_precision(model, torch.device("cpu"), precision)
+    except UserError as refusal:
+        pytest.skip(str(refusal))
 
 
 @cache

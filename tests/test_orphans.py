@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import ROOT, SMALL, environment_of_a_run
+from support import ROOT, SMALL
 from test_sweep_kills import assert_same_sweep
 
 pytest.importorskip("joblib")
@@ -121,39 +121,31 @@ def test_a_killed_comparison_leaves_no_process(tmp_path, environment):
 
 
 SWEEP = (
-    *("model=lstm,transformer", "model.dropout=0.1", "threads=1", "trainer.steps=400"),
+    *("model=lstm,transformer", "model.dropout=0.1", "threads=1", "trainer.steps=300"),
     *("trainer.evaluate_every=100", "trainer.checkpoint_every=20", "trainer.log_every=1"),
 )
 
 
-def start(folder: Path, launcher: str, environment: dict[str, str]) -> subprocess.Popen:
+def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen:
     command = [sys.executable, ROOT / "train.py", "-m", *SMALL, *SWEEP]
     with folder.with_suffix(".log").open("a") as log:
-        command += [f"launcher={launcher}", f"hydra.sweep.dir={folder}"]
+        command += ["launcher=joblib", f"hydra.sweep.dir={folder}"]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """The sweep without a break."""
-    folder = tmp_path_factory.mktemp("whole") / "sweep"
-    with start(folder, "joblib", environment_of_a_run()) as sweep:
-        assert sweep.wait(300) == 0, folder.with_suffix(".log").read_text()
-    return folder
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "local_processes"])
-def test_the_same_command_at_once_goes_on(tmp_path, environment, whole, launcher):
+def test_the_same_command_at_once_goes_on(tmp_path, environment):
     """The workers end where they are, and leave what the next sweep ends with the results of one without a break."""
-    folder = tmp_path / "broken"
-    with start(folder, launcher, environment) as sweep:
+    folder, whole = tmp_path / "broken", tmp_path / "whole"
+    with start(whole, environment) as sweep:
+        assert sweep.wait(300) == 0, whole.with_suffix(".log").read_text()
+    with start(folder, environment) as sweep:
         try:
             assert until(lambda: len(steps_in(folder)) == 2 and min(steps_in(folder)) > 50, 240)
             assert_killed_with_all(sweep, 20)
         finally:
             sweep.kill()
-    with start(folder, launcher, environment) as sweep:
+    with start(folder, environment) as sweep:
         assert sweep.wait(300) == 0, folder.with_suffix(".log").read_text()
     assert_same_sweep(folder, whole)
     for log in folder.glob("*/train.log"):

@@ -16,7 +16,7 @@ from seqlab.models.layer import prefill_mixer
 from seqlab.models.mixers import Attention, softmax
 from seqlab.models.mixers import cache as kv_cache
 from seqlab.models.state import bytes_of, tensors_of
-from support import architectures, compose_config, depth
+from support import architectures, compose_config, depth, skip_where_refused
 
 MODELS = architectures()
 D_MODEL, LAYERS, LENGTH, D_INPUT = 16, 2, 41, 11
@@ -89,6 +89,7 @@ class TestEveryModel:
     def test_under_autocast(self, name, tokens):
         """The precision of a bf16 run: what the whole gives there, as near as it comes to float32."""
         model, x = build(name, tokens=tokens), inputs(tokens=tokens)
+        skip_where_refused(model, "bf16")
         with torch.no_grad():
             exact = model(x)
             with torch.autocast("cpu", torch.bfloat16):
