@@ -355,6 +355,7 @@ MISTAKES = {
     "a space too many": (["model=mamba,", "lstm"], r"command line=model=mamba,: cannot be read\.\n.*without spaces"),
     "an option by itself": (["lstm"], r"command line=lstm: is no setting with a value\.\nDid you mean model=lstm\?"),
     "a new setting": (["+optimiser.lr=3"], r"\+optimiser\.lr=3: .*nothing reads\.\nDid you mean 'optimizer\.lr'\?"),
+    "a dash": (["-model=lstm"], r"-model=lstm: a setting is written without dashes\.\nWrite model=lstm"),
     "dashes": (["--model=lstm"], r"--model=lstm: a setting is written without dashes\.\nWrite model=lstm"),
     "a plus too many": (["+model=lstm"], r"model=lstm: is chosen already.*\n.*model=\.\.\., without a \+"),
     "no option at all": (["model="], r"model=: is no option of model\.\npython train.py --help lists all"),

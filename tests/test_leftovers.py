@@ -109,6 +109,29 @@ def test_a_folder_that_another_process_has_taken_up_stays(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_another_command_has_begun_in_stays(tmp_path):
+    """It holds the folder only once torch is imported."""
+    left = Leftovers(tmp_path / "run", ["seed=1"])
+    written = tmp_path / "run" / ".hydra" / "overrides.yaml"
+    written.parent.mkdir(parents=True)
+    written.write_text("- seed=2\n")
+    left.remove()
+    assert written.exists()
+    written.write_text("- seed=1\n")
+    left.remove()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl"])
+def test_a_file_of_somebody_elses_is_not_written_to(train, tmp_path, capsys, name):
+    own = tmp_path / "run" / name
+    own.parent.mkdir()
+    own.write_text('{"a": 1}\n')
+    assert train("device=cuda").status == 2
+    assert f"holds a {name} of something else.\nMove it away" in capsys.readouterr().err
+    assert own.read_text() == '{"a": 1}\n'
+
+
 def test_a_full_disk_is_no_reason_to_leave_it(tmp_path, monkeypatch):
     @contextmanager
     def refuse(folder):

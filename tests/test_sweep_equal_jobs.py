@@ -9,7 +9,7 @@ from seqlab.sweep.equal_jobs import without_equals
 from support import compose_config
 from test_sweep import sweep  # noqa: F401
 
-GROUPS = {"model", "size", "data"}
+GROUPS = {"model", "size", "data", "match"}
 
 
 def left(*jobs):
@@ -46,6 +46,11 @@ def test_so_does_a_pattern_that_has_the_mixer():
 def test_a_size_that_the_command_line_takes_the_use_from():
     own = "model=transformer model.mixers.attention.n_heads=4 size.n_heads={}"
     assert len(left(own.format(2), own.format(4))[0]) == 1
+
+
+def test_a_size_that_the_reference_of_a_match_reads_makes_a_job():
+    jobs, said = left(*(f"match=params match.reference=transformer model=mamba size.d_ff={d}" for d in (128, 512)))
+    assert (len(jobs), said) == (2, [])
 
 
 @pytest.mark.parametrize("key", ["seed", "optimizer.lr", "trainer.steps", "size.d_model", "size.n_headss"])

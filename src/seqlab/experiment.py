@@ -124,7 +124,8 @@ def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
 
     One that diverged has its result too, and would diverge again.
     """
-    check_all(cfg)
+    with cannot_begin(cfg, folder):
+        check_all(cfg)
     if cfg.resume is not None:
         raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
     if not cfg.sweep.resume:

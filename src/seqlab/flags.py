@@ -18,7 +18,7 @@ def settings_among(arguments: Sequence[str]) -> list[str]:
     """The arguments that are neither flags nor what flags are given."""
     for argument in arguments:
         plain = argument.lstrip("-")
-        if argument.startswith("--") and re.split("[.=]", plain)[0] in beginnings():
+        if argument.startswith("-") and re.split("[.=]", plain)[0] in beginnings():
             remedy = f"Write {plain if '=' in plain else f'{plain}=...'}"
             raise UserError("command line", argument, "a setting is written without dashes", remedy)
 

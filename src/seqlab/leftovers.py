@@ -5,27 +5,35 @@ Hydra makes the folder before a single setting is checked. What was there before
 
 import contextlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from seqlab.errors import UserError
 from seqlab.sweep.lock import LOCK, only_process_in
-from seqlab.sweep.records import SWEEP
+from seqlab.sweep.records import SWEEP, load
 
 OF_A_START = {".hydra", "train.log", "summary.json", SWEEP, "multirun.yaml", LOCK}
 """What stands in a folder before its run or its first job begins; with anything else there, it has begun."""
 
 
 class Leftovers:
-    """A folder as it is before a command writes to it."""
+    """A folder as it is before a command writes to it.
 
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()
+    Args:
+        folder: the run's or the sweep's.
+        overrides: the command line's, which say whose the files of a start are.
+    """
+
+    def __init__(self, folder: Path, overrides: Sequence[str] = ()):
+        self.folder, self.overrides = folder.absolute(), list(overrides)
         self.before = names_in(self.folder)
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]  # by the command, soon
 
     def remove(self) -> None:
         """Remove what the command left, and the folders that it made, if no run or job has begun; raises nothing."""
-        if not self.new() <= OF_A_START or (self.new() and in_use(self.folder)):
+        if not self.new() <= OF_A_START or self.of_another() or (self.new() and in_use(self.folder)):
             return
         with contextlib.suppress(OSError):
             for path in (self.folder / name for name in self.new()):
@@ -35,6 +43,15 @@ class Leftovers:
                     break
                 with contextlib.suppress(FileNotFoundError):
                     path.rmdir()
+
+    def of_another(self) -> bool:
+        """Whether another command has begun here since; it may not have got as far as to hold the folder."""
+        try:
+            written = yaml.safe_load((self.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            written = None
+        started = [written, load(self.folder / SWEEP).get("overrides")]
+        return any(overrides and overrides != self.overrides for overrides in started)
 
     def new(self) -> set[str]:
         """What has come into the folder since."""
@@ -62,10 +79,10 @@ def names_in(folder: Path) -> set[str]:
 _noted: Leftovers | None = None
 
 
-def note(folder: Path) -> None:
+def note(folder: Path, overrides: Sequence[str]) -> None:
     """Keep in mind what is in a folder, for ``clear``."""
     global _noted
-    _noted = Leftovers(folder)
+    _noted = Leftovers(folder, overrides)
 
 
 def clear(*, refused: bool) -> None:

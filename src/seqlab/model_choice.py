@@ -78,8 +78,8 @@ def reaches_nothing(cfg: DictConfig, key: str) -> bool:
     if any(key.startswith(f"model.mixers.{name}.") for name in unused):
         return True
     group, _, name = key.rpartition(".")
-    if group != "size" or name not in (cfg.get("size") or ()):
-        return False
+    if group != "size" or name not in (cfg.get("size") or ()) or cfg.get("match") is not None:
+        return False  # the reference that a model is matched with may read what the model does not
     settings = flat({k: v for k, v in OmegaConf.to_container(cfg, resolve=False).items() if k != "hydra"})
     read = (str(v) for k, v in settings.items() if not any(k.startswith(f"model.mixers.{one}.") for one in unused))
     return not any("${" in text and re.search(rf"\b{name}\b|{{size}}", text) for text in read)

@@ -55,6 +55,10 @@ def refuse_used_folder(folder: Path) -> None:
     if whole or (folder / "checkpoints").exists():
         remedy = f"Continue it with {resume_command(folder)}, or name another folder" if whole else "Name another one"
         raise UserError("run folder", folder, "holds a run already", remedy)
+    for path in (folder / "metrics.jsonl", folder / "summary.json"):
+        if path.exists() and path.stat().st_size and load(path).get("status") != "failed":
+            rule = f"holds a {path.name} of something else"
+            raise UserError("run folder", folder, rule, "Move it away, or name another folder")
 
 
 def refuse_another_job(cfg: DictConfig, folder: Path) -> None:

@@ -16,6 +16,7 @@ from seqlab.messages import report
 from seqlab.model_choice import size_note
 from seqlab.sweep import watch
 from seqlab.sweep.naming import jobs_of
+from seqlab.sweep.records import RECORDS, SWEEP
 
 
 class ShowSweep(Callback):
@@ -37,7 +38,7 @@ class ShowSweep(Callback):
         with contextlib.suppress(Exception):  # Hydra makes the folder next, and whatever is amiss is said then
             hydra.set_config(config)  # the folder's name refers to it
             if config.resume is None:
-                leftovers.note(Path(config.hydra.run.dir))
+                leftovers.note(Path(config.hydra.run.dir), list(config.hydra.overrides.task))
         hydra.cfg = before
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -49,9 +50,9 @@ class ShowSweep(Callback):
     def begin(self, config: DictConfig) -> None:
         """Say which folder the sweep is in, and start to watch it."""
         folder = Path(config.hydra.sweep.dir)
-        leftovers.note(folder)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
-        if folder.is_dir() and any(folder.iterdir()):
+        leftovers.note(folder, typed)
+        if any((folder / name).exists() for name in (SWEEP, RECORDS, "multirun.yaml")):
             named = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
             anew = "another hydra.sweep.dir" if named else "sweep.resume=false"
             said = f"Going on with the sweep in {folder} ({anew} starts anew)."
