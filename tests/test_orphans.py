@@ -32,14 +32,14 @@ def job(folder, launcher, how):
 
 if launcher == "joblib":
     from joblib import Parallel, delayed
-    from seqlab.sweep.orphans import CHILDREN
-    Parallel(2, backend="loky", batch_size=1)(delayed(job)(folder, CHILDREN, how) for _ in range(2))
+    from seqlab.sweep.orphans import JOBLIB
+    Parallel(2, backend="loky", batch_size=1)(delayed(job)(folder, JOBLIB, how) for _ in range(2))
 else:
     import submitit
-    from seqlab.sweep.orphans import DESCENDANTS
+    from seqlab.sweep.orphans import LOCAL_PROCESSES
     executor = submitit.LocalExecutor(folder / "submitit")
     executor.update_parameters(timeout_min=10, setup=["true"] if how == "stuck" else [])
-    kept = [executor.submit(job, folder, DESCENDANTS, how) for _ in range(2)]
+    kept = [executor.submit(job, folder, LOCAL_PROCESSES, how) for _ in range(2)]
 time.sleep(600)
 """
 """Two jobs as the launchers start them, without all that a job imports."""

@@ -37,12 +37,12 @@ def test_workers_side_by_side():
 
 
 def test_local_processes_start_as_many_as_a_batch_has():
-    check_workers(config(workers.PROCESSES, size=32), [[0] * 32])
-    check_workers(config(workers.PROCESSES), [[0] * 32])
+    check_workers(config(workers.LOCAL_PROCESSES, size=32), [[0] * 32])
+    check_workers(config(workers.LOCAL_PROCESSES), [[0] * 32])
     with pytest.raises(UserError, match=r"hydra\.sweeper\.max_batch_size=33: 33 processes"):
-        check_workers(config(workers.PROCESSES, size=33))
+        check_workers(config(workers.LOCAL_PROCESSES, size=33))
     with pytest.raises(UserError, match=r"hydra\.sweeper\.max_batch_size=None: 33 processes"):
-        check_workers(config(workers.PROCESSES), [[0] * 33])
+        check_workers(config(workers.LOCAL_PROCESSES), [[0] * 33])
     check_workers(config("basic"), [[0] * 5000])
 
 
@@ -54,7 +54,7 @@ def test_a_batch_has_a_size(size):
 
 def test_the_local_launcher_is_called_so():
     launcher = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.submitit_launcher").LocalLauncher
-    assert f"{launcher.__module__}.{launcher.__name__}" == workers.PROCESSES
+    assert f"{launcher.__module__}.{launcher.__name__}" == workers.LOCAL_PROCESSES
 
 
 def test_a_sweep_is_refused_before_its_first_job(sweep, monkeypatch):  # noqa: F811

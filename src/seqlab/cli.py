@@ -18,10 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab import (
-    leftovers,
-    resolvers,  # noqa: F401 (registers what conf/ refers to)
-)
+from seqlab import leftovers, resolvers  # noqa: F401 (resolvers registers what conf/ refers to)
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.messages import message_of, report, translate
 from seqlab.sweep import orphans, watch

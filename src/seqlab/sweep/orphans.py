@@ -15,8 +15,8 @@ from pathlib import Path
 SWEEP = "SEQLAB_SWEEP"
 """In the environment: the number of the process that shows the sweep."""
 
-CHILDREN = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
-DESCENDANTS = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"  # another process is between
+JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+LOCAL_PROCESSES = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"  # another process is between
 PROC = Path("/proc")
 INTERVAL = 0.5  # seconds between two looks
 GRACE = 10  # seconds for a step and a checkpoint
@@ -36,7 +36,7 @@ def ends_with_sweep(launcher: str) -> Iterator[None]:
         launcher: the ``_target_`` of Hydra's; others than those of this machine's processes are left alone.
     """
     sweep = int(os.environ.get(SWEEP, 0))
-    watched = os.name == "posix" and (launcher == CHILDREN or (launcher == DESCENDANTS and (PROC / "self").exists()))
+    watched = os.name == "posix" and (launcher == JOBLIB or (launcher == LOCAL_PROCESSES and (PROC / "self").exists()))
     if not watched or sweep in (0, os.getpid()):
         yield
         return

@@ -7,9 +7,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab.errors import UserError
-
-PROCESSES = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
-"""The launcher that starts every job of a batch at once, on this machine."""
+from seqlab.sweep.orphans import LOCAL_PROCESSES
 
 
 def cores() -> int:
@@ -55,7 +53,7 @@ def check_workers(config: DictConfig, batches: Sequence[Sequence[Any]] = ()) -> 
             "hydra.launcher.n_jobs", workers, rule, "Give it the number of workers, or -1 for one on each core"
         )
     together = max(map(len, batches), default=size or 0)
-    if hydra.launcher._target_ == PROCESSES and together > most:
+    if hydra.launcher._target_ == LOCAL_PROCESSES and together > most:
         refuse_processes("hydra.sweeper.max_batch_size", size, together)
     if workers is not None and workers > most:
         refuse_processes("hydra.launcher.n_jobs", workers, workers)
