@@ -13,11 +13,11 @@ from pathlib import Path
 
 from torch import nn
 
-from seqlab.analysis.figures import scaled_bytes
-from seqlab.config import CONFIG_FOLDER, first_comment
-from seqlab.loading import fresh_model
+from seqlab.config.options import CONFIG_FOLDER, first_comment
 from seqlab.models import state_bytes
-from seqlab.summary import count_parameters
+from seqlab.models.counting import count_parameters
+from seqlab.report.figures import scaled_bytes
+from seqlab.runs.load import fresh_model
 
 README = CONFIG_FOLDER.parent / "README.md"
 BEGIN, END = "<!-- architectures: python scripts/architectures.py --write -->\n", "<!-- end of architectures -->"

@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch  # only now: a process is charged with the memory of the one that starts it
 
-    from seqlab.summary import environment
+    from seqlab.runs.summary import environment
 
     facts = environment(torch.device("cpu"))
     facts["date"] = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -30,14 +30,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from seqlab import console
-from seqlab.analysis.timing import seconds, synchronize
+from seqlab.benchmarks.timing import seconds, synchronize
 from seqlab.experiment import choose_device
 from seqlab.formatting import counted
-from seqlab.loading import fresh_model
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.ops.routed_experts import resolve_backend
-from seqlab.summary import environment
+from seqlab.runs.load import fresh_model
+from seqlab.runs.summary import environment
 from seqlab.training.captured import EAGER, captures
 from seqlab.training.optim import adamw
 from seqlab.training.precision import DTYPES, autocast

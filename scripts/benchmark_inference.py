@@ -29,14 +29,16 @@ import rich
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from seqlab import cli, console
-from seqlab.analysis.inference_benchmark import report
-from seqlab.analysis.inference_benchmark.session import LAST_STEPS, Contestant, Session, Settings
+from seqlab import console
+from seqlab.benchmarks.inference import report
+from seqlab.benchmarks.inference.session import LAST_STEPS, Contestant, Session, Settings
+from seqlab.config.exceptions import translate
 from seqlab.errors import UserError
-from seqlab.experiment import begin_anew, choose_device
+from seqlab.experiment import choose_device, reset
 from seqlab.formatting import counted
-from seqlab.loading import fresh_model, load_run
-from seqlab.summary import cpu_model, environment, package_version, scan_backend
+from seqlab.models.counting import scan_backend
+from seqlab.runs.load import fresh_model, load_run
+from seqlab.runs.summary import cpu_model, environment, package_version
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 DEFAULTS = {
@@ -148,7 +150,7 @@ def measure(args: argparse.Namespace, session: Session, facts: dict[str, Any]) -
         session.advance = lambda: progress.advance(task)
         try:
             for name in args.models:
-                begin_anew(args.seed)
+                reset(args.seed)
                 entrant = contestant(name, args)
                 entrant = entrant._replace(name=unique(entrant.name, facts["models"]))
                 facts["models"][entrant.name] = {
@@ -218,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(parse(argv))
     except Exception as error:
-        ending = cli.translate(error)
+        ending = translate(error)
         if ending is None:
             raise
         console.complain(str(ending))

@@ -28,16 +28,16 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from seqlab import console
-from seqlab.analysis.scan_benchmark import report
-from seqlab.analysis.scan_benchmark.contestants import OTHERS, Contestant, Shape, ours, why_other_is_out
-from seqlab.analysis.scan_benchmark.results import OFFICIAL, OFFICIAL_SOURCE, PASSES, compare
-from seqlab.analysis.scan_benchmark.session import Session, Settings
-from seqlab.analysis.timing import DeviceLimits, device_limits
+from seqlab.benchmarks.scan import report
+from seqlab.benchmarks.scan.contestants import OTHERS, Contestant, Shape, ours, why_other_is_out
+from seqlab.benchmarks.scan.results import OFFICIAL, OFFICIAL_SOURCE, PASSES, compare
+from seqlab.benchmarks.scan.session import Session, Settings
+from seqlab.benchmarks.timing import DeviceLimits, device_limits
 from seqlab.errors import UserError
 from seqlab.formatting import counted
 from seqlab.ops import backends
 from seqlab.ops.selective_scan import BACKENDS
-from seqlab.summary import cpu_model, environment, package_version
+from seqlab.runs.summary import cpu_model, environment, package_version
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 DEFAULTS = {

@@ -35,7 +35,7 @@ from seqlab.formatting import counted
 from seqlab.models import SequenceModel
 from seqlab.models.mixers import Mamba
 from seqlab.ops.selective_scan import resolve_backend
-from seqlab.summary import environment, package_version
+from seqlab.runs.summary import environment, package_version
 
 VOCABULARY = 65  # of Tiny Shakespeare
 MAMBA_LAYERS, TRANSFORMER_LAYERS, HEADS = 4, 6, 4

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from seqlab import console
-from seqlab.analysis import tables
-from seqlab.analysis.budgets import parse_at
-from seqlab.analysis.compare import Comparison, compare
-from seqlab.analysis.late_progress import LateProgress
-from seqlab.analysis.mismatches import mismatches_in_words
-from seqlab.analysis.runs import Run, Skipped, read
 from seqlab.errors import UserError
+from seqlab.report import tables
+from seqlab.report.budgets import parse_at
+from seqlab.report.compare import Comparison, compare
+from seqlab.report.late_progress import LateProgress
+from seqlab.report.mismatches import mismatches_in_words
+from seqlab.report.runs import Run, Skipped, read
 
 OUTPUTS = Path("outputs")
 
@@ -90,7 +90,7 @@ def make_folder(path: Path) -> None:
 
 def write(comparison: Comparison, folder: Path, progress: LateProgress) -> list[Path]:
     """Tables, pictures and the page. Returns what was written."""
-    from seqlab.analysis import plots, report  # not before they are needed: they take a second to import
+    from seqlab.report import page, plots  # not before they are needed: they take a second to import
 
     make_folder(folder)
     try:
@@ -105,7 +105,7 @@ def write(comparison: Comparison, folder: Path, progress: LateProgress) -> list[
             console.say("No page for the browser without plotly: pip install 'seqlab[plots]' adds it.")
         else:
             progress.show("writing the page")
-            written.append(report.write(comparison, folder))
+            written.append(page.write(comparison, folder))
         return written
     except OSError as error:
         where = error.filename or folder

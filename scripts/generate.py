@@ -30,14 +30,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
-from seqlab import cli, console
+from seqlab import console
+from seqlab.config.exceptions import translate
+from seqlab.config.schema import in_words
 from seqlab.errors import UserError, nearest, printable
-from seqlab.experiment import begin_anew, choose_device
+from seqlab.experiment import choose_device, reset
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
-from seqlab.loading import Trained, load_run
-from seqlab.schema import in_words
-from seqlab.trust import packages
+from seqlab.runs.load import Trained, load_run
+from seqlab.runs.trust import packages
 
 SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "run": (str, None),
@@ -86,7 +87,7 @@ def parse_value(key: str, text: str) -> Any:
 def load(settings: dict[str, Any]) -> Trained:
     """The run's model and data; refused if there is no text that it could sample."""
     device = choose_device(settings["device"])
-    begin_anew(settings["seed"])
+    reset(settings["seed"])
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
         print(flush=True)
         return 130
     except Exception as error:
-        ending = cli.translate(error)
+        ending = translate(error)
         if ending is None:
             raise
         console.complain(str(ending))

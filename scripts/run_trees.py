@@ -29,7 +29,7 @@ def config_of(model: str = "mamba", data: str = "synthetic", seed: int = 1, **se
         "size": {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 256},
         "data": {"_target_": "seqlab.data.synthetic.Regression", "length": 32, "seed": 0, "dir": None, "metrics": {}},
         "optimizer": {"_target_": "seqlab.training.optim.adamw", "lr": 0.001, "betas": [0.9, 0.95]},
-        "trainer": {"_target_": "seqlab.training.Trainer", "batch_size": 8, "steps": 100, "log_every": 1},
+        "trainer": {"_target_": "seqlab.training.TrainerConfig", "batch_size": 8, "steps": 100, "log_every": 1},
         "model": {"_target_": "seqlab.models.SequenceModel", "pattern": [model], "mixers": {model: dict(MIXER)}},
     }
     for key, value in settings.items():

@@ -7,8 +7,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from seqlab.analysis.figures import scaled_bytes
 from seqlab.models.feedforward import swiglu_width
+from seqlab.report.figures import scaled_bytes
 from support import CONF, architectures, compose_config, models
 
 ROOT = CONF.parent

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from seqlab.config import describe_options, first_comment
+from seqlab.config.options import describe_options, first_comment
+from seqlab.config.schema import check
 from seqlab.errors import UserError
-from seqlab.schema import check
 from support import CONF, architectures, compose_config, depth, models, options
 
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)

@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 
 from seqlab.experiment import build_model
 from seqlab.training.signals import StopRequest
-from seqlab.training.trainer import Fit
+from seqlab.training.trainer import Trainer
 from support import compose_config, depth
 
 GOLDEN = Path(__file__).with_suffix("").parent / "golden_losses.json"
@@ -49,7 +49,7 @@ def losses(name: str, perturbation: float = 0.0, seed: int = 2) -> list[float]:
     records = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = instantiate(cfg.trainer, _convert_="all")
-        Fit(trainer, model, data, device=CPU, seed=1, folder=Path(folder)).run(records.append, StopRequest())
+        Trainer(trainer, model, data, device=CPU, seed=1, folder=Path(folder)).run(records.append, StopRequest())
     return [record["loss"] for record in records if record["split"] == "train"]
 
 

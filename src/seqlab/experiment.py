@@ -16,17 +16,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from seqlab import final_table, further_tests
-from seqlab import summary as facts
-from seqlab.analysis import targets
+from seqlab.cli import result_table
+from seqlab.config.exceptions import message_of
+from seqlab.config.renamed import up_to_date
+from seqlab.config.schema import check_all
+from seqlab.config.without_effect import check_choice
 from seqlab.console import output
 from seqlab.errors import Diverged, Interrupted, NoResult, Pruned, UserError
-from seqlab.launching import take_share
-from seqlab.matching import matched
-from seqlab.messages import message_of
-from seqlab.model_choice import check_choice
+from seqlab.jsonio import load
+from seqlab.match.overlay import matched
 from seqlab.models import expert_load, state_bytes
-from seqlab.resume import (
+from seqlab.models.counting import backends, count_parameters
+from seqlab.runs import extra_tests, targets
+from seqlab.runs import summary as facts
+from seqlab.runs.lock import only_process_in
+from seqlab.runs.process import reset_global_state, take_share
+from seqlab.runs.resume import (
     as_begun,
     can_go_on,
     continued,
@@ -39,11 +44,7 @@ from seqlab.resume import (
     refuse_used_folder,
     result_of,
 )
-from seqlab.schema import check_all
-from seqlab.sweep.isolation import begin_anew
-from seqlab.sweep.lock import only_process_in
 from seqlab.sweep.orphans import PATIENCE
-from seqlab.sweep.records import load
 from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
@@ -52,7 +53,7 @@ from seqlab.training.metrics_file import MetricsFile
 from seqlab.training.optim import decayed_share
 from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
-from seqlab.training.trainer import Fit
+from seqlab.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def run(cfg: DictConfig) -> float:
     Returns:
         The best validation loss, which a hyper-parameter search may minimise.
     """
-    hydra = HydraConfig.get()
+    hydra, cfg = HydraConfig.get(), up_to_date(cfg)
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode is RunMode.MULTIRUN
     with only_process_in(folder, patience=PATIENCE if in_sweep else 0):
@@ -115,7 +116,7 @@ def run(cfg: DictConfig) -> float:
             refuse_used_folder(folder)
             cfg = settled(cfg, folder)
         summary = execute(cfg, *prepare(cfg, folder, resume=resume), folder)
-    final_table.show(output(), summary)
+    result_table.show(output(), summary)
     return summary["best_validation_loss"]
 
 
@@ -159,42 +160,44 @@ def cannot_begin(cfg: DictConfig, folder: Path) -> Iterator[None]:
         raise
 
 
-def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Fit, NoLogger]:
+def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Trainer, NoLogger]:
     """Build data, model and trainer, and start the logger; from here on the folder holds a run."""
     with cannot_begin(cfg, folder):
         device = choose_device(cfg.device)
-        begin_anew(cfg.seed)
+        reset_global_state(cfg.seed)
         take_share(device, cfg.get("threads"))
         data = instantiate(cfg.data, _convert_="all")
         if resume:
             refuse_other_data(data, folder)
         targets.check_names(targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
-        facts.backends(model, device)  # one that cannot run is refused before anything else is done
-        fit = Fit(instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder)
-        fit.origin = {"settings": pinned(cfg), "data_fingerprint": data.fingerprint}
+        backends(model, device)  # one that cannot run is refused before anything else is done
+        trainer = Trainer(
+            instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder
+        )
+        trainer.origin = {"settings": pinned(cfg), "data_fingerprint": data.fingerprint}
         if resume:
-            fit.restore()
-            refuse_empty_changes(cfg, folder, fit)
+            trainer.restore()
+            refuse_empty_changes(cfg, folder, trainer)
         else:
-            check_fits(fit.trainer.schedule, fit.total)
+            check_fits(trainer.config.schedule, trainer.total)
         logger = instantiate(cfg.logger)
-        logger.start(folder, OmegaConf.to_container(cfg), fit.counters.step)
+        logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
         keep(cfg, folder)
-        return fit, logger
+        return trainer, logger
 
 
-def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.Summary:
-    """Run a prepared fit to its end, with ``summary.json`` telling its state at every moment.
+def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path) -> facts.Summary:
+    """Run a prepared trainer to its end, with ``summary.json`` telling its state at every moment.
 
     That of a completed run stays as it is while nothing new has been reached.
     """
-    before, first = load(folder / "summary.json"), fit.counters.step
+    before, first = load(folder / "summary.json"), trainer.counters.step
     completed = before.get("status") == "completed"
-    summary = describe(cfg, fit, folder)
-    if budgets := earlier_budgets(folder, fit.counters.step, fit.total, fit.trainer.schedule):
+    summary = describe(cfg, trainer, folder)
+    if budgets := earlier_budgets(folder, trainer.counters.step, trainer.total, trainer.config.schedule):
         summary["earlier_budgets"] = budgets
-    report = reporter(fit.evaluate_every, fit.total)
+    report = reporter(trainer.evaluate_every, trainer.total)
     status = "failed"
 
     def record(values: dict[str, Any]) -> None:
@@ -203,27 +206,27 @@ def execute(cfg: DictConfig, fit: Fit, logger: NoLogger, folder: Path) -> facts.
         report(values)
 
     try:
-        if not (completed and fit.is_over):
+        if not (completed and trainer.is_over):
             facts.write(folder, summary | {"status": "running", "steps": first})
-        with MetricsFile(folder / "metrics.jsonl", keep=fit.is_settled) as metrics_file, StopRequest() as stop:
-            fit.run(record, stop)
-            test = fit.test()
-            summary |= progress_of(fit) | results_of(fit, test)
-            if not completed or fit.counters.step > first:
+        with MetricsFile(folder / "metrics.jsonl", keep=trainer.is_settled) as metrics_file, StopRequest() as stop:
+            trainer.run(record, stop)
+            test = trainer.test()
+            summary |= progress_of(trainer) | results_of(trainer, test)
+            if not completed or trainer.counters.step > first:
                 facts.write(folder, summary | {"status": "running"})  # further tests may take long, and then fail
-            refuse_no_result(fit, test)
+            refuse_no_result(trainer, test)
             began = time.perf_counter()
-            summary["further_tests"] = further_tests.measure(fit)
+            summary["further_tests"] = extra_tests.measure(trainer)
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
-        if completed and fit.counters.step == first:
+        if completed and trainer.counters.step == first:
             summary |= {key: before[key] for key in OF_THE_STEPS if key in before}
         summary |= {"targets": targets.judged(targets_of(cfg), summary)}
         facts.write(folder, summary | {"status": "completed"})
         status = "completed"
     except BaseException as error:
         status = ENDINGS.get(type(error), "failed")
-        ending = progress_of(fit) | summary | {"status": status, "error": message_of(error)}
-        facts.write_ending(folder, before if completed and fit.counters.step == first else ending)
+        ending = progress_of(trainer) | summary | {"status": status, "error": message_of(error)}
+        facts.write_ending(folder, before if completed and trainer.counters.step == first else ending)
         raise
     finally:
         close(logger, status)
@@ -239,9 +242,9 @@ def close(logger: NoLogger, status: str) -> None:
             log.warning("The tracker was not closed in order: %s", message_of(error))
 
 
-def refuse_no_result(fit: Fit, test: Evaluation) -> None:
+def refuse_no_result(trainer: Trainer, test: Evaluation) -> None:
     """Raise NoResult where a loss is not finite, or most updates were thrown away: neither measures a model."""
-    counters, loss = fit.counters, test.metrics["loss"]
+    counters, loss = trainer.counters, test.metrics["loss"]
     if math.isfinite(loss) and math.isfinite(counters.best_loss) and 2 * counters.hopeless <= counters.step:
         return
     raise NoResult(
@@ -251,11 +254,11 @@ def refuse_no_result(fit: Fit, test: Evaluation) -> None:
     )
 
 
-def results_of(fit: Fit, test: Evaluation) -> facts.Summary:
+def results_of(trainer: Trainer, test: Evaluation) -> facts.Summary:
     """What a run has reached when its test split has been read, and its further tests have not."""
-    load = expert_load(fit.model)
+    load = expert_load(trainer.model)
     return {
-        "best_validation": fit.counters.best_metrics,
+        "best_validation": trainer.counters.best_metrics,
         "test": test.metrics,
         "test_loss_by_position": test.loss_by_position,
         "test_slices": test.slices,
@@ -269,51 +272,51 @@ def targets_of(cfg: DictConfig) -> dict[str, Any] | None:
     return OmegaConf.to_container(cfg.target) if cfg.get("target") is not None else None
 
 
-def describe(cfg: DictConfig, fit: Fit, folder: Path) -> facts.Summary:
+def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> facts.Summary:
     """What is known of a run before it starts."""
     return (
         {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": os.path.relpath(folder)}
         | ({"matched": OmegaConf.to_container(cfg.matched)} if "matched" in cfg else {})
-        | facts.count_parameters(fit.model)
+        | count_parameters(trainer.model)
         | {
-            **facts.backends(fit.model, fit.device),
-            "precision": fit.trainer.precision,
-            "cuda_graph": fit.cuda_graph,
-            "decayed_share": decayed_share(fit.update.optimizers),
-            "batch_size": fit.trainer.batch_size,
-            "length": fit.data.length,
-            "state_bytes": state_bytes(fit.model, fit.data.length),
-            "data_description": fit.data.description,
-            "data_fingerprint": fit.data.fingerprint,
-            "chance": getattr(fit.data, "chance", None),
-            "total_steps": fit.total,
-            "evaluation_batches": fit.trainer.evaluation_batches,
-            "further_tests_left_out": further_tests.left_out(fit),
-            "flops_per_token": fit.flops_per_step / fit.tokens_per_step,
+            **backends(trainer.model, trainer.device),
+            "precision": trainer.config.precision,
+            "cuda_graph": trainer.cuda_graph,
+            "decayed_share": decayed_share(trainer.update.optimizers),
+            "batch_size": trainer.config.batch_size,
+            "length": trainer.data.length,
+            "state_bytes": state_bytes(trainer.model, trainer.data.length),
+            "data_description": trainer.data.description,
+            "data_fingerprint": trainer.data.fingerprint,
+            "chance": getattr(trainer.data, "chance", None),
+            "total_steps": trainer.total,
+            "evaluation_batches": trainer.config.evaluation_batches,
+            "further_tests_left_out": extra_tests.left_out(trainer),
+            "flops_per_token": trainer.flops_per_step / trainer.tokens_per_step,
         }
-        | facts.environment(fit.device)
+        | facts.environment(trainer.device)
     )
 
 
-def progress_of(fit: Fit) -> facts.Summary:
+def progress_of(trainer: Trainer) -> facts.Summary:
     """What a run has spent and reached so far.
 
     ``wall_seconds`` is all time from the first step, with validation, checkpoints and the test split; time of further
     tests, which ask more of one model than of another, is in ``further_seconds``.
     """
-    counters = fit.counters
-    tokens = counters.step * fit.tokens_per_step
-    stop_reason = fit.stop_reason if counters.step < fit.total else None
+    counters = trainer.counters
+    tokens = counters.step * trainer.tokens_per_step
+    stop_reason = trainer.stop_reason if counters.step < trainer.total else None
     return {
         "steps": counters.step,
-        "samples": counters.step * fit.trainer.batch_size,
+        "samples": counters.step * trainer.config.batch_size,
         "tokens": tokens,
-        "flops": counters.step * fit.flops_per_step,
+        "flops": counters.step * trainer.flops_per_step,
         "seconds": counters.seconds,
         "data_wait_share": counters.data_seconds / counters.seconds if counters.seconds else None,
-        "wall_seconds": fit.wall_seconds,
-        "tokens_per_second": counters.steps_per_second and counters.steps_per_second * fit.tokens_per_step,
-        "peak_memory_bytes": facts.peak_memory(fit.device),
+        "wall_seconds": trainer.wall_seconds,
+        "tokens_per_second": counters.steps_per_second and counters.steps_per_second * trainer.tokens_per_step,
+        "peak_memory_bytes": facts.peak_memory(trainer.device),
         "skipped_steps": counters.skipped,
         "stopped_early": stop_reason is not None,
         "stop_reason": stop_reason,

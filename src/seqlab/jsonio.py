@@ -36,3 +36,18 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def dump(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all, into a folder that is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A JSON file's content, empty where there is none or it cannot be read now."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

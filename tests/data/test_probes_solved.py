@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data.probe_cases import FIXED, FRESH, MIXED, RECALLED, SMALL, TASKS, many
 from data.probe_solvers import check_solved, solve
+from seqlab.config.schema import check
 from seqlab.data.probes.arrays import power_of_two
 from seqlab.data.probes.base import Probe
 from seqlab.data.probes.compression import Compression
@@ -21,7 +22,6 @@ from seqlab.data.probes.memorization import Memorization
 from seqlab.data.probes.mqar import MQAR
 from seqlab.data.probes.recall import FuzzyRecall, NoisyRecall
 from seqlab.errors import UserError
-from seqlab.schema import check
 from support import compose_config
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from seqlab.inference.sampling import Sampling
-from seqlab.loading import load_run
+from seqlab.runs.load import load_run
 from seqlab.training import checkpoint
 from support import ROOT
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from seqlab.analysis.inference_benchmark.session import captured
-from seqlab.loading import fresh_model
+from seqlab.benchmarks.inference.session import captured
+from seqlab.models.counting import tensors_of
 from seqlab.models.mixture_of_experts import MixtureOfExperts
-from seqlab.models.state import tensors_of
-from seqlab.sweep.isolation import begin_anew
+from seqlab.runs.load import fresh_model
+from seqlab.runs.process import reset_global_state
 from support import ROOT, architectures, depth
 
 pytestmark = [
@@ -26,7 +26,7 @@ CUDA = torch.device("cuda")
 
 
 def build(name: str, dtype: torch.dtype):
-    begin_anew(0)  # cuDNN's recurrent layers would take float32 for TensorFloat32
+    reset_global_state(0)  # cuDNN's recurrent layers would take float32 for TensorFloat32
     return fresh_model(name, "tiny" if depth(name) == 2 else None, vocabulary=97, max_length=400).to(CUDA, dtype)
 
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models import SequenceModel, state_bytes
+from seqlab.models.counting import bytes_of, mixer_state_bytes, training_flops
 from seqlab.models.mixers.fla import FlaLayer
-from seqlab.models.state import bytes_of, mixer_state_bytes
-from seqlab.training.flops import training_flops
 from support import compose_config, options
 
 D_MODEL, HEADS, LENGTH, VOCABULARY = 16, 2, 23, 11

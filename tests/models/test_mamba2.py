@@ -7,9 +7,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from seqlab.errors import UserError
+from seqlab.models.counting import scan_backend, training_flops
 from seqlab.models.mixers import Mamba, Mamba2
-from seqlab.summary import scan_backend
-from seqlab.training.flops import training_flops
 from support import compose_config
 
 VOCABULARY, LENGTH, LAYERS, D_MODEL = 97, 75, 3, 48

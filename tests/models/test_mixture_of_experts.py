@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models import auxiliary_losses, expert_load
+from seqlab.models.counting import backends
 from seqlab.models.feedforward import SwiGLU
 from seqlab.models.mixture_of_experts import MixtureOfExperts, balance_loss, z_loss
-from seqlab.summary import backends
 from support import compose_config
 
 D, D_FF, H = 12, 24, 16

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models import SequenceModel, state_bytes
+from seqlab.models.counting import bytes_of, tensors_of
 from seqlab.models.layer import prefill_mixer
 from seqlab.models.mixers import Attention, softmax
 from seqlab.models.mixers import cache as kv_cache
-from seqlab.models.state import bytes_of, tensors_of
 from support import architectures, compose_config, depth, skip_where_refused
 
 MODELS = architectures()

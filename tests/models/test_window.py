@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from seqlab.models.counting import bytes_of, mixer_state_bytes
 from seqlab.models.mixers import Attention
 from seqlab.models.mixers.cache import WindowCache
 from seqlab.models.mixers.softmax import attend_window
-from seqlab.models.state import bytes_of, mixer_state_bytes
 
 D_MODEL = 16
 

@@ -1,4 +1,4 @@
-"""Small fits for the tests of training."""
+"""Small trainers for the tests of training."""
 
 import signal
 
@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from seqlab.training.optim import adamw
 from seqlab.training.schedule import constant
 from seqlab.training.signals import StopRequest
-from seqlab.training.trainer import Fit, Trainer
+from seqlab.training.trainer import Trainer, TrainerConfig
 from support import Echo, compose_config
 
 
@@ -22,26 +22,26 @@ def build(tmp_path, *, model=None, data=None, optimizer=adamw, schedule=constant
     if model is None:
         torch.manual_seed(0)
         model = transformer()
-    trainer = Trainer(optimizer=optimizer, schedule=schedule, **settings)
-    return Fit(trainer, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path)
+    config = TrainerConfig(optimizer=optimizer, schedule=schedule, **settings)
+    return Trainer(config, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path)
 
 
-def run(fit, record=lambda values: None, stop=None):
-    fit.run(record, stop or StopRequest())
+def run(trainer, record=lambda values: None, stop=None):
+    trainer.run(record, stop or StopRequest())
 
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def stop_at(fit, step, number=signal.SIGTERM):
-    original = fit.update
+def stop_at(trainer, step, number=signal.SIGTERM):
+    original = trainer.update
 
     def update(batch, rate):
-        if fit.counters.step + 1 == step:
-            fit.stop.signal = number
+        if trainer.counters.step + 1 == step:
+            trainer.stop.signal = number
         return original(batch, rate)
 
     update.state_dict, update.load_state_dict = original.state_dict, original.load_state_dict
     update.lr, update.figures = 0.0, original.figures
-    fit.update = update
+    trainer.update = update

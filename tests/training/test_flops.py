@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seqlab.models.counting import training_flops
 from seqlab.ops import selective_scan_flops
-from seqlab.training.flops import training_flops
 from support import compose_config, depth
 
 D, D_FF, LAYERS, HEADS, VOCABULARY = 32, 96, 3, 4, 50

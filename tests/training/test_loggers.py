@@ -10,7 +10,7 @@ import pytest
 
 from seqlab.errors import UserError
 from seqlab.training.loggers import MLflow, NoLogger, only_process_at
-from seqlab.training.trainer import Fit
+from seqlab.training.trainer import Trainer
 
 
 class Store:
@@ -81,7 +81,7 @@ def test_one_that_cannot_be_closed_takes_no_result_away(train, capsys):
 
 
 def test_one_that_cannot_be_closed_hides_no_error_before_it(train, capsys, monkeypatch):
-    monkeypatch.setattr(Fit, "test", lambda self: 1 / 0)
+    monkeypatch.setattr(Trainer, "test", lambda self: 1 / 0)
     job = train("model=linear", "logger._target_=test_loggers.FailsToClose")
     assert (job.status, job.summary["status"]) == (1, "failed")
     said = capsys.readouterr().err

@@ -87,11 +87,11 @@ class Counted(Echo):
 
 def test_a_fit_asks_for_each_batch_once_and_leaves_no_thread(tmp_path):
     data = Counted()
-    fit = build(tmp_path, data=data, steps=9)
+    trainer = build(tmp_path, data=data, steps=9)
     data.asked.clear()  # the count of FLOPs takes one too
-    stop_at(fit, 4)
+    stop_at(trainer, 4)
     with pytest.raises(Interrupted):
-        run(fit)
+        run(trainer)
     assert not threads()
     assert data.asked == [(n, 4, "prefetch") for n in range(len(data.asked))]
     assert len(data.asked) <= 4 + AHEAD
@@ -106,17 +106,17 @@ def test_a_fit_asks_for_each_batch_once_and_leaves_no_thread(tmp_path):
 
 def test_an_error_of_the_data_is_the_fits(tmp_path):
     data = Echo()
-    fit = build(tmp_path, data=data)
+    trainer = build(tmp_path, data=data)
     data.train_batch = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        run(fit)
+        run(trainer)
     assert not threads()
 
 
 def test_the_wait_is_measured(tmp_path):
     slow, quick = (build(tmp_path / str(s), data=Counted(s), steps=5) for s in (0.2, 0.0))
-    for fit in (slow, quick):
-        run(fit)
+    for trainer in (slow, quick):
+        run(trainer)
     assert 0.2 < slow.counters.data_seconds <= slow.counters.seconds
     assert quick.counters.data_seconds < slow.counters.data_seconds / 3
 

@@ -13,14 +13,14 @@ def right(preds, target):
     return preds.argmax(dim=-1) == target
 
 
-def fit(folder, value=0.9, **settings):
+def stopping_at(folder, value=0.9, **settings):
     rule = {"metric": "accuracy", "value": value}
     settings = {"steps": 400, "evaluate_every": 10, "stop_above": rule} | settings
     return build(folder, data=Echo({"accuracy": right}), optimizer=lambda m: adamw(m, lr=1e-2), **settings)
 
 
 def test_ends_at_the_first_validation_above(tmp_path):
-    records, one = [], fit(tmp_path)
+    records, one = [], stopping_at(tmp_path)
     run(one, records.append)
     found = [r["accuracy"] for r in records if r["split"] == "validation"]
     assert found[-1] > 0.9
@@ -30,16 +30,16 @@ def test_ends_at_the_first_validation_above(tmp_path):
 
 
 def test_the_best_weights_are_still_those_of_the_lowest_loss(tmp_path):
-    records, one = [], fit(tmp_path)
+    records, one = [], stopping_at(tmp_path)
     run(one, records.append)
     losses = {r["step"]: r["loss"] for r in records if r["split"] == "validation"}
     assert one.counters.best_step == min(losses, key=losses.get)
 
 
 def test_stays_ended_when_resumed_unless_more_is_asked(tmp_path):
-    one = fit(tmp_path)
+    one = stopping_at(tmp_path)
     run(one)
-    same, more = fit(tmp_path), fit(tmp_path, value=1.0, steps=one.counters.step + 3)
+    same, more = stopping_at(tmp_path), stopping_at(tmp_path, value=1.0, steps=one.counters.step + 3)
     for again, steps in ((same, 0), (more, 3)):
         again.restore()
         run(again)
@@ -47,7 +47,7 @@ def test_stays_ended_when_resumed_unless_more_is_asked(tmp_path):
 
 
 def test_never_above_goes_on(tmp_path):
-    one = fit(tmp_path, value=1.0, steps=20)
+    one = stopping_at(tmp_path, value=1.0, steps=20)
     run(one)
     assert (one.counters.step, one.stop_reason) == (20, None)
 
@@ -72,7 +72,7 @@ def test_patience_gives_its_reason(tmp_path):
 )
 def test_a_mistyped_rule_is_refused(tmp_path, rule, message):
     with pytest.raises(UserError, match=message):
-        fit(tmp_path, stop_above=rule)
+        stopping_at(tmp_path, stop_above=rule)
 
 
 def test_the_metric_may_be_any_kind(tmp_path):

@@ -52,8 +52,8 @@ class TestGradient:
         whole, parts = (
             build(tmp_path / str(n), optimizer=lambda m: sgd(m, lr=0.1), accumulate=n, clip_norm=None) for n in (1, 4)
         )
-        for fit in (whole, parts):
-            run(fit)
+        for trainer in (whole, parts):
+            run(trainer)
         torch.testing.assert_close(weights(whole.model), weights(parts.model), rtol=1e-4, atol=1e-6)
 
     def test_accumulate_must_divide(self, tmp_path):
@@ -61,24 +61,26 @@ class TestGradient:
             build(tmp_path, accumulate=3)
 
     def test_the_norm_is_clipped(self, tmp_path):
-        fit = build(tmp_path, optimizer=lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False), clip_norm=0.01, steps=1)
-        before = weights(fit.model)
-        run(fit)
-        assert (weights(fit.model) - before).norm() == pytest.approx(0.01, rel=1e-3)
+        trainer = build(
+            tmp_path, optimizer=lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False), clip_norm=0.01, steps=1
+        )
+        before = weights(trainer.model)
+        run(trainer)
+        assert (weights(trainer.model) - before).norm() == pytest.approx(0.01, rel=1e-3)
 
     def test_a_batch_gives_the_mean_over_what_counts(self, tmp_path):
-        records, fit = [], build(tmp_path, steps=1)
-        data, model = fit.data, fit.model
+        records, trainer = [], build(tmp_path, steps=1)
+        data, model = trainer.data, trainer.model
         batch = data.train_batch(0, 4, 1)
         expected = data.loss(model(batch.inputs), batch.targets)[:, 1:].mean().item()
-        run(fit, records.append)
+        run(trainer, records.append)
         assert records[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 class TestRecords:
     def test_what_is_recorded(self, tmp_path):
-        records, fit = [], build(tmp_path, log_every=2)
-        run(fit, records.append)
+        records, trainer = [], build(tmp_path, log_every=2)
+        run(trainer, records.append)
         assert [(r["step"], r["split"]) for r in records] == [
             (2, "train"),
             (3, "validation"),
@@ -88,14 +90,14 @@ class TestRecords:
         ]
         last = records[-1]
         assert last["tokens"] == 6 * 4 * 8
-        assert last["flops"] == 6 * fit.flops_per_step
+        assert last["flops"] == 6 * trainer.flops_per_step
         assert last["seconds"] > 0
         assert {"loss", "lr", "grad_norm", "skipped"} <= set(records[0])
 
     def test_the_schedule_is_run(self, tmp_path):
         records = []
-        fit = build(tmp_path, schedule=lambda step, total: (step + 1) / total, optimizer=lambda m: adamw(m, lr=0.6))
-        run(fit, records.append)
+        trainer = build(tmp_path, schedule=lambda step, total: (step + 1) / total, optimizer=lambda m: adamw(m, lr=0.6))
+        run(trainer, records.append)
         rates = [r["lr"] for r in records if r["split"] == "train"]
         assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
 
@@ -112,7 +114,7 @@ class TestRecords:
 
 
 class TestSelection:
-    def losses(self, fit, values):
+    def losses(self, trainer, values):
         """Let validation find these losses, one after the other."""
         values = iter(values)
 
@@ -120,47 +122,47 @@ class TestSelection:
             def __init__(self, loss):
                 self.metrics, self.loss_by_position = {"loss": loss}, []
 
-        fit.evaluate = lambda split, bar: Result(next(values))
-        return fit
+        trainer.evaluate = lambda split, bar: Result(next(values))
+        return trainer
 
     def test_the_best_weights_are_kept(self, tmp_path):
-        fit = self.losses(build(tmp_path, steps=5, evaluate_every=1), [3, 1, 2, 2, 2])
+        trainer = self.losses(build(tmp_path, steps=5, evaluate_every=1), [3, 1, 2, 2, 2])
         seen = {}
-        original = fit._save_if_due
-        fit._save_if_due = lambda: (seen.setdefault(fit.counters.step, weights(fit.model)), original())
-        run(fit)
-        assert fit.counters.best_step == 2
-        assert torch.equal(weights(fit.model), seen[2])
+        original = trainer._save_if_due
+        trainer._save_if_due = lambda: (seen.setdefault(trainer.counters.step, weights(trainer.model)), original())
+        run(trainer)
+        assert trainer.counters.best_step == 2
+        assert torch.equal(weights(trainer.model), seen[2])
 
     def test_patience(self, tmp_path):
-        fit = self.losses(build(tmp_path, steps=9, evaluate_every=1, patience=2), [3, 2, 2, 1, 2, 2, 0])
-        run(fit)
-        assert fit.stop_reason is not None
-        assert (fit.counters.step, fit.counters.best_step) == (6, 4)
+        trainer = self.losses(build(tmp_path, steps=9, evaluate_every=1, patience=2), [3, 2, 2, 1, 2, 2, 0])
+        run(trainer)
+        assert trainer.stop_reason is not None
+        assert (trainer.counters.step, trainer.counters.best_step) == (6, 4)
 
     def test_a_validation_that_is_no_number_never_wins(self, tmp_path):
-        fit = self.losses(build(tmp_path, steps=3, evaluate_every=1), [math.nan, 5, math.nan])
-        run(fit)
-        assert (fit.counters.best_step, fit.counters.best_loss) == (2, 5)
+        trainer = self.losses(build(tmp_path, steps=3, evaluate_every=1), [math.nan, 5, math.nan])
+        run(trainer)
+        assert (trainer.counters.best_step, trainer.counters.best_loss) == (2, 5)
 
 
 class TestUnsoundSteps:
     def test_are_skipped_and_counted(self, tmp_path):
-        fit = build(tmp_path, data=Broken({1, 2}), steps=4)
-        run(fit)
-        assert fit.counters.skipped == 2
-        assert torch.isfinite(weights(fit.model)).all()
+        trainer = build(tmp_path, data=Broken({1, 2}), steps=4)
+        run(trainer)
+        assert trainer.counters.skipped == 2
+        assert torch.isfinite(weights(trainer.model)).all()
 
     def test_change_no_weight(self, tmp_path):
-        fit = build(tmp_path, data=Broken({0, 1}), steps=2, max_skipped=9)
-        before = weights(fit.model)
-        run(fit)
-        assert torch.equal(weights(fit.model), before)
+        trainer = build(tmp_path, data=Broken({0, 1}), steps=2, max_skipped=9)
+        before = weights(trainer.model)
+        run(trainer)
+        assert torch.equal(weights(trainer.model), before)
 
     def test_several_in_a_row_stop_the_run_with_a_checkpoint(self, tmp_path):
-        fit = build(tmp_path, data=Broken({4, 5, 6}), steps=20, max_skipped=3)
+        trainer = build(tmp_path, data=Broken({4, 5, 6}), steps=20, max_skipped=3)
         with pytest.raises(Diverged, match="3 steps in a row, up to step 7"):
-            run(fit)
+            run(trainer)
         again = build(tmp_path, data=Echo(), steps=20)
         again.restore()
         assert torch.isfinite(weights(again.model)).all()
@@ -169,31 +171,31 @@ class TestUnsoundSteps:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_and_keeps_float32_parameters(tmp_path, precision):
-    records, fit = (
+    records, trainer = (
         [],
         build(tmp_path, precision=precision, steps=40, evaluate_every=40, optimizer=lambda m: adamw(m, lr=1e-2)),
     )
-    run(fit, records.append)
-    assert all(p.dtype is torch.float32 for p in fit.model.parameters())
+    run(trainer, records.append)
+    assert all(p.dtype is torch.float32 for p in trainer.model.parameters())
     train = [r["loss"] for r in records if r["split"] == "train"]
     assert train[-1] < 0.6 * train[0]
 
 
 @pytest.mark.parametrize("optimizer", [adamw, muon])
 def test_a_gradient_past_fp16_changes_no_weight_of_any_optimizer(tmp_path, optimizer):
-    fit = build(tmp_path, precision="fp16", optimizer=optimizer, steps=2, clip_norm=None)
-    fit.update.scaler._init_scale = 2.0**60  # the first scaled gradients overflow, and the scale comes down
-    before = weights(fit.model)
-    run(fit)
-    assert torch.equal(weights(fit.model), before)
-    assert (fit.counters.skipped, fit.counters.skipped_in_a_row) == (2, 0)
+    trainer = build(tmp_path, precision="fp16", optimizer=optimizer, steps=2, clip_norm=None)
+    trainer.update.scaler._init_scale = 2.0**60  # the first scaled gradients overflow, and the scale comes down
+    before = weights(trainer.model)
+    run(trainer)
+    assert torch.equal(weights(trainer.model), before)
+    assert (trainer.counters.skipped, trainer.counters.skipped_in_a_row) == (2, 0)
 
 
 def test_a_budget_lowered_below_where_the_run_stands(tmp_path):
-    fit = build(tmp_path, steps=9, evaluate_every=9)
-    stop_at(fit, 4)
+    trainer = build(tmp_path, steps=9, evaluate_every=9)
+    stop_at(trainer, 4)
     with pytest.raises(Interrupted):
-        run(fit)
+        run(trainer)
     records, again = [], build(tmp_path, steps=3, evaluate_every=9)
     again.restore()
     run(again, records.append)
@@ -234,27 +236,27 @@ class TestStopping:
             assert torch.equal(weights(again.model), weights(whole.model))
 
     def test_within_an_evaluation(self, tmp_path):
-        fit = build(tmp_path)
-        original = fit.data.evaluation_batches
+        trainer = build(tmp_path)
+        original = trainer.data.evaluation_batches
 
         def stopping(split, batch_size):
             for batch in original(split, batch_size):
-                fit.stop.signal = signal.SIGINT
+                trainer.stop.signal = signal.SIGINT
                 yield batch
 
-        fit.data.evaluation_batches = stopping
+        trainer.data.evaluation_batches = stopping
         with pytest.raises(Interrupted) as ending:
-            run(fit)
+            run(trainer)
         assert ending.value.exit_status == 130
         again = build(tmp_path)
         again.restore()
         assert (again.counters.step, again.counters.evaluated_step) == (3, 0)
 
     def test_in_the_test_split_the_checkpoint_stays_the_last(self, tmp_path):
-        fit = build(tmp_path, steps=6)
-        run(fit)
-        fit.stop.signal = signal.SIGTERM
+        trainer = build(tmp_path, steps=6)
+        run(trainer)
+        trainer.stop.signal = signal.SIGTERM
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
         with pytest.raises(Interrupted):
-            fit.test()
+            trainer.test()
         assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}

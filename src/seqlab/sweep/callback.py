@@ -11,19 +11,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab import leftovers
-from seqlab.messages import report
-from seqlab.model_choice import size_note
+from seqlab.config.exceptions import report
+from seqlab.config.without_effect import size_note
+from seqlab.runs import leftovers
+from seqlab.runs.folder import SWEEP
 from seqlab.sweep import watch
 from seqlab.sweep.naming import jobs_of
-from seqlab.sweep.records import RECORDS, SWEEP
+from seqlab.sweep.records import RECORDS
 
 
 class ShowSweep(Callback):
-    """Starts the display in the process that was called; ``seqlab.cli.run`` ends it, however the sweep ends.
+    """Starts the display in the process that was called; ``seqlab.cli.main.run`` ends it, however the sweep ends.
 
-    It also notes the folder, that of a single run too, as it was before, for ``seqlab.leftovers``. It keeps nothing
-    itself, since launchers send it to other processes.
+    It also notes the folder, that of a single run too, as it was before, for ``seqlab.runs.leftovers``. It keeps
+    nothing itself, since launchers send it to other processes.
 
     Args:
         varies: the keys that tell the sweep's jobs apart.

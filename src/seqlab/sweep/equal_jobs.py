@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
 
-from seqlab.model_choice import reaches_nothing
+from seqlab.config.without_effect import reaches_nothing
 from seqlab.sweep.jobs import key_of, varying
 
 MAY_BE_IDLE = ("size.", "model.mixers.")

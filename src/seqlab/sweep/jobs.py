@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqlab.jsonio import record_of
-from seqlab.sweep.records import RUNNING, Record, load, read
+from seqlab.jsonio import load, record_of
+from seqlab.sweep.records import RUNNING, Record, read
 
 COMPLETED, EARLIER, CUT_OFF, INTERRUPTED = "completed", "kept", "cut off", "interrupted"
 PRUNED = "pruned"  # by a hyper-parameter search

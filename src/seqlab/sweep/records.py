@@ -6,16 +6,15 @@ made of these. A file, because a job that was refused (its folder belongs to ano
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from seqlab.jsonio import write_whole
+from seqlab.jsonio import dump, load
+from seqlab.runs.folder import SWEEP
 
-RECORDS, SWEEP = ".jobs", "sweep.json"
+RECORDS = ".jobs"
 RUNNING = "running"
 
 
@@ -44,28 +43,13 @@ class Record:
         name = hashlib.sha256(self.folder.encode()).hexdigest()[:16]  # the folder's own may be too long for a suffix
         values = asdict(self)
         del values["written"]
-        replace(sweep / RECORDS / f"{name}.json", values)
+        dump(sweep / RECORDS / f"{name}.json", values)
 
     def end(self, sweep: Path, outcome: str, error: str | None = None) -> None:
         """Write how the job ended; where that cannot be written, it will be taken for killed."""
         self.outcome, self.error = outcome, error
         with contextlib.suppress(OSError):
             self.write(sweep)
-
-
-def replace(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
-def load(path: Path) -> dict[str, Any]:
-    """A JSON file's content, empty where there is none or it cannot be read now."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read(sweep: Path, known: dict[Path, Record] | None = None) -> list[Record]:
@@ -120,5 +104,5 @@ def write_sweep(sweep: Path, overrides: list[str], known: dict[Path, Record] | N
         When it was written, in nanoseconds by the file system's clock.
     """
     jobs = [{"folder": record.folder, "overrides": record.overrides} for record in read(sweep, known)]
-    replace(sweep / SWEEP, {"overrides": overrides, "jobs": jobs})
+    dump(sweep / SWEEP, {"overrides": overrides, "jobs": jobs})
     return (sweep / SWEEP).stat().st_mtime_ns

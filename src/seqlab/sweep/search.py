@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from seqlab.errors import UserError
+from seqlab.jsonio import load
 from seqlab.sweep import search_results
-from seqlab.sweep.records import load
 from seqlab.sweep.search_space import Arm, arms
 from seqlab.sweep.search_trial import storage_in
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from seqlab.console import output
 from seqlab.formatting import counted
-from seqlab.sweep.records import load, replace
+from seqlab.jsonio import dump, load
 
 RESULTS = "search.json"
 
@@ -17,7 +17,7 @@ RESULTS = "search.json"
 def write(folder: Path, studies: Sequence[Any]) -> dict[str, Any]:
     """Write what the studies hold so far; returns it."""
     results = {"trials": studies[0].settings["trials"], "studies": [of(study, folder) for study in studies]}
-    replace(folder / RESULTS, results)
+    dump(folder / RESULTS, results)
     return results
 
 

@@ -18,8 +18,8 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from seqlab.config.without_effect import reaches_nothing
 from seqlab.errors import UserError
-from seqlab.model_choice import reaches_nothing
 from seqlab.sweep.folder import WITHOUT_INFLUENCE, begins
 
 log = logging.getLogger("seqlab")

@@ -18,9 +18,10 @@ import rich
 from rich.live import Live
 
 from seqlab.console import output, taken
+from seqlab.jsonio import load
 from seqlab.sweep import display, search_results
 from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, Watched, varying
-from seqlab.sweep.records import RUNNING, load, write_sweep
+from seqlab.sweep.records import RUNNING, write_sweep
 
 log = logging.getLogger("seqlab")
 

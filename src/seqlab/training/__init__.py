@@ -1,5 +1,5 @@
 """Training: one trainer for every model and task, and what it is made of."""
 
-from seqlab.training.settings import Trainer
+from seqlab.training.settings import TrainerConfig
 
-__all__ = ["Trainer"]
+__all__ = ["TrainerConfig"]

@@ -13,7 +13,7 @@ from seqlab.training.precision import Precision
 
 
 @dataclasses.dataclass(kw_only=True)
-class Trainer:
+class TrainerConfig:
     """Settings of a training run.
 
     Args:

@@ -1,6 +1,6 @@
 """The trainer: one loop for every model, task and device.
 
-``Fit`` is one model being trained under the settings of a ``Trainer``. Between two updates it evaluates if that is
+``Trainer`` trains one model under the settings of a ``TrainerConfig``. Between two updates it evaluates if that is
 due, then writes a checkpoint if that is due; so a run that continues from a checkpoint repeats exactly what it would
 have done. Batch number ``step`` is a function of the seed alone, so the step is all there is to save of the data.
 """
@@ -17,16 +17,16 @@ from torch import nn
 
 from seqlab.data import Batch
 from seqlab.errors import Diverged, Interrupted
+from seqlab.models.counting import training_flops
 from seqlab.training import checkpoint
 from seqlab.training.budget import total_steps
 from seqlab.training.captured import captures
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
-from seqlab.training.flops import training_flops
 from seqlab.training.precision import autocast, check_precision
 from seqlab.training.prefetch import Prefetch
 from seqlab.training.progress import ProgressBar
-from seqlab.training.settings import Trainer
+from seqlab.training.settings import TrainerConfig
 from seqlab.training.signals import StopRequest
 from seqlab.training.stopping import check_stop_above, stop_reason
 from seqlab.training.update import Update
@@ -34,11 +34,11 @@ from seqlab.training.update import Update
 log = logging.getLogger(__name__)
 
 
-class Fit:
+class Trainer:
     """One model being trained on one data object.
 
     Args:
-        trainer: the settings.
+        config: the settings.
         model: on ``device``, in float32.
         data: a data object.
         device: where to train.
@@ -48,7 +48,7 @@ class Fit:
 
     def __init__(
         self,
-        trainer: Trainer,
+        config: TrainerConfig,
         model: nn.Module,
         data: Any,
         *,
@@ -56,33 +56,33 @@ class Fit:
         seed: int,
         folder: Path,
     ):
-        self.trainer, self.model, self.data, self.device, self.seed = trainer, model, data, device, seed
+        self.config, self.model, self.data, self.device, self.seed = config, model, data, device, seed
         self.folder, self.checkpoints = folder, folder / "checkpoints"
-        data.check_batch_size(trainer.batch_size)
-        check_stop_above(trainer.stop_above, data)
-        check_precision(model, device, trainer.precision)
-        self.total = total_steps(trainer, data)
-        self.evaluate_every = trainer.evaluate_every or -(-data.train_size // trainer.batch_size)
-        self.checkpoint_every = trainer.checkpoint_every or self.evaluate_every
-        self.tokens_per_step = trainer.batch_size * data.length
-        self.flops_per_step = trainer.batch_size * training_flops(model, data)
+        data.check_batch_size(config.batch_size)
+        check_stop_above(config.stop_above, data)
+        check_precision(model, device, config.precision)
+        self.total = total_steps(config, data)
+        self.evaluate_every = config.evaluate_every or -(-data.train_size // config.batch_size)
+        self.checkpoint_every = config.checkpoint_every or self.evaluate_every
+        self.tokens_per_step = config.batch_size * data.length
+        self.flops_per_step = config.batch_size * training_flops(model, data)
         self.cuda_graph = captures(
-            trainer.cuda_graph,
+            config.cuda_graph,
             model,
             device,
-            precision=trainer.precision,
-            compile=trainer.compile,
-            accumulate=trainer.accumulate,
+            precision=config.precision,
+            compile=config.compile,
+            accumulate=config.accumulate,
         )
         self.update = Update(
             model,
             data,
-            optimizer=trainer.optimizer,
+            optimizer=config.optimizer,
             device=device,
-            precision=trainer.precision,
-            accumulate=trainer.accumulate,
-            clip_norm=trainer.clip_norm,
-            compile=trainer.compile,
+            precision=config.precision,
+            accumulate=config.accumulate,
+            clip_norm=config.clip_norm,
+            compile=config.compile,
             cuda_graph=self.cuda_graph,
         )
         self.counters = Counters()
@@ -151,7 +151,7 @@ class Fit:
     @property
     def stop_reason(self) -> str | None:
         """Why training ends before its budget, if it does."""
-        return stop_reason(self.counters, patience=self.trainer.patience, stop_above=self.trainer.stop_above)
+        return stop_reason(self.counters, patience=self.config.patience, stop_above=self.config.stop_above)
 
     @property
     def is_over(self) -> bool:
@@ -159,22 +159,22 @@ class Fit:
         return self.counters.step >= self.total or self.stop_reason is not None
 
     def _batch(self, step: int) -> Batch:
-        return self.data.train_batch(step, self.trainer.batch_size, self.seed)
+        return self.data.train_batch(step, self.config.batch_size, self.seed)
 
     def _train_step(self, bar: ProgressBar) -> None:
         began = time.perf_counter()
         counters = self.counters
         batch = self.batches.take()
         waited = time.perf_counter() - began
-        outcome = self.update(batch, self.trainer.schedule(counters.step, self.total))
+        outcome = self.update(batch, self.config.schedule(counters.step, self.total))
         starting = counters.step < self._first_step + STARTING
         counters.updated(outcome, time.perf_counter() - began, waited, starting=starting)
-        if counters.step % self.trainer.log_every == 0 or counters.step == self.total:
+        if counters.step % self.config.log_every == 0 or counters.step == self.total:
             loss, norm = counters.take_mean_loss(), outcome.grad_norm
             more = self.update.figures(outcome)
             self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
         bar.step(counters.step, outcome.loss, counters.best_loss)
-        if counters.skipped_in_a_row >= self.trainer.max_skipped:
+        if counters.skipped_in_a_row >= self.config.max_skipped:
             raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
 
     def _record(self, split: str, **values: float) -> None:
@@ -195,11 +195,11 @@ class Fit:
 
     def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
         """Measure the model as it is now on a whole split."""
-        size = self.trainer.evaluation_batch_size or self.trainer.batch_size
+        size = self.config.evaluation_batch_size or self.config.batch_size
         if hasattr(self.data, "largest_batch"):
             size = self.data.largest_batch(split, size)
 
-        batches, most = self.data.evaluation_size(split, size), self.trainer.evaluation_batches
+        batches, most = self.data.evaluation_size(split, size), self.config.evaluation_batches
         bar.begin_evaluation(split, batches if most is None else min(batches, most))
         result = evaluate(
             self.model,
@@ -208,7 +208,7 @@ class Fit:
             batch_size=size,
             most=most,
             device=self.device,
-            autocast=lambda: autocast(self.device, self.trainer.precision),
+            autocast=lambda: autocast(self.device, self.config.precision),
             on_batch=bar.evaluated_batch,
             on_piece=self._stop_if_asked,
         )

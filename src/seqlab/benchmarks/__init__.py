@@ -1,0 +1,1 @@
+"""Benchmarks of the scan, the experts, a training step and inference."""

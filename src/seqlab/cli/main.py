@@ -1,0 +1,138 @@
+"""The command line around Hydra: mistakes become messages of a line or two, and each ending has its exit status."""
+
+import atexit
+import gc
+import logging
+import math
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import rich
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from seqlab.cli import resolvers  # noqa: F401 (resolvers registers what conf/ refers to)
+from seqlab.config.exceptions import message_of, report, translate
+from seqlab.config.mistakes import in_order
+from seqlab.errors import Diverged, Interrupted, Pruned, UserError
+from seqlab.runs import leftovers
+from seqlab.sweep import orphans, watch
+from seqlab.sweep.records import Record
+
+log = logging.getLogger("seqlab")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call a ``hydra.main`` function and exit with 0, or with a message and the status of what went wrong."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
+    os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
+    os.environ[orphans.SWEEP] = str(os.getpid())
+    try:
+        refuse_copies()
+        sys.argv[1:] = in_order(sys.argv[1:])
+        main()
+        status: Any = 0
+    except SystemExit as ending:
+        status = ending.code or 0
+    except BrokenPipeError:  # whoever read the output has seen enough, as in --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        status = 128 + signal.SIGPIPE
+    except Exception as error:
+        status = report(error, debug="debug=true" in map(str.lower, sys.argv))
+    except KeyboardInterrupt:
+        if not watch.watching():
+            log.error("Stopped at once; a run that has a checkpoint goes on from it with resume=<run folder>.")
+        status = 130
+    status = watch.finish(status)
+    leftovers.clear(refused=status not in (0, 1))  # a fault of ours is left as it is
+    sys.exit(status)
+
+
+def refuse_copies() -> None:
+    """Refuse to be one of several processes that torchrun starts: each would train the whole run by itself.
+
+    Raises:
+        UserError: in the first of them; the others end with the same exit status and say nothing.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or processes == "1":
+        return
+    if os.environ.get("RANK") != "0":
+        sys.exit(UserError.exit_status)
+    rule = "a run trains in one process, and each of these would train a copy of it"
+    remedy = "Start it with python; -m launcher=joblib runs the jobs of a sweep side by side, on several GPUs too"
+    raise UserError("torchrun", f"{processes} processes", rule, remedy)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Imports make hundreds of thousands of objects that stay: to look through them for garbage again and again would
+    take a seventh of a start. In the end they are looked through, or Triton's binding would report them as leaks."""
+    if "torch" in sys.modules:  # a later job of a sweep, whose garbage is not to stay
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)
+
+
+def job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
+    """Run one job, alone or in a sweep.
+
+    A job alone ends the process itself, before Hydra adds a line of its own to a mistake's message.
+    """
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return swept_job(task, cfg)
+    try:
+        return task(cfg)
+    except Exception as error:
+        sys.exit(report(error, debug=cfg.debug is True))
+
+
+def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
+    """Run one job of a sweep. One that fails leaves the others alone; the wish to stop ends the process.
+
+    Returns:
+        What the task did; not a number if it failed, since with an exception Hydra would stop at the end of a batch,
+        and keep the frames of the job, which hold its memory.
+    """
+    if not watch.watching():
+        rich.get_console().quiet = True  # the screen belongs to the process that shows the sweep
+    hydra = HydraConfig.get()
+    sweep = Path(hydra.sweep.dir)
+    folder = os.path.relpath(hydra.runtime.output_dir, sweep)
+    record = Record(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task))
+    try:
+        with orphans.ends_with_sweep(hydra.launcher._target_):
+            record.write(sweep)
+            value = task(cfg)
+        record.end(sweep, "completed")
+        return value
+    except Pruned as pruned:
+        log.info("%s", pruned)
+        record.end(sweep, "pruned")
+        return pruned.loss
+    except Exception as error:
+        ending = translate(error)
+        if isinstance(ending, Interrupted):
+            log.warning("Stopped at step %d; the checkpoint is written.", ending.step)
+            record.end(sweep, "interrupted")
+            sys.exit(ending.exit_status)
+        report(error, debug=cfg.debug is True)
+        record.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
+        return math.nan
+    finally:
+        from seqlab.runs.process import free_memory  # imports torch, which the job has done by now
+
+        free_memory()

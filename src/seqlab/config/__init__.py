@@ -1,0 +1,1 @@
+"""The configuration: what can be set, what is wrong with what was set, and how to say it."""

@@ -1,0 +1,31 @@
+"""Parts that have another name today than the run folders and configurations that name them."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+RENAMED = {
+    "seqlab.matching.EqualFlops": "seqlab.match.flops.EqualFlops",
+    "seqlab.matching.EqualParameters": "seqlab.match.parameters.EqualParameters",
+    "seqlab.training.Trainer": "seqlab.training.TrainerConfig",
+    "seqlab.training.settings.Trainer": "seqlab.training.settings.TrainerConfig",
+}
+"""The name that a ``_target_`` had, and the one that it has now."""
+
+
+def with_present_names(node: Any) -> Any:
+    """A configuration of plain containers in which every ``_target_`` has its present name."""
+    if isinstance(node, list):
+        return [with_present_names(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    present = {name: with_present_names(item) for name, item in node.items()}
+    target = present.get("_target_")
+    return present | {"_target_": RENAMED.get(target, target)} if isinstance(target, str) else present
+
+
+def up_to_date(cfg: DictConfig) -> DictConfig:
+    """The configuration in which every ``_target_`` has its present name: itself, where they all have."""
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    present = with_present_names(settings)
+    return cfg if present == settings else OmegaConf.create(present, flags={"struct": OmegaConf.is_struct(cfg)})

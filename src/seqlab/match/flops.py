@@ -1,0 +1,56 @@
+"""Equal training FLOPs, by the number of steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from seqlab.errors import UserError
+from seqlab.match.parameters import Tolerance
+from seqlab.models.counting import training_flops
+from seqlab.training.budget import total_steps
+
+
+class EqualFlops:
+    """The number of steps at which training costs as many FLOPs as that of the reference.
+
+    Args:
+        reference: a model's name.
+        tolerance: largest relative difference.
+    """
+
+    def __init__(self, *, reference: str, tolerance: Tolerance = 0.01):
+        self.reference, self.tolerance = reference, tolerance
+
+    def __call__(
+        self, cfg: DictConfig, reference: DictConfig, data: Any, model_of: Callable[[DictConfig], nn.Module]
+    ) -> dict[str, Any]:
+        """Set the budget of ``cfg`` to a number of steps; returns what was done."""
+
+        def cost(cfg: DictConfig) -> tuple[int, int]:
+            trainer = instantiate(cfg.trainer, _convert_="all")
+            return total_steps(trainer, data), trainer.batch_size * training_flops(model_of(cfg), data)
+
+        steps_of_reference, flops_of_reference = cost(reference)
+        before, flops = cost(cfg)
+        target = steps_of_reference * flops_of_reference
+        steps = max(1, round(target / flops))
+        reached = steps * flops
+        if abs(reached - target) > self.tolerance * target:
+            rule = (
+                f"{steps} steps come nearest to the {target:.4g} FLOPs of {self.reference}, {reached:.4g} "
+                f"({reached / target - 1:+.2%}), and {100 * self.tolerance:g}% is asked"
+            )
+            raise UserError("match", "flops", rule, "Train longer, so that a step is a smaller part of the whole")
+        cfg.trainer.steps, cfg.trainer.epochs, cfg.trainer.tokens = steps, None, None
+        return {
+            "to": "flops",
+            "reference": self.reference,
+            "key": "trainer.steps",
+            "from": before,
+            "value": steps,
+            "target": target,
+            "reached": reached,
+        }

@@ -1,0 +1,88 @@
+"""What a ``match`` overlay does to a configuration: its reference is composed, and one of the two budgets adjusted."""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from seqlab.config.options import model_options, search_path
+from seqlab.config.renamed import up_to_date
+from seqlab.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+Build = Callable[[DictConfig, Any, torch.device], nn.Module]
+META = torch.device("meta")
+
+
+def matched(cfg: DictConfig, build: Build) -> DictConfig:
+    """The configuration after its ``match`` overlay, or as it is where there is none.
+
+    Args:
+        cfg: a job's, with its interpolations, while Hydra's own configuration is the job's.
+        build: a model from a configuration, a data object and a device.
+    """
+    if cfg.get("match") is None:
+        return cfg
+    match = instantiate(cfg.match)
+    reference = compose_with(match.reference)
+    data = instantiate(cfg.data, _convert_="all")
+
+    def model_of(cfg: DictConfig) -> nn.Module:
+        with META:
+            return build(cfg, data, META)
+
+    cfg = copy.deepcopy(cfg)
+    record = match(cfg, reference, data, model_of)
+    log.info("%s", in_words(record))
+    with open_dict(cfg):
+        cfg.matched = record
+    return cfg
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """What was adjusted and what came of it, in a line."""
+    changes = {record["key"]: record} | record.get("also", {})
+    told = ", ".join(f"{key} from {one['from']} to {one['value']}" for key, one in changes.items())
+    what = record.get("counted", record["to"]).replace("_", " ")
+    target, reached = record["target"], record["reached"]
+    difference = 100 * (reached / target - 1)
+    return f"Matched to {record['reference']} with {target:,} {what}: {told} gives {reached:,} ({difference:+.2f} %)."
+
+
+def compose_with(model: str) -> DictConfig:
+    """The running job's configuration with another model as its file has it, resolved."""
+    hydra = HydraConfig.get()
+    own = ("model", "match", "resume")
+    shared = [override for override in hydra.overrides.task if bare_key(override).split(".")[0] not in own]
+    try:
+        return resolved_composition(hydra.job.config_name, [*search_path(), *shared, f"model={model}"])
+    except MissingConfigException as error:
+        if error.missing_cfg_file != f"model/{model}":
+            raise
+        raise UserError("match.reference", model, "is no option of model", nearest(model, model_options())) from error
+
+
+def bare_key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def resolved_composition(name: str, overrides: list[str]) -> DictConfig:
+    """A composition whose ``hydra:`` interpolations mean its own choices and not the running job's."""
+    cfg = compose(name, overrides, return_hydra_config=True)
+    running = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return OmegaConf.create(OmegaConf.to_container(up_to_date(cfg), resolve=True))
+    finally:
+        HydraConfig.instance().cfg = running

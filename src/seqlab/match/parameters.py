@@ -1,0 +1,113 @@
+"""Equal parameters, by the width."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
+from torch import nn
+
+from seqlab.errors import UserError
+from seqlab.match.width_search import Unfit, Widths, nearest_widths
+from seqlab.models.counting import count_parameters
+
+Tolerance = Annotated[float, Field(gt=0, lt=1)]
+FAR = 0.2  # a difference that no tolerance makes good
+
+
+class EqualParameters:
+    """The width at which a model has as many parameters as the reference.
+
+    The feed-forward keeps its proportion to the width. Coarse steps of the width come first, then finer ones down to
+    what the heads allow, then the feed-forward alone; last the width whatever the heads, with the mixers as wide inside
+    (``d_inner``) as at the nearest width that the heads allow.
+
+    Args:
+        reference: a model's name.
+        count: ``without_embeddings`` leaves out lookup tables (a tied head counts), ``total`` nothing.
+        active: count what a token meets: of a mixture's experts as many as it visits. Dense models have no other.
+        tolerance: largest relative difference.
+    """
+
+    def __init__(
+        self,
+        *,
+        reference: str,
+        count: Literal["without_embeddings", "total"] = "without_embeddings",
+        active: bool = False,
+        tolerance: Tolerance = 0.01,
+    ):
+        self.reference, self.without_embeddings, self.active = reference, count == "without_embeddings", active
+        self.tolerance = tolerance
+        self.counted = f"{'active_' * active}parameters{'_without_embeddings' * self.without_embeddings}"
+
+    def __call__(
+        self, cfg: DictConfig, reference: DictConfig, data: Any, model_of: Callable[[DictConfig], nn.Module]
+    ) -> dict[str, Any]:
+        """Set ``size.d_model``, ``size.d_ff`` and the mixers' ``d_inner`` of ``cfg``; returns what was done."""
+        target = self.number(model_of(reference))
+        self.number(model_of(cfg))  # what cannot be built as it was asked for says so itself
+        given, n_heads, followers = Widths(cfg.size.d_model, cfg.size.d_ff), cfg.size.n_heads, mixers_that_follow(cfg)
+        before = settings_of(given, followers)
+
+        def count(widths: Widths) -> int:
+            for key, value in settings_of(widths, followers).items():
+                OmegaConf.update(cfg, key, value)
+            try:
+                return self.number(model_of(cfg))
+            except InstantiationException as error:
+                raise Unfit from error
+
+        widths, reached = nearest_widths(
+            cache(count), target, self.tolerance, given, n_heads=n_heads, holds_inner=bool(followers)
+        )
+        if count(widths._replace(d_ff=given.d_ff)) == reached:
+            widths = widths._replace(d_ff=given.d_ff)  # the model has no use for it
+        count(widths)
+        after = settings_of(widths, followers)
+        if abs(reached - target) > self.tolerance * target:
+            raise self.missed(target, reached, {key: value for key, value in after.items() if value is not None})
+        changes = {key: {"from": before[key], "value": after[key]} for key in after if after[key] != before[key]}
+        key = next(iter(changes), "size.d_model")
+        first = changes.pop(key, {"from": given.d_model, "value": given.d_model})
+        record = {"to": "params", "reference": self.reference, "counted": self.counted, "key": key} | first
+        return record | ({"also": changes} if changes else {}) | {"target": target, "reached": reached}
+
+    def number(self, model: nn.Module) -> int:
+        """What is to be equal."""
+        counts = count_parameters(model)
+        number = counts["parameters_without_embeddings" if self.without_embeddings else "parameters"]
+        return number - self.active * (counts["parameters"] - counts["active_parameters"])
+
+    def missed(self, target: int, reached: int, settings: dict[str, int]) -> UserError:
+        """How near the nearest widths come, and what to do."""
+        difference = reached / target - 1
+        enough = math.ceil(100 * abs(difference)) / 100
+        rule = (
+            f"no width comes within {100 * self.tolerance:g}% of the {target:,} {self.counted.replace('_', ' ')} of "
+            f"{self.reference}; {' '.join(f'{key}={value}' for key, value in settings.items())} comes nearest, "
+            f"{reached:,} ({difference:+.2%})"
+        )
+        remedy = f"Set match.tolerance={enough:g}, take a larger size, or another match.reference"
+        if enough > FAR:
+            remedy = "Set match.reference to a model of the same scale, or take another size"
+        return UserError("match", "active_params" if self.active else "params", rule, remedy)
+
+
+def mixers_that_follow(cfg: DictConfig) -> dict[str, int]:
+    """Of the mixers in the pattern those whose inner width follows the model's, each with the one over the other."""
+    mixers = {name: cfg.model.mixers[name] for name in cfg.model.pattern}
+    follow = {name: node for name, node in mixers.items() if "d_inner" in node and node.d_inner is None}
+    return {name: node.get("expand", 1) for name, node in follow.items()}
+
+
+def settings_of(widths: Widths, followers: dict[str, int]) -> dict[str, int | None]:
+    """Every setting that widths mean, by its key."""
+    inner = {
+        f"model.mixers.{name}.d_inner": None if widths.inner is None else times * widths.inner
+        for name, times in followers.items()
+    }
+    return {"size.d_model": widths.d_model, "size.d_ff": widths.d_ff} | inner

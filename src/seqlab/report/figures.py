@@ -1,0 +1,106 @@
+"""Numbers as text: as many digits as an interval supports, and prefixes for what is large."""
+
+import math
+from collections.abc import Callable
+
+from seqlab.report.statistics import Estimate
+
+NONE = "–"  # noqa: RUF001
+"""In place of a number that nobody has."""
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+Unit = tuple[float, str, int]
+"""How large, its sign, and places after the point for three digits."""
+
+
+def decimals(estimate: Estimate) -> int:
+    """Places after the point: two digits of the interval's half width; four digits of the mean where none is known."""
+    width = estimate.half_width
+    if width:
+        return min(8, max(0, 1 - exponent(width)))
+    return min(8, max(0, 3 - exponent(estimate.mean)))
+
+
+def exponent(number: float) -> int:
+    """The power of ten of the first digit."""
+    return math.floor(math.log10(abs(number))) if number else 0
+
+
+def mean(estimate: Estimate | None) -> str:
+    """The mean alone, with as many digits as its interval supports."""
+    return NONE if estimate is None else f"{estimate.mean:.{decimals(estimate)}f}"
+
+
+def mean_and_std(estimate: Estimate | None) -> str:
+    """``1.754 ± 0.013``; the mean alone with one seed."""
+    if estimate is None or estimate.std is None:
+        return mean(estimate)
+    return f"{mean(estimate)} ± {estimate.std:.{decimals(estimate)}f}"
+
+
+def interval(estimate: Estimate | None) -> str:
+    """``[1.723, 1.786]``, or that there is none."""
+    if estimate is None:
+        return NONE
+    if estimate.low is None:
+        return "one seed"
+    places = decimals(estimate)
+    return f"[{estimate.low:.{places}f}, {estimate.high:.{places}f}]"
+
+
+def signed(estimate: Estimate) -> str:
+    """A difference's mean, with its sign."""
+    return f"{estimate.mean:+.{decimals(estimate)}f}"
+
+
+def scaled(number: float | None, unit: str = "") -> str:
+    """Three digits and a prefix: 1234567 is 1.23 M."""
+    return in_unit(number, prefix_of, unit=unit)
+
+
+def scaled_bytes(number: float | None) -> str:
+    """1536 is 1.50 KiB."""
+    return in_unit(number, bytes_of)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds below two minutes, then minutes, then hours."""
+    return in_unit(seconds, time_of)
+
+
+def cost(estimate: Estimate | None, unit_of: Callable[[float], Unit]) -> str:
+    """``42.7 ± 1.3 s``: three digits of the mean, and the standard deviation unless it is zero at those."""
+    return NONE if estimate is None else in_unit(estimate.mean, unit_of, estimate.std)
+
+
+def in_unit(number: float | None, unit_of: Callable[[float], Unit], std: float | None = None, unit: str = "") -> str:
+    """A number in the unit that suits it, with its spread in the same."""
+    if number is None:
+        return NONE
+    size, sign, places = unit_of(number)
+    spread = 0.0 if std is None else round(std / size, places)
+    shown = f"{number / size:.{places}f}" + (f" ± {spread:.{places}f}" if spread else "")
+    return f"{shown} {sign}{unit}".rstrip()
+
+
+def prefix_of(number: float) -> Unit:
+    rounded = float(f"{number:.3g}")  # 999,999 is 1.00 M, not 1000 k
+    power = min(len(PREFIXES) - 1, exponent(rounded) // 3) if abs(rounded) >= 1000 else 0
+    value = rounded / 1000**power
+    return 1000.0**power, PREFIXES[power], max(0, 2 - exponent(value)) if power or not value.is_integer() else 0
+
+
+def bytes_of(number: float) -> Unit:
+    power = 0
+    while abs(number) >= 1000 * 1024**power and power < 4:
+        power += 1
+    size = 1024.0**power
+    return size, ("B", "KiB", "MiB", "GiB", "TiB")[power], max(0, 2 - exponent(number / size)) if power else 0
+
+
+def time_of(seconds: float) -> Unit:
+    size, sign = next(
+        (size, sign) for size, sign in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * size or size == 1
+    )
+    return size, sign, max(0, 2 - exponent(seconds / size))

@@ -1,0 +1,198 @@
+"""Sweeps over data settings and one size: accuracy in every combination, and the size that each setting needs."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqlab.report.curves import is_number
+from seqlab.report.figures import NONE
+from seqlab.report.groups import FINGERPRINT, Group, flatten, in_json, in_short, short_names
+from seqlab.report.rows import Row
+from seqlab.report.statistics import Estimate
+from seqlab.runs.targets import Rule
+
+PARAMETERS = {
+    "d_model": "width (d_model)",
+    "n_layers": "layers",
+    "n_heads": "attention heads",
+    "d_state": "state size (d_state)",
+    "length": "context length",
+    "lr": "learning rate",
+}
+"""Swept parameters in words, in the order of their panels; any other comes after them by its own name."""
+
+ENOUGH = 0.99
+"""Accuracy from which a task counts as solved."""
+
+Points = dict[tuple[str, float], Group]
+"""Groups of one model by data setting (its title) and size."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every model at every data setting and size, as far as runs completed.
+
+    Args:
+        data: trained on.
+        parameter: the size's short name.
+        titles: of the data settings, in order: ``length 64, pairs 4``.
+        sizes: in ascending order.
+        models: by name; a place without a completed run is absent.
+        follows: what else changes along with the data setting or the size.
+        left_out: models with several settings at one place, of which none is picked.
+    """
+
+    data: str
+    parameter: str
+    titles: tuple[str, ...]
+    sizes: tuple[float, ...]
+    models: dict[str, Points]
+    follows: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def missing(self) -> int:
+        """Places without a completed run."""
+        return len(self.titles) * len(self.sizes) * len(self.models) - sum(map(len, self.models.values()))
+
+    def line(self, model: str, title: str) -> dict[float, Group]:
+        """One model at one data setting, by size."""
+        points = self.models[model]
+        return {size: points[title, size] for size in self.sizes if (title, size) in points}
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The test metric to judge rows of one data set by: accuracy where the data has it, as probes do, else the loss."""
+    return "accuracy" if rows and all("accuracy" in row.test for row in rows) else "loss"
+
+
+def in_order(value: Any) -> tuple[int, float, str]:
+    return (0, value, "") if is_number(value) else (1, 0.0, str(value))
+
+
+def importance(key: str) -> int:
+    """A dotted key's place among the parameters with a name of their own."""
+    names = list(PARAMETERS)
+    name = key.split(".")[-1]
+    return names.index(name) if name in names else len(names)
+
+
+def grid_of(groups: Sequence[Group]) -> Grid | None:
+    """The grid that groups of one data set form, ``None`` where they form none.
+
+    They do if some model was trained at several sizes in each of several data settings; runs that vary one thing at a
+    time around a base setting do not.
+    """
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    data_keys = sorted((key for key in keys if key.startswith("data.")), key=importance)
+    sizes = sorted((key for key in keys if key.startswith("size.")), key=importance)
+    if not data_keys:
+        return None
+    flats = [flatten(group.runs[0].config) for group in groups]
+    titles = titles_of(data_keys, flats)
+    found = (grid_over(groups, size, [flat.get(size) for flat in flats], titles, data_keys) for size in sizes)
+    return next((grid for grid in found if grid is not None), None)
+
+
+def titles_of(keys: Sequence[str], flats: Sequence[dict[str, Any]]) -> list[str]:
+    """For each configuration its data setting in words; a list is named only if nothing else tells settings apart."""
+
+    def different(some: Sequence[str]) -> int:
+        return len({in_json([flat.get(key) for key in some]) for flat in flats})
+
+    simple = [key for key in keys if not any(isinstance(flat.get(key), list) for flat in flats)]
+    named = simple if different(simple) == different(keys) else keys
+    names = short_names(list(named))
+    return [", ".join(f"{names[key]} {in_short(flat.get(key))}" for key in named) for flat in flats]
+
+
+def grid_over(
+    groups: Sequence[Group], size: str, sizes: Sequence[Any], titles: Sequence[str], data_keys: Sequence[str]
+) -> Grid | None:
+    """The grid over one size setting; ``sizes`` and ``titles`` are the groups' places in it."""
+    places: dict[str, dict[tuple[str, float], list[Group]]] = defaultdict(lambda: defaultdict(list))
+    for group, value, title in zip(groups, sizes, titles, strict=True):
+        if is_number(value):
+            places[group.model][title, value].append(group)
+    single = {model: all(len(same) == 1 for same in points.values()) for model, points in places.items()}
+    models = {model: {place: same[0] for place, same in places[model].items()} for model in places if single[model]}
+    if not any(crosses(points) for points in models.values()):
+        return None
+    drawn = [group for points in models.values() for group in points.values()]
+    shown = {title for points in models.values() for title, _ in points}
+    keys = dict.fromkeys(key for group in drawn for key in group.settings)
+    names = short_names(list(keys))
+    examples = {title: group for group, title in zip(groups, titles, strict=True)}
+    return Grid(
+        data=groups[0].data,
+        parameter=names[size],
+        titles=in_order_of_data({title: examples[title] for title in shown}, data_keys),
+        sizes=tuple(sorted({value for points in models.values() for _, value in points})),
+        models=models,
+        follows=tuple(names[key] for key in keys if key not in (size, FINGERPRINT, *data_keys)),
+        left_out=tuple(model for model in places if not single[model]),
+    )
+
+
+def in_order_of_data(examples: dict[str, Group], keys: Sequence[str]) -> tuple[str, ...]:
+    """The titles of data settings, each with a group that has it, by their numbers: length 64 before length 128."""
+    flats = {title: flatten(group.runs[0].config) for title, group in examples.items()}
+    return tuple(sorted(flats, key=lambda title: [in_order(flats[title].get(key)) for key in keys]))
+
+
+def crosses(points: Points) -> bool:
+    """Whether several data settings have several sizes each."""
+    titles = [title for title, _ in points]
+    return sum(titles.count(title) > 1 for title in set(titles)) > 1
+
+
+def bounds_of(grid: Grid, metric: str) -> dict[float, tuple[str, ...]]:
+    """The figures that an experiment wants at every place of a grid, with the models that are to reach each.
+
+    Args:
+        grid: of which.
+        metric: of the test split.
+
+    Returns:
+        By bound, the models' names in the grid's order; what only some of a model's places have is left out.
+    """
+    found: dict[float, list[str]] = defaultdict(list)
+    for model, points in grid.models.items():
+        asked = [
+            {bound for target in run.summary.get("targets") or [] for bound in bounds_for(target, model, metric)}
+            for group in points.values()
+            for run in group.runs
+        ]
+        for bound in sorted(set.intersection(*asked)):
+            found[bound].append(model)
+    return {bound: tuple(models) for bound, models in found.items()}
+
+
+def bounds_for(target: dict[str, Any], model: str, metric: str) -> list[float]:
+    """The bounds that a judged target sets for a model's metric of the test split; none for a published figure."""
+    rule = Rule(**target["rule"])
+    if target["metric"] != f"test.{metric}" or (rule.models is not None and model not in rule.models):
+        return []
+    return [bound for bound in (rule.at_least, rule.at_most) if bound is not None]
+
+
+def sizes_needed(grid: Grid, accuracy: dict[int, Estimate]) -> list[list[str]]:
+    """For each model a line: its name, and for each data setting the smallest size that is accurate enough.
+
+    Args:
+        grid: of which.
+        accuracy: of a group, by its ``id``.
+    """
+
+    def needed(model: str, title: str) -> str:
+        line = grid.line(model, title)
+        solved = [size for size, group in line.items() if accuracy[id(group)].mean >= ENOUGH]
+        if not line:
+            return NONE
+        if not solved:
+            return "none" if len(line) == len(grid.sizes) else f"none of {', '.join(map(in_short, line))}"
+        untried = any(size < solved[0] and size not in line for size in grid.sizes)
+        return f"at most {in_short(solved[0])}" if untried else in_short(solved[0])
+
+    return [[model, *(needed(model, title) for title in grid.titles)] for model in grid.models]

@@ -1,0 +1,86 @@
+"""The look of every picture: a colour for each architecture, a line for each of its settings."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from seqlab.report.groups import Group
+
+# Told apart with each of the common kinds of colour blindness, and visible on white and on black.
+COLOURS = {
+    "mamba": "#0072B2",
+    "transformer": "#D55E00",
+    "lstm": "#009E73",
+    "transformer_vanilla": "#E69F00",
+    "self_attention": "#CC79A7",
+    "mlp": "#56B4E9",
+    "linear": "#606060",
+    "mamba2": "#5D4FC4",
+    "hybrid": "#7A0F2E",
+    "mamba_moe": "#5B4A00",
+}
+OTHERS = ("#B8860B", "#00868B", "#A0522D", "#8E44AD", "#4F7F3F", "#C71585", "#2F6F8F", "#7A6A5A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
+LINES = ("solid", "dashed", "dotted", "dashdot", "longdash", "longdashdot")
+SIZES = re.compile(r"_(tiny|small|medium|large|wide|deep)$")
+
+
+@dataclass(frozen=True)
+class Style:
+    colour: str
+    line: str
+    marker: str
+
+
+def architecture(model: str) -> str:
+    """A model's name without its size: ``mamba_deep`` is a ``mamba``."""
+    return SIZES.sub("", model) or model
+
+
+def colours(models: Sequence[str]) -> dict[str, str]:
+    """The colour of each architecture: fixed for the known, the same in every picture for any other.
+
+    An unknown name chooses by its letters, so that it keeps its colour from one comparison to the next, unless
+    another has taken it.
+    """
+    chosen = {}
+    free = list(OTHERS)
+    for name in sorted({architecture(model) for model in models}):
+        if name in COLOURS:
+            chosen[name] = COLOURS[name]
+            continue
+        free = free or list(OTHERS)
+        wish = OTHERS[crc32(name.encode("utf-8", "replace")) % len(OTHERS)]
+        chosen[name] = wish if wish in free else free[0]
+        free.remove(chosen[name])
+    return chosen
+
+
+def styles(groups: Sequence[Group]) -> list[Style]:
+    """One for each group, in order: the architecture's colour, a line for each of its settings, a marker."""
+    by_architecture = colours([group.model for group in groups])
+    seen: dict[tuple[str, str], int] = {}
+    places: dict[str, int] = {}
+    found = []
+    for group in groups:
+        kind = architecture(group.model)
+        place = seen.setdefault((group.data, kind), 0)
+        marker = places.setdefault(group.data, 0)
+        seen[group.data, kind] += 1
+        places[group.data] += 1
+        found.append(Style(by_architecture[kind], LINES[place % len(LINES)], MARKERS[marker % len(MARKERS)]))
+    return found
+
+
+def styles_of_models(models: Sequence[str], everyone: Sequence[str]) -> dict[str, Style]:
+    """One for each model where its settings share a line; colours as among ``everyone`` in the comparison."""
+    by_architecture = colours(everyone)
+    seen: dict[str, int] = {}
+    found = {}
+    for i, model in enumerate(models):
+        kind = architecture(model)
+        place = seen.setdefault(kind, 0)
+        seen[kind] += 1
+        found[model] = Style(by_architecture[kind], LINES[place % len(LINES)], MARKERS[i % len(MARKERS)])
+    return found

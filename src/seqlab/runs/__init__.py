@@ -1,0 +1,1 @@
+"""Run folders: what a run leaves, continuing one, and loading its model again."""

@@ -1,0 +1,139 @@
+"""Models outside a training run: the one that a run left, and one from the configuration with fresh weights."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from seqlab.config.options import CONFIG_FOLDER
+from seqlab.config.schema import check
+from seqlab.errors import UserError, nearest
+from seqlab.experiment import build_model
+from seqlab.runs.resume import saved_in
+from seqlab.runs.trust import trusted
+from seqlab.training import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """What a run left."""
+
+    cfg: DictConfig
+    data: Any
+    model: nn.Module  # with the best weights by validation, in evaluation mode
+    step: int  # of those weights
+
+
+class TokenWidths(NamedTuple):
+    """What a model asks of a data object, for a model that is to see none."""
+
+    d_input: int
+    d_output: int
+    length: int
+    tokens: bool = True
+
+
+def load_run(
+    folder: Path,
+    device: torch.device,
+    *,
+    data: dict[str, Any] | None = None,
+    trust: Sequence[str] = (),
+    untrained: bool = False,
+) -> Trained:
+    """Build the model of a run folder as the run did, with its best weights.
+
+    Args:
+        folder: what a run left; it may have ended early or run still.
+        device: where the model goes.
+        data: settings of the data that differ here, for example where its files are (``dir``).
+        trust: packages of one's own whose parts the folder may name (``seqlab.runs.trust``).
+        untrained: take the weights of step 0 too, where there are no others.
+
+    Raises:
+        UserError: the folder is no run's, names code that is not trusted, or holds no whole checkpoint, or that of
+            step 0 alone and ``untrained`` is false.
+    """
+    cfg = trusted(saved_in(folder, "run"), trust)
+    step, weights = best_weights(folder)
+    if step == 0 and not untrained:
+        rule = "its best whole weights are those of step 0, which nothing has trained"
+        raise UserError("run", folder, rule, "Train it further, or ask for them with untrained=true")
+    for part in ("data", "model"):
+        check(OmegaConf.to_container(cfg[part], resolve=True), key=part)
+    for key, value in (data or {}).items():
+        OmegaConf.update(cfg, f"data.{key}", value)
+    known = instantiate(cfg.data, _convert_="all")
+    model = build_model(cfg, known, torch.device("cpu"))
+    checkpoint.put_weights(weights, model)
+    return Trained(cfg, known, model.to(device).eval(), step)
+
+
+def best_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """The weights that were the best by validation when the newest checkpoint was written, and their step.
+
+    Where these are damaged, the log says so, and which older ones stand for them.
+    """
+    checkpoints = checkpoint.existing(folder / "checkpoints")
+    damaged: set[Path] = set()
+    for path in reversed(checkpoints):
+        best = checkpoint.manifest_of(path).get("best_step")
+        chosen = path if best is None else checkpoint.path_of(path.parent, best)
+        if chosen in damaged:
+            continue
+        try:
+            weights = checkpoint.whole_weights(chosen)
+        except UserError as error:
+            if checkpoints != checkpoint.existing(folder / "checkpoints"):
+                return best_weights(folder)  # a run that goes on has deleted it, having written newer ones
+            log.warning("Checkpoint %s: %s; trying the one before it.", chosen, error.rule)
+            damaged.add(chosen)
+            continue
+        step = checkpoint.step_of(chosen)
+        if damaged:
+            log.warning("The weights of step %d are used, and not the best ones of this run.", step)
+        return step, weights
+    rule = "has no whole checkpoint in checkpoints/"
+    raise UserError("run", folder, rule, "Train it first, or wait until the run has written one")
+
+
+def fresh_model(
+    name: str, size: str | None, *, vocabulary: int, max_length: int, usual_size: str = "small"
+) -> nn.Module:
+    """A language model of a configuration by name, with weights as at the start of training.
+
+    Args:
+        name: of a file in ``conf/model``.
+        size: of a file in ``conf/size``; None for the one that the model names itself, or ``usual_size``.
+        vocabulary: how many tokens there are.
+        max_length: the longest sequence, which sizes learned positions.
+    """
+    for group, option in {"model": name, "size": size}.items():
+        options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+        if option not in (*options, None):
+            raise UserError(f"--{group}", option, f"is no option of {group}", nearest(option, options))
+    if size is None and size_of() == size_of(f"model={name}"):
+        size = usual_size
+    cfg = composed(f"model={name}", *([f"size={size}"] if size else []))
+    check(OmegaConf.to_container(cfg.model, resolve=True), key="model")
+    return build_model(cfg, TokenWidths(vocabulary, vocabulary, max_length), torch.device("cpu")).eval()
+
+
+def size_of(*overrides: str) -> str:
+    """Which size a command line chooses."""
+    return composed(*overrides, return_hydra_config=True).hydra.runtime.choices["size"]
+
+
+def composed(*overrides: str, **settings: Any) -> DictConfig:
+    """The configuration of a command line, outside ``hydra.main``."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("config", list(overrides), **settings)

@@ -1,0 +1,92 @@
+"""What a job does to its process: global state is reset between jobs, and side by side each takes its share.
+
+This and the files in ``conf/launcher`` are all that knows of launchers; what a job computes does not depend on them.
+"""
+
+import ctypes
+import gc
+import random
+import sys
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from seqlab.models.mixers.rotary import kept_turns
+from seqlab.runs.summary import reset_peak_memory
+
+SEQUENTIAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+DEFAULT_THREADS = torch.get_num_threads()  # the machine's cores, or what OMP_NUM_THREADS or a launcher says
+
+
+def deterministic() -> tuple[bool, bool]:
+    """Whether torch keeps to deterministic algorithms, and whether it then only warns of others."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+DETERMINISTIC = deterministic()
+CUDNN = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+FULL_PRECISION = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
+
+
+def reset_global_state(seed: int) -> None:
+    """Reset global state that an earlier job of this process may have changed, and seed all random number generators.
+
+    The number of threads is set for every job in ``take_share``.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.autograd.set_detect_anomaly(False)
+    if deterministic() != DETERMINISTIC:  # the call imports torch's compiler, a second of every start
+        torch.use_deterministic_algorithms(DETERMINISTIC[0], warn_only=DETERMINISTIC[1])
+    for name, value in CUDNN.items():
+        setattr(torch.backends.cudnn, name, value)
+    torch.set_float32_matmul_precision("highest")
+    for part in (torch.backends, *FULL_PRECISION):  # float32 is float32 for every model, in cuDNN too
+        part.fp32_precision = "ieee"
+    if "torch._inductor.compile_fx" in sys.modules:  # otherwise nothing was compiled, and resetting would import it
+        torch.compiler.reset()
+    reset_peak_memory()
+
+
+def free_memory() -> None:
+    """Give back what an ended job held: cycles among its objects, the GPU's cached blocks, the heap's free pages.
+
+    An exception on its way holds the frames of the job, and these its tensors: let go of it first.
+    """
+    kept_turns.cache_clear()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # GNU's C library has it
+        if trim is not None:
+            trim(0)
+
+
+def take_share(device: torch.device, threads: int | None) -> None:
+    """Set the number of CPU threads, and turn to this job's GPU where jobs run beside each other.
+
+    The jobs of a sweep take the GPUs in turn, and several may be on one. On a cluster a job sees its own alone.
+
+    Args:
+        device: what the job runs on.
+        threads: of torch and of the CPU kernels; ``None`` is what this process began with.
+    """
+    torch.set_num_threads(threads or DEFAULT_THREADS)
+    hydra = HydraConfig.get()
+    side_by_side = hydra.mode is RunMode.MULTIRUN and hydra.launcher._target_ != SEQUENTIAL
+    if device.type == "cuda" and side_by_side:
+        torch.cuda.set_device(hydra.job.num % torch.cuda.device_count())

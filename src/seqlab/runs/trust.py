@@ -1,0 +1,246 @@
+"""What a run folder may have built: parts by name from a list, since a folder may come from anywhere.
+
+A configuration is code: its ``_target_`` names what is imported and called. One that a person composes is that
+person's own; one that was read from a run folder is a stranger's, until its targets are known (docs/security.md).
+"""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from seqlab.config.options import CONFIG_FOLDER
+from seqlab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TARGETS = frozenset(
+    {
+        "seqlab.data.probes.compression.Compression",
+        "seqlab.data.probes.compression.token_accuracy",
+        "seqlab.data.probes.copying.Copying",
+        "seqlab.data.probes.copying.SelectiveCopying",
+        "seqlab.data.probes.induction_heads.InductionHeads",
+        "seqlab.data.probes.mad_recall.MADFuzzyRecall",
+        "seqlab.data.probes.mad_recall.MADRecall",
+        "seqlab.data.probes.memorization.Memorization",
+        "seqlab.data.probes.mqar.MQAR",
+        "seqlab.data.probes.recall.FuzzyRecall",
+        "seqlab.data.probes.recall.NoisyRecall",
+        "seqlab.data.synthetic.Regression",
+        "seqlab.data.text.TextData",
+        "seqlab.match.flops.EqualFlops",
+        "seqlab.match.parameters.EqualParameters",
+        "seqlab.models.SequenceModel",
+        "seqlab.models.feedforward.MLP",
+        "seqlab.models.feedforward.SwiGLU",
+        "seqlab.models.mixers.Attention",
+        "seqlab.models.mixers.Dense",
+        "seqlab.models.mixers.GRU",
+        "seqlab.models.mixers.LSTM",
+        "seqlab.models.mixers.Mamba",
+        "seqlab.models.mixers.Mamba2",
+        "seqlab.models.mixers.MinGRU",
+        "seqlab.models.mixers.attention.Attention",
+        "seqlab.models.mixers.dense.Dense",
+        "seqlab.models.mixers.fla.FlaLayer",
+        "seqlab.models.mixers.gru.GRU",
+        "seqlab.models.mixers.lstm.LSTM",
+        "seqlab.models.mixers.mamba.Mamba",
+        "seqlab.models.mixers.mamba2.Mamba2",
+        "seqlab.models.mixers.min_gru.MinGRU",
+        "seqlab.models.mixture_of_experts.MixtureOfExperts",
+        "seqlab.models.sequence_model.SequenceModel",
+        "seqlab.training.TrainerConfig",
+        "seqlab.training.loggers.MLflow",
+        "seqlab.training.loggers.NoLogger",
+        "seqlab.training.loggers.TensorBoard",
+        "seqlab.training.loggers.WandB",
+        "seqlab.training.metrics.BitsPerCharacter",
+        "seqlab.training.metrics.CalibrationError",
+        "seqlab.training.metrics.ExactSequences",
+        "seqlab.training.metrics.Perplexity",
+        "seqlab.training.metrics.top_k_accuracy",
+        "seqlab.training.metrics.within_tolerance",
+        "seqlab.training.optim.adam",
+        "seqlab.training.optim.adamw",
+        "seqlab.training.optim.muon",
+        "seqlab.training.optim.sgd",
+        "seqlab.training.schedule.constant",
+        "seqlab.training.schedule.cosine",
+        "seqlab.training.schedule.linear",
+        "seqlab.training.schedule.warmup_stable_decay",
+        "seqlab.training.settings.TrainerConfig",
+        "torch.nn.LayerNorm",
+        "torch.nn.RMSNorm",
+        "torchmetrics.MeanAbsoluteError",
+        "torchmetrics.MeanSquaredError",
+        "torchmetrics.R2Score",
+    }
+)
+"""Every part that a run folder may name, by the exact names under which configurations know them.
+
+Whole names, as Hydra's whitelist for ``instantiate`` takes them too: none stands for a module with all that it holds.
+"""
+
+GROUPS = ("model", "size", "data", "optimizer", "schedule", "trainer", "logger", "match", "experiment")
+"""Folders of conf/ from which a run is composed; the others set how Hydra starts it."""
+
+NEVER = frozenset({*sys.stdlib_module_names, "hydra", "omegaconf", "seqlab"})
+"""Packages that nobody's own parts are in, and whose functions write files, run programs or import by name."""
+
+REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
+"""An interpolation that is another setting's value; one with a colon calls a function, such as ``oc.env``."""
+
+
+def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
+    """A configuration that was read from a run folder, resolved, once all that it would have built is known.
+
+    Nothing that it names is imported before every target is on the list; nothing of the environment goes into it.
+
+    Args:
+        cfg: as it was read, of which nothing has been resolved.
+        own: packages or modules of the person's own (``trust=my_package``), whose parts it may name too.
+
+    Raises:
+        UserError: it names another target, or calls a function in an interpolation.
+    """
+    for package in own:
+        check_package(package)
+    if not OmegaConf.is_dict(cfg):
+        raise UserError("config.yaml", "a list", "describes no run", "Name a folder that a training run left")
+    refuse_functions(OmegaConf.to_container(cfg, resolve=False))
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        rule = f"its references lead nowhere ({type(error).__name__})"
+        raise UserError("config.yaml", "this folder's", rule, "Name a folder that a training run left") from error
+    refuse_functions(resolved)  # put together from pieces
+    known = TARGETS | added()
+    found = list(targets_in(resolved))
+    foreign = [(key, target) for key, target in found if not (isinstance(target, str) and target in known)]
+    for key, target in foreign:
+        if not within(target, own):
+            raise untrusted(key, target)
+    for key, target in foreign:
+        refuse_another_under_that_name(key, target, own)
+    forget_foreign_cache(resolved)
+    return OmegaConf.create(resolved)
+
+
+def added(configurations: Path = CONFIG_FOLDER) -> set[str]:
+    """What the configurations here name: a part that somebody adds to seqlab is one file and one YAML."""
+    files = [path for group in GROUPS for path in (configurations / group).glob("*.yaml")]
+    return {name for path in files for name in re.findall(r"\b_target_: *([\w.]+)", path.read_text(encoding="utf-8"))}
+
+
+def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The place, the name and the value of everything beneath a node of plain containers."""
+    named = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in named:
+        place = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}".lstrip(".")
+        yield place, name, value
+        yield from entries(value, place)
+
+
+def targets_in(node: Any) -> Iterator[tuple[str, Any]]:
+    """Every target beneath a node, with its place; it may be of any type."""
+    return ((place, value) for place, name, value in entries(node) if name == "_target_")
+
+
+def refuse_functions(node: Any) -> None:
+    """Refuse interpolations that are more than references to other settings."""
+    for key, _, value in entries(node):
+        if isinstance(value, str) and "${" in REFERENCE.sub("", value):
+            rule = "a run folder holds values and references to its own settings, and this calls a function"
+            raise UserError(key, value, rule, "Write the value there, if the folder is yours")
+
+
+def within(target: Any, packages: Iterable[str]) -> bool:
+    """Whether a name is in one of the packages, by whole parts: ``mine.x`` is in ``mine``, ``mines.x`` is not."""
+    return isinstance(target, str) and any(target.startswith(f"{package}.") for package in packages)
+
+
+def refuse_another_under_that_name(key: str, target: str, own: Sequence[str]) -> None:
+    """Refuse what a person's own module merely imports, such as ``my_package.os.system``."""
+    try:
+        found = get_object(target)
+    except Exception:
+        return  # the check of settings says why it cannot be used
+    name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if name not in TARGETS and not within(name, own):
+        raise untrusted(key, target, f"{name}, which is not of {' or '.join(own)}")
+
+
+def untrusted(key: str, target: Any, what: str = "other code") -> UserError:
+    rule = f"a run folder may have seqlab's own parts built, and this is {what}"
+    package = target.partition(".")[0] if isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target) else None
+    remedy = f"If that code is yours and so is the folder, add trust={package}"
+    if package == "seqlab":
+        remedy = "If it is a part that you added, name it in a YAML of conf/, and if not, leave that folder alone"
+    elif package is None or package in NEVER:
+        remedy = "No run of yours names it, so leave that folder alone"
+    return UserError(key, target, rule, remedy)
+
+
+def check_package(name: str) -> None:
+    """Refuse to trust what is no package by its form, and those whose functions do anything for anyone."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        raise UserError("trust", name, "is no name of a package", "Write trust=my_package, the name that you import")
+    if name.partition(".")[0] in NEVER:
+        rule = "opens functions that read, write and run anything"
+        raise UserError("trust", name, rule, "Name a package of your own, for example trust=my_package")
+
+
+def packages(trust: str | Sequence[str] | None) -> list[str]:
+    """The packages of a setting ``trust``: one name, several with commas between them, or a list."""
+    if trust is None:
+        return []
+    names = trust if isinstance(trust, list | ListConfig) else str(trust).strip("[]").split(",")
+    return [str(name).strip() for name in names]
+
+
+def forget_foreign_cache(config: dict[str, Any]) -> None:
+    """Leave out a ``cache_dir`` where no cache of ours is: a folder names no new place to write downloads to."""
+    for node in [config, *(value for _, _, value in entries(config) if isinstance(value, dict))]:
+        named = node.get("cache_dir")
+        if named is not None and not is_cache(Path(str(named)).expanduser()):
+            log.warning("data.cache_dir=%s holds no cache, so the usual one is taken; name one to take another.", named)
+            node["cache_dir"] = None
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether encoded text lies there, and nothing that leads elsewhere."""
+    return any(folder.glob("tokens/*.tokens")) and not any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def refuse_tracker(cfg: DictConfig) -> None:
+    """A run goes on with the tracker of the environment, or with one that the command line names, not with any other.
+
+    To another one goes, with each figure, whatever the environment holds to prove who asks.
+    """
+    logger = cfg.get("logger")
+    uri = logger.get("tracking_uri") if isinstance(logger, DictConfig) else None
+    if uri not in (None, os.environ.get("MLFLOW_TRACKING_URI")):
+        rule = "a run folder does not decide where figures and credentials are sent"
+        remedy = f"Repeat it as logger=mlflow logger.tracking_uri={uri} if it is yours, or add logger=none"
+        raise UserError("logger.tracking_uri", uri, rule, remedy)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse to write in a folder that holds links; checkpoints may lie elsewhere, if they are no other run's."""
+    kept = folder / "checkpoints"
+    links = [path for path in sorted(folder.glob("*")) if path.is_symlink() and path != kept]
+    if kept.is_symlink() and (kept.resolve().parent / "config.yaml").exists():
+        links.append(kept)
+    if links:
+        rule = f"what is written there would be written to {links[0].resolve()}"
+        remedy = "Put the thing itself there, if the folder is yours"
+        raise UserError("run folder", links[0], rule, remedy)

@@ -1,0 +1,314 @@
+"""The benchmark of the scan, through its script: what it leaves, what it counts, and messages for mistakes."""
+
+import csv
+import json
+import math
+import runpy
+import subprocess
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+
+import pytest
+import torch
+
+from seqlab.benchmarks import timing
+from seqlab.benchmarks.scan import contestants, report
+from seqlab.benchmarks.scan.contestants import Call, Contestant, Shape, make_inputs, ours
+from seqlab.benchmarks.scan.results import OFFICIAL, PASSES, Row, compare, roofline_ms, scan_bytes, scan_exponentials
+from seqlab.benchmarks.scan.session import Session, Settings
+from seqlab.benchmarks.timing import DeviceLimits
+from seqlab.ops.selective_scan import BACKENDS, selective_scan
+from support import ROOT
+
+SCRIPT = ROOT / "scripts" / "benchmark_scan.py"
+CPU = torch.device("cpu")
+TINY = Shape(2, 6, 4)
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """Run the script with arguments in this process, on a small copy bandwidth; returns its exit status and results."""
+
+    def run(*arguments: str) -> tuple[int, dict]:
+        folder = tmp_path / "out"
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--out", str(folder), *arguments])
+        monkeypatch.setitem(timing.COPY_BYTES, "cpu", 2**20)
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        path = folder / "scan.json"
+        return exit_info.value.code, json.loads(path.read_text()) if path.exists() else {}
+
+    run.folder = tmp_path / "out"
+    return run
+
+
+def assert_measured(rows: list[dict]) -> None:
+    for row in rows:
+        assert row["status"] == "measured", row
+        for key in ("ms", "ms_min", "repetitions", "first_call_s"):
+            assert math.isfinite(row[key]) and row[key] > 0
+
+
+def png_size(path) -> tuple[int, int]:
+    """Width and height, from a PNG's header."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND"
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+class TestTheScript:
+    def test_end_to_end(self, tmp_path, environment):
+        arguments = ["--device", "cpu", "--lengths", "5,8", "--batch", "2", "--d-inner", "8", "--d-state", "3"]
+        command = [sys.executable, str(SCRIPT), *arguments, "--limit", "0.05", "--against", "mamba_ssm,attention"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / "outputs" / "benchmarks").iterdir()
+        assert folder.name.startswith("scan-")
+        results = json.loads((folder / "scan.json").read_text())
+
+        expected = {name for name in BACKENDS if name not in results["left_out"]} | {"attention"}
+        keys = {(row["backend"], row["length"], row["passes"]) for row in results["rows"]}
+        first = [row for row in results["rows"] if row["length"] == 5]
+        assert keys >= {(name, 5, passes) for name in expected for passes in PASSES}
+        assert len(results["rows"]) == 2 * len(first)
+        assert_measured(first)
+        assert {"parallel", "reference"} <= expected
+        assert "triton" not in expected
+        assert set(results["versions"]) >= {"python", "torch", "triton", "numba", "seqlab"}
+        assert results["command"].endswith("--against mamba_ssm,attention")
+        assert results["roofline"]["copy_bytes_per_second"] > 1e6
+        assert results["device_name"] and results["date"]
+
+        with (folder / "scan.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert len(lines) == len(results["rows"])
+        assert [float(line["ms"]) for line in lines if line["ms"]] == [
+            row["ms"] for row in results["rows"] if row["ms"] is not None
+        ]
+        assert (folder / "scan.png").exists() == ("No plot without matplotlib" not in done.stderr)
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("mamba_ssm left out")]
+        assert len(reasons) == 1
+        assert "2x5x8" in done.stdout and "attention / this" in done.stdout
+
+    def test_shapes_in_place_of_the_sweep(self, benchmark, capsys):
+        status, results = benchmark(
+            "--shapes", "1x3x2,2x4x2", "--backends", "reference", "--against", "none", "--dtype", "bf16", "--limit", "1"
+        )
+        assert status == 0
+        assert [(row["batch"], row["length"]) for row in results["rows"]] == [(1, 3), (1, 3), (2, 4), (2, 4)]
+        assert {row["dtype"] for row in results["rows"]} == {"bfloat16"}
+        assert_measured(results["rows"])
+        assert all(row["over_roofline"] > 0 and row["official_ms"] is None for row in results["rows"])
+        assert "attention" not in capsys.readouterr().out
+        if find_spec("matplotlib"):
+            assert min(png_size(benchmark.folder / "scan.png")) > 300
+
+    def test_without_matplotlib(self, benchmark, monkeypatch, capsys):
+        monkeypatch.setattr(report, "find_spec", lambda name: None)
+        status, _ = benchmark("--shapes", "1x2x2", "--backends", "reference", "--against", "none", "--limit", "0.01")
+        assert status == 0
+        assert not (benchmark.folder / "scan.png").exists()
+        assert "pip install 'seqlab[plots]'" in capsys.readouterr().err
+
+    def test_leaves_out_what_would_take_too_long(self, benchmark, capsys):
+        status, results = benchmark(
+            "--lengths", "4,4096", "--batch", "1", "--d-inner", "4", "--backends", "reference", "--against", "none",
+            "--limit", "0.02",
+        )  # fmt: skip
+        assert status == 0
+        assert [row["status"] for row in results["rows"]] == ["measured", "measured", "skipped", "skipped"]
+        assert "reference, forward, skipped at 1x4096x4: about" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--dtype", "int8"], "--dtype=int8"),
+            (["--device", "tpu"], "--device=tpu"),
+            (["--device", "cuda:99"], "--device=cuda:99"),
+            (["--lengths", "16,0"], "--lengths=0"),
+            (["--shapes", "3x4"], "--shapes=3x4"),
+            (["--shapes", "targets", "--batch", "2"], "Give the one or the other"),
+            (["--backends", "cuda"], f"Choose from {', '.join(BACKENDS)}"),
+            (["--against", "attention,rwkv"], "--against=rwkv"),
+            (["--limit", "soon"], "--limit=soon"),
+            (["--seed", "x"], "--seed=x"),
+            (["--device", "cpu", "--captured"], "--captured=cpu"),
+            (["--batches", "2"], "unrecognized arguments"),
+            (["--out", str(SCRIPT)], "cannot be a folder"),
+        ],
+    )
+    def test_mistakes(self, benchmark, capsys, arguments, message):
+        status, _ = benchmark(*arguments)
+        err = capsys.readouterr().err
+        assert status == 2
+        assert message in err
+        assert len(err.strip().splitlines()) <= 2
+
+
+class TestRoofline:
+    @pytest.mark.parametrize(
+        ("shape", "floor_ms"), list(zip(OFFICIAL, (0.011, 0.045, 0.067, 0.134, 0.089, 0.268), strict=True)), ids=str
+    )
+    def test_published_floor_of_bytes(self, shape, floor_ms):
+        """The published column, at 3.00 TB/s, leaves out B and C: up to 1 % less."""
+        assert scan_bytes(shape, 16, 2, "forward") / 3.00e9 == pytest.approx(floor_ms, rel=0.01, abs=6e-4)
+
+    def test_counts_by_hand(self):
+        shape = Shape(2, 3, 5)  # 30 numbers in u; 2 x 3 x 7 = 42 in B for N = 7
+        assert scan_bytes(shape, 7, 4, "forward") == 4 * (4 * 30 + 2 * 42)
+        assert scan_bytes(shape, 7, 4, "forward+backward") == 4 * (11 * 30 + 6 * 42)
+        assert scan_exponentials(shape, 7, "forward") == 30 * (7 + 4)
+        assert scan_exponentials(shape, 7, "forward+backward") == 2 * 30 * (7 + 4)
+
+    def test_is_the_larger_of_the_two(self):
+        shape, slow = Shape(1, 1000, 10), 1e3
+        exponentials = DeviceLimits(1e12, slow, 1, 1.0, "by hand")
+        assert roofline_ms(shape, 16, 2, "forward", exponentials) == pytest.approx(1e3 * 200_000 / slow)
+        for others in (1e15, None):
+            copies = DeviceLimits(slow, others, None, None, None)
+            assert roofline_ms(shape, 16, 2, "forward", copies) == pytest.approx(1e3 * 144_000 / slow)
+
+
+class TestComparison:
+    LIMITS = DeviceLimits(3e12, None, None, None, None)
+
+    def rows(self, backend: str, shape: Shape, forward: float, both: float, peak: float) -> list[Row]:
+        return [
+            Row(backend, *shape, 16, "bfloat16", passes, "measured", ms=ms, peak_mib=peak)
+            for passes, ms in zip(PASSES, (forward, both), strict=True)
+        ]
+
+    def test_ratios(self):
+        rows = self.rows("triton", TINY, 2.0, 6.0, 1) + self.rows("attention", TINY, 1.0, 12.0, 1)
+        compare(rows, self.LIMITS, 2, with_official=False)
+        assert [row.times_attention for row in rows] == [0.5, 2.0, None, None]
+        assert rows[0].times_mambapy is None
+        assert rows[0].over_roofline == pytest.approx(2.0 / rows[0].roofline_ms)
+        assert rows[2].roofline_ms is None
+
+    def test_published_figures(self):
+        rows = self.rows("triton", Shape(32, 256, 512), 0.042, 0.2, 44.5)
+        compare(rows, self.LIMITS, 2, with_official=True)
+        assert [row.target_met for row in rows] == [True, False]
+        assert rows[1].times_official == pytest.approx(2.38)
+        assert (rows[0].peak_met, rows[1].peak_met) == (None, False)
+        assert report.targets_table(rows, "a device").row_count == 1
+
+    def test_what_was_not_measured_is_neither_met_nor_missed(self):
+        rows = [Row("triton", 32, 256, 512, 16, "bfloat16", passes, "skipped", "slow") for passes in PASSES]
+        compare(rows, self.LIMITS, 2, with_official=True)
+        assert {row.target_met for row in rows} == {None}
+        assert report.gaps(rows)[0] == "triton, forward, skipped at 32x256x512: slow"
+
+
+class TestContestants:
+    def test_ours_gives_every_gradient(self):
+        x = make_inputs(TINY, 3, torch.float32, CPU, seed=0)
+        y, *gradients = ours("reference").prepare(x).forward_backward()
+        assert y.shape == TINY
+        assert [g.shape for g in gradients] == [t.shape for t in x.tensors]
+        assert (x.A < 0).all()
+
+    def test_mamba_ssm_gets_its_own_layout(self, monkeypatch):
+        def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+            wide = (t.transpose(1, 2) for t in (u, delta, B, C, z))
+            u, delta, B, C, z = wide
+            y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, backend="reference")
+            return y.transpose(1, 2)
+
+        interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
+        interface.selective_scan_fn = selective_scan_fn
+        for name in ("mamba_ssm", "mamba_ssm.ops"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        monkeypatch.setitem(sys.modules, interface.__name__, interface)
+        x = make_inputs(TINY, 3, torch.float32, CPU, seed=0)
+        theirs = contestants.OTHERS["mamba_ssm"].prepare(x).forward_backward()
+        mine = ours("reference").prepare(x).forward_backward()
+        for a, b in zip(theirs, mine, strict=True):
+            torch.testing.assert_close(a.transpose(1, 2) if a.ndim == 3 else a, b)
+
+    @pytest.mark.skipif(not find_spec("mambapy"), reason="mambapy is not installed")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_mambapy_computes_the_same(self, dtype):
+        x = make_inputs(TINY, 3, dtype, CPU, seed=0)
+        theirs = contestants.OTHERS["mambapy"].prepare(x).forward_backward()
+        mine = ours("reference").prepare(x).forward_backward()
+        for a, b in zip(theirs, mine, strict=True):
+            error = (a - b).norm() / b.norm()
+            assert error < (1e-5 if dtype == torch.float32 else 0.1)
+
+    def test_attention_is_half_as_wide(self):
+        x = make_inputs(Shape(1, 5, 512), 3, torch.float32, CPU, seed=0)
+        y, *gradients = contestants.OTHERS["attention"].prepare(x).forward_backward()
+        assert y.shape == (1, 4, 5, 64)
+        assert len(gradients) == 3
+
+
+class TestSession:
+    SETTINGS = Settings(CPU, torch.float32, d_state=3, seed=0, limit=0.01)
+
+    def raising(self, error: Exception, is_ours: bool) -> Contestant:
+        def run():
+            raise error
+
+        return Contestant("name", lambda x: Call(run, (), x.dy), ours=is_ours)
+
+    def on_gpu(self, contestant: Contestant) -> Session:
+        """The GPU's path, which needs no GPU to be walked until something is timed there."""
+        session = Session(self.SETTINGS, [contestant], advance=lambda shape: None)
+        session._on_gpu(contestant, TINY, make_inputs(TINY, 3, torch.float32, CPU, seed=0))
+        return session
+
+    @pytest.mark.parametrize("is_ours", [True, False])
+    def test_out_of_memory_is_a_result(self, is_ours):
+        session = self.on_gpu(self.raising(torch.OutOfMemoryError("no more"), is_ours))
+        assert [(row.status, row.reason) for row in session.rows] == [("failed", "out of memory")] * 2
+        session.measure(Shape(2, 7, 4))  # is not even tried
+        assert session.rows[2].reason == "it failed at 2x6x4 already"
+
+    def test_a_fault_of_another_package_is_its_own_and_one_of_ours_is_loud(self):
+        assert self.on_gpu(self.raising(ValueError("odd\nlines"), False)).rows[0].reason == "ValueError: odd"
+        with pytest.raises(ValueError, match="odd"):
+            self.on_gpu(self.raising(ValueError("odd"), True))
+
+    def test_what_does_not_fit_is_left_out(self):
+        session = Session(self.SETTINGS, [ours("reference")], advance=lambda shape: None)
+        session.measure(Shape(2**20, 2**20, 2**10))
+        assert {row.status for row in session.rows} == {"skipped"}
+        assert "GiB of memory" in session.rows[0].reason
+
+    def test_rows_of_a_shape_that_was_cut_short_do_not_count(self):
+        session = Session(self.SETTINGS, [ours("reference")], advance=lambda shape: None)
+        session.measure(TINY)
+        session.rows.append(session.rows[0])
+        assert len(session.whole_shapes()) == 2
+
+
+class TestTiming:
+    def test_interleaves_and_stops(self):
+        calls = []
+        samples = timing.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, CPU, budget=10.0)
+        assert calls[:4] == ["a", "b", "a", "b"]
+        assert {name: len(values) for name, values in samples.items()} == dict.fromkeys("ab", timing.REPETITIONS)
+
+    def test_a_long_call_runs_once(self):
+        assert len(timing.interleaved({"": lambda: None}, CPU, budget=0.0)[""]) == 1
+
+    def test_bandwidth(self):
+        assert 1e6 < timing.copy_bandwidth(CPU, 2**20) < 1e14
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # a capture has a stream of its own
+@pytest.mark.parametrize("captured", [[], ["--captured"]])
+def test_on_a_gpu(benchmark, captured):
+    sizes = ("--lengths", "64,256", "--d-inner", "64", "--backends", "triton,parallel")
+    status, results = benchmark("--device", "cuda", *sizes, "--against", "attention", *captured)
+    assert status == 0
+    assert_measured(results["rows"])
+    assert all(row["peak_mib"] > 0 for row in results["rows"])
+    assert results["roofline"]["exponentials_per_second"] > 1e11
+    assert results["roofline"]["clock_source"]
+    assert all(row["over_roofline"] > 1 for row in results["rows"] if row["backend"] != "attention")

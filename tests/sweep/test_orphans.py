@@ -1,0 +1,157 @@
+"""What a sweep or a comparison started ends with it, also where it was killed and could end nothing itself."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_sweep_kills import assert_same_sweep
+
+from support import ROOT, SMALL
+
+pytest.importorskip("joblib")
+pytest.importorskip("submitit")
+
+JOB = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder, launcher, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+os.environ["SEQLAB_SWEEP"] = str(os.getpid())
+
+def job(folder, launcher, how):
+    from seqlab.sweep import orphans
+    orphans.GRACE = 1
+    with orphans.ends_with_sweep(launcher):
+        if how == "stuck":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (folder / f"{how}_{os.getpid()}").touch()
+        time.sleep(0.5 if how == "idle" else 600)
+
+if launcher == "joblib":
+    from joblib import Parallel, delayed
+    from seqlab.sweep.orphans import JOBLIB
+    Parallel(2, backend="loky", batch_size=1)(delayed(job)(folder, JOBLIB, how) for _ in range(2))
+else:
+    import submitit
+    from seqlab.sweep.orphans import LOCAL_PROCESSES
+    executor = submitit.LocalExecutor(folder / "submitit")
+    executor.update_parameters(timeout_min=10, setup=["true"] if how == "stuck" else [])
+    kept = [executor.submit(job, folder, LOCAL_PROCESSES, how) for _ in range(2)]
+time.sleep(600)
+"""
+"""Two jobs as the launchers start them, without all that a job imports."""
+
+
+def processes() -> dict[int, int]:
+    """The parent of every process that has not ended."""
+    lines = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = (line.split() for line in lines.splitlines())
+    return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
+
+
+def descendants(pid: int) -> set[int]:
+    found, parents = {pid}, processes()
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def until(reached, seconds: float):
+    """What ``reached`` returns once that is true, or whatever it returns in the end."""
+    end = time.monotonic() + seconds
+    while not (value := reached()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return value
+
+
+def assert_killed_with_all(process: subprocess.Popen, seconds: float) -> None:
+    """Kill -9; whatever it started ends within some seconds."""
+    family = descendants(process.pid)
+    process.kill()
+    process.wait()
+    try:
+        assert until(lambda: not family & processes().keys(), seconds), f"still there: {family & processes().keys()}"
+    finally:
+        for pid in family & processes().keys():
+            os.kill(pid, 9)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "how"),
+    [("joblib", "training"), ("joblib", "stuck"), ("joblib", "idle"), ("local", "training"), ("local", "stuck")],
+)
+def test_a_killed_sweep_leaves_no_process(tmp_path, environment, launcher, how):
+    arguments = [sys.executable, "-c", JOB, str(tmp_path), launcher, how]
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert until(lambda: len(list(tmp_path.glob(f"{how}_*"))) == 2, 120)
+            time.sleep(1 if how == "idle" else 0)
+            assert_killed_with_all(process, 20)
+        finally:
+            process.kill()
+
+
+READING = """
+import time
+from pathlib import Path
+from seqlab.report import runs
+
+if __name__ == "__main__":
+    runs.LARGE, runs.processes = 0, lambda: 2
+    reading = runs.read_all([Path("nowhere")] * 64)
+    next(reading)
+    print("has begun", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_comparison_leaves_no_process(tmp_path, environment):
+    (tmp_path / "reading.py").write_text(READING)
+    command = [sys.executable, tmp_path / "reading.py"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout.readline()
+            assert len(descendants(process.pid)) >= 2
+            assert_killed_with_all(process, 20)
+        finally:
+            process.kill()
+
+
+SWEEP = (
+    *("model=lstm,transformer", "model.dropout=0.1", "threads=1", "trainer.steps=300"),
+    *("trainer.evaluate_every=100", "trainer.checkpoint_every=20", "trainer.log_every=1"),
+)
+
+
+def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "train.py", "-m", *SMALL, *SWEEP]
+    with folder.with_suffix(".log").open("a") as log:
+        command += ["launcher=joblib", f"hydra.sweep.dir={folder}"]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+@pytest.mark.slow
+def test_the_same_command_at_once_goes_on(tmp_path, environment):
+    """The workers end where they are, and leave what the next sweep ends with the results of one without a break."""
+    folder, whole = tmp_path / "broken", tmp_path / "whole"
+    with start(whole, environment) as sweep:
+        assert sweep.wait(300) == 0, whole.with_suffix(".log").read_text()
+    with start(folder, environment) as sweep:
+        try:
+            assert until(lambda: len(steps_in(folder)) == 2 and min(steps_in(folder)) > 50, 240)
+            assert_killed_with_all(sweep, 20)
+        finally:
+            sweep.kill()
+    with start(folder, environment) as sweep:
+        assert sweep.wait(300) == 0, folder.with_suffix(".log").read_text()
+    assert_same_sweep(folder, whole)
+    for log in folder.glob("*/train.log"):
+        assert "Continuing from" in log.read_text(), "the kill fell behind the end of a job"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Lines of metrics of each job."""
+    return [path.read_bytes().count(b"\n") for path in folder.glob("*/metrics.jsonl")]
