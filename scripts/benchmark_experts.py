@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 from seqlab import console
 from seqlab.benchmarks.timing import seconds, synchronize
-from seqlab.experiment import choose_device
 from seqlab.formatting import counted
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.ops.routed_experts import resolve_backend
+from seqlab.runs.build import choose_device
 from seqlab.runs.load import fresh_model
 from seqlab.runs.summary import environment
 from seqlab.training.captured import EAGER, captures

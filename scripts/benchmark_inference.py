@@ -34,10 +34,11 @@ from seqlab.benchmarks.inference import report
 from seqlab.benchmarks.inference.session import LAST_STEPS, Contestant, Session, Settings
 from seqlab.config.exceptions import translate
 from seqlab.errors import UserError
-from seqlab.experiment import choose_device, reset
 from seqlab.formatting import counted
 from seqlab.models.counting import scan_backend
+from seqlab.runs.build import choose_device
 from seqlab.runs.load import fresh_model, load_run
+from seqlab.runs.process import reset_global_state
 from seqlab.runs.summary import cpu_model, environment, package_version
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
@@ -150,7 +151,7 @@ def measure(args: argparse.Namespace, session: Session, facts: dict[str, Any]) -
         session.advance = lambda: progress.advance(task)
         try:
             for name in args.models:
-                reset(args.seed)
+                reset_global_state(args.seed)
                 entrant = contestant(name, args)
                 entrant = entrant._replace(name=unique(entrant.name, facts["models"]))
                 facts["models"][entrant.name] = {

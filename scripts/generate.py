@@ -34,10 +34,11 @@ from seqlab import console
 from seqlab.config.exceptions import translate
 from seqlab.config.schema import in_words
 from seqlab.errors import UserError, nearest, printable
-from seqlab.experiment import choose_device, reset
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
+from seqlab.runs.build import choose_device
 from seqlab.runs.load import Trained, load_run
+from seqlab.runs.process import reset_global_state
 from seqlab.runs.trust import packages
 
 SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
@@ -87,7 +88,7 @@ def parse_value(key: str, text: str) -> Any:
 def load(settings: dict[str, Any]) -> Trained:
     """The run's model and data; refused if there is no text that it could sample."""
     device = choose_device(settings["device"])
-    reset(settings["seed"])
+    reset_global_state(settings["seed"])
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)

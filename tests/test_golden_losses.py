@@ -21,7 +21,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from seqlab.experiment import build_model
+from seqlab.runs.build import build_model
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Trainer
 from support import compose_config, depth

@@ -4,24 +4,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from seqlab.cli import result_table
 from seqlab.config.exceptions import message_of
 from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
-from seqlab.console import output
+from seqlab.data.protocol import DataSet
 from seqlab.errors import Diverged, Interrupted, NoResult, Pruned, UserError
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
@@ -29,7 +26,8 @@ from seqlab.models import expert_load, state_bytes
 from seqlab.models.counting import backends, count_parameters
 from seqlab.runs import extra_tests, targets
 from seqlab.runs import summary as facts
-from seqlab.runs.lock import only_process_in
+from seqlab.runs.build import build_data, build_model, choose_device
+from seqlab.runs.lock import PATIENCE, only_process_in
 from seqlab.runs.process import reset_global_state, take_share
 from seqlab.runs.resume import (
     as_begun,
@@ -44,8 +42,6 @@ from seqlab.runs.resume import (
     refuse_used_folder,
     result_of,
 )
-from seqlab.sweep.orphans import PATIENCE
-from seqlab.sweep.search_trial import reporter
 from seqlab.training import checkpoint
 from seqlab.training.evaluate import Evaluation
 from seqlab.training.loggers import NoLogger
@@ -56,6 +52,15 @@ from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+Summary = facts.Summary
+Reporter = Callable[[int, int], Callable[[dict[str, Any]], None]]
+
+
+def no_reporter(evaluate_every: int, total: int) -> Callable[[dict[str, Any]], None]:
+    """The reporter of a run that nobody waits for while it trains."""
+    return lambda record: None
+
 
 ENDINGS = {
     Interrupted: "interrupted",
@@ -72,79 +77,69 @@ OF_THE_STEPS = (
 """Facts of the machine and process that made a run's steps, which one that makes none leaves as they are."""
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that a setting names; ``auto`` is the GPU where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device", name, "torch sees no CUDA device here", "Use device=auto or device=cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def build_model(cfg: DictConfig, data: Any, device: torch.device) -> nn.Module:
-    """The configured model at the widths of the data, initialised on the CPU: the same weights on every device."""
-    model = instantiate(
-        cfg.model,
-        tokens=data.tokens,
-        d_input=data.d_input,
-        d_output=data.d_output,
-        max_length=data.length,
-        _convert_="all",
-    )
-    return model.to(device)
-
-
-def run(cfg: DictConfig) -> float:
+def run(cfg: DictConfig, reporter: Reporter = no_reporter) -> Summary:
     """Train, select on validation, test once; leave the results in the run folder.
 
+    Args:
+        cfg: composed by Hydra, whose own configuration is the job's.
+        reporter: given the steps between evaluations and the last step, what is called with each record of metrics; it
+            may raise ``Pruned``.
+
     Returns:
-        The best validation loss, which a hyper-parameter search may minimise.
+        What ``summary.json`` holds of the run when it is completed.
     """
     hydra, cfg = HydraConfig.get(), up_to_date(cfg)
     folder = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode is RunMode.MULTIRUN
     with only_process_in(folder, patience=PATIENCE if in_sweep else 0):
         if in_sweep:
-            return run_in_sweep(cfg, folder)
+            return run_in_sweep(cfg, folder, reporter)
         resume = cfg.resume is not None
         if resume:
-            cfg = continued(cfg, list(hydra.overrides.task))
-            check_all(cfg)
+            cfg, data = continued(cfg, list(hydra.overrides.task)), None
+            check(cfg)
             resume = not never_began(folder)
         else:
-            check_all(cfg)
+            check(cfg)
             refuse_used_folder(folder)
-            cfg = settled(cfg, folder)
-        summary = execute(cfg, *prepare(cfg, folder, resume=resume), folder)
-    result_table.show(output(), summary)
-    return summary["best_validation_loss"]
+            cfg, data = settled(cfg, folder)
+        return execute(cfg, *prepare(cfg, folder, data, resume=resume), folder, reporter)
 
 
-def run_in_sweep(cfg: DictConfig, folder: Path) -> float:
+def run_in_sweep(cfg: DictConfig, folder: Path, reporter: Reporter) -> Summary:
     """One job of a sweep: nothing is left to do where an earlier sweep completed it, and the rest where it was cut off.
 
     One that diverged has its result too, and would diverge again.
     """
     with cannot_begin(cfg, folder):
-        check_all(cfg)
+        check(cfg)
     if cfg.resume is not None:
         raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
     if not cfg.sweep.resume:
         refuse_used_folder(folder)
-    cfg = settled(cfg, folder)
-    done = result_of(cfg, folder)
-    if done is not None:
+    cfg, data = settled(cfg, folder)
+    if done := result_of(cfg, folder):
         return done
     if resume := can_go_on(folder):
         cfg = as_begun(cfg, folder)
-    return execute(cfg, *prepare(cfg, folder, resume=resume), folder)["best_validation_loss"]
+    return execute(cfg, *prepare(cfg, folder, data, resume=resume), folder, reporter)
 
 
-def settled(cfg: DictConfig, folder: Path) -> DictConfig:
-    """The configuration with nothing left to choose: what the machine and other settings give it is filled in."""
+def check(cfg: DictConfig) -> None:
+    """Refuse a setting of a wrong name or type, and a target that could never be judged, before anything is built."""
+    check_all(cfg)
+    targets.check_targets(targets_of(cfg), cfg.name)
+
+
+def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
+    """The configuration with nothing left to choose: what the machine and other settings give it is filled in.
+
+    With it the data, where they had to be built for that.
+    """
     with cannot_begin(cfg, folder):
         check_choice(cfg)
-        return OmegaConf.create(OmegaConf.to_container(matched(cfg, build_model), resolve=True))
+        data = build_data(cfg) if cfg.get("match") is not None else None
+        return OmegaConf.create(OmegaConf.to_container(matched(cfg, data), resolve=True)), data
 
 
 @contextmanager
@@ -160,13 +155,13 @@ def cannot_begin(cfg: DictConfig, folder: Path) -> Iterator[None]:
         raise
 
 
-def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Trainer, NoLogger]:
-    """Build data, model and trainer, and start the logger; from here on the folder holds a run."""
+def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, resume: bool) -> tuple[Trainer, NoLogger]:
+    """Build model and trainer, and the data unless they are there; start the logger. The folder then holds a run."""
     with cannot_begin(cfg, folder):
         device = choose_device(cfg.device)
         reset_global_state(cfg.seed)
         take_share(device, cfg.get("threads"))
-        data = instantiate(cfg.data, _convert_="all")
+        data = data or build_data(cfg)
         if resume:
             refuse_other_data(data, folder)
         targets.check_names(targets_of(cfg), data, cfg.name)
@@ -187,7 +182,7 @@ def prepare(cfg: DictConfig, folder: Path, *, resume: bool) -> tuple[Trainer, No
         return trainer, logger
 
 
-def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path) -> facts.Summary:
+def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, reporter: Reporter) -> Summary:
     """Run a prepared trainer to its end, with ``summary.json`` telling its state at every moment.
 
     That of a completed run stays as it is while nothing new has been reached.
@@ -254,7 +249,7 @@ def refuse_no_result(trainer: Trainer, test: Evaluation) -> None:
     )
 
 
-def results_of(trainer: Trainer, test: Evaluation) -> facts.Summary:
+def results_of(trainer: Trainer, test: Evaluation) -> Summary:
     """What a run has reached when its test split has been read, and its further tests have not."""
     load = expert_load(trainer.model)
     return {
@@ -272,7 +267,7 @@ def targets_of(cfg: DictConfig) -> dict[str, Any] | None:
     return OmegaConf.to_container(cfg.target) if cfg.get("target") is not None else None
 
 
-def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> facts.Summary:
+def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> Summary:
     """What is known of a run before it starts."""
     return (
         {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": os.path.relpath(folder)}
@@ -298,7 +293,7 @@ def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> facts.Summary:
     )
 
 
-def progress_of(trainer: Trainer) -> facts.Summary:
+def progress_of(trainer: Trainer) -> Summary:
     """What a run has spent and reached so far.
 
     ``wall_seconds`` is all time from the first step, with validation, checkpoints and the test split; time of further

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from seqlab.errors import UserError
-from seqlab.experiment import build_model
 from seqlab.match.overlay import compose_with, matched
 from seqlab.match.width_search import Unfit, Widths, nearest_widths
+from seqlab.runs.build import build_data, build_model
 from support import CONF, SMALL, Job, architectures, compose_config, depth
 
 
@@ -27,7 +27,7 @@ def overlaid(*overrides: str) -> tuple[DictConfig, nn.Module]:
     """The configuration after its overlay, without a run, and the model that it leads to."""
     cfg = compose_config(*SMALL, *overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = matched(cfg, build_model)
+        cfg = matched(cfg, build_data(cfg))
     return cfg, built(cfg)
 
 

@@ -18,13 +18,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.cli import resolvers  # noqa: F401 (resolvers registers what conf/ refers to)
+from seqlab import console
+from seqlab.cli import (
+    resolvers,  # noqa: F401 (resolvers registers what conf/ refers to)
+    result_table,
+)
+from seqlab.cli.result_table import Summary
 from seqlab.config.exceptions import message_of, report, translate
 from seqlab.config.mistakes import in_order
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.runs import leftovers
 from seqlab.sweep import orphans, watch
 from seqlab.sweep.records import Record
+from seqlab.sweep.search_trial import reporter
 
 log = logging.getLogger("seqlab")
 
@@ -87,20 +93,35 @@ def importing() -> Iterator[None]:
         atexit.register(gc.unfreeze)
 
 
-def job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
-    """Run one job, alone or in a sweep.
+Task = Callable[..., Summary]
+"""``experiment.run``: given the configuration, and a reporter of metrics, trains and returns the summary."""
+
+
+def job(task: Task, cfg: DictConfig) -> float:
+    """Run one job, alone or in a sweep; of one alone its table is shown.
 
     A job alone ends the process itself, before Hydra adds a line of its own to a mistake's message.
+
+    Returns:
+        The best validation loss, which a hyper-parameter search may minimise.
     """
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return swept_job(task, cfg)
     try:
-        return task(cfg)
+        summary = task(cfg)
     except Exception as error:
         sys.exit(report(error, debug=cfg.debug is True))
+    result_table.show(console.output(), summary)
+    return best_loss(summary)
 
 
-def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
+def best_loss(summary: Summary) -> float:
+    """The best validation loss; infinite where a summary holds none, since JSON has no word for what is not finite."""
+    loss = summary["best_validation_loss"]
+    return math.inf if loss is None else loss
+
+
+def swept_job(task: Task, cfg: DictConfig) -> float:
     """Run one job of a sweep. One that fails leaves the others alone; the wish to stop ends the process.
 
     Returns:
@@ -116,7 +137,7 @@ def swept_job(task: Callable[[DictConfig], float], cfg: DictConfig) -> float:
     try:
         with orphans.ends_with_sweep(hydra.launcher._target_):
             record.write(sweep)
-            value = task(cfg)
+            value = best_loss(task(cfg, reporter))
         record.end(sweep, "completed")
         return value
     except Pruned as pruned:

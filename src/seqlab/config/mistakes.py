@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from seqlab.config.arguments import settings_among
+from seqlab.config.influence import CHANGEABLE
 from seqlab.config.options import CONFIG_FOLDER, known_settings
 from seqlab.errors import UserError, in_quotes, nearest
 
@@ -197,7 +198,7 @@ def no_setting(key: str) -> UserError:
     """A key that the composed configuration has not."""
     arguments = given()
     value = arguments.get(key, "")
-    if "resume" in arguments and is_changeable(key):  # composed are the usual parts, and not those of the run
+    if "resume" in arguments and key in CHANGEABLE:  # composed are the usual parts, and not those of the run
         rule = "is no setting of the parts that the command line begins with"
         return UserError(key, value, rule, f"Write '+{key}={value}'")
     if key.startswith("hydra."):
@@ -217,13 +218,6 @@ def options_without(key: str) -> list[str]:
             if len(set(has.values())) == 2:
                 return [option for option in options if not has[option]]
     return []
-
-
-def is_changeable(key: str) -> bool:
-    """Whether a resumed run may have the setting otherwise."""
-    from seqlab.runs.resume import CHANGEABLE  # imports torch, which most mistakes are told without
-
-    return key in CHANGEABLE
 
 
 def nearest_setting(key: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ signature, so that a mistyped one is refused with its place and the nearest name
 
 import inspect
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from types import UnionType
@@ -15,10 +16,8 @@ from hydra._internal.utils import _locate  # get_object logs what it raises, and
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from seqlab.config.options import model_options, with_choices
+from seqlab.config.options import with_choices
 from seqlab.errors import UserError, nearest
-from seqlab.runs.targets import check_targets
-from seqlab.sweep.workers import refuse_more_than_cores
 
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
@@ -46,18 +45,22 @@ def check_all(cfg: DictConfig) -> None:
         if name in settings:  # an older run, which is continued, may lack some
             check_type(settings[name], annotation, key)
     refuse_more_than_cores(resolved.get("threads"))
-    check_targets(resolved.get("target"))
-    check_models(resolved.get("target"), resolved["name"])
     check(resolved, raw)
 
 
-def check_models(targets: dict[str, Any] | None, name: str) -> None:
-    """Refuse a target for a model that there is not, unless runs have a name of their own (``name=...``)."""
-    options = model_options()
-    for path, rule in (targets or {}).items() if name in options else ():
-        for model in rule.get("models") or ():
-            if model not in options:
-                raise UserError(f"target.{path}.models", model, "is no option of model", nearest(model, options))
+def cores() -> int:
+    """The machine's own. What a container or an affinity mask leaves of them bounds speed and not what may be asked."""
+    return os.cpu_count() or 1
+
+
+def refuse_more_than_cores(threads: int | None) -> None:
+    """Refuse more CPU threads in a job than the machine has cores.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if threads is not None and threads > cores():
+        raise UserError("threads", threads, f"this machine has {cores()} cores", f"Give it {cores()} or fewer, or null")
 
 
 def check(node: Any, raw: Any = None, key: str = "") -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,29 +15,28 @@ from torch import nn
 from seqlab.config.options import model_options, search_path
 from seqlab.config.renamed import up_to_date
 from seqlab.errors import UserError, nearest
+from seqlab.runs.build import build_model
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[DictConfig, Any, torch.device], nn.Module]
 META = torch.device("meta")
 
 
-def matched(cfg: DictConfig, build: Build) -> DictConfig:
+def matched(cfg: DictConfig, data: Any) -> DictConfig:
     """The configuration after its ``match`` overlay, or as it is where there is none.
 
     Args:
         cfg: a job's, with its interpolations, while Hydra's own configuration is the job's.
-        build: a model from a configuration, a data object and a device.
+        data: the job's data object; not needed without an overlay.
     """
     if cfg.get("match") is None:
         return cfg
     match = instantiate(cfg.match)
     reference = compose_with(match.reference)
-    data = instantiate(cfg.data, _convert_="all")
 
     def model_of(cfg: DictConfig) -> nn.Module:
         with META:
-            return build(cfg, data, META)
+            return build_model(cfg, data, META)
 
     cfg = copy.deepcopy(cfg)
     record = match(cfg, reference, data, model_of)

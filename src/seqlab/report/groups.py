@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
+from seqlab.config.influence import NOT_COMPARED
 from seqlab.report.configs import BySection
 from seqlab.report.runs import Run
 from seqlab.report.size_names import by_size_name
@@ -16,12 +17,6 @@ __all__ = ["Estimate", "Group", "estimate", "flatten", "group", "repeated"]
 
 SECTIONS = ("data", "model", "trainer")
 """Of a configuration: what a run is built from. Everything else there only feeds these by interpolation."""
-
-WITHOUT_EFFECT = frozenset(
-    {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
-    | {"data.tests", "data.n_further", "trainer.further_tests"}
-)
-"""Settings that tell where a run was, how it was watched and what it was asked besides, not what it did."""
 
 WITHOUT_EFFECT_BELOW = ("data.download",)
 
@@ -80,7 +75,7 @@ def section_with_effect(name: str, section: Any) -> Flat:
     return {
         key: value
         for key, value in flatten(section, name).items()
-        if value is not None and key not in WITHOUT_EFFECT and not key.startswith(WITHOUT_EFFECT_BELOW)
+        if value is not None and key not in NOT_COMPARED and not key.startswith(WITHOUT_EFFECT_BELOW)
     }
 
 

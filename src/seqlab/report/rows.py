@@ -8,9 +8,9 @@ from typing import Any
 
 from seqlab.report.difficulty import Curve, accuracies
 from seqlab.report.groups import Group
+from seqlab.report.outcomes import Outcome, outcomes
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate, estimate, estimate_of_shares
-from seqlab.runs.targets import Outcome, outcomes
 
 COSTS = ("flops", "tokens", "wall_seconds", "further_seconds", "tokens_per_second", "peak_memory_bytes")
 

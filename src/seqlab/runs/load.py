@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seqlab.config.options import CONFIG_FOLDER
 from seqlab.config.schema import check
 from seqlab.errors import UserError, nearest
-from seqlab.experiment import build_model
+from seqlab.runs.build import build_model
 from seqlab.runs.resume import saved_in
 from seqlab.runs.trust import trusted
 from seqlab.training import checkpoint

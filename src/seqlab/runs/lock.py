@@ -18,6 +18,12 @@ except ImportError:  # Windows has no such locks
 LOCK = ".lock"
 INTERVAL = 0.2  # seconds between two tries
 
+GRACE = 10
+"""Seconds that a job of a sweep that was killed has for its step and a checkpoint (``seqlab.sweep.orphans``)."""
+
+PATIENCE = GRACE + 5
+"""Seconds after which no such job holds its folder any more."""
+
 
 @contextmanager
 def only_process_in(folder: Path, patience: float = 0.0) -> Iterator[None]:

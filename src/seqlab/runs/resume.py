@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from seqlab.config.influence import CHANGEABLE, MOVABLE, OF_STEPS
 from seqlab.config.options import flat
 from seqlab.config.renamed import RENAMED, up_to_date
 from seqlab.errors import Diverged, NoResult, UserError, resume_command
@@ -23,22 +23,6 @@ from seqlab.training import checkpoint
 from seqlab.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-MOVABLE = {"device", "threads", "debug", "data.dir", "data.cache_dir"}
-"""Settings of the place where a run is, which another machine may have differently."""
-
-CHANGEABLE = {
-    *MOVABLE,
-    *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
-    *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
-    *("data.tests", "data.n_further", "trainer.further_tests", "target", "trainer.cuda_graph"),
-}
-"""Settings that leave the mathematics of the steps alone: the budget, how their kernels are launched, and what is
-measured when training is over."""
-
-OF_STEPS = [f"trainer.{name}" for name in ("patience", "stop_above", "max_skipped", "cuda_graph")]
-OF_STEPS += [f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every")]
-"""The changeable settings that say how steps were made; changed with no step left, they would say what was not done."""
 
 
 def folder_to_continue(resume: str) -> str:
@@ -81,8 +65,8 @@ def refuse_another_job(cfg: DictConfig, folder: Path) -> None:
             raise UserError(key, now, rule, remedy)
 
 
-def result_of(cfg: DictConfig, folder: Path) -> float | None:
-    """The best validation loss of a job that an earlier sweep completed; ``None`` if there is still something to do.
+def result_of(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
+    """The summary of a job that an earlier sweep completed; ``None`` if there is still something to do.
 
     Args:
         cfg: the job's, resolved.
@@ -101,10 +85,7 @@ def result_of(cfg: DictConfig, folder: Path) -> float | None:
         if error := summary.get("error"):
             raise NoResult(error)
         raise Diverged(summary["steps"], cfg.trainer.max_skipped, folder)
-    if summary.get("status") != "completed":
-        return None
-    best = summary["best_validation_loss"]
-    return math.inf if best is None else best
+    return summary if summary.get("status") == "completed" else None
 
 
 def pinned(cfg: DictConfig) -> dict[str, Any]:

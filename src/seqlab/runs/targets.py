@@ -10,14 +10,12 @@ For a model that ``models`` does not name, and for a rule with the ``published``
 verdict. A missed target changes nothing in how a run ends.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seqlab.config.options import model_options
 from seqlab.errors import UserError, nearest
-from seqlab.formatting import counted
-from seqlab.report.statistics import Estimate, estimate
 
 Summary = dict[str, Any]
 
@@ -56,8 +54,13 @@ class Rule:
     models: list[str] | None = None
 
 
-def check_targets(targets: Any) -> None:
-    """Refuse targets that could never be judged, before anything is built."""
+def check_targets(targets: Any, name: str) -> None:
+    """Refuse targets that could never be judged, before anything is built.
+
+    Args:
+        targets: what the configuration says of them.
+        name: the run's, which is its model's unless it was given another.
+    """
     if targets is None:
         return
     if not isinstance(targets, dict):
@@ -69,6 +72,16 @@ def check_targets(targets: Any) -> None:
             rule_of_paths = "is no path in summary.json that a target can have"
             raise UserError(f"target.{path}", rule, rule_of_paths, f"There are: {known}")
         check_rule(rule, f"target.{path}")
+    check_models(targets, name)
+
+
+def check_models(targets: dict[str, Any], name: str) -> None:
+    """Refuse a target for a model that there is not, unless runs have a name of their own (``name=...``)."""
+    options = model_options()
+    for path, rule in targets.items() if name in options else ():
+        for model in rule.get("models") or ():
+            if model not in options:
+                raise UserError(f"target.{path}.models", model, "is no option of model", nearest(model, options))
 
 
 def check_rule(rule: Any, key: str) -> None:
@@ -174,50 +187,6 @@ def are_judged(value: Any) -> bool:
         )
     except (TypeError, KeyError, ValueError):
         return False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One target over the seeds of a group.
-
-    Args:
-        asked: the figure and its bounds in words.
-        values: what each seed that was measured has.
-        published: for comparison, if it is known.
-        verdict: ``reached``, ``missed``, how many seeds did, or why there is none.
-    """
-
-    asked: str
-    values: tuple[float, ...]
-    published: float | None
-    verdict: str
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """Of the mean over those seeds; ``None`` without any."""
-        return estimate(self.values) if self.values else None
-
-
-def outcomes(summaries: Sequence[Summary]) -> list[Outcome]:
-    """Every target that any of a group's runs was held against."""
-    judged_by_seed: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for summary in summaries:
-        for target in summary.get("targets") or []:
-            judged_by_seed[bounds(target)].append(target)
-    return [outcome(asked, targets) for asked, targets in judged_by_seed.items()]
-
-
-def outcome(asked: str, targets: Sequence[dict[str, Any]]) -> Outcome:
-    """The same target of several seeds."""
-    values = tuple(target["value"] for target in targets if target["value"] is not None)
-    verdicts = [target["reached"] for target in targets if target["reached"] is not None]
-    if not verdicts:
-        word = "no verdict" if values else "not measured"
-    elif len(set(verdicts)) == 1 and len(verdicts) == len(targets):
-        word = "reached" if verdicts[0] else "missed"
-    else:
-        word = f"reached by {sum(verdicts)} of {counted(len(targets), 'seed')}"
-    return Outcome(asked, values, Rule(**targets[0]["rule"]).published, word)
 
 
 def value_at(node: Any, path: str) -> float | None:

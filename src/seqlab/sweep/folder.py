@@ -5,8 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-WITHOUT_INFLUENCE = ("data.dir", "data.cache_dir", "debug", "threads", "launcher", "sweep", "trust")
-"""Settings that change no result. What names no job's folder is more (``UNNAMED`` in naming.py)."""
+from seqlab.config.influence import WITHOUT_INFLUENCE
 
 SEARCH = ("hydra/sweeper", "hydra.sweeper")
 """Of Hydra's own settings, those that choose the jobs."""

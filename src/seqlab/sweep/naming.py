@@ -14,7 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from hydra_plugins.seqlab_points import union
-from seqlab.sweep.folder import WITHOUT_INFLUENCE, begins
+from seqlab.config.influence import UNNAMED
+from seqlab.sweep.folder import begins
 from seqlab.sweep.jobs import key_of, varying
 from seqlab.sweep.records import Places
 
@@ -29,9 +30,6 @@ ConfigStore.instance().store(
     node={"_target_": POINTS, "points": None, "params": {}, "max_batch_size": None},
     provider="seqlab",
 )
-
-UNNAMED = (*WITHOUT_INFLUENCE, "device")
-"""Settings that name no job's folder, unless its sweep varies them (``exclude_keys`` in config.yaml)."""
 
 LONGEST = 128
 """Bytes of a folder's name; file systems take 255, some with encryption 143."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from seqlab.runs.lock import GRACE
+
 SWEEP = "SEQLAB_SWEEP"
 """In the environment: the number of the process that shows the sweep."""
 
@@ -19,8 +21,6 @@ JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 LOCAL_PROCESSES = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"  # another process is between
 PROC = Path("/proc")
 INTERVAL = 0.5  # seconds between two looks
-GRACE = 10  # seconds for a step and a checkpoint
-PATIENCE = GRACE + 5  # seconds after which no job of a sweep that was killed holds its folder any more
 
 _watching = threading.Event()
 

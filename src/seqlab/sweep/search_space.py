@@ -18,9 +18,10 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from seqlab.config.influence import WITHOUT_INFLUENCE
 from seqlab.config.without_effect import reaches_nothing
 from seqlab.errors import UserError
-from seqlab.sweep.folder import WITHOUT_INFLUENCE, begins
+from seqlab.sweep.folder import begins
 
 log = logging.getLogger("seqlab")
 

@@ -1,32 +1,16 @@
 """How many threads a job may have, and how many jobs may run side by side, before the machine stands still."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab.config.schema import cores
 from seqlab.errors import UserError
 from seqlab.sweep.orphans import LOCAL_PROCESSES
 
-
-def cores() -> int:
-    """The machine's own. What a container or an affinity mask leaves of them bounds speed and not what may be asked."""
-    return os.cpu_count() or 1
-
-
 JOBS_ON_A_CORE = 8
 """A job that computes on a GPU leaves its core to others for most of the time; each takes some 0.5 GB of memory."""
-
-
-def refuse_more_than_cores(threads: int | None) -> None:
-    """Refuse more CPU threads in a job than the machine has cores.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if threads is not None and threads > cores():
-        raise UserError("threads", threads, f"this machine has {cores()} cores", f"Give it {cores()} or fewer, or null")
 
 
 def check_workers(config: DictConfig, batches: Sequence[Sequence[Any]] = ()) -> None:
