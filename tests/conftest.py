@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import ROOT, SMALL, Job
+from support import ROOT, SMALL, Job, run_sweep
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: its kernels then run on the CPU
@@ -40,6 +40,18 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]
         return Job(target, exit_info.value.code)
 
     run.small = SMALL
+    return run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Run a sweep into a folder of the test's own; returns the exit status and what it printed and logged."""
+
+    def run(*overrides: str, default: bool = False) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = run_sweep(None if default else tmp_path / "sweep", *overrides)
+        return status, *capsys.readouterr()
+
     return run
 
 

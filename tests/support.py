@@ -1,6 +1,9 @@
 """What several tests need: composed configurations, a toy data set, what a run left."""
 
 import json
+import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,10 +14,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, open_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from seqlab.data import Batch
 from seqlab.errors import UserError
+from seqlab.training import checkpoint
 from seqlab.training.precision import Precision, check_precision
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +90,42 @@ def compose_config(*overrides: str) -> DictConfig:
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg
+
+
+def run_sweep(folder: Path | None, *overrides: str) -> int:
+    """``python train.py -m`` in this process, on the small data; returns the exit status."""
+    named = [] if folder is None else [f"hydra.sweep.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND", "SEQLAB_SWEEP"):  # which cli.run sets; put back afterwards
+            patch.setenv(name, "1")
+        patch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", *SMALL, *overrides, *named])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return ended.value.code
+
+
+def final_weights(folder: Path) -> dict[str, Tensor]:
+    """Of the newest checkpoint of a run folder."""
+    return load_file(checkpoint.latest(folder / "checkpoints") / checkpoint.WEIGHTS)
+
+
+def timeless(records: list[dict]) -> list[dict]:
+    """Records without what two runs of the same job may differ in."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def assert_same_run(a: Job, b: Job) -> None:
+    """Two runs have the same metrics and end with the same weights, to the last bit."""
+    assert timeless(a.records) == timeless(b.records)
+    assert a.summary["test"] == b.summary["test"]
+    ours, theirs = final_weights(a.folder), final_weights(b.folder)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def script(*arguments: str, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess:
+    """``python train.py`` in a process of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 class Echo:

@@ -14,7 +14,6 @@ import time
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from seqlab.cli import main
 from seqlab.config.exceptions import message_of
@@ -22,24 +21,7 @@ from seqlab.config.mistakes import in_order, quoted_path
 from seqlab.config.options import path_part
 from seqlab.errors import resume_command
 from seqlab.training import checkpoint
-from support import ROOT, Job
-
-
-def final_weights(folder):
-    return load_file(checkpoint.latest(folder / "checkpoints") / checkpoint.WEIGHTS)
-
-
-def timeless(records):
-    """Records without what two runs of the same job may differ in."""
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-
-
-def assert_same_run(a: Job, b: Job):
-    assert timeless(a.records) == timeless(b.records)
-    assert a.summary["test"] == b.summary["test"]
-    ours, theirs = final_weights(a.folder), final_weights(b.folder)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+from support import ROOT, Job, assert_same_run, final_weights, script
 
 
 class TestARun:
@@ -502,11 +484,6 @@ def test_divergence_is_said(train, capsys):
     assert job.status == 1
     assert "not finite" in capsys.readouterr().err
     assert job.summary["status"] == "diverged"
-
-
-def script(*arguments: str, environment: dict[str, str], folder) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_help_and_cfg(environment, tmp_path):

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_sweep import run_sweep
 
 from seqlab.config.exceptions import REFUSALS, message_of, translate
 from seqlab.sweep import records
 from seqlab.training import checkpoint
+from support import run_sweep
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from test_sweep import run_sweep
 
 from seqlab.runs import leftovers
 from seqlab.runs.leftovers import Leftovers
 from seqlab.runs.lock import only_process_in
 from seqlab.training.trainer import Trainer
+from support import run_sweep
 
 REFUSED = {
     "by the check of settings": ("trainer.steps=soon",),

@@ -6,11 +6,9 @@ import json
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_cli import script
-from test_sweep import sweep  # noqa: F401
 
 from hydra_plugins.seqlab_points import telling, union
-from support import SMALL, options
+from support import SMALL, options, script
 
 
 def jobs(points, *given):
@@ -97,7 +95,7 @@ def test_few_jobs_tell_of_every_mistake():
     assert telling([[]], bool) == [[]]
 
 
-def test_a_sweep_of_many_seeds_is_composed_for_its_models_alone(sweep, monkeypatch, tmp_path):  # noqa: F811
+def test_a_sweep_of_many_seeds_is_composed_for_its_models_alone(sweep, monkeypatch, tmp_path):
     """Hydra's own sweeper composes every job before the first one, and again as it begins."""
     composed, begun = [], []
     load = ConfigLoaderImpl.load_sweep_config
@@ -146,7 +144,7 @@ def test_a_sweep_of_many_seeds_is_composed_for_its_models_alone(sweep, monkeypat
         (("model=linear", "seed=1", "optimizer.lr=range(3,1)"), "optimizer.lr=range(3,1): holds no value"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_first_job(sweep, monkeypatch, typed, said):  # noqa: F811
+def test_what_cannot_be_is_refused_before_the_first_job(sweep, monkeypatch, typed, said):
     """In whichever job, of whichever batch it stands."""
     monkeypatch.setattr("seqlab.cli.main.swept_job", lambda task, cfg: pytest.fail("a job began"))
     status, _, error = sweep(*typed, "hydra.sweeper.max_batch_size=1")
@@ -155,7 +153,7 @@ def test_what_cannot_be_is_refused_before_the_first_job(sweep, monkeypatch, type
     assert "Traceback" not in error
 
 
-def test_none_is_a_value_to_sweep_over(sweep):  # noqa: F811
+def test_none_is_a_value_to_sweep_over(sweep):
     status, _, error = sweep("model=linear", "trainer.clip_norm=null,1.0", "trainer.steps=1")
     assert status == 0, error
     assert "[2 of 2]" in error

@@ -4,9 +4,7 @@ import gc
 import json
 import random
 import re
-import runpy
 import shutil
-import sys
 import threading
 import weakref
 from contextlib import ExitStack
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 import rich
 import torch
-from test_cli import assert_same_run
 
 from seqlab import experiment
 from seqlab.runs.lock import only_process_in
@@ -25,32 +22,9 @@ from seqlab.sweep.records import RUNNING
 from seqlab.sweep.watch import Watch
 from seqlab.training.loggers import NoLogger
 from seqlab.training.trainer import Trainer
-from support import ROOT, SMALL, Job
+from support import SMALL, Job, assert_same_run, run_sweep
 
 BY_SEED = "hydra.sweep.subdir='${seed}'"
-
-
-def run_sweep(folder: Path | None, *overrides: str) -> int:
-    """``python train.py -m`` in this process, on the small data; returns the exit status."""
-    named = [] if folder is None else [f"hydra.sweep.dir={folder}"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        for name in ("HYDRA_FULL_ERROR", "SEQLAB_COMMAND", "SEQLAB_SWEEP"):  # which cli.run sets; put back afterwards
-            patch.setenv(name, "1")
-        patch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", *SMALL, *overrides, *named])
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    return ended.value.code
-
-
-@pytest.fixture
-def sweep(tmp_path, capsys):
-    """Run a sweep into a folder of the test's own; returns the exit status and what it printed and logged."""
-
-    def run(*overrides: str, default: bool = False) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run_sweep(None if default else tmp_path / "sweep", *overrides)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

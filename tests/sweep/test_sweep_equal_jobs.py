@@ -4,7 +4,6 @@ import json
 
 import pytest
 from omegaconf import OmegaConf
-from test_sweep import sweep  # noqa: F401
 
 from seqlab.sweep.equal_jobs import without_equals
 from support import compose_config
@@ -76,7 +75,7 @@ def test_a_size_is_idle_only_where_a_model_built_without_it_is_the_same():
             assert (len(jobs) == 1) is (resolved[0] == resolved[1]), (model, key)
 
 
-def test_a_sweep_runs_one_of_equals_and_says_so(sweep, tmp_path):  # noqa: F811
+def test_a_sweep_runs_one_of_equals_and_says_so(sweep, tmp_path):
     status, _, error = sweep("model=linear,transformer", "size.n_heads=2,4", "trainer.steps=1")
     assert status == 0, error
     assert "size.n_heads changes nothing for model=linear: 1 job that would repeat another is left out." in error

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import final_weights, timeless
 
 from seqlab.training import checkpoint
-from support import ROOT, SMALL, Job
+from support import ROOT, SMALL, Job, final_weights, timeless
 
 KILLS = 20
 SWEEP = (

@@ -4,7 +4,6 @@ import json
 import shutil
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_sweep import sweep  # noqa: F401
 
 from hydra_plugins.seqlab_points import union
 from seqlab.sweep import records
@@ -122,14 +121,14 @@ def folders(tmp_path) -> set[str]:
     return {path.parent.name for path in tmp_path.glob("sweep/*/summary.json")}
 
 
-def test_a_sweep_of_many_settings(sweep, tmp_path):  # noqa: F811
+def test_a_sweep_of_many_settings(sweep, tmp_path):
     assert len(",".join([*SMALL, *SHARED, "seed=1"])) > 255  # more than a folder's name can hold
     status, out, error = sweep(*SHARED, "seed=1,2")
     assert status == 0, out + error
     assert folders(tmp_path) == {"seed=1", "seed=2"}
 
 
-def test_a_sweep_goes_on_in_folders_named_the_old_way(sweep, tmp_path):  # noqa: F811
+def test_a_sweep_goes_on_in_folders_named_the_old_way(sweep, tmp_path):
     assert sweep("model=linear", "seed=1,2")[0] == 0
     shutil.rmtree(tmp_path / "sweep/.jobs")
     for seed in (1, 2):

@@ -2,7 +2,6 @@
 
 import pytest
 from omegaconf import OmegaConf
-from test_sweep import sweep  # noqa: F401
 
 from seqlab.errors import UserError
 from seqlab.sweep import workers
@@ -57,7 +56,7 @@ def test_the_local_launcher_is_called_so():
     assert f"{launcher.__module__}.{launcher.__name__}" == workers.LOCAL_PROCESSES
 
 
-def test_a_sweep_is_refused_before_its_first_job(sweep, monkeypatch):  # noqa: F811
+def test_a_sweep_is_refused_before_its_first_job(sweep, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     monkeypatch.setattr("seqlab.cli.main.swept_job", lambda task, cfg: pytest.fail("a job began"))
     for typed, said in {
