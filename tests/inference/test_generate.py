@@ -80,33 +80,35 @@ def test_learned_positions_end_before_anything_is_generated():
 
 
 class TestText:
-    def test_is_the_tokens_as_text(self, data):
-        model = build("lstm", data.d_input)
-        ids = data.encode("the cat")
+    def test_is_the_tokens_as_text(self, word_data):
+        model = build("lstm", word_data.d_input)
+        ids = word_data.encode("the cat")
         tokens = torch.cat(list(generate_tokens(model, ids[None], Sampling(), max_new_tokens=30, seed=3)))
-        text = "".join(generate_text(model, data, "the cat", Sampling(), max_new_tokens=30, seed=3))
-        assert "the cat" + text == data.decode(torch.cat([ids, tokens]))
+        text = "".join(generate_text(model, word_data, "the cat", Sampling(), max_new_tokens=30, seed=3))
+        assert "the cat" + text == word_data.decode(torch.cat([ids, tokens]))
         assert "\n" in text and " " in text
 
-    def test_stops(self, data):
-        model = build("lstm", data.d_input)
+    def test_stops(self, word_data):
+        model = build("lstm", word_data.d_input)
         whole, stopped = (
-            "".join(generate_text(model, data, "the", Sampling(), max_new_tokens=60, seed=3, stop=stop))
+            "".join(generate_text(model, word_data, "the", Sampling(), max_new_tokens=60, seed=3, stop=stop))
             for stop in (None, "\n")
         )
         assert whole.count("\n") >= 1
         assert stopped == whole.partition("\n")[0]
 
     @pytest.mark.parametrize("empty", ["", "  "])
-    def test_nothing_is_the_start_of_a_line(self, data, empty):
-        model = build("lstm", data.d_input)
-        start, line = ("".join(generate_text(model, data, text, GREEDY, max_new_tokens=9)) for text in (empty, "\n"))
+    def test_nothing_is_the_start_of_a_line(self, word_data, empty):
+        model = build("lstm", word_data.d_input)
+        start, line = (
+            "".join(generate_text(model, word_data, text, GREEDY, max_new_tokens=9)) for text in (empty, "\n")
+        )
         assert start == line
 
-    def test_unknown_symbols(self, corpus, data):
-        model = build("lstm", data.d_input)
+    def test_unknown_symbols(self, corpus, word_data):
+        model = build("lstm", word_data.d_input)
         unknown, zebra = (
-            "".join(generate_text(model, data, text, GREEDY, max_new_tokens=9)) for text in ("<unk>", "zebra")
+            "".join(generate_text(model, word_data, text, GREEDY, max_new_tokens=9)) for text in ("<unk>", "zebra")
         )
         assert unknown == zebra
 
