@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seqlab.config.exceptions import REFUSALS, message_of, translate
-from seqlab.sweep import records
+from seqlab.sweep import entries
 from seqlab.training import checkpoint
 from support import run_sweep
 
@@ -131,7 +131,7 @@ def test_a_sweep_in_the_place_of_a_file(name, tmp_path, said):
     lines = said()
     assert lines[0].startswith(f"hydra.sweep.dir={path}")
     assert len(lines) == 2
-    assert not records.read(tmp_path / "sweep")
+    assert not entries.read(tmp_path / "sweep")
 
 
 def test_a_disk_that_fills_in_mid_run(train, monkeypatch, said):

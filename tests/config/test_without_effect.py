@@ -54,7 +54,7 @@ def test_what_the_pattern_uses_is_set_and_what_it_leaves_out_may_stay(train):
 
 def test_a_search_leaves_out_what_the_pattern_leaves_out():
     pytest.importorskip("optuna")
-    from seqlab.sweep.search_space import has
+    from seqlab.sweep.search.space import has
 
     cfg = compose_config(*MAMBA_ALONE)
     assert has(cfg, "model.mixers.mamba.d_state")

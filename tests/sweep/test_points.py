@@ -7,7 +7,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.seqlab_points import telling, union
+from seqlab.sweep.points import representatives, union
 from support import SMALL, options, script
 
 
@@ -86,13 +86,13 @@ def test_few_jobs_tell_of_every_mistake():
     )
     rates = ["optimizer.lr=1", "optimizer.lr=2e-3", "optimizer.lr=null", "optimizer.lr=[1]"]
     every = list(itertools.product(models, data, rates, seeds))
-    found = telling(every, lambda key: key in ("model", "data"))
+    found = representatives(every, lambda key: key in ("model", "data"))
     assert set(itertools.product(models, data)) == {job[:2] for job in found}
     for option, kind in itertools.product([*models, *data], ["=2e-3", "=null", "=[1]"]):
         wanted = ("=1", "=2e-3") if kind == "=2e-3" else (kind,)  # of two numbers either tells of the other
         assert any(option in job and job[2].endswith(wanted) for job in found)
     assert len(found) <= len(models) * len(data) * 3
-    assert telling([[]], bool) == [[]]
+    assert representatives([[]], bool) == [[]]
 
 
 def test_a_sweep_of_many_seeds_is_composed_for_its_models_alone(sweep, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa:
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
 
 from seqlab.errors import UserError  # noqa: E402
-from seqlab.sweep.search_space import dimension  # noqa: E402
+from seqlab.sweep.search.space import dimension  # noqa: E402
 
 RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 LONG = ("trainer.steps=8", "trainer.evaluate_every=2", "schedule=constant", "schedule.warmup=0")

@@ -17,8 +17,8 @@ import torch
 
 from seqlab import experiment
 from seqlab.runs.lock import only_process_in
-from seqlab.sweep.folder import sweep_folder
-from seqlab.sweep.records import RUNNING
+from seqlab.sweep.entries import RUNNING
+from seqlab.sweep.naming import sweep_folder
 from seqlab.sweep.watch import Watch
 from seqlab.training.loggers import NoLogger
 from seqlab.training.trainer import Trainer

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from seqlab.sweep import display
+from seqlab.sweep.entries import Entry, read, write_sweep
 from seqlab.sweep.jobs import Job, Watched, seconds_left
-from seqlab.sweep.records import Record, read, write_sweep
 
 
 def shown(renderable, width: int = 100) -> str:
@@ -66,12 +66,12 @@ def test_duration(seconds, said):
 
 def test_jobs_are_read_from_their_folders(tmp_path):
     """A completed one, one of an earlier sweep, one that runs, one that was refused, and rubbish beside them."""
-    earlier = Record(9, "old", ["seed=9"])
+    earlier = Entry(9, "old", ["seed=9"])
     earlier.write(tmp_path)
     os.utime(next((tmp_path / ".jobs").iterdir()), ns=(0, 0))
     watched = Watched(tmp_path, None, write_sweep(tmp_path, ["seed=1,2,3"]))
     for number in (1, 2, 3):
-        Record(number, f"s/{number}", ["model=mamba", f"seed={number}"]).write(tmp_path)
+        Entry(number, f"s/{number}", ["model=mamba", f"seed={number}"]).write(tmp_path)
         (tmp_path / "s" / str(number)).mkdir(parents=True)
     (tmp_path / ".jobs" / "rubbish.json").write_text("{")
 
@@ -84,9 +84,9 @@ def test_jobs_are_read_from_their_folders(tmp_path):
     train, validation = {"step": 6, "split": "train"}, {"step": 4, "split": "validation", "loss": 0.75}
     leave(2, "metrics.jsonl", *[{"step": 1, "split": "train", "loss": 1.0}] * 1000, validation, train)
     leave(3, "summary.json", completed)
-    records = [record for record in read(tmp_path) if record.number < 9]
-    records[0].end(tmp_path, "completed")
-    records[2].end(tmp_path, "failed", "seed=3: another run")
+    entries = [entry for entry in read(tmp_path) if entry.number < 9]
+    entries[0].end(tmp_path, "completed")
+    entries[2].end(tmp_path, "failed", "seed=3: another run")
     first, second, third = watched.now()
     assert (first.name, first.status, first.step, first.validation, first.test) == ("seed=1", "completed", 8, 0.5, 0.25)
     assert (second.status, second.began_at, second.step, second.validation) == ("running", 2, 6, 0.75)

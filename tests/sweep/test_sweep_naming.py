@@ -5,11 +5,11 @@ import shutil
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.seqlab_points import union
-from seqlab.sweep import records
+from seqlab.sweep import entries
+from seqlab.sweep.entries import Entry
 from seqlab.sweep.jobs import varying
 from seqlab.sweep.naming import LONGEST, job_folder
-from seqlab.sweep.records import Record
+from seqlab.sweep.points import union
 from support import SMALL
 
 SHARED = (
@@ -74,7 +74,7 @@ def test_a_name_that_a_folder_cannot_have_ends_in_a_mark(tmp_path):
 def test_a_job_keeps_the_folder_that_it_has_and_leaves_others_theirs(tmp_path):
     def written(number: int, folder: str, *overrides: str) -> None:
         (tmp_path / folder).mkdir()
-        Record(number, folder, list(overrides)).write(tmp_path)
+        Entry(number, folder, list(overrides)).write(tmp_path)
 
     written(0, "seed=1", "model=mlp", "seed=1")
     written(1, "anything", "seed=2", "model=mlp", "device=cuda")
@@ -88,13 +88,13 @@ def test_a_job_keeps_the_folder_that_it_has_and_leaves_others_theirs(tmp_path):
 
 def test_the_folders_of_many_jobs_are_found_by_reading_each_record_once(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr(records, "load", lambda path: opened.append(path) or json.loads(path.read_text()))
+    monkeypatch.setattr(entries, "load", lambda path: opened.append(path) or json.loads(path.read_text()))
     jobs = [["model=mlp", f"seed={seed}"] for seed in range(60)]
     found = []
     for number, job in enumerate(jobs):
         found.append(job_folder(str(tmp_path), job, "", ["seed"]))
         (tmp_path / found[-1]).mkdir()
-        Record(number, found[-1], job).write(tmp_path)
+        Entry(number, found[-1], job).write(tmp_path)
     assert found == [f"seed={seed}" for seed in range(60)]
     assert [job_folder(str(tmp_path), job, "", ["seed"]) for job in jobs] == found
     assert len(opened) == len(set(opened)) <= len(jobs)
@@ -106,10 +106,10 @@ def test_records_that_come_and_go_are_seen(tmp_path):
 
     assert folder() == "seed=1"
     (tmp_path / "another").mkdir()
-    Record(0, "another", ["seed=1"]).write(tmp_path)
+    Entry(0, "another", ["seed=1"]).write(tmp_path)
     assert folder() == "another"
     (tmp_path / "first").mkdir()
-    Record(-1, "first", ["seed=1"]).write(tmp_path)
+    Entry(-1, "first", ["seed=1"]).write(tmp_path)
     assert folder() == "first"
     (tmp_path / "first").rmdir()
     assert folder() == "another"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 class OptunaSweeper(Sweeper):
-    """Settings are under ``hydra.sweeper``; ``seqlab.sweep.search`` says what they mean and does the work."""
+    """Settings are under ``hydra.sweeper``; ``seqlab.sweep.search.studies`` says what they mean and does the work."""
 
     def __init__(self, **settings: Any):
         self.settings = settings
@@ -27,7 +27,7 @@ class OptunaSweeper(Sweeper):
         if importlib.util.find_spec("optuna") is None:
             remedy = "Install it with pip install 'seqlab[search]'"
             raise UserError("search", "optuna", "Optuna is not installed", remedy)
-        from seqlab.sweep.search import search
+        from seqlab.sweep.search.studies import search
         from seqlab.sweep.workers import check_workers
 
         check_workers(self.config)

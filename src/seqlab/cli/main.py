@@ -29,8 +29,8 @@ from seqlab.config.mistakes import in_order
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.runs import leftovers
 from seqlab.sweep import orphans, watch
-from seqlab.sweep.records import Record
-from seqlab.sweep.search_trial import reporter
+from seqlab.sweep.entries import Entry
+from seqlab.sweep.search.pruning import reporter
 
 log = logging.getLogger("seqlab")
 
@@ -133,25 +133,25 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     folder = os.path.relpath(hydra.runtime.output_dir, sweep)
-    record = Record(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task))
+    entry = Entry(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task))
     try:
         with orphans.ends_with_sweep(hydra.launcher._target_):
-            record.write(sweep)
+            entry.write(sweep)
             value = best_loss(task(cfg, reporter))
-        record.end(sweep, "completed")
+        entry.end(sweep, "completed")
         return value
     except Pruned as pruned:
         log.info("%s", pruned)
-        record.end(sweep, "pruned")
+        entry.end(sweep, "pruned")
         return pruned.loss
     except Exception as error:
         ending = translate(error)
         if isinstance(ending, Interrupted):
             log.warning("Stopped at step %d; the checkpoint is written.", ending.step)
-            record.end(sweep, "interrupted")
+            entry.end(sweep, "interrupted")
             sys.exit(ending.exit_status)
         report(error, debug=cfg.debug is True)
-        record.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
+        entry.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
         return math.nan
     finally:
         from seqlab.runs.process import free_memory  # imports torch, which the job has done by now

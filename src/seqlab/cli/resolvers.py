@@ -9,8 +9,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from seqlab.config.options import describe_options, path_part
-from seqlab.sweep.folder import sweep_folder
-from seqlab.sweep.naming import job_folder, varying_keys
+from seqlab.sweep.naming import job_folder, sweep_folder, varying_keys
 
 
 def run_folder(resume: str | None, fresh: str) -> str:

@@ -16,8 +16,8 @@ from seqlab.config.without_effect import size_note
 from seqlab.runs import leftovers
 from seqlab.runs.folder import SWEEP
 from seqlab.sweep import watch
+from seqlab.sweep.entries import ENTRIES
 from seqlab.sweep.naming import jobs_of
-from seqlab.sweep.records import RECORDS
 
 
 class ShowSweep(Callback):
@@ -53,7 +53,7 @@ class ShowSweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
         leftovers.note(folder, typed)
-        if any((folder / name).exists() for name in (SWEEP, RECORDS, "multirun.yaml")):
+        if any((folder / name).exists() for name in (SWEEP, ENTRIES, "multirun.yaml")):
             named = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
             anew = "another hydra.sweep.dir" if named else "sweep.resume=false"
             said = f"Going on with the sweep in {folder} ({anew} starts anew)."

@@ -8,8 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from seqlab.sweep.entries import RUNNING
 from seqlab.sweep.jobs import COMPLETED, EARLIER, INTERRUPTED, PRUNED, Job, seconds_left
-from seqlab.sweep.records import RUNNING
 
 STYLES = {
     COMPLETED: "green",

@@ -1,4 +1,4 @@
-"""Where each job of a sweep stands, read from its record, ``summary.json`` and the end of ``metrics.jsonl``."""
+"""The progress of each job of a sweep, read from its entry, ``summary.json`` and the end of ``metrics.jsonl``."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlab.jsonio import load, record_of
-from seqlab.sweep.records import RUNNING, Record, read
+from seqlab.sweep.entries import RUNNING, Entry, read
 
 COMPLETED, EARLIER, CUT_OFF, INTERRUPTED = "completed", "kept", "cut off", "interrupted"
 PRUNED = "pruned"  # by a hyper-parameter search
@@ -17,16 +17,16 @@ TAIL = 16_384  # bytes, enough for the last records of every split
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it is seen now; losses are mean losses, ``None`` while unknown.
+    """The state of a job at this moment; losses are means per position, ``None`` while unknown.
 
     Args:
-        settings: what tells it from the others, by key.
+        settings: those that differ between the jobs, by key.
         folder: the run folder.
         status: ``running``, ``completed``, ``kept`` (completed by an earlier sweep), or how else it ended.
-        began_at, step, total: the step at which this sweep took it up, the present one, the last one.
+        began_at, step, total: the step at which this invocation started or resumed it, the present one, the last one.
         validation: the best one of an ended job, the last one of a running one.
         test: of a completed job.
-        seconds: wall time, earlier parts included.
+        seconds: wall time, with that before a resumption.
         error: what went wrong.
     """
 
@@ -85,71 +85,73 @@ def key_of(override: str) -> str:
     return override.partition("=")[0]
 
 
-class Watched:
-    """The jobs that one invocation of a sweep has taken up.
+class Progress:
+    """The jobs that one invocation of a sweep has started, resumed or skipped.
 
     Args:
         sweep: the sweep's folder.
-        keys: the settings that vary, ``None`` if that will only be seen.
-        since: when the invocation began, in nanoseconds by the file system's clock; older records are of earlier ones.
+        keys: the settings that vary, ``None`` to find them from the jobs so far.
+        since: when the invocation began, in nanoseconds by the file system's clock; older entries are of earlier ones.
     """
 
     def __init__(self, sweep: Path, keys: Sequence[str] | None, since: int):
         self.sweep, self.keys, self.since = sweep, keys, since
-        self.records: dict[Path, Record] = {}
+        self.entries: dict[Path, Entry] = {}
         self.began_at: dict[str, int] = {}
         self.ended: dict[str, tuple[int, Job]] = {}
 
     def now(self) -> list[Job]:
         """Every job so far, as it is now."""
-        records = [record for record in read(self.sweep, self.records) if record.written >= self.since]
-        keys = varying([record.overrides for record in records]) if self.keys is None else self.keys
-        return [self.job(record, keys) for record in records]
+        entries = [entry for entry in read(self.sweep, self.entries) if entry.written >= self.since]
+        keys = varying([entry.overrides for entry in entries]) if self.keys is None else self.keys
+        return [self.job(entry, keys) for entry in entries]
 
-    def job(self, record: Record, keys: Sequence[str]) -> Job:
-        values = dict(override.partition("=")[::2] for override in record.overrides)
+    def job(self, entry: Entry, keys: Sequence[str]) -> Job:
+        values = dict(override.partition("=")[::2] for override in entry.overrides)
         settings = {key: values[key] for key in keys if key in values}
-        folder = self.sweep / record.folder
-        if record.outcome == RUNNING:
-            return self.running(record, settings, folder)
-        written, job = self.ended.get(record.folder, (0, None))
-        if job is None or written != record.written or job.settings != settings:
-            job = self.end_of(record, settings, folder)
-            self.ended[record.folder] = record.written, job
+        folder = self.sweep / entry.folder
+        if entry.outcome == RUNNING:
+            return self.running(entry, settings, folder)
+        written, job = self.ended.get(entry.folder, (0, None))
+        if job is None or written != entry.written or job.settings != settings:
+            job = self.end_of(entry, settings, folder)
+            self.ended[entry.folder] = entry.written, job
         return job
 
-    def running(self, record: Record, settings: dict[str, str], folder: Path) -> Job:
+    def running(self, entry: Entry, settings: dict[str, str], folder: Path) -> Job:
         summary, last = load(folder / "summary.json"), last_records(folder / "metrics.jsonl")
-        begun = summary.get("status") == RUNNING  # before that, it tells of an earlier attempt
-        began_at = summary.get("steps", 0) if begun else 0
-        self.began_at[record.folder] = began_at
+        if summary.get("status") != RUNNING:
+            summary, last = {}, {}  # they are of an earlier attempt
+        began_at = summary.get("steps", 0)
+        self.began_at[entry.folder] = began_at
         return Job(
             settings,
             folder,
             RUNNING,
             began_at=began_at,
-            step=max((line.get("step", 0) for line in last.values()), default=0) if begun else 0,
-            total=summary.get("total_steps", 0) if begun else 0,
-            validation=last.get("validation", {}).get("loss") if begun else None,
-            seconds=max(0.0, time.time() - record.written / 1e9),
+            step=max((line.get("step", 0) for line in last.values()), default=0),
+            total=summary.get("total_steps", 0),
+            validation=last.get("validation", {}).get("loss"),
+            seconds=max(0.0, time.time() - entry.written / 1e9),
         )
 
-    def end_of(self, record: Record, settings: dict[str, str], folder: Path) -> Job:
+    def end_of(self, entry: Entry, settings: dict[str, str], folder: Path) -> Job:
         summary = load(folder / "summary.json")
-        earlier = record.outcome == COMPLETED and modified(folder / "summary.json") < self.since
-        told = record.outcome == summary.get("status")  # otherwise it tells of something else than this record
-        steps = summary.get("steps", 0) if told else 0
+        earlier = entry.outcome == COMPLETED and modified(folder / "summary.json") < self.since
+        if entry.outcome != summary.get("status"):
+            summary = {}  # it is of another attempt than this entry
+        steps = summary.get("steps", 0)
         return Job(
             settings,
             folder,
-            EARLIER if earlier else record.outcome,
-            began_at=min(self.began_at.get(record.folder, 0), steps),
+            EARLIER if earlier else entry.outcome,
+            began_at=min(self.began_at.get(entry.folder, 0), steps),
             step=steps,
-            total=summary.get("total_steps", 0) if told else 0,
-            validation=summary.get("best_validation_loss") if told else None,
-            test=(summary.get("test") or {}).get("loss") if told else None,
-            seconds=summary.get("wall_seconds", 0.0) if told else 0.0,
-            error=record.error,
+            total=summary.get("total_steps", 0),
+            validation=summary.get("best_validation_loss"),
+            test=(summary.get("test") or {}).get("loss"),
+            seconds=summary.get("wall_seconds", 0.0),
+            error=entry.error,
         )
 
 
@@ -161,7 +163,7 @@ def modified(path: Path) -> int:
 
 
 def last_records(path: Path) -> dict[str, dict[str, Any]]:
-    """The last whole record of each split, as far as they stand near the end of a metrics file."""
+    """The last whole entry of each split, as far as they stand near the end of a metrics file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -169,15 +171,15 @@ def last_records(path: Path) -> dict[str, dict[str, Any]]:
             lines = file.read().split(b"\n")[:-1]
     except OSError:
         return {}
-    found: dict[str, dict[str, Any]] = {}
+    last: dict[str, dict[str, Any]] = {}
     for line in lines:
         if record := record_of(line):  # the first may be cut off by the place where reading began
-            found[record["split"]] = record
-    return found
+            last[record["split"]] = record
+    return last
 
 
 def seconds_left(jobs: Sequence[Job], total: int | None, elapsed: float) -> float | None:
-    """How long the rest of a sweep takes if it goes on as so far; ``None`` while there is nothing to judge by."""
+    """An estimate of the time left from the share of work done so far; ``None`` before there is any."""
     if total is None:
         return None
     done = math.fsum(job.work[0] for job in jobs)

@@ -1,8 +1,8 @@
-"""Which jobs a sweep will have, and the folder of each: named by what tells it from the others."""
+"""The folder of a sweep, found again by its overrides, and of each job, named by the settings that vary."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,11 +13,10 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from hydra_plugins.seqlab_points import union
-from seqlab.config.influence import UNNAMED
-from seqlab.sweep.folder import begins
+from seqlab.config.influence import UNNAMED, WITHOUT_INFLUENCE
+from seqlab.sweep.entries import JobFolders
 from seqlab.sweep.jobs import key_of, varying
-from seqlab.sweep.records import Places
+from seqlab.sweep.points import union
 
 POINTS = "hydra_plugins.seqlab_points.PointsSweeper"
 """The sweeper that knows its jobs before the first one runs. It stands in for Hydra's own, which composes every job
@@ -35,6 +34,40 @@ LONGEST = 128
 """Bytes of a folder's name; file systems take 255, some with encryption 143."""
 
 
+SEARCH = ("hydra/sweeper", "hydra.sweeper")
+"""Of Hydra's own settings, those that choose the jobs."""
+
+HOW_FAR = ("hydra.sweeper.trials", "hydra.sweeper.max_batch_size")
+"""Of these, those that say how far and how fast: a search may be taken further."""
+
+
+def sweep_folder(resume: bool, overrides: Mapping[str, Sequence[str]], fresh: str) -> str:
+    """The folder of a sweep.
+
+    Args:
+        resume: whether to go on with an earlier sweep of the same overrides.
+        overrides: ``task`` and ``hydra``, as typed.
+        fresh: what a new folder is called, without the mark of its overrides.
+    """
+    mark = mark_of(overrides)
+    parent, name = Path(fresh).parent, Path(fresh).name.partition("_")[0]
+    earlier = sorted(path for path in parent.glob(f"{name}_*_{mark}") if path.is_dir()) if resume else []
+    return str(earlier[-1] if earlier else f"{fresh}_{mark}")
+
+
+def mark_of(overrides: Mapping[str, Sequence[str]]) -> str:
+    """Eight characters that two sweeps share if their overrides do, in whatever order."""
+    jobs = [o for o in overrides["task"] if not begins(o, WITHOUT_INFLUENCE)]
+    jobs += [o for o in overrides["hydra"] if begins(o, SEARCH) and not begins(o, HOW_FAR)]
+    return hashlib.sha256(json.dumps(sorted(jobs)).encode()).hexdigest()[:8]
+
+
+def begins(override: str, keys: Iterable[str]) -> bool:
+    """Whether an override sets one of the keys, or something beneath it."""
+    key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+    return any(key == other or key.startswith(f"{other}.") for other in keys)
+
+
 def jobs_of(typed: Sequence[str], sweeper: DictConfig) -> list[list[str]] | None:
     """The overrides of each job, ``None`` if only the sweeper knows.
 
@@ -49,7 +82,7 @@ def jobs_of(typed: Sequence[str], sweeper: DictConfig) -> list[list[str]] | None
     try:
         return union(sweeper.get("points"), parser.parse_overrides([*params, *typed]))
     except HydraException:
-        return None  # the sweeper says it better
+        return None  # the sweeper refuses it with a message of its own
 
 
 def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
@@ -69,11 +102,11 @@ def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Seque
         dirname: all of them as Hydra makes a name of them.
         varies: the keys that tell the sweep's jobs apart; without any, all overrides are the name.
     """
-    places = places_of(sweep, tuple(varies))
-    places.look()
-    if folder := places.of(list(overrides)):
+    folders = job_folders_in(sweep, tuple(varies))
+    folders.refresh()
+    if folder := folders.of(list(overrides)):
         return folder
-    own, others = identity(overrides, varies), places.folders
+    own, others = identity(overrides, varies), folders.taken
     if dirname and dirname not in others and len(dirname.encode()) < 256 and (Path(sweep) / dirname).is_dir():
         return dirname
     parts = [override for override in own if key_of(override) in varies] if varies else own
@@ -83,9 +116,9 @@ def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Seque
 
 
 @lru_cache(maxsize=8)
-def places_of(sweep: str, varies: tuple[str, ...]) -> Places:
+def job_folders_in(sweep: str, varies: tuple[str, ...]) -> JobFolders:
     """The folders of a sweep's jobs, kept from one job of this process to the next."""
-    return Places(Path(sweep), lambda overrides: identity(overrides, varies))
+    return JobFolders(Path(sweep), lambda overrides: identity(overrides, varies))
 
 
 def identity(overrides: Iterable[str], varies: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The sweep as its own process sees it: the display while it runs, the table and the exit status at its end.
+"""The display of a sweep in the process that was called: a live table, then the results and the exit status.
 
 It reads files alone, so it does not matter which launcher runs the jobs.
 """
@@ -19,13 +19,14 @@ from rich.live import Live
 
 from seqlab.console import output, taken
 from seqlab.jsonio import load
-from seqlab.sweep import display, search_results
-from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, Watched, varying
-from seqlab.sweep.records import RUNNING, write_sweep
+from seqlab.sweep import display
+from seqlab.sweep.entries import RUNNING, write_sweep
+from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, Progress, varying
+from seqlab.sweep.search import results as search_results
 
 log = logging.getLogger("seqlab")
 
-INTERVAL = 0.5  # seconds between two looks at the folder
+INTERVAL = 0.5  # seconds between two readings of the folder
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
@@ -35,7 +36,7 @@ class Watch:
     Args:
         folder: the sweep's.
         overrides: the command line's.
-        jobs: the overrides of each, ``None`` if only the sweeper knows.
+        jobs: the overrides of each, ``None`` where the sweeper chooses them one after another.
     """
 
     def __init__(self, folder: Path, overrides: list[str], jobs: list[list[str]] | None):
@@ -43,12 +44,12 @@ class Watch:
         self.total = None if jobs is None else len(jobs)
         keys = None if jobs is None else varying(jobs)
         self.console = rich.get_console()
-        self.watched = Watched(folder, keys, write_sweep(folder, overrides))
+        self.progress = Progress(folder, keys, write_sweep(folder, overrides))
         self.began = time.monotonic()
         self.jobs: list[Job] = []
-        self.told: set[Path] = set()
+        self.printed: set[Path] = set()
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self.look_on, name="sweep", daemon=True)
+        self.thread = threading.Thread(target=self.poll, name="sweep", daemon=True)
         self.live = Live(
             get_renderable=self.screen,
             console=self.console,
@@ -67,32 +68,32 @@ class Watch:
             self.before = signal.signal(signal.SIGTERM, end_by_signal)
 
     def stop(self) -> None:
-        """End the display and take a last look."""
+        """End the display, after reading the jobs a last time."""
         self.over.set()
         self.thread.join()
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
-        self.look()
+        self.refresh()
         if self.console.is_terminal:
             self.live.stop()
         taken.clear()
 
-    def look_on(self) -> None:
+    def poll(self) -> None:
         while not self.over.wait(INTERVAL):
-            self.look()
+            self.refresh()
 
-    def look(self) -> None:
-        """See where the jobs stand, and tell what is new."""
+    def refresh(self) -> None:
+        """Read the state of the jobs, and print a line for each that has ended since, unless a live table shows it."""
         known = len(self.jobs)
-        self.jobs = self.watched.now()
+        self.jobs = self.progress.now()
         if len(self.jobs) != known:
             with contextlib.suppress(OSError):  # a full disk, of which the jobs have more to say
-                write_sweep(self.folder, self.overrides, self.watched.records)
+                write_sweep(self.folder, self.overrides, self.progress.entries)
         for job in self.jobs:
-            if job.ended and job.folder not in self.told:
-                self.told.add(job.folder)
+            if job.ended and job.folder not in self.printed:
+                self.printed.add(job.folder)
                 if not self.console.is_terminal:
-                    said = display.line(job, len(self.told), self.total)
+                    said = display.line(job, len(self.printed), self.total)
                     self.console.print(said, soft_wrap=True, markup=False, highlight=False)
 
     def screen(self) -> display.RenderableType:
@@ -132,12 +133,12 @@ def begin(watch: Watch) -> None:
 
 
 def watching() -> bool:
-    """Whether this process shows the sweep, and not only runs some of its jobs."""
+    """Whether this process displays the sweep, and is no worker that only runs its jobs."""
     return _current is not None
 
 
 def expect(jobs: int) -> None:
-    """Tell the display how many jobs there will be, where that is known only now."""
+    """Set the number of jobs, where it is known only after the display has started."""
     if _current is not None:
         _current.total = jobs
 

@@ -21,7 +21,7 @@ from optuna.distributions import (
 from seqlab.config.influence import WITHOUT_INFLUENCE
 from seqlab.config.without_effect import reaches_nothing
 from seqlab.errors import UserError
-from seqlab.sweep.folder import begins
+from seqlab.sweep.naming import begins
 
 log = logging.getLogger("seqlab")
 

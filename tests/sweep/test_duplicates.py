@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from seqlab.sweep.equal_jobs import without_equals
+from seqlab.sweep.duplicates import without_duplicates
 from support import compose_config
 
 GROUPS = {"model", "size", "data", "match"}
@@ -13,7 +13,7 @@ GROUPS = {"model", "size", "data", "match"}
 
 def left(*jobs):
     """The jobs that are run, and what is said of the others."""
-    return without_equals([job.split() for job in jobs], lambda o: compose_config(*o), GROUPS.__contains__)
+    return without_duplicates([job.split() for job in jobs], lambda o: compose_config(*o), GROUPS.__contains__)
 
 
 def test_a_size_that_a_model_has_not_makes_no_second_job():
@@ -57,7 +57,7 @@ def test_everything_else_makes_a_job(key):
     """Composed is only where a setting may be idle, and a key that is none is left to be refused."""
     jobs = [["model=mamba", f"{key}=1"], ["model=mamba", f"{key}=2"]]
     compose = (lambda o: compose_config(*o)) if key.startswith("size.") else lambda o: pytest.fail("composed")
-    assert without_equals(jobs, compose, GROUPS.__contains__) == (jobs, [])
+    assert without_duplicates(jobs, compose, GROUPS.__contains__) == (jobs, [])
 
 
 def test_a_size_is_idle_only_where_a_model_built_without_it_is_the_same():

@@ -1,4 +1,4 @@
-"""Jobs of a sweep that would be one and the same run, since the setting that tells them apart reaches nothing."""
+"""Jobs of a sweep that would be the same run, since the setting in which they differ has no effect."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,14 +7,14 @@ from omegaconf import DictConfig
 from seqlab.config.without_effect import reaches_nothing
 from seqlab.sweep.jobs import key_of, varying
 
-MAY_BE_IDLE = ("size.", "model.mixers.")
-"""What the keys begin with that one model has a use for and another has not."""
+MODEL_SPECIFIC = ("size.", "model.mixers.")
+"""Prefixes of the keys that some models read and others do not."""
 
 
-def without_equals(
+def without_duplicates(
     jobs: Sequence[list[str]], compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]
 ) -> tuple[list[list[str]], list[str]]:
-    """Of jobs that differ in nothing that reaches their models the first alone: the others would be no evidence.
+    """Keep the first of jobs whose models and training would be equal: the others would be no further evidence.
 
     Args:
         jobs: the overrides of each.
@@ -22,14 +22,14 @@ def without_equals(
         is_group: whether a key chooses an option of a group.
 
     Returns:
-        The jobs that are left, in their order, and a line on each setting for which others are left out.
+        The jobs to run, in their order, and a line on each setting for which others are left out.
     """
-    keys = [key for key in varying(jobs) if key.startswith(MAY_BE_IDLE)]
+    keys = [key for key in varying(jobs) if key.startswith(MODEL_SPECIFIC)]
     if not keys:
         return list(jobs), []
     idle: dict[tuple[str, ...], set[str]] = {}
     first: dict[frozenset[str], list[str]] = {}
-    told: dict[str, dict[str, int]] = {}
+    dropped: dict[str, dict[str, int]] = {}
     for job in jobs:
         wiring = tuple(o for o in job if "$" in o or (key_of(o) not in keys and decides(o, is_group)))
         if wiring not in idle:
@@ -40,9 +40,9 @@ def without_equals(
             continue
         model = " ".join(o for o in wiring if key_of(o) in ("model", "model.pattern")) or "this model"
         for key in idle[wiring] & set(map(key_of, set(job) ^ set(first[same]))):
-            left_out = told.setdefault(key, {})
+            left_out = dropped.setdefault(key, {})
             left_out[model] = left_out.get(model, 0) + 1
-    return list(first.values()), [left_out_in_words(key, models) for key, models in told.items()]
+    return list(first.values()), [left_out_in_words(key, models) for key, models in dropped.items()]
 
 
 def decides(override: str, is_group: Callable[[str], bool]) -> bool:

@@ -21,9 +21,9 @@ from optuna.trial import TrialState
 
 from seqlab.errors import UserError
 from seqlab.jsonio import load
-from seqlab.sweep import search_results
-from seqlab.sweep.search_space import Arm, arms
-from seqlab.sweep.search_trial import storage_in
+from seqlab.sweep.search import results
+from seqlab.sweep.search.pruning import storage_in
+from seqlab.sweep.search.space import Arm, arms
 
 log = logging.getLogger("seqlab")
 
@@ -102,12 +102,12 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
     begun = sum(study.spent - len(study.cut_off) for study in studies)
     while batch := next_batch(studies, size):
         jobs = [overrides for _, _, overrides in batch]
-        results: Sequence[JobReturn] = sweeper.launcher.launch(jobs, initial_job_idx=begun)
+        returns: Sequence[JobReturn] = sweeper.launcher.launch(jobs, initial_job_idx=begun)
         begun += len(batch)
-        for (study, number, _), result in zip(batch, results, strict=True):
+        for (study, number, _), result in zip(batch, returns, strict=True):
             study.tell(number, Path(result.hydra_cfg.hydra.runtime.output_dir))
-        search_results.write(folder, studies)
-    search_results.write(folder, studies)
+        results.write(folder, studies)
+    results.write(folder, studies)
 
 
 def check(settings: dict[str, Any]) -> None:

@@ -1,0 +1,138 @@
+"""A sweep as a list of products of settings, each of which may be what is typed alone; planned in seconds."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+
+from seqlab.errors import UserError
+
+
+class PointsSweeper(BasicSweeper):
+    """Runs each of ``points``, in settings as on the command line, with what the command line and ``params`` add.
+
+    A panel of a figure varies one setting around a base, and which settings there are depends on the model; a product
+    of all would be mostly jobs that nobody asked for, or that differ in nothing.
+
+    Args:
+        points: each a product, ``model=mamba,lstm size.n_layers=1,2``. The command line wins over them, and a job that
+            several of them describe is run once; where it names models, points of other ones alone are left out, unless
+            that leaves none. None leaves the command line alone.
+        params: as for Hydra's own sweeper.
+        max_batch_size: likewise.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[str] | None = None,
+        params: dict[str, str] | None = None,
+        max_batch_size: int | None = None,
+    ):
+        super().__init__(max_batch_size, params)
+        self.points = points
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        from seqlab.console import say  # imports rich, which Hydra's look for plugins need not wait for
+        from seqlab.sweep import watch
+        from seqlab.sweep.duplicates import without_duplicates
+        from seqlab.sweep.workers import check_workers
+
+        check_workers(self.config)
+        refuse_empty(overrides)
+        loader = self.hydra_context.config_loader
+        jobs, notes = without_duplicates(
+            union(self.points, overrides), partial(loader.load_sweep_config, self.config), self.is_group
+        )
+        for note in notes:
+            say(note)
+        watch.expect(len(jobs))
+        batches = list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        check_workers(self.config, batches)
+        return batches
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose as many jobs as show every mistake, those of later batches among them, before the first one runs."""
+        if self.batch_index == 1:
+            super().validate_batch_is_legal(representatives(itertools.chain(*self.overrides), self.is_group))
+
+    def is_group(self, key: str) -> bool:
+        """Whether a key chooses an option of a group."""
+        return bool(self.hydra_context.config_loader.get_group_options(key))
+
+
+def refuse_empty(overrides: Iterable[Override]) -> None:
+    """Refuse a range that holds nothing: the product with it is no job at all."""
+    for override in overrides:
+        if override.is_discrete_sweep() and not any(True for _ in override.sweep_string_iterator()):
+            key, _, typed = override.input_line.partition("=")
+            remedy = "A range ends before its stop: range(1,4) is 1, 2 and 3"
+            if isinstance(override.value(), Glob):
+                remedy = f"No option of {key} is called so: python train.py --help lists all"
+            raise UserError(override.get_key_element(), typed, "holds no value, so there is nothing to run", remedy)
+
+
+def representatives(jobs: Iterable[Sequence[str]], is_group: Callable[[str], bool]) -> list[Sequence[str]]:
+    """The first jobs that between them have every pair of overrides that can be wrong together.
+
+    Whether a setting is there depends on the options that are chosen, and not on the value that it is given, as long as
+    that is of the same kind.
+
+    Args:
+        jobs: the overrides of each.
+        is_group: whether a key chooses an option of a group.
+    """
+    kinds: dict[str, tuple[str, bool]] = {}
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for job in jobs:
+        for override in job:
+            if override not in kinds:
+                kinds[override] = kind_of(override, is_group)
+        new = set(pairs(kinds[override] for override in job)) - seen
+        if new or not found:
+            found.append(job)
+            seen |= new
+    return found
+
+
+def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
+    """What two overrides share that are wrong in the same way, and whether it is the choice of an option."""
+    key, _, value = override.partition("=")
+    if is_group(key.lstrip("+~").partition("@")[0]):
+        return override, True
+    return (override if value == "null" or "$" in value else f"{key}={value[:1] if value[:1] in '[{' else ''}"), False
+
+
+def pairs(kinds: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, str]]:
+    """Each override beside each chosen option."""
+    ordered = list(kinds)
+    options = [kind for kind, is_option in ordered if is_option] or [""]
+    return ((option, kind) for option in options for kind, _ in ordered)
+
+
+def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:
+    """The overrides of every job, each job once."""
+    if not isinstance(points, Sequence | None) or any(not isinstance(point, str) for point in points or ()):
+        rule = "is a list of products of settings, each in quotes"
+        remedy = "For example hydra.sweeper.points=['model=mamba,lstm seed=1,2','model=mlp']"
+        raise UserError("hydra.sweeper.points", points, rule, remedy)
+    given = {override.get_key_element() for override in overrides}
+    parser = OverridesParser.create()
+    parsed = [parser.parse_overrides(point.split()) for point in points or [""]]
+    wanted = models_of(overrides)
+    about = [point for point in parsed if not (wanted and models_of(point)) or wanted & models_of(point)]
+    jobs: dict[frozenset[str], list[str]] = {}
+    for point in about or parsed:
+        own = [o for o in point if o.get_key_element() not in given]
+        for job in BasicSweeper.split_arguments([*own, *overrides], None)[0]:
+            jobs.setdefault(frozenset(job), job)
+    return list(jobs.values())
+
+
+def models_of(overrides: list[Override]) -> set[str]:
+    """The models that overrides choose, none if they leave that open."""
+    chosen = [override for override in overrides if override.get_key_element() == "model"]
+    return {job[0].partition("=")[2] for job in BasicSweeper.split_arguments(chosen, None)[0] if job}
