@@ -10,7 +10,7 @@ from rich.console import Console
 
 from seqlab.sweep import display
 from seqlab.sweep.entries import Entry, read, write_sweep
-from seqlab.sweep.jobs import Job, Watched, seconds_left
+from seqlab.sweep.jobs import Job, Progress, seconds_left
 
 
 def shown(renderable, width: int = 100) -> str:
@@ -69,7 +69,7 @@ def test_jobs_are_read_from_their_folders(tmp_path):
     earlier = Entry(9, "old", ["seed=9"])
     earlier.write(tmp_path)
     os.utime(next((tmp_path / ".jobs").iterdir()), ns=(0, 0))
-    watched = Watched(tmp_path, None, write_sweep(tmp_path, ["seed=1,2,3"]))
+    watched = Progress(tmp_path, None, write_sweep(tmp_path, ["seed=1,2,3"]))
     for number in (1, 2, 3):
         Entry(number, f"s/{number}", ["model=mamba", f"seed={number}"]).write(tmp_path)
         (tmp_path / "s" / str(number)).mkdir(parents=True)

@@ -1,16 +1,19 @@
 """How many threads and processes a machine is asked for."""
 
+import os
+
 import pytest
 from omegaconf import OmegaConf
 
+from seqlab.config.schema import refuse_more_than_cores
 from seqlab.errors import UserError
 from seqlab.sweep import workers
-from seqlab.sweep.workers import check_workers, refuse_more_than_cores
+from seqlab.sweep.workers import check_workers
 
 
 @pytest.fixture(autouse=True)
 def _four_cores(monkeypatch):
-    monkeypatch.setattr(workers.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
 
 
 def config(launcher, size=None, **settings):

@@ -1,5 +1,62 @@
 """A sweep as a list of products, as a sweeper of Hydra's, which looks for plugins in this namespace alone."""
 
-from seqlab.sweep.points import PointsSweeper
+import itertools
+from collections.abc import Sequence
+from functools import partial
 
-__all__ = ["PointsSweeper"]
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+
+from seqlab.sweep.points import refuse_empty, representatives, union
+
+
+class PointsSweeper(BasicSweeper):
+    """Runs each of ``points``, in settings as on the command line, with what the command line and ``params`` add.
+
+    A panel of a figure varies one setting around a base, and which settings there are depends on the model; a product
+    of all would be mostly jobs that nobody asked for, or that differ in nothing.
+
+    Args:
+        points: each a product, ``model=mamba,lstm size.n_layers=1,2``. The command line wins over them, and a job that
+            several of them describe is run once; where it names models, points of other ones alone are left out, unless
+            that leaves none. None leaves the command line alone.
+        params: as for Hydra's own sweeper.
+        max_batch_size: likewise.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[str] | None = None,
+        params: dict[str, str] | None = None,
+        max_batch_size: int | None = None,
+    ):
+        super().__init__(max_batch_size, params)
+        self.points = points
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        from seqlab.console import say  # imports rich, which Hydra's look for plugins need not wait for
+        from seqlab.sweep import watch
+        from seqlab.sweep.duplicates import without_duplicates
+        from seqlab.sweep.workers import check_workers
+
+        check_workers(self.config)
+        refuse_empty(overrides)
+        loader = self.hydra_context.config_loader
+        jobs, notes = without_duplicates(
+            union(self.points, overrides), partial(loader.load_sweep_config, self.config), self.is_group
+        )
+        for note in notes:
+            say(note)
+        watch.expect(len(jobs))
+        batches = list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        check_workers(self.config, batches)
+        return batches
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose as many jobs as show every mistake, those of later batches among them, before the first one runs."""
+        if self.batch_index == 1:
+            super().validate_batch_is_legal(representatives(itertools.chain(*self.overrides), self.is_group))
+
+    def is_group(self, key: str) -> bool:
+        """Whether a key chooses an option of a group."""
+        return bool(self.hydra_context.config_loader.get_group_options(key))
