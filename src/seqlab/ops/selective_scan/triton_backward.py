@@ -8,6 +8,7 @@ from seqlab.ops.selective_scan.triton_lanes import (
     add_floats,
     await_copies,
     bc_rounds,
+    broadcast_from_lane,
     fold_list,
     from_lane,
     get,
@@ -20,7 +21,6 @@ from seqlab.ops.selective_scan.triton_lanes import (
     store_numbers,
     sums_over_lanes,
     sync,
-    told,
 )
 from seqlab.ops.selective_scan.triton_parts import (
     LN2,
@@ -94,7 +94,7 @@ def chunk_gradients_kernel(
         for j in tl.static_range(G - 1, -1, -1):
             reset_j = from_lane(reset, j, G)
             C = load_row(place, j, M, M, M, S, ASYNC)
-            now = told(dt + dy, j, 2 * CPT, G)
+            now = broadcast_from_lane(dt + dy, j, 2 * CPT, G)
             after = ()
             for e in tl.static_range(E):
                 g = ag[e] + now[CPT + e // (4 * M)] * C[e % (4 * M)]
@@ -182,7 +182,7 @@ def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr
     for j in tl.static_range(G):
         reset_j = from_lane(reset, j, G)
         BC = load_row(place, j, 0, 2 * M if READ else M, M, S, ASYNC)
-        now = told(known, j, 3 * CPT, G)
+        now = broadcast_from_lane(known, j, 3 * CPT, G)
         parts_j = ()
         for c in tl.static_range(CPT):
             part = now[c]
@@ -209,7 +209,7 @@ def _walk_back(ag, dA, A2, known, reset, states, decays, place, bc_table, row, i
         new_ag, new_dA, dx_j, ddt_j = (), (), (), ()
         dB, dC = zeros(N), zeros(N)
         BC = load_row(place, j, 0, 2 * M, M, S, ASYNC)
-        now = told(known, j, 3 * CPT, G)
+        now = broadcast_from_lane(known, j, 3 * CPT, G)
         reset_j = from_lane(reset, j, G)
         for c in tl.static_range(CPT):
             dt, x, dy = now[c], now[CPT + c], now[2 * CPT + c]

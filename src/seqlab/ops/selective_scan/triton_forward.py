@@ -5,12 +5,12 @@ import triton.language as tl
 
 from seqlab.ops.selective_scan.triton_lanes import (
     LANES,
+    broadcast_from_lane,
     from_lane,
     own_memory,
     slot_bytes,
     store_numbers,
     sums_over_lanes,
-    told,
 )
 from seqlab.ops.selective_scan.triton_parts import (
     LOG2E,
@@ -95,7 +95,7 @@ def _read_out(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S:
     for j in tl.static_range(G):
         reset_j = from_lane(reset, j, G)
         BC = load_row(place, j, 0, 2 * M, M, S, ASYNC)
-        now = told(dt + x, j, 2 * CPT, G)
+        now = broadcast_from_lane(dt + x, j, 2 * CPT, G)
         after, parts_j = (), ()
         for c in tl.static_range(CPT):
             part = now[c]

@@ -388,7 +388,7 @@ def receive(slot, K: tl.constexpr, S: tl.constexpr, CPT: tl.constexpr, DTYPE: tl
 
 
 @triton.jit
-def told(values, j: tl.constexpr, V: tl.constexpr, G: tl.constexpr):
+def broadcast_from_lane(values, j: tl.constexpr, V: tl.constexpr, G: tl.constexpr):
     """What the lane of position j holds of V values, for every lane of the same G."""
     received = ()
     for i in tl.static_range(V):

@@ -8,7 +8,7 @@ m = 0 .. M - 1 and i = 0 .. 3 a lane holds, as element (c M + m) 4 + i of a tupl
     n         (m S + lane % S) 4 + i
 
 Positions go G = min(S, 4) at a time, a group. What a position needs once for each channel (step size, gate) is computed
-by lane % G = position % G alone and told to the other lanes; sums over n come back the same way. States are never
+by lane % G = position % G alone and broadcast to the other lanes; sums over n come back the same way. States are never
 written for each position: the forward pass keeps one every SEGMENT positions where a backward pass follows, and that
 computes the others again, twice: from the segment's start to the state before every group, which it writes to scratch
 memory of its own, and from there, when it comes back to them.
@@ -38,6 +38,7 @@ import triton.language as tl
 from seqlab.ops.selective_scan.triton_lanes import (
     LANES,
     await_copies,
+    broadcast_from_lane,
     copy_plan,
     exchange,
     from_lane,
@@ -49,7 +50,6 @@ from seqlab.ops.selective_scan.triton_lanes import (
     send,
     slot_bytes,
     store_floats,
-    told,
 )
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -276,7 +276,7 @@ def advance(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: t
     for j in tl.static_range(G):
         reset_j = from_lane(reset, j, G)
         B = load_row(place, j, 0, M, M, S, ASYNC)
-        now = told(dt + x, j, 2 * CPT, G)
+        now = broadcast_from_lane(dt + x, j, 2 * CPT, G)
         after = ()
         for c in tl.static_range(CPT):
             for n in tl.static_range(4 * M):
