@@ -679,7 +679,7 @@ class TestTritonInterpreted:
         hold(make_arguments(1, length, 5, 3, dtype=torch.float32), "triton", delta_softplus=True)
 
     def test_segments(self, monkeypatch):
-        monkeypatch.setattr(triton, "SEGMENT", 4)
+        monkeypatch.setattr(triton.triton_plan, "SEGMENT", 4)
         arguments = make_arguments(1, 10, 5, 3, dtype=torch.float32)
         assert triton.plan(arguments["u"], 3, "backward").n_chunks == 1
         hold(arguments, "triton", delta_softplus=True)
@@ -724,8 +724,8 @@ class TestTritonInterpreted:
 
         With 3 states positions go one by one, with 16 four at a time: a segment is several such groups.
         """
-        monkeypatch.setattr(triton, "SEGMENT", segment)
-        monkeypatch.setattr(triton, "SHORTEST_CHUNK", 2 * segment)
+        monkeypatch.setattr(triton.triton_plan, "SEGMENT", segment)
+        monkeypatch.setattr(triton.triton_plan, "SHORTEST_CHUNK", 2 * segment)
         length = 4 * segment + segment // 2 + 1
         arguments = make_arguments(1, length, 5, d_state, dtype=torch.float32)
         assert triton.plan(arguments["u"], d_state, "forward").n_chunks == 3

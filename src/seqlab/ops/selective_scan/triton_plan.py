@@ -1,0 +1,183 @@
+"""How the work of the scan's kernels is cut: lanes, channels and chunks of a program, and its shared memory.
+
+``triton_parts.py`` and the files it names hold the device code and the symbols.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LANES = 128
+"""Lanes of a program, as ``triton_lanes.LANES``: 4 warps, so that what they share, B and C, is fetched once."""
+
+SEGMENT = 64
+"""Positions between two states that the forward pass keeps: N / 16 bytes for each number of u."""
+
+SHORTEST_CHUNK = 2 * SEGMENT
+"""A chunk walks its positions twice, so it has to be worth a program of its own."""
+
+MOST_SHARED = 48 * 1024
+"""Bytes of shared memory that a program may have without asking for more."""
+
+
+def ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class Plan(NamedTuple):
+    """How the work is cut: see ``triton_parts.py`` for S, M and CPT."""
+
+    lanes: int  # S, lanes of one channel
+    tiles: int  # M, tiles of 4 states that a lane holds of a channel
+    channels: int  # CPT, channels of a lane
+    chunk: int  # positions of a chunk
+    n_chunks: int
+
+    @property
+    def n_padded(self) -> int:
+        return 4 * self.lanes * self.tiles
+
+    @property
+    def group(self) -> int:
+        """G, positions at a time."""
+        return min(self.lanes, 4)
+
+    def channel_tiles(self, d_inner: int) -> int:
+        return ceil(d_inner, self.width)
+
+    @property
+    def width(self) -> int:
+        """Channels of a program."""
+        return LANES // self.lanes * self.channels
+
+    def constants(self) -> dict[str, int]:
+        return {"S": self.lanes, "M": self.tiles, "CPT": self.channels}
+
+
+class Device(NamedTuple):
+    """What the launches depend on."""
+
+    multiprocessors: int
+    copies: bool  # whether it copies from memory to shared memory by itself (compute capability 8)
+    adds_wide: bool  # whether it adds four numbers to memory at once (9)
+
+
+@cache
+def device_at(index: int | None) -> Device:
+    """The GPU of that number, or for ``None`` the interpreter."""
+    if index is None:
+        return Device(1, copies=False, adds_wide=False)
+    properties = torch.cuda.get_device_properties(index)
+    return Device(properties.multi_processor_count, copies=properties.major >= 8, adds_wide=properties.major >= 9)
+
+
+def device_of(tensor: Tensor) -> Device:
+    return device_at(tensor.device.index if tensor.device.type == "cuda" else None)
+
+
+FEWEST = {4: 4.0, 2: 1.75, 1: 1.75}
+"""Programs for each multiprocessor that suit the forward pass, by channels of a lane: what ran fastest on an H100."""
+
+FORWARD_CHUNKED = 4
+"""Programs for each multiprocessor where only chunks make enough of them; likewise."""
+
+FEWEST_BACKWARD, BACKWARD_CHUNKED = 1.6, 3
+"""The same for the backward pass, which has two channels to a lane."""
+
+
+@cache
+def lanes_of(d_state: int) -> tuple[int, int]:
+    """S and M for a state size: four lanes while they suffice, since sums over n cross them."""
+    lanes = min(1 << (ceil(d_state, 4) - 1).bit_length(), 4)
+    while 8 * lanes < d_state:
+        lanes *= 2
+    return lanes, 1 if 4 * lanes >= d_state else 2
+
+
+@cache
+def _plan(batch: int, length: int, d_inner: int, d_state: int, direction: str, multiprocessors: int) -> Plan:
+    lanes, tiles = lanes_of(d_state)
+
+    def programs(channels: int) -> int:
+        return batch * ceil(d_inner, LANES // lanes * channels)
+
+    if direction == "forward":
+        choices = [c for c in FEWEST if tiles == 1 or c == 1]
+        channels = next((c for c in choices if programs(c) >= FEWEST[c] * multiprocessors), None)
+        n_chunks = 1
+        if channels is None:
+            channels = min(2, choices[0])
+            n_chunks = FORWARD_CHUNKED * multiprocessors // programs(channels)
+    else:
+        channels = 2 if tiles == 1 else 1
+        enough = programs(channels) >= FEWEST_BACKWARD * multiprocessors
+        n_chunks = 1 if enough else BACKWARD_CHUNKED * multiprocessors // programs(channels)
+    n_chunks = min(max(n_chunks, 1), ceil(length, SHORTEST_CHUNK))
+    chunk = ceil(ceil(length, n_chunks), SEGMENT) * SEGMENT
+    return Plan(lanes, tiles, channels, chunk, ceil(length, chunk))
+
+
+def plan(u: Tensor, d_state: int, direction: str) -> Plan:
+    """Cut the work of the "forward" or "backward" pass so that every multiprocessor has some.
+
+    Many channels in a lane share what B and C cost, few make more warps; chunks make more warps still, but walk every
+    position twice. The bounds are what ran fastest on an H100.
+    """
+    return _plan(*u.shape, d_state, direction, device_of(u).multiprocessors)
+
+
+class Ring(NamedTuple):
+    """How a program uses shared memory; ``triton_lanes.py`` says what for. All zeros: not at all."""
+
+    stages: int = 0  # slots of a warp's ring
+    fill_stages: int = 0  # the same memory as slots of the smaller groups that refill a segment
+    sums: bool = False  # whether there is room to add dB and dC up in
+
+
+def _copied(plan: Plan, tensors: list[Tensor]) -> bool:
+    """Whether lanes can copy the rows of these tensors, at most 16 bytes at a time: one dtype, and all aligned."""
+    dtype, item = tensors[0].dtype, tensors[0].element_size()
+    part = min(32 // plan.lanes * plan.channels * item, 16)
+    return part >= 4 and all(
+        tensor.dtype == dtype
+        and (tensor.shape[2] | tensor.stride(0) | tensor.stride(1)) * item % part == 0
+        and tensor.data_ptr() % part == 0
+        for tensor in tensors
+    )
+
+
+@cache
+def _slot_bytes(plan: Plan, tensors: int, item: int, states: int) -> int:
+    """As ``triton_lanes.slot_bytes``."""
+    row = 32 // plan.lanes * plan.channels * item
+    part = min(row, 16)
+    inputs = ceil(tensors * plan.group * (row // part), 32) * 32 * part
+    return inputs + (ceil(plan.group * 2 * plan.lanes * plan.tiles, 32) + states) * 512
+
+
+@cache
+def _forward_ring(plan: Plan, tensors: int, item: int) -> Ring:
+    slot = _slot_bytes(plan, tensors, item, 0)
+    return next((Ring(n) for n in (8, 4, 2) if n * slot * LANES // 32 <= MOST_SHARED), Ring())
+
+
+@cache
+def _backward_ring(plan: Plan, tensors: int, item: int) -> Ring:
+    slot = _slot_bytes(plan, tensors, item, plan.channels * plan.tiles)
+    fill = _slot_bytes(plan, 2, item, 0)
+    for sums in (True, False) if plan.lanes == 4 else (False,):
+        room = MOST_SHARED // (LANES // 32) - sums * 4 * 2 * plan.tiles * 576
+        for stages in (4, 2):
+            if stages * slot <= room:
+                return Ring(stages, 4 if 4 * fill <= stages * slot else 2, sums)
+    return Ring()
+
+
+def ring_of(direction: str, plan: Plan, tensors: list[Tensor]) -> Ring:
+    """For the kernels of one direction that read these tensors."""
+    if not (device_of(tensors[0]).copies and _copied(plan, tensors)):
+        return Ring()
+    shape = _forward_ring if direction == "forward" else _backward_ring
+    return shape(plan, len(tensors), tensors[0].element_size())
