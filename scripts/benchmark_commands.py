@@ -18,26 +18,24 @@ first round, which fills the caches, is left out. Figures are medians over the r
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
-import rich
-from rich.progress import Progress
 from rich.table import Table
 
+from command_line import Parser, ended, names_of, whole
 from run_trees import write_many
-from seqlab import console
+from seqlab.benchmarks.report import finish, progress, table
+from seqlab.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES, RUNS = 1_000_000, 2_000
@@ -164,94 +162,83 @@ def wait_for(reached: Callable[[Path], bool], work: Path, pid: int) -> bool:
 def measure_all(names: list[str], roots: dict[str, Path], rounds: int) -> dict[str, dict[str, list[Sample]]]:
     """The samples of each case by checkout, round by round."""
     samples: dict[str, dict[str, list[Sample]]] = {name: {build: [] for build in roots} for name in names}
-    with Progress(console=rich.get_console(), transient=True) as progress:
-        task = progress.add_task("", total=len(names) * len(roots) * (rounds + 1))
+    with progress(len(names) * len(roots) * (rounds + 1)) as update:
         for name, by_build in samples.items():
             with tempfile.TemporaryDirectory() as folder:
                 for build, root in roots.items():
-                    progress.update(task, description=f"{name}: making ready")
+                    update(description=f"{name}: making ready")
                     (ready := Path(folder) / build).mkdir()
                     CASES[name].prepare(root, ready)
                 for turn in range(rounds + 1):
                     for build, root in roots.items():
                         what = f"round {turn} of {rounds}" if turn else "filling caches"
-                        progress.update(task, description=f"{name}: {what}, {build}")
+                        update(description=f"{name}: {what}, {build}")
                         sample = measure(CASES[name], root, Path(folder) / build)
                         by_build[build] += [sample] * (turn > 0)
-                        progress.advance(task)
+                        update(advance=1)
     return samples
 
 
-def rows_of(samples: dict[str, dict[str, list[Sample]]]) -> list[dict]:
+def rows_of(samples: dict[str, dict[str, list[Sample]]]) -> list[dict[str, Any]]:
     """A row for each case and kind of cost: medians, spreads, and how many times less it is after than before."""
     rows = []
     for name, by_build in samples.items():
         for kind in Sample._fields:
             values = {build: [getattr(sample, kind) for sample in taken] for build, taken in by_build.items()}
             row = {"case": name, "cost": kind, "samples": values}
-            row |= {build: statistics.median(taken) for build, taken in values.items()}
+            row |= {build: median(taken) for build, taken in values.items()}
             if "before" in values:
-                row["times"] = statistics.median(b / a for b, a in zip(values["before"], values["after"], strict=True))
+                row["times"] = median(b / a for b, a in zip(values["before"], values["after"], strict=True))
             rows.append(row)
     return rows
 
 
-def table_of(rows: list[dict], title: str) -> Table:
-    builds = [build for build in ("before", "after") if build in rows[0]]
-    table = Table(title=title)
-    for heading in ("case", "cost", *builds, *(["times"] if "before" in builds else [])):
-        table.add_column(heading, justify="left" if heading in ("case", "cost") else "right")
+def table_of(rows: list[dict[str, Any]], title: str) -> Table:
+    lines = []
     for row in rows:
         scale, unit = (2**-20, "MiB") if row["cost"] == "peak_bytes" else (1, "s")
-        cells = []
-        for build in builds:
-            low, high = min(row["samples"][build]), max(row["samples"][build])
-            cells.append(f"{row[build] * scale:,.3g} {unit} ({low * scale:,.3g} to {high * scale:,.3g})")
-        times = [f"{row['times']:.2f}"] if "times" in row else []
-        first = row["cost"] == Sample._fields[0]
-        table.add_row(row["case"] if first else "", row["cost"].rpartition("_")[0], *cells, *times)
-    return table
+        cells = {"case": row["case"], "cost": row["cost"].rpartition("_")[0]}
+        for build, taken in row["samples"].items():
+            low, middle, high = (f"{value * scale:,.3g}" for value in (min(taken), row[build], max(taken)))
+            cells[build] = f"{middle} {unit} ({low} to {high})"
+        lines.append(cells | ({"times": f"{row['times']:.2f}"} if "times" in row else {}))
+    return table(title, lines, names=2)
+
+
+def checkout(key: str, text: str) -> Path:
+    if not Path(text, "train.py").is_file():
+        raise UserError(
+            key, text, "is no checkout, it has no train.py", "Name a folder with another version of this one"
+        )
+    return Path(text).resolve()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    description, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--before", type=Path, metavar="CHECKOUT", help="another checkout, to compare this one with")
-    add("--cases", default=",".join(CASES), help="default: all")
-    add("--rounds", type=int, default=5, help="default 5")
-    add("--out", type=Path, help="a JSON file for the figures")
-    args = parser.parse_args(argv)
-    args.cases = args.cases.split(",")
-    for name in args.cases:
-        if name not in CASES:
-            parser.error(f"--cases: {name!r} is none of {', '.join(CASES)}")
-    if args.rounds < 1:
-        parser.error(f"--rounds: {args.rounds} is no number of rounds; give 1 or more")
-    if args.before is not None and not (args.before / "train.py").is_file():
-        parser.error(f"--before: {args.before} is no checkout, it has no train.py")
-    return args
+    parser = Parser("benchmark_commands", __doc__)
+    parser.option("--before", checkout, metavar="CHECKOUT", help="another checkout, to compare this one with")
+    parser.option("--cases", names_of(CASES), default=list(CASES), help="default: all")
+    parser.option("--rounds", whole, default=5, help="default 5")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results; the table goes beside it in Markdown")
+    return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    roots = ({"before": args.before.resolve()} if args.before else {}) | {"after": ROOT}
+def run(args: argparse.Namespace) -> int:
+    roots = ({"before": args.before} if args.before else {}) | {"after": ROOT}
     rows = rows_of(measure_all(args.cases, roots, args.rounds))
 
     import torch  # only now: a process is charged with the memory of the one that starts it
 
-    from seqlab.runs.summary import environment
+    from seqlab.benchmarks.results import facts
 
-    facts = environment(torch.device("cpu"))
-    facts["date"] = datetime.now().astimezone().isoformat(timespec="seconds")
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("python", "torch"))
-    console.output().print(table_of(rows, f"{facts['device_name']}, {versions}, {facts['date'][:10]}"))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({**facts, "rounds": args.rounds, "rows": rows}, indent=2) + "\n")
+    results = facts(torch.device("cpu")) | {"rounds": args.rounds, "rows": rows}
+    versions = ", ".join(f"{name} {results['versions'][name]}" for name in ("python", "torch"))
+    finish(args.out, results, [table_of(rows, f"{results['device_name']}, {versions}, {results['date'][:10]}")])
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    return ended(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

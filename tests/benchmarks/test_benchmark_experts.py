@@ -1,30 +1,20 @@
 """The benchmark of the mixture of experts, at sizes that take no time."""
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+import benchmark_experts as benchmark
+from seqlab.benchmarks import experts
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 
-PATH = Path(__file__).parents[2] / "scripts" / "benchmark_experts.py"
 TINY = ["--tokens", "16", "--width", "8", "--d-ff", "24", "--rounds", "2", "--least", "0", "--device", "cpu"]
 
 
-@pytest.fixture
-def benchmark() -> ModuleType:
-    spec = spec_from_file_location("benchmark_experts", PATH)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_figures_and_ratios(benchmark, tmp_path, capsys, precision):
+def test_figures_and_ratios(tmp_path, capsys, precision):
     out = tmp_path / "new" / "experts.json"
     assert benchmark.main([*TINY, "--precision", precision, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
@@ -37,10 +27,10 @@ def test_figures_and_ratios(benchmark, tmp_path, capsys, precision):
     assert "tokens/s" in capsys.readouterr().out
 
 
-def test_both_compute_the_same(benchmark):
+def test_both_compute_the_same():
     """Else their times could not be compared."""
     x, found = torch.randn(30, 8, generator=torch.Generator().manual_seed(1)), []
-    for kind in benchmark.LAYERS.values():
+    for kind in experts.LAYERS.values():
         torch.manual_seed(0)
         layer = kind(8, d_ff=24, dropout=0.0)
         y = layer(x)
@@ -50,7 +40,7 @@ def test_both_compute_the_same(benchmark):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_whole_step_of_a_model(benchmark, tmp_path, capsys):
+def test_the_whole_step_of_a_model(tmp_path, capsys):
     out = tmp_path / "step.json"
     arguments = ["--tokens", "8", "--rounds", "1", "--least", "0", "--device", "cpu"]
     assert benchmark.main([*arguments, "--model", "mamba_moe", "--size", "tiny", "--out", str(out)]) == 0
@@ -60,13 +50,13 @@ def test_the_whole_step_of_a_model(benchmark, tmp_path, capsys):
     assert "mamba_moe, size tiny" in " ".join(capsys.readouterr().out.split())
 
 
-def test_both_models_compute_the_same(benchmark):
+def test_both_models_compute_the_same():
     args = benchmark.parse(["--model", "transformer_moe", "--size", "tiny"])
     args.device = torch.device("cpu")
     tokens, outputs = torch.randint(10_000, (2, 9)), []
-    for kind in benchmark.LAYERS.values():
+    for kind in experts.LAYERS.values():
         torch.manual_seed(0)
-        model = benchmark.model_of(kind, args).eval()
+        model = experts.model_of(kind, args).eval()
         assert {type(part) for part in model.modules() if isinstance(part, MixtureOfExperts)} == {kind}
         outputs.append(model(tokens))
     torch.testing.assert_close(*outputs)

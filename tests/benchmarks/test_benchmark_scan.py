@@ -6,18 +6,18 @@ import math
 import runpy
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
 import torch
 
-from seqlab.benchmarks import timing
-from seqlab.benchmarks.scan import contestants, report
-from seqlab.benchmarks.scan.contestants import Call, Contestant, Shape, make_inputs, ours
-from seqlab.benchmarks.scan.results import OFFICIAL, PASSES, Row, compare, roofline_ms, scan_bytes, scan_exponentials
-from seqlab.benchmarks.scan.session import Session, Settings
-from seqlab.benchmarks.timing import DeviceLimits
+from seqlab.benchmarks import report, roofline, scan, scan_contestants
+from seqlab.benchmarks.roofline import DeviceLimits
+from seqlab.benchmarks.scan import OFFICIAL, PASSES, Row, compare, roofline_ms, scan_bytes, scan_exponentials
+from seqlab.benchmarks.scan_contestants import Contestant, Operation, Shape, make_inputs, ours
 from seqlab.ops.selective_scan import BACKENDS, selective_scan
 from support import ROOT
 
@@ -33,7 +33,7 @@ def benchmark(monkeypatch, tmp_path):
     def run(*arguments: str) -> tuple[int, dict]:
         folder = tmp_path / "out"
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--out", str(folder), *arguments])
-        monkeypatch.setitem(timing.COPY_BYTES, "cpu", 2**20)
+        monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 2**20)
         with pytest.raises(SystemExit) as exit_info:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         path = folder / "scan.json"
@@ -86,7 +86,7 @@ class TestTheScript:
         assert [float(line["ms"]) for line in lines if line["ms"]] == [
             row["ms"] for row in results["rows"] if row["ms"] is not None
         ]
-        assert (folder / "scan.png").exists() == ("No plot without matplotlib" not in done.stderr)
+        assert (folder / "scan.png").exists() == ("No picture without matplotlib" not in done.stderr)
         reasons = [line for line in done.stderr.splitlines() if line.startswith("mamba_ssm left out")]
         assert len(reasons) == 1
         assert "2x5x8" in done.stdout and "attention / this" in done.stdout
@@ -126,7 +126,7 @@ class TestTheScript:
             (["--dtype", "int8"], "--dtype=int8"),
             (["--device", "tpu"], "--device=tpu"),
             (["--device", "cuda:99"], "--device=cuda:99"),
-            (["--lengths", "16,0"], "--lengths=0"),
+            (["--lengths", "16,0"], "--lengths=16,0"),
             (["--shapes", "3x4"], "--shapes=3x4"),
             (["--shapes", "targets", "--batch", "2"], "Give the one or the other"),
             (["--backends", "cuda"], f"Choose from {', '.join(BACKENDS)}"),
@@ -163,15 +163,15 @@ class TestRoofline:
 
     def test_is_the_larger_of_the_two(self):
         shape, slow = Shape(1, 1000, 10), 1e3
-        exponentials = DeviceLimits(1e12, slow, 1, 1.0, "by hand")
+        exponentials = DeviceLimits(1e12, slow)
         assert roofline_ms(shape, 16, 2, "forward", exponentials) == pytest.approx(1e3 * 200_000 / slow)
         for others in (1e15, None):
-            copies = DeviceLimits(slow, others, None, None, None)
+            copies = DeviceLimits(slow, others)
             assert roofline_ms(shape, 16, 2, "forward", copies) == pytest.approx(1e3 * 144_000 / slow)
 
 
 class TestComparison:
-    LIMITS = DeviceLimits(3e12, None, None, None, None)
+    LIMITS = DeviceLimits(3e12)
 
     def rows(self, backend: str, shape: Shape, forward: float, both: float, peak: float) -> list[Row]:
         return [
@@ -193,13 +193,13 @@ class TestComparison:
         assert [row.target_met for row in rows] == [True, False]
         assert rows[1].times_official == pytest.approx(2.38)
         assert (rows[0].peak_met, rows[1].peak_met) == (None, False)
-        assert report.targets_table(rows, "a device").row_count == 1
+        assert scan.targets_table(rows, "a device").row_count == 1
 
     def test_what_was_not_measured_is_neither_met_nor_missed(self):
         rows = [Row("triton", 32, 256, 512, 16, "bfloat16", passes, "skipped", "slow") for passes in PASSES]
         compare(rows, self.LIMITS, 2, with_official=True)
         assert {row.target_met for row in rows} == {None}
-        assert report.gaps(rows)[0] == "triton, forward, skipped at 32x256x512: slow"
+        assert scan.gaps(rows)[0] == "triton, forward, skipped at 32x256x512: slow"
 
 
 class TestContestants:
@@ -223,7 +223,7 @@ class TestContestants:
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
         monkeypatch.setitem(sys.modules, interface.__name__, interface)
         x = make_inputs(TINY, 3, torch.float32, CPU, seed=0)
-        theirs = contestants.OTHERS["mamba_ssm"].prepare(x).forward_backward()
+        theirs = scan_contestants.OTHERS["mamba_ssm"].prepare(x).forward_backward()
         mine = ours("reference").prepare(x).forward_backward()
         for a, b in zip(theirs, mine, strict=True):
             torch.testing.assert_close(a.transpose(1, 2) if a.ndim == 3 else a, b)
@@ -232,7 +232,7 @@ class TestContestants:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_mambapy_computes_the_same(self, dtype):
         x = make_inputs(TINY, 3, dtype, CPU, seed=0)
-        theirs = contestants.OTHERS["mambapy"].prepare(x).forward_backward()
+        theirs = scan_contestants.OTHERS["mambapy"].prepare(x).forward_backward()
         mine = ours("reference").prepare(x).forward_backward()
         for a, b in zip(theirs, mine, strict=True):
             error = (a - b).norm() / b.norm()
@@ -240,63 +240,55 @@ class TestContestants:
 
     def test_attention_is_half_as_wide(self):
         x = make_inputs(Shape(1, 5, 512), 3, torch.float32, CPU, seed=0)
-        y, *gradients = contestants.OTHERS["attention"].prepare(x).forward_backward()
+        y, *gradients = scan_contestants.OTHERS["attention"].prepare(x).forward_backward()
         assert y.shape == (1, 4, 5, 64)
         assert len(gradients) == 3
 
 
-class TestSession:
-    SETTINGS = Settings(CPU, torch.float32, d_state=3, seed=0, limit=0.01)
+class TestRows:
+    ARGS = Namespace(device=CPU, dtype=torch.float32, d_state=3, seed=0, limit=0.01, captured=False)
+
+    def rows_at(self, shape: Shape, contestant: Contestant, before: Sequence[Row] = ()) -> list[Row]:
+        done = []
+        rows = scan.rows_at(shape, [contestant], before, self.ARGS, lambda: done.append(1))
+        assert len(done) == len(rows) == len(PASSES)
+        return rows
 
     def raising(self, error: Exception, is_ours: bool) -> Contestant:
         def run():
             raise error
 
-        return Contestant("name", lambda x: Call(run, (), x.dy), ours=is_ours)
-
-    def on_gpu(self, contestant: Contestant) -> Session:
-        """The GPU's path, which needs no GPU to be walked until something is timed there."""
-        session = Session(self.SETTINGS, [contestant], advance=lambda shape: None)
-        session._on_gpu(contestant, TINY, make_inputs(TINY, 3, torch.float32, CPU, seed=0))
-        return session
+        return Contestant("name", lambda x: Operation(run, (), x.dy), ours=is_ours)
 
     @pytest.mark.parametrize("is_ours", [True, False])
     def test_out_of_memory_is_a_result(self, is_ours):
-        session = self.on_gpu(self.raising(torch.OutOfMemoryError("no more"), is_ours))
-        assert [(row.status, row.reason) for row in session.rows] == [("failed", "out of memory")] * 2
-        session.measure(Shape(2, 7, 4))  # is not even tried
-        assert session.rows[2].reason == "it failed at 2x6x4 already"
-
-    def test_a_fault_of_another_package_is_its_own_and_one_of_ours_is_loud(self):
-        assert self.on_gpu(self.raising(ValueError("odd\nlines"), False)).rows[0].reason == "ValueError: odd"
-        with pytest.raises(ValueError, match="odd"):
-            self.on_gpu(self.raising(ValueError("odd"), True))
+        contestant = self.raising(torch.OutOfMemoryError("no more"), is_ours)
+        rows = self.rows_at(TINY, contestant)
+        assert [(row.status, row.reason) for row in rows] == [("failed", "out of memory")] * 2
+        larger = self.rows_at(Shape(2, 7, 4), contestant, rows)  # is not even tried
+        assert [(row.status, row.reason) for row in larger] == [("skipped", "it failed at 2x6x4 already")] * 2
 
     def test_what_does_not_fit_is_left_out(self):
-        session = Session(self.SETTINGS, [ours("reference")], advance=lambda shape: None)
-        session.measure(Shape(2**20, 2**20, 2**10))
-        assert {row.status for row in session.rows} == {"skipped"}
-        assert "GiB of memory" in session.rows[0].reason
+        rows = self.rows_at(Shape(2**20, 2**20, 2**10), ours("reference"))
+        assert {row.status for row in rows} == {"skipped"}
+        assert "GiB of memory" in rows[0].reason
 
-    def test_rows_of_a_shape_that_was_cut_short_do_not_count(self):
-        session = Session(self.SETTINGS, [ours("reference")], advance=lambda shape: None)
-        session.measure(TINY)
-        session.rows.append(session.rows[0])
-        assert len(session.whole_shapes()) == 2
+    def test_rows_of_a_shape_that_is_cut_short_do_not_count(self, benchmark, monkeypatch):
+        measure = scan.measure
 
+        def stop_at_the_second(calls, *args, **settings):
+            if next(iter(calls))[0].name == "reference" and stop_at_the_second.calls:
+                raise KeyboardInterrupt
+            stop_at_the_second.calls += 1
+            return measure(calls, *args, **settings)
 
-class TestTiming:
-    def test_interleaves_and_stops(self):
-        calls = []
-        samples = timing.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, CPU, budget=10.0)
-        assert calls[:4] == ["a", "b", "a", "b"]
-        assert {name: len(values) for name, values in samples.items()} == dict.fromkeys("ab", timing.REPETITIONS)
-
-    def test_a_long_call_runs_once(self):
-        assert len(timing.interleaved({"": lambda: None}, CPU, budget=0.0)[""]) == 1
-
-    def test_bandwidth(self):
-        assert 1e6 < timing.copy_bandwidth(CPU, 2**20) < 1e14
+        stop_at_the_second.calls = 0
+        monkeypatch.setattr(scan, "measure", stop_at_the_second)
+        status, results = benchmark(
+            "--shapes", "1x3x2,2x4x2", "--backends", "reference", "--against", "none", "--limit", "0.01"
+        )
+        assert status == 130 and results["interrupted"]
+        assert [row["length"] for row in results["rows"]] == [3, 3]
 
 
 @pytest.mark.gpu

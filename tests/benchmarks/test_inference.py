@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from seqlab.benchmarks.inference import report, session
-from seqlab.benchmarks.inference.memory import PeakMemory
-from seqlab.benchmarks.inference.results import Curve, Point, fit
-from seqlab.benchmarks.inference.session import Contestant, Session, Settings
+from seqlab.benchmarks import inference, memory, report
+from seqlab.benchmarks.inference import Contestant, Settings
+from seqlab.benchmarks.inference_curves import Curve, Point, fit
+from seqlab.benchmarks.memory import PeakMemory
 from seqlab.errors import UserError
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.runs.load import fresh_model
@@ -60,13 +60,14 @@ def contestant(name: str, max_length: int = 100) -> Contestant:
 def curve_of(entrant: Contestant, contexts: list[int], *, batch: int = 2, limit: float = 10.0) -> Curve:
     """Measure one curve, as short as it goes; every context is counted, measured or not."""
     counted = []
-    meter = Session(Settings(CPU, torch.float32, 0, limit, 1e-3), lambda: counted.append(1))
-    list(meter.measure(entrant, batch, contexts))
-    assert len(counted) == len(contexts)
-    return meter.curves[0]
+    curve = Curve(entrant.name, entrant.architecture, batch)
+    settings = Settings(CPU, torch.float32, 0, limit, 1e-3)
+    inference.measure(curve, entrant.model, contexts, settings, lambda advance=0, **_: counted.append(advance))
+    assert sum(counted) == len(contexts)
+    return curve
 
 
-class TestSession:
+class TestCurves:
     @pytest.mark.parametrize("name", architectures())
     def test_every_model(self, name):
         curve = curve_of(contestant(name), [4, 8, 16, 32])
@@ -113,10 +114,10 @@ class TestSession:
     def test_expects_the_growth_that_it_saw(self):
         """Twice the context after quadratic growth is four times as long."""
         curve = Curve("m", "m", 1, [point_at(1000, 100.0), point_at(2000, 400.0)])
-        meter = Session(Settings(CPU, torch.float32, 0, 1.5, 0.1), lambda: None)
-        assert "would take about 1.6 s" in meter._why_not(contestant("lstm").model, curve, 4000)
+        settings = Settings(CPU, torch.float32, 0, 1.5, 0.1)
+        assert "would take about 1.6 s" in inference.why_not(contestant("lstm").model, curve, 4000, settings)
         curve.points[0].prefill_ms = 250.0
-        assert meter._why_not(contestant("lstm").model, curve, 4000) is None
+        assert inference.why_not(contestant("lstm").model, curve, 4000, settings) is None
 
     @pytest.mark.parametrize(
         "error",
@@ -136,9 +137,9 @@ class TestSession:
         assert curve.ended == "out of memory at 16"
 
     def test_ends_before_a_cpus_memory_does(self, monkeypatch):
-        monkeypatch.setattr(session, "available_memory", lambda device: 1000)
+        monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
         curve = Curve("m", "m", 1, [point_at(8, 0.1)])
-        why = Session(Settings(CPU, torch.float32, 0, 9, 9), lambda: None)._why_not(contestant("lstm").model, curve, 16)
+        why = inference.why_not(contestant("lstm").model, curve, 16, Settings(CPU, torch.float32, 0, 9, 9))
         assert "16 needs about" in why
 
     def test_another_fault_is_loud(self, monkeypatch):
@@ -164,14 +165,10 @@ def test_peak_memory_of_a_cpu():
 
 
 class TestReport:
-    def test_sizes(self):
-        assert [report.size(n) for n in (None, 0, 1023, 1536, 3 * 2**20, 5 * 2**30)] == [
-            "-", "0 B", "1023 B", "1.50 KiB", "3.00 MiB", "5.00 GiB",
-        ]  # fmt: skip
-        assert [report.thousands(n) for n in (512, 1024, 131072, 2**20)] == ["512", "1k", "128k", "1M"]
-
     def test_colours_are_those_of_every_picture(self):
-        looks = report.looks_of([Curve("mamba_deep", "mamba_deep", 1), Curve("mamba", "mamba", 1), Curve("x", "x", 1)])
+        curves = [Curve(name, name, 1, [point_at(8, 0.1)]) for name in ("mamba_deep", "mamba", "x")]
+        prefill, *_ = inference.panels(curves)
+        looks = [line.look for line in prefill.lines]
         assert looks[0]["color"] == looks[1]["color"] != looks[2]["color"]
         assert looks[0]["marker"] != looks[1]["marker"]
 
@@ -242,14 +239,14 @@ class TestTheScript:
         assert "pip install 'seqlab[plots]'" in capsys.readouterr().err
 
     def test_ctrl_c_keeps_what_was_measured(self, benchmark, monkeypatch):
-        point = Session._point
+        point = inference.measured_point
 
-        def stop_at_eight(self, model, curve, context):
+        def stop_at_eight(model, curve, context, settings):
             if context == 8:
                 raise KeyboardInterrupt
-            return point(self, model, curve, context)
+            return point(model, curve, context, settings)
 
-        monkeypatch.setattr(Session, "_point", stop_at_eight)
+        monkeypatch.setattr(inference, "measured_point", stop_at_eight)
         small = ["--contexts", "4:16", "--size", "tiny", "--vocabulary", "9", "--budget", "0.001"]
         status, results = benchmark("--models", "mamba,lstm", *small)
         assert status == 130 and results["interrupted"]
@@ -262,12 +259,12 @@ class TestTheScript:
             (["--size", "huge"], "--size=huge: is no option of size"),
             (["--models", "outputs/nothing"], "outputs/nothing"),
             (["--contexts", "8:4"], "--contexts=8:4: ends before it begins"),
-            (["--contexts", "8:x"], "--contexts=x: has to be whole numbers from 1 on"),
+            (["--contexts", "8:x"], "--contexts=x: has to be a whole number from 1 on"),
             (["--contexts", "0,4"], "--contexts=0,4"),
             (["--batch", "two"], "--batch=two"),
             (["--limit", "-1"], "--limit=-1: has to be a number of seconds above 0"),
             (["--dtype", "int8"], "invalid choice: 'int8'"),
-            (["--vocabulary", "0"], "--vocabulary=0: has to be at least 1"),
+            (["--vocabulary", "0"], "--vocabulary=0: has to be a whole number from 1 on"),
             (["--device", "tpu"], "invalid choice: 'tpu'"),
             (["--out", str(SCRIPT)], "cannot be a folder"),
         ],

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from seqlab.benchmarks.inference.session import captured
+from seqlab.benchmarks.timing import captured
 from seqlab.models.counting import tensors_of
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.runs.load import fresh_model
@@ -63,9 +63,9 @@ def test_a_captured_step_is_the_step(name):
 
     expected, _ = model.step(x[:, 1], state)
     before = [tensor.clone() for tensor in tensors_of(state)]
-    graph = captured(step, CUDA)
+    replay = captured(step, CUDA)
     kept[0].fill_(torch.nan)
-    graph.replay()
+    replay()
     torch.testing.assert_close(kept[0], expected)
     if name != "transformer":  # whose cache holds the new position now
         assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(state), strict=True))

@@ -1,7 +1,8 @@
-"""Who is measured: the backends of the selective scan, other packages' scans, and causal attention."""
+"""What ``scan`` measures: the backends of the selective scan, other packages' scans, and causal attention."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Inputs(NamedTuple):
         return self[:-1]
 
 
-class Call(NamedTuple):
+class Operation(NamedTuple):
     """A function with what its gradients are taken by, and the gradient that they start from."""
 
     run: Callable[[], Tensor]
@@ -64,10 +65,11 @@ class Call(NamedTuple):
 
 class Contestant(NamedTuple):
     name: str
-    prepare: Callable[[Inputs], Call]
+    prepare: Callable[[Inputs], Operation]
     ours: bool = False
     expands: bool = False  # stores states (B, L, D, N)
     quadratic: bool = False  # its time grows with L squared
+    modules: tuple[str, ...] = ()  # of another package
 
 
 def make_inputs(shape: Shape, d_state: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
@@ -97,14 +99,14 @@ def ours(backend: str) -> Contestant:
     return Contestant(backend, partial(prepare_ours, backend), ours=True, expands=backend == "reference")
 
 
-def prepare_ours(backend: str, x: Inputs) -> Call:
+def prepare_ours(backend: str, x: Inputs) -> Operation:
     def run() -> Tensor:
         return selective_scan(*x.tensors, delta_softplus=True, backend=backend)
 
-    return Call(run, x.tensors, x.dy)
+    return Operation(run, x.tensors, x.dy)
 
 
-def prepare_mamba_ssm(x: Inputs) -> Call:
+def prepare_mamba_ssm(x: Inputs) -> Operation:
     """Its layout is (B, D, L); the transposed copies are made here, outside of what is measured."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -116,10 +118,10 @@ def prepare_mamba_ssm(x: Inputs) -> Call:
     def run() -> Tensor:
         return selective_scan_fn(u, delta, x.A, B, C, x.D, z=z, delta_bias=x.delta_bias, delta_softplus=True)
 
-    return Call(run, (u, delta, x.A, B, C, x.D, z, x.delta_bias), transposed(x.dy))
+    return Operation(run, (u, delta, x.A, B, C, x.D, z, x.delta_bias), transposed(x.dy))
 
 
-def prepare_mambapy(x: Inputs) -> Call:
+def prepare_mambapy(x: Inputs) -> Operation:
     """The scan of its MambaBlock, which needs nothing of the block, between the softplus and the gate of the same.
 
     Its parameters are in the activations' dtype, except A, as after ``model.to(dtype)``.
@@ -131,10 +133,10 @@ def prepare_mambapy(x: Inputs) -> Call:
         y = MambaBlock.selective_scan(None, x.u, delta, x.A, x.B, x.C, x.D.to(x.u.dtype))
         return y * F.silu(x.z)
 
-    return Call(run, x.tensors, x.dy)
+    return Operation(run, x.tensors, x.dy)
 
 
-def prepare_attention(x: Inputs) -> Call:
+def prepare_attention(x: Inputs) -> Operation:
     """Causal attention as wide as the model around the scan: a Mamba block expands by 2."""
     batch, length, d_inner = x.u.shape
     heads = max(1, d_inner // 2 // HEAD)
@@ -144,30 +146,31 @@ def prepare_attention(x: Inputs) -> Call:
     def run() -> Tensor:
         return F.scaled_dot_product_attention(*tensors, is_causal=True)
 
-    return Call(run, tensors, dy.clone())
+    return Operation(run, tensors, dy.clone())
 
 
 OTHERS = {
-    "mamba_ssm": Contestant("mamba_ssm", prepare_mamba_ssm),
-    "mambapy": Contestant("mambapy", prepare_mambapy, expands=True),
+    "mamba_ssm": Contestant(
+        "mamba_ssm",
+        prepare_mamba_ssm,
+        # selective_scan_cuda is built with the package, or not
+        modules=("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"),
+    ),
+    "mambapy": Contestant("mambapy", prepare_mambapy, expands=True, modules=("mambapy.mamba",)),
     "attention": Contestant("attention", prepare_attention, quadratic=True),
 }
 
 
 def why_other_is_out(name: str, device: torch.device) -> str | None:
     """Why a comparison cannot be made here, or None."""
-    if name == "attention":
-        return None
-    if find_spec(name) is None:
+    modules = OTHERS[name].modules
+    if modules and find_spec(name) is None:
         return f"the package {name} is not installed"
     if name == "mamba_ssm" and device.type != "cuda":
         return "its kernel runs on CUDA devices only"
     try:
-        if name == "mambapy":
-            import mambapy.mamba  # noqa: F401
-        else:
-            import mamba_ssm.ops.selective_scan_interface  # noqa: F401
-            import selective_scan_cuda  # noqa: F401  # built with mamba_ssm, or not
+        for module in modules:
+            import_module(module)
     except Exception as error:  # a package built for another torch fails in many ways
         return f"it cannot be imported ({type(error).__name__}: {error})".splitlines()[0]
     return None

@@ -1,6 +1,7 @@
-"""Points of curves against the context, and the power of the context by which each curve grows."""
+"""Costs against the context, and the power of the context by which each of them grows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,8 +72,11 @@ class Curve:
         contexts = [point.context for point in self.points]
         return {name: fit(contexts, [getattr(point, name) for point in self.points]) for name in COLUMNS}
 
+    def exponent(self, column: str) -> str:
+        return "-" if (found := self.exponents[column]) is None else str(found)
 
-def fit(contexts: list[int], values: list[float | None]) -> Exponent | None:
+
+def fit(contexts: Sequence[int], values: Sequence[float | None]) -> Exponent | None:
     """Least squares of log value over log context, on the upper part of the range.
 
     The standard error is that of the slope, from what the line leaves over. None for too few points, and for values
@@ -81,9 +85,5 @@ def fit(contexts: list[int], values: list[float | None]) -> Exponent | None:
     pairs = [(c, v) for c, v in zip(contexts, values, strict=True) if v is not None and SPAN * c >= contexts[-1]]
     if len(pairs) < FEWEST or any(value <= 0 for _, value in pairs):
         return None
-    x, y = np.log(np.array(pairs, dtype=np.float64)).T
-    x -= x.mean()
-    slope = float(x @ y / (x @ x))
-    residuals = y - y.mean() - slope * x
-    error = math.sqrt(float(residuals @ residuals) / (len(pairs) - 2) / float(x @ x))
-    return Exponent(slope, error, pairs[0][0], pairs[-1][0], len(pairs))
+    (slope, _), covariance = np.polyfit(*np.log(np.array(pairs, dtype=np.float64)).T, 1, cov=True)
+    return Exponent(float(slope), math.sqrt(covariance[0, 0]), pairs[0][0], pairs[-1][0], len(pairs))

@@ -1,0 +1,90 @@
+"""What the commands in this folder share: options with checks, and how a mistake or Ctrl-C ends them."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from seqlab import console
+from seqlab.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """One that is described by a script's docstring, and whose complaints are a line or two, as everywhere."""
+
+    def __init__(self, name: str, docstring: str):
+        description, _, more = docstring.partition("\n\n")
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"scripts/{name}.py", description=description, epilog=more, formatter_class=formatter)
+
+    def option(self, key: str, read: Callable[[str, str], Any], **settings: Any) -> None:
+        """Add an option whose value is ``read(key, text)``, which raises a UserError for a mistake."""
+        self.add_argument(key, type=partial(read, key), **settings)
+
+    def error(self, message: str) -> NoReturn:
+        remedy = f"python {self.prog} --help lists what there is"
+        raise UserError("arguments", shlex.join(sys.argv[1:]), message, remedy)
+
+
+def whole(key: str, text: str, least: int = 1) -> int:
+    if not text.strip().isdecimal() or int(text) < least:
+        raise UserError(key, text, f"has to be a whole number from {least} on", f"For example {key} 16")
+    return int(text)
+
+
+def wholes(key: str, text: str) -> list[int]:
+    """Whole numbers from 1 on, separated by commas, in order."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(key, text, "has to be whole numbers from 1 on", f"For example {key} 1,16")
+    return sorted(set(map(int, parts)))
+
+
+def seconds(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(key, text, "has to be a number of seconds above 0", f"For example {key} 2")
+    return value
+
+
+def names_of(allowed: Iterable[str]) -> Callable[[str, str], list[str]]:
+    """Reads names separated by commas, each once, all of them ``allowed``."""
+    allowed = list(allowed)
+
+    def names(key: str, text: str) -> list[str]:
+        chosen = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        for name in chosen:
+            if name not in allowed:
+                raise UserError(key, name, "is not among the names it takes", f"Choose from {', '.join(allowed)}")
+        return chosen
+
+    return names
+
+
+def results_folder(name: str) -> Path:
+    """Where a benchmark's results go if nothing else is said."""
+    return Path("outputs", "benchmarks", f"{name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The exit status of a command, whose foreseen endings are said in a line or two."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        console.say("Stopped at once.")
+        return 130
+    except Exception as error:
+        from seqlab.config.exceptions import translate  # not before it is needed: it takes a second to import
+
+        ending = translate(error)
+        if ending is None:
+            raise
+        console.complain(str(ending))
+        return ending.exit_status

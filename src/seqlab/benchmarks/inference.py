@@ -1,0 +1,310 @@
+"""What models cost in use, against the length of the context: prefill, one token more, state and peak memory."""
+
+import argparse
+import math
+from collections.abc import Callable, Container, Sequence
+from dataclasses import asdict
+from itertools import chain, count, cycle
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from seqlab import console
+from seqlab.benchmarks import report
+from seqlab.benchmarks.inference_curves import COLUMNS, Curve, Point
+from seqlab.benchmarks.memory import PeakMemory, lacks_memory, release
+from seqlab.benchmarks.report import Line, Panel, number, table
+from seqlab.benchmarks.results import dtype_name, facts, settings
+from seqlab.benchmarks.timing import captured, in_turn, seconds, synchronize
+from seqlab.config.exceptions import is_out_of_memory
+from seqlab.models import SequenceModel, state_bytes
+from seqlab.models.counting import scan_backend, tensors_of
+from seqlab.models.sequence_model import CHUNK, ModelState
+from seqlab.report.figures import scaled_bytes
+from seqlab.report.plots.style import MARKERS, architecture, colours
+from seqlab.runs.load import fresh_model, load_run
+from seqlab.runs.process import reset_global_state
+
+BLOCK_SECONDS = 0.02
+"""Steps are timed in rows of about so long, so that waiting for the device weighs nothing."""
+
+LAST_STEPS = 2
+"""Positions after the context: one step makes room in a cache, the other is measured."""
+
+
+class Settings(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    limit: float  # seconds: a context whose prefill would take longer ends a curve
+    budget: float  # seconds: shorter calls are repeated for so long
+
+
+class Contestant(NamedTuple):
+    name: str
+    architecture: str  # the colour of its curve
+    model: SequenceModel  # on the device, in evaluation mode
+
+
+def measure(
+    curve: Curve,
+    model: SequenceModel,
+    contexts: Sequence[int],
+    settings: Settings,
+    update: Callable[..., None] = lambda **progress: None,
+) -> None:
+    """Add a point to a curve for each context, shortest first, until it ends or does not fit."""
+    for index, context in enumerate(contexts):
+        update(description=f"{curve.model}, batch {curve.batch}, context {context:,}")
+        curve.ended = why_not(model, curve, context, settings)
+        if curve.ended is None:
+            try:
+                if index == 0:
+                    warm_up(model, curve.batch, context, settings)
+                curve.points.append(measured_point(model, curve, context, settings))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                curve.ended = f"out of memory at {context:,}"
+        if curve.ended is not None:
+            update(advance=len(contexts) - index)
+            break
+        update(advance=1)
+    release(settings.device)
+
+
+def why_not(model: SequenceModel, curve: Curve, context: int, settings: Settings) -> str | None:
+    """Why a context is left out, as far as that shows beforehand."""
+    if model.positions is not None and context + LAST_STEPS > model.max_length:
+        return f"its learned positions end at {model.max_length:,}"
+    if not curve.points:
+        return None
+    last, growth = curve.points[-1], context / curve.points[-1].context
+    if len(curve.points) > 1:
+        before = curve.points[-2]
+        power = math.log(last.prefill_ms / before.prefill_ms) / math.log(last.context / before.context)
+        growth **= min(max(1.0, power), 2.0)  # a busy moment of the machine is no growth
+    expected = last.prefill_ms / 1e3 * growth
+    if expected > settings.limit:
+        return f"prefill of {context:,} would take about {expected:.3g} s, and --limit is {settings.limit:g} s"
+    if settings.device.type == "cpu" and (
+        lack := lacks_memory((last.peak_bytes or 0) * context / last.context, settings.device)
+    ):
+        return f"{context:,} {lack}"
+    return None
+
+
+def inputs_of(model: SequenceModel, batch: int, length: int, settings: Settings) -> Tensor:
+    """Random tokens (B, L) or features (B, L, d_input)."""
+    device = settings.device
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    if model.tokens:
+        return torch.randint(model.embed.num_embeddings, (batch, length), generator=generator, device=device)
+    size = batch, length, model.embed.in_features
+    return torch.randn(*size, generator=generator, device=device, dtype=settings.dtype)
+
+
+def warm_up(model: SequenceModel, batch: int, context: int, settings: Settings) -> None:
+    """What happens once: compiling, and the workspaces that libraries keep."""
+    x = inputs_of(model, batch, min(context, 2 * CHUNK), settings)
+    _, state = model.prefill(x, model.initial_state(batch))
+    model.step(x[:, 0], state)
+    synchronize(settings.device)
+
+
+def measured_point(model: SequenceModel, curve: Curve, context: int, settings: Settings) -> Point:
+    device, budget = settings.device, settings.budget
+    x = inputs_of(model, curve.batch, context, settings)
+    token, kept = x[:, 0].contiguous(), []
+
+    def prefill() -> None:
+        kept[:] = [model.prefill(x, model.initial_state(curve.batch))[1]]
+
+    peak = PeakMemory(device)
+    first = seconds(prefill, device)
+    _, state = model.step(token, kept.pop())
+    peak_bytes = peak.bytes()
+    # A long call of pieces that the contexts before were made of too is warm, and is its own measurement.
+    samples = [first] if first > budget and context > CHUNK else in_turn({"": prefill}, device, budget=budget)[""]
+    kept.clear()
+    prefill_time = median(samples)
+    steps = {"": lambda: model.step(token, state)}
+    token_times = in_turn(steps, device, budget=budget, least=BLOCK_SECONDS)[""]
+    graph_time = graph_step_seconds(model, token, state, curve, settings)
+    return Point(
+        context=context,
+        prefill_ms=1e3 * prefill_time,
+        prefill_repetitions=len(samples),
+        prefill_tokens_per_second=curve.batch * context / prefill_time,
+        token_ms=1e3 * median(token_times),
+        token_repetitions=len(token_times),
+        tokens_per_second=curve.batch / median(token_times),
+        graph_token_ms=None if graph_time is None else 1e3 * graph_time,
+        graph_tokens_per_second=None if graph_time is None else curve.batch / graph_time,
+        state_bytes=state_bytes(model, context),
+        peak_bytes=peak_bytes,
+    )
+
+
+def graph_step_seconds(
+    model: SequenceModel, token: Tensor, state: ModelState, curve: Curve, settings: Settings
+) -> float | None:
+    """Seconds of a step that is launched as one CUDA graph, which ends with the new state where the old one was."""
+    if settings.device.type != "cuda" or curve.no_graph is not None:
+        return None
+
+    def step() -> None:
+        _, after = model.step(token, state)
+        for old, new in zip(tensors_of(state), tensors_of(after), strict=True):
+            if old.data_ptr() != new.data_ptr():  # attention wrote into its cache itself
+                old.copy_(new)
+
+    try:
+        replay = captured(step, settings.device)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        curve.no_graph = f"{type(error).__name__}: {error}".splitlines()[0]
+        return None
+    replay()
+    return median(in_turn({"": replay}, settings.device, budget=settings.budget, least=BLOCK_SECONDS)[""])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write and show what the options of scripts/benchmark_inference.py ask for. Returns the exit status."""
+    report.make_folder(args.out)
+    curves, models, interrupted = [], {}, False
+    how = Settings(args.device, args.dtype, args.seed, args.limit, args.budget)
+    with report.progress(len(args.models) * len(args.batch) * len(args.contexts)) as update:
+        try:
+            for given in args.models:
+                reset_global_state(args.seed)
+                name, kind, model = contestant(given, args)
+                name = unique(name, models)
+                parameters = sum(p.numel() for p in model.parameters())
+                models[name] = {"parameters": parameters, "scan_backend": scan_backend(model, args.device)}
+                for batch in args.batch:
+                    curves.append(Curve(name, kind, batch))
+                    measure(curves[-1], model, args.contexts, how, update)
+        except KeyboardInterrupt:
+            interrupted = True
+    results = facts(args.device, ("numba", "matplotlib")) | {
+        "settings": settings(args),
+        "models": models,
+        "interrupted": interrupted,
+        "curves": [as_dict(curve) for curve in curves],
+    }
+    title = f"Inference on {results['device_name']}, {dtype_name(args.dtype)}"
+    drawn = report.write_picture(args.out / "inference.png", title, panels(curves), "context, tokens")
+    tables = [results_table(curves, title), exponents_table(curves)]
+    report.finish(args.out / "inference.json", results, tables, endings(curves), also=drawn)
+    if interrupted:
+        console.say("Stopped at once; what was measured is written.")
+    return 130 if interrupted else 0
+
+
+def contestant(name: str, args: argparse.Namespace) -> Contestant:
+    """A model by name with fresh weights, whose values do not change the time; or the one that a run left."""
+    if Path(name).is_dir():
+        trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
+        label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model
+    else:
+        longest = args.contexts[-1] + LAST_STEPS
+        label, kind = name, name
+        model = fresh_model(name, args.size, vocabulary=args.vocabulary, max_length=longest)
+    return Contestant(label, kind, model.to(args.device, args.dtype))
+
+
+def shortened(folder: str, most: int = 32) -> str:
+    """A folder's name for a table; those of a sweep tell all that differs, and are long."""
+    return folder if len(folder) <= most else f"…{folder[1 - most :]}"
+
+
+def unique(name: str, taken: Container[str]) -> str:
+    """The name, with a number if it is taken."""
+    numbered = chain([name], (f"{name} #{number}" for number in count(2)))
+    return next(label for label in numbered if label not in taken)
+
+
+def as_dict(curve: Curve) -> dict[str, Any]:
+    exponents = {name: asdict(found) if found else None for name, found in curve.exponents.items()}
+    return asdict(curve) | {"exponents": exponents}
+
+
+def results_table(curves: Sequence[Curve], title: str) -> Table:
+    """A line for each model, batch and context."""
+    graphs = any(point.graph_token_ms is not None for curve in curves for point in curve.points)
+    rows = [
+        {
+            "model": curve.model,
+            "batch": str(curve.batch),
+            "context": f"{point.context:,}",
+            "prefill ms": number(point.prefill_ms),
+            "read tokens/s": number(point.prefill_tokens_per_second),
+            "token ms": number(point.token_ms),
+            **({"graph ms": number(point.graph_token_ms)} if graphs else {}),
+            "new tokens/s": number(point.graph_tokens_per_second or point.tokens_per_second),
+            "state": scaled_bytes(point.state_bytes),
+            "peak": scaled_bytes(point.peak_bytes),
+        }
+        for curve in curves
+        for point in curve.points
+    ]
+    return table(title, rows, names=2)
+
+
+def exponents_table(curves: Sequence[Curve]) -> Table:
+    """By which power of the context each cost grows."""
+    shown = [name for name in COLUMNS if any(curve.exponents[name] for curve in curves)]
+    rows = []
+    for curve in curves:
+        found = next(filter(None, curve.exponents.values()), None)
+        span = f"{found.shortest:,} to {found.longest:,}" if found else "too few"
+        cells = {COLUMNS[name]: curve.exponent(name) for name in shown}
+        rows.append({"model": curve.model, "batch": str(curve.batch), "contexts": span} | cells)
+    law = "cost ~ context^exponent over the contexts named, with its standard error"
+    return table("Exponents", rows, names=2, caption=f"{law}: 0 constant, 1 linear, 2 quadratic")
+
+
+def endings(curves: Sequence[Curve]) -> list[str]:
+    """A line for each curve that ends early, and for each step that could not be a CUDA graph."""
+    lines = []
+    for curve in curves:
+        name = f"{curve.model}, batch {curve.batch}"
+        if curve.ended is not None:
+            last = f"ends at {curve.points[-1].context:,}" if curve.points else "has no point"
+            lines.append(f"{name}, {last}: {curve.ended}")
+        if curve.no_graph is not None:
+            lines.append(f"{name}, without a CUDA graph: {curve.no_graph}")
+    return lines
+
+
+def panels(curves: Sequence[Curve]) -> list[Panel]:
+    """Each cost against the context, a step as a CUDA graph dashed; with the exponents in the legends."""
+    by_architecture = colours([curve.architecture for curve in curves])
+    several = len({curve.batch for curve in curves}) > 1
+
+    def lines(column: str, note: str = "", style: str = "-") -> list[Line]:
+        found = []
+        for curve, marker in zip(curves, cycle(MARKERS), strict=False):
+            points = [(point.context, getattr(point, column)) for point in curve.points]
+            points = [(context, value) for context, value in points if value]  # a logarithmic axis has no zero
+            label = f"{curve.model}{f', batch {curve.batch}' * several}{note}: {curve.exponent(column)}"
+            colour = by_architecture[architecture(curve.architecture)]
+            if points:
+                found.append(Line(label, points, {"color": colour, "marker": marker, "linestyle": style}))
+        return found
+
+    tokens = lines("token_ms") + lines("graph_token_ms", ", CUDA graph", "--")
+    shown = {"legend": "exponent of the context"}
+    sizes = shown | {"show": scaled_bytes}
+    return [
+        Panel("Prefill: reading the whole context", "milliseconds", lines("prefill_ms"), **shown),
+        Panel("One token more", "milliseconds", tokens, **shown),
+        Panel("State, or keys and values, of one sequence", "bytes", lines("state_bytes"), **sizes),
+        Panel("Peak memory of both, beyond the weights", "bytes", lines("peak_bytes"), **sizes),
+    ]

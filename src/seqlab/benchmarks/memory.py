@@ -1,0 +1,61 @@
+"""How much memory a call needs, and how much there is."""
+
+import ctypes
+import gc
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from seqlab.benchmarks.timing import synchronize
+from seqlab.runs.summary import peak_memory, reset_peak_memory
+
+
+class PeakMemory:
+    """Watches a device from its construction on.
+
+    On a GPU it is what PyTorch has allocated. On a CPU under Linux it is the process's resident memory, less what it
+    was at the start: pages that earlier work left to the process are used again unseen, so small peaks are too small.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        gc.collect()
+        synchronize(device)
+        if device.type == "cpu":
+            with suppress(OSError, AttributeError):  # another C library than GNU's keeps what it has
+                ctypes.CDLL(None).malloc_trim(0)
+        reset_peak_memory()
+        self.before = peak_memory(device)
+
+    def bytes(self) -> int | None:
+        """The peak so far beyond what was in use at the start; None where nobody knows."""
+        synchronize(self.device)
+        peak = peak_memory(self.device)
+        return None if peak is None or self.before is None else max(0, peak - self.before)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nobody holds any more, so that one's leftovers are not another's lack."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that a new allocation can have; unknown for a CPU without Linux' /proc."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def lacks_memory(needed: float, device: torch.device) -> str | None:
+    """Why something does not fit, asked beforehand: a system ends a process that takes too much of a CPU's memory."""
+    free = available_memory(device)
+    if free is None or needed <= free:
+        return None
+    return f"needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"

@@ -1,0 +1,181 @@
+"""How results are shown and kept: tables for the screen and in Markdown, JSON, CSV, a picture, a progress bar."""
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from seqlab import console
+from seqlab.errors import UserError
+from seqlab.jsonio import dump
+
+COLOURS = {"met": "green", "missed": "red"}
+"""Of cells that end so."""
+
+
+def number(value: float | None, scale: float = 1.0) -> str:
+    """Three significant digits of a value times ``scale``, of which four at most are decimals."""
+    if value is None:
+        return "-"
+    value *= scale
+    digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{min(4, max(0, digits))}f}"
+
+
+def table(title: str, rows: Sequence[Mapping[str, str]], *, names: int = 1, caption: str | None = None) -> Table:
+    """Cells by heading, the same headings in each row.
+
+    Args:
+        names: so many columns on the left name what a row is of, and the others are set to the right. Where rows share
+            a first name, a line parts them from the next.
+    """
+    made = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for place, heading in enumerate(rows[0] if rows else ()):
+        made.add_column(heading, justify="left" if place < names else "right", overflow="fold")
+    firsts = [next(iter(row.values())) for row in rows]
+    for row, first, after in zip(rows, firsts, [*firsts[1:], None], strict=True):
+        grouped = len(set(firsts)) < len(rows)
+        cells = (Text(cell, style=COLOURS.get(cell.rpartition(" ")[2], "")) for cell in row.values())
+        made.add_row(*cells, end_section=grouped and after != first)
+    return made
+
+
+def write_markdown(path: Path, tables: Iterable[Table]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        out = Console(file=file, width=1000)  # enough for a row in a line
+        for table in tables:
+            table.box = MARKDOWN
+            for row in table.rows:
+                row.end_section = False
+            out.print(table)
+
+
+class Line(NamedTuple):
+    """A curve of a panel."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    look: Mapping[str, Any]
+
+
+class Panel(NamedTuple):
+    """Curves on logarithmic axes."""
+
+    title: str
+    unit: str
+    lines: Sequence[Line]
+    show: Callable[[float], str] = "{:g}".format
+    legend: str | None = None  # its title
+
+
+def thousands(count: float) -> str:
+    """A power of two as people write it: 8192 is 8k, 1048576 is 1M."""
+    for power, prefix in ((20, "M"), (10, "k")):
+        if count >= 2**power:
+            return f"{count / 2**power:g}{prefix}"
+    return f"{count:g}"
+
+
+def write_picture(
+    path: Path, title: str, panels: Sequence[Panel], xlabel: str, places: Sequence[str] | None = None
+) -> list[str]:
+    """Panels side by side, two in a row. Returns the file's name, or nothing if there is no matplotlib.
+
+    Args:
+        places: names for the positions 0, 1, ... of the horizontal axis, which is logarithmic otherwise.
+    """
+    if find_spec("matplotlib") is None:
+        console.say("No picture without matplotlib: pip install 'seqlab[plots]' adds it.")
+        return []
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(15, 4.5 * rows), layout="constrained")
+    figure.suptitle(title)
+    for axes, panel in zip(figure.subplots(rows, 2).flat, panels, strict=True):
+        axes.set(title=panel.title, ylabel=panel.unit, xlabel=xlabel)
+        axes.grid(alpha=0.3)
+        for line in panel.lines:
+            axes.plot(*zip(*line.points, strict=True), label=line.label, markersize=4, **line.look)
+        if not panel.lines:
+            axes.text(0.5, 0.5, "not known on this device", ha="center", transform=axes.transAxes)
+            axes.set(xticks=[], yticks=[])
+            continue
+        if places is None:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+        else:
+            axes.set_xticks(range(len(places)), places, rotation=20, fontsize=8)
+        axes.set_yscale("log", base=2 if panel.unit == "bytes" else 10)
+        plain = FuncFormatter(lambda value, _, show=panel.show: show(value))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())  # else no tick has a number
+        beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # there may be many
+        axes.legend(fontsize=8, title=panel.legend, title_fontsize=8, **beside)
+    figure.savefig(path, dpi=110)
+    return [path.name]
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    return [path.name]
+
+
+def make_folder(path: Path) -> None:
+    """Before anything is measured, so that a mistake here costs no time."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("--out", path, f"cannot be a folder ({error.strerror})", "Name another folder") from error
+
+
+def finish(
+    path: Path | None,
+    results: Mapping[str, Any],
+    tables: Sequence[Table],
+    lines: Iterable[str] = (),
+    also: Sequence[str] = (),
+) -> None:
+    """Write the results, then show the tables, lines below them, and what was written.
+
+    Args:
+        path: a file for the results as JSON, beside which the tables lie in Markdown; None to write nothing.
+        also: names of what was written there before.
+    """
+    out = console.output()
+    if not out.is_terminal:
+        out.width = max(out.width, 180)  # a table in a file need not fit a screen
+    for part in tables:
+        out.print(part)
+    if path is not None:
+        dump(path, results)
+        markdown = path.with_suffix(".md")
+        write_markdown(markdown, tables)
+        lines = [*lines, f"Written to {path.parent}: {', '.join([path.name, markdown.name, *also])}"]
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[..., None]]:
+    """A bar on standard error where that is a terminal; gives what moves it (``advance``) and its ``description``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    log = rich.get_console()
+    with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as bar:
+        yield partial(bar.update, bar.add_task("", total=total))

@@ -1,0 +1,359 @@
+"""Time and peak memory of the selective scan, beside the roofline and published figures."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from rich.table import Table
+
+from seqlab import console
+from seqlab.benchmarks import report
+from seqlab.benchmarks.memory import lacks_memory, release
+from seqlab.benchmarks.report import Line, Panel, number, table
+from seqlab.benchmarks.results import dtype_name, facts, ratio, settings
+from seqlab.benchmarks.roofline import DeviceLimits, device_limits
+from seqlab.benchmarks.scan_contestants import OTHERS, Contestant, Inputs, Shape, make_inputs, ours, why_other_is_out
+from seqlab.benchmarks.session import Call, Measurement, measure, measure_alone
+from seqlab.benchmarks.timing import Function
+from seqlab.errors import UserError
+from seqlab.ops import backends
+from seqlab.ops.selective_scan import BACKENDS
+
+PASSES = ("forward", "forward+backward")
+
+EXTRA_EXPONENTIALS = 4
+"""For each (b, l, d), besides its N decays: softplus takes an exponential and a logarithm, the gate an exponential
+and a reciprocal, all on the same unit."""
+
+EXPANDED_COPIES = 10
+"""Tensors (B, L, D, N) in float32 that a scan holds at its worst if it stores the expanded states."""
+
+
+class Published(NamedTuple):
+    """The official kernel's figures at one shape."""
+
+    forward_ms: float
+    both_ms: float
+    peak_mib: float
+
+
+OFFICIAL_SOURCE = "mamba_ssm 2.3.2's CUDA kernel (selective_scan_fn), H100 80GB HBM3, bf16, N = 16"
+OFFICIAL = {
+    Shape(32, 256, 512): Published(0.084, 0.476, 44),
+    Shape(16, 1024, 1024): Published(0.296, 1.556, 165),
+    Shape(8, 2048, 1536): Published(0.453, 2.325, 245),
+    Shape(64, 512, 1536): Published(0.801, 4.088, 498),
+    Shape(2, 8192, 2048): Published(0.755, 3.402, 325),
+    Shape(1, 65536, 1536): Published(2.227, 10.020, 978),
+}
+TARGETS = {"forward": 2.0, "forward+backward": 3.0}
+"""How many times faster than the published figure, with no more memory."""
+
+
+@dataclass
+class Row:
+    """One backend, shape and pass. What was not measured, or has no meaning, is None."""
+
+    backend: str
+    batch: int
+    length: int
+    d_inner: int
+    d_state: int
+    dtype: str
+    passes: str
+    status: str = "measured"  # or skipped, or failed
+    reason: str | None = None
+    ms: float | None = None  # median
+    ms_min: float | None = None
+    repetitions: int | None = None
+    first_call_s: float | None = None  # compiles what was not compiled before
+    peak_mib: float | None = None
+    roofline_ms: float | None = None
+    over_roofline: float | None = None
+    # other's time / this one's
+    times_mamba_ssm: float | None = None
+    times_mambapy: float | None = None
+    times_attention: float | None = None
+    # published figures, with --shapes targets
+    official_ms: float | None = None
+    times_official: float | None = None
+    target_times: float | None = None
+    target_met: bool | None = None
+    official_peak_mib: float | None = None
+    peak_met: bool | None = None
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.batch, self.length, self.d_inner)
+
+    def fill(self, found: Measurement) -> None:
+        self.status, self.reason, self.first_call_s = found.status, found.reason, found.first_call
+        self.peak_mib = None if found.peak_bytes is None else found.peak_bytes / 2**20
+        if found.samples:
+            self.ms, self.ms_min = found.median * 1e3, min(found.samples) * 1e3
+            self.repetitions = len(found.samples)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write and show what the options of scripts/benchmark_scan.py ask for. Returns the exit status."""
+    contestants, left_out = choose(args)
+    report.make_folder(args.out)
+    for name, why in left_out.items():
+        console.say(f"{name} left out: {why}")
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device.index or 0)
+    rows, interrupted = [], False
+    with report.progress(len(args.shapes) * len(contestants) * len(PASSES)) as update:
+        update(description="copy bandwidth")
+        limits = device_limits(args.device)
+        try:
+            for shape in args.shapes:
+                update(description=str(shape))
+                rows += rows_at(shape, contestants, rows, args, done=lambda: update(advance=1))
+        except KeyboardInterrupt:
+            interrupted = True
+    compare(rows, limits, args.dtype.itemsize, args.targets)
+    results = facts(args.device, ("numba", "mamba_ssm", "mambapy", "matplotlib")) | {
+        "settings": settings(args),
+        "roofline": limits._asdict(),
+        "official": OFFICIAL_SOURCE if args.targets else None,
+        "interrupted": interrupted,
+        "left_out": left_out,
+        "rows": list(map(asdict, rows)),
+    }
+    title = f"Selective scan on {results['device_name']}, {dtype_name(args.dtype)}, N = {args.d_state}"
+    if args.captured:
+        title += ", captured as CUDA graphs"
+    tables = [results_table(rows, title)]
+    if args.targets:
+        tables.append(targets_table(rows, results["device_name"]))
+    also = report.write_csv(args.out / "scan.csv", results["rows"])
+    also += report.write_picture(args.out / "scan.png", title, *panels(rows, args.sweep))
+    for line in gaps(rows):
+        console.say(line)
+    report.finish(args.out / "scan.json", results, tables, also=also)
+    if interrupted:
+        console.say("Stopped at once; the shapes that were measured to their end are written.")
+    return 130 if interrupted else 0
+
+
+def choose(args: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
+    """Who takes part, and why the others do not. A backend asked for by name takes part or is an error."""
+    chosen, left_out = [], {}
+    for name in args.backends or BACKENDS:
+        why = backends.load("seqlab.ops.selective_scan", name).why_unavailable(args.device, args.dtype)
+        if why is not None and args.backends:
+            rule = f"cannot run on {args.device} with {args.dtype} ({why})"
+            raise UserError("--backends", name, rule, "Leave it out, or change --device or --dtype")
+        if why is None and name == "triton" and args.device.type == "cpu" and not args.backends:
+            why = "runs on a CPU only through an interpreter for tests (--backends triton measures that)"
+        if why is None:
+            chosen.append(ours(name))
+        else:
+            left_out[name] = why
+    for name in args.against:
+        if why := why_other_is_out(name, args.device):
+            left_out[name] = why
+        else:
+            chosen.append(OTHERS[name])
+    return chosen, left_out
+
+
+def rows_at(
+    shape: Shape,
+    contestants: Sequence[Contestant],
+    before: Sequence[Row],
+    args: argparse.Namespace,
+    done: Callable[[], None],
+) -> list[Row]:
+    """Measure each contestant and pass at a shape: one after the other on a GPU, in turn on a CPU, whose load changes.
+
+    Args:
+        before: rows of other shapes, which tell what would take too long.
+        done: called as each is measured, or left out.
+    """
+    release(args.device)
+    same = args.d_state, dtype_name(args.dtype)
+    rows = {(one, passes): Row(one.name, *shape, *same, passes) for one in contestants for passes in PASSES}
+    too_large = lacks_memory(scan_bytes(shape, args.d_state, args.dtype.itemsize, PASSES[1]), args.device)
+    for (contestant, passes), row in rows.items():
+        row.reason = too_large or too_slow(contestant, shape, passes, before, args.limit)
+        if row.reason is None and contestant.expands and args.device.type == "cpu":
+            expanded = 4 * args.d_state * shape.batch * shape.length * shape.d_inner
+            row.reason = lacks_memory(EXPANDED_COPIES * expanded, args.device)
+        if row.reason is not None:
+            row.status = "skipped"
+            done()
+    measured = [key for key, row in rows.items() if row.status == "measured"]
+    if not measured:
+        return list(rows.values())
+    x = make_inputs(shape, args.d_state, args.dtype, args.device, args.seed)
+    calls = {(one, passes): Call(partial(prepare, one, passes, x), one.ours) for one, passes in measured}
+    if args.device.type == "cuda":
+        for key, call in calls.items():
+            rows[key].fill(measure_alone(call, args.device, budget=args.limit, as_graph=args.captured))
+            done()
+    else:
+        for key, found in measure(calls, args.device, budget=args.limit, done=done).items():
+            rows[key].fill(found)
+    return list(rows.values())
+
+
+def prepare(contestant: Contestant, passes: str, x: Inputs) -> Function:
+    return contestant.prepare(x).function(passes)
+
+
+def too_slow(contestant: Contestant, shape: Shape, passes: str, before: Sequence[Row], limit: float) -> str | None:
+    """Whether the last measured time lets expect a call beyond the limit.
+
+    Time grows with the positions of all sequences, or, where a sequence is walked in small steps, with L alone.
+    """
+    mine = [row for row in before if (row.backend, row.passes) == (contestant.name, passes)]
+    for row in mine:
+        if row.status == "failed" and all(now >= then for now, then in zip(shape, row.shape, strict=True)):
+            return f"it failed at {row.shape} already"
+    measured = [row for row in mine if row.status == "measured"]
+    if not measured:
+        return None
+    last, then = min(measured[-1].ms_min / 1e3, measured[-1].first_call_s), measured[-1].shape
+    longer = shape.length / then.length
+    wider = shape.batch * shape.d_inner / (then.batch * then.d_inner)
+    expected = last * longer ** (2 if contestant.quadratic else 1) * max(1, wider)
+    if expected <= limit:
+        return None
+    return f"about {expected:.2g} s a call, after {last:.2g} s at {then}; --limit is {limit:g} s"
+
+
+def scan_bytes(shape: Shape, d_state: int, itemsize: int, passes: str) -> int:
+    """Bytes that have to move at least: each input read once, each output written once, parameters not counted.
+
+    Forward: u, delta, z, B, C in; y out. Backward: the same and dy in; du, ddelta, dz, dB, dC out.
+    """
+    wide, narrow = (4, 2) if passes == "forward" else (4 + 7, 2 + 4)  # (B, L, D) and (B, L, N) tensors
+    return shape.batch * shape.length * (wide * shape.d_inner + narrow * d_state) * itemsize
+
+
+def scan_exponentials(shape: Shape, d_state: int, passes: str) -> int:
+    """Results of the exponential unit. The backward pass computes them again: to store them is N times the input."""
+    once = shape.batch * shape.length * shape.d_inner * (d_state + EXTRA_EXPONENTIALS)
+    return once if passes == "forward" else 2 * once
+
+
+def roofline_ms(shape: Shape, d_state: int, itemsize: int, passes: str, limits: DeviceLimits) -> float:
+    """The time that no scan can beat on this device: bytes or exponentials, whichever takes longer."""
+    floor = scan_bytes(shape, d_state, itemsize, passes) / limits.copy_bytes_per_second
+    if limits.exponentials_per_second is not None:
+        floor = max(floor, scan_exponentials(shape, d_state, passes) / limits.exponentials_per_second)
+    return floor * 1e3
+
+
+def compare(rows: Sequence[Row], limits: DeviceLimits, itemsize: int, with_official: bool) -> None:
+    """Fill in the ratios: to the roofline, to the others, to the published figures."""
+    times = {(row.backend, row.shape, row.passes): row.ms for row in rows}
+    for row in rows:
+        for other in OTHERS:
+            if row.backend != other:
+                setattr(row, f"times_{other}", ratio(times.get((other, row.shape, row.passes)), row.ms))
+        if row.backend == "attention":  # other work, other limits
+            continue
+        row.roofline_ms = roofline_ms(row.shape, row.d_state, itemsize, row.passes, limits)
+        row.over_roofline = ratio(row.ms, row.roofline_ms)
+        if with_official:
+            compare_with_official(row, OFFICIAL[row.shape])
+
+
+def compare_with_official(row: Row, official: Published) -> None:
+    forward = row.passes == "forward"
+    row.official_ms = official.forward_ms if forward else official.both_ms
+    row.target_times = TARGETS[row.passes]
+    row.times_official = ratio(row.official_ms, row.ms)
+    row.target_met = None if row.ms is None else row.times_official >= row.target_times
+    if not forward:
+        row.official_peak_mib = official.peak_mib
+        row.peak_met = None if row.peak_mib is None else row.peak_mib <= official.peak_mib
+
+
+def gaps(rows: Sequence[Row]) -> list[str]:
+    """A line for each backend and pass with rows that were not measured."""
+    empty: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.status != "measured":
+            empty.setdefault((row.backend, row.passes), []).append(row)
+    lines = []
+    for (backend, passes), (first, *more) in empty.items():
+        also = f" (and at {len(more)} more)" if more else ""
+        lines.append(f"{backend}, {passes}, {first.status} at {first.shape}{also}: {first.reason}")
+    return lines
+
+
+def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Forward and forward + backward of the same backend and shape, which stand next to each other."""
+    return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def results_table(rows: Sequence[Row], title: str) -> Table:
+    """A line for each backend and shape; forward / forward + backward in a cell."""
+    columns = {
+        "ms": "ms",
+        "peak MiB": "peak_mib",
+        "first call s": "first_call_s",
+        "times the roofline": "over_roofline",
+    }
+    others = [name for name in OTHERS if any(row.backend == name and row.ms is not None for row in rows)]
+    columns |= {f"{name} / this": f"times_{name}" for name in others}
+    lines = []
+    for pair in pairs(rows):
+        line = {"B x L x D": str(pair[0].shape), "backend": pair[0].backend}
+        for heading, column in columns.items():
+            line[heading] = " / ".join(number(getattr(row, column)) for row in pair)
+        lines.append(line)
+    return table(title, lines, names=2, caption="in each cell: forward / forward + backward")
+
+
+def targets_table(rows: Sequence[Row], device: str) -> Table:
+    """Ours beside the published figures, each with its verdict."""
+    lines = []
+    for pair in pairs([row for row in rows if row.official_ms is not None]):
+        line = {"B x L x D": str(pair[0].shape), "backend": pair[0].backend}
+        for row in pair:
+            line[f"{row.passes} ms / official"] = f"{number(row.ms)} / {row.official_ms:g}"
+            line[f"times (>= {row.target_times:g})"] = f"{number(row.times_official)} {verdict(row.target_met)}"
+        peak = f"{number(row.peak_mib)} / {row.official_peak_mib:g} {verdict(row.peak_met)}"
+        lines.append(line | {"peak MiB / official": peak})
+    here = ", ".join([device, *{f"{row.dtype}, N = {row.d_state}" for row in rows}])
+    caption = f"official: {OFFICIAL_SOURCE}; measured here: {here}"
+    return table("Against the published figures", lines, names=2, caption=caption)
+
+
+def verdict(met: bool | None) -> str:
+    return "n/a" if met is None else "met" if met else "missed"
+
+
+def panels(rows: Sequence[Row], sweep: bool) -> tuple[list[Panel], str, list[str] | None]:
+    """Time and memory against L, or for each shape if there is no sweep: a colour a backend, dashed for forward.
+
+    Returns the panels, what their horizontal axis is, and names of its places.
+    """
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    places = {shape: shape.length if sweep else place for place, shape in enumerate(shapes)}
+
+    def line(label: str, taken: Sequence[Row], column: str, **look: str) -> list[Line]:
+        points = {places[row.shape]: getattr(row, column) for row in taken if getattr(row, column) is not None}
+        return [Line(label, sorted(points.items()), look)] if points else []
+
+    times, peaks = [], []
+    for colour, name in enumerate(dict.fromkeys(row.backend for row in rows)):
+        for passes, style in zip(PASSES, ("--", "-"), strict=True):
+            mine = [row for row in rows if (row.backend, row.passes) == (name, passes)]
+            look = {"color": f"C{colour}", "marker": "o", "linestyle": style}
+            times += line(f"{name}, {passes}", mine, "ms", **look)
+        peaks += line(name, mine, "peak_mib", **look)  # of both passes
+    for passes, style in zip(PASSES, (":", "-."), strict=True):
+        floor = [row for row in rows if row.passes == passes]
+        times += line(f"roofline, {passes}", floor, "roofline_ms", color="0.6", linestyle=style)
+    memory = Panel("Peak memory beyond the inputs, forward+backward", "MiB", peaks)
+    both = [Panel("Time of a call", "milliseconds, median", times), memory]
+    return both, "L, positions" if sweep else "B x L x D", None if sweep else list(map(str, shapes))
