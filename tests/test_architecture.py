@@ -28,7 +28,18 @@ ALLOWED = {
     "experiment": {"errors", "jsonio", "config", "models", "data", "training", "runs", "match"},
     "sweep": {"errors", "formatting", "jsonio", "console", "config", "runs"},
     "report": {"errors", "formatting", "config", "runs"},
-    "benchmarks": {"errors", "formatting", "jsonio", "console", "ops", "models", "training", "config", "runs", "report"},
+    "benchmarks": {
+        "errors",
+        "formatting",
+        "jsonio",
+        "console",
+        "ops",
+        "models",
+        "training",
+        "config",
+        "runs",
+        "report",
+    },
     "cli": {"errors", "formatting", "console", "config", "runs", "sweep", "report"},
 }
 HYDRA = {"cli", "config", "match", "runs", "experiment", "sweep"}
