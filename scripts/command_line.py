@@ -38,10 +38,7 @@ def whole(key: str, text: str, least: int = 1) -> int:
 
 def wholes(key: str, text: str) -> list[int]:
     """Whole numbers from 1 on, separated by commas, in order."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(key, text, "has to be whole numbers from 1 on", f"For example {key} 1,16")
-    return sorted(set(map(int, parts)))
+    return sorted({whole(key, part) for part in text.split(",")})
 
 
 def seconds(key: str, text: str) -> float:

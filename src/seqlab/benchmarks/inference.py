@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, count, cycle
 from pathlib import Path
@@ -25,6 +25,7 @@ from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import scan_backend, tensors_of
 from seqlab.models.sequence_model import CHUNK, ModelState
 from seqlab.report.figures import scaled_bytes
+from seqlab.report.late_progress import LateProgress
 from seqlab.report.plots.style import MARKERS, architecture, colours
 from seqlab.runs.load import fresh_model, load_run
 from seqlab.runs.process import reset_global_state
@@ -50,16 +51,10 @@ class Contestant(NamedTuple):
     model: SequenceModel  # on the device, in evaluation mode
 
 
-def measure(
-    curve: Curve,
-    model: SequenceModel,
-    contexts: Sequence[int],
-    settings: Settings,
-    update: Callable[..., None] = lambda **progress: None,
-) -> None:
-    """Add a point to a curve for each context, shortest first, until it ends or does not fit."""
+def measure(curve: Curve, model: SequenceModel, contexts: Sequence[int], settings: Settings) -> Iterator[int]:
+    """Add a point to a curve for each context, shortest first, until it ends; yields each before it is measured."""
     for index, context in enumerate(contexts):
-        update(description=f"{curve.model}, batch {curve.batch}, context {context:,}")
+        yield context
         curve.ended = why_not(model, curve, context, settings)
         if curve.ended is None:
             try:
@@ -71,9 +66,7 @@ def measure(
                     raise
                 curve.ended = f"out of memory at {context:,}"
         if curve.ended is not None:
-            update(advance=len(contexts) - index)
             break
-        update(advance=1)
     release(settings.device)
 
 
@@ -179,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
     report.make_folder(args.out)
     curves, models, interrupted = [], {}, False
     how = Settings(args.device, args.dtype, args.seed, args.limit, args.budget)
-    with report.progress(len(args.models) * len(args.batch) * len(args.contexts)) as update:
+    total = len(args.models) * len(args.batch) * len(args.contexts)
+    with LateProgress(delay=0) as progress:
         try:
             for given in args.models:
                 reset_global_state(args.seed)
@@ -189,7 +183,9 @@ def run(args: argparse.Namespace) -> int:
                 models[name] = {"parameters": parameters, "scan_backend": scan_backend(model, args.device)}
                 for batch in args.batch:
                     curves.append(Curve(name, kind, batch))
-                    measure(curves[-1], model, args.contexts, how, update)
+                    before = (len(curves) - 1) * len(args.contexts)
+                    for place, context in enumerate(measure(curves[-1], model, args.contexts, how), before):
+                        progress.show(f"{name}, batch {batch}, context {context:,}", place, total)
         except KeyboardInterrupt:
             interrupted = True
     results = facts(args.device, ("numba", "matplotlib")) | {

@@ -1,18 +1,14 @@
-"""How results are shown and kept: tables for the screen and in Markdown, JSON, CSV, a picture, a progress bar."""
+"""How results are shown and kept: tables for the screen and in Markdown, JSON, CSV, a picture."""
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import rich
 from rich.box import MARKDOWN
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -170,12 +166,3 @@ def finish(
         lines = [*lines, f"Written to {path.parent}: {', '.join([path.name, markdown.name, *also])}"]
     for line in lines:
         out.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[..., None]]:
-    """A bar on standard error where that is a terminal; gives what moves it (``advance``) and its ``description``."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    log = rich.get_console()
-    with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as bar:
-        yield partial(bar.update, bar.add_task("", total=total))

@@ -15,12 +15,12 @@ from seqlab.benchmarks.memory import lacks_memory, release
 from seqlab.benchmarks.report import Line, Panel, number, table
 from seqlab.benchmarks.results import dtype_name, facts, ratio, settings
 from seqlab.benchmarks.roofline import DeviceLimits, device_limits
-from seqlab.benchmarks.scan_contestants import OTHERS, Contestant, Inputs, Shape, make_inputs, ours, why_other_is_out
+from seqlab.benchmarks.scan_contestants import OTHERS, Contestant, Shape, make_inputs, ours, why_other_is_out
 from seqlab.benchmarks.session import Call, Measurement, measure, measure_alone
-from seqlab.benchmarks.timing import Function
 from seqlab.errors import UserError
 from seqlab.ops import backends
 from seqlab.ops.selective_scan import BACKENDS
+from seqlab.report.late_progress import LateProgress
 
 PASSES = ("forward", "forward+backward")
 
@@ -106,13 +106,13 @@ def run(args: argparse.Namespace) -> int:
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device.index or 0)
     rows, interrupted = [], False
-    with report.progress(len(args.shapes) * len(contestants) * len(PASSES)) as update:
-        update(description="copy bandwidth")
+    with LateProgress(delay=0) as progress:
+        progress.show("copy bandwidth")
         limits = device_limits(args.device)
         try:
-            for shape in args.shapes:
-                update(description=str(shape))
-                rows += rows_at(shape, contestants, rows, args, done=lambda: update(advance=1))
+            for place, shape in enumerate(args.shapes):
+                show = partial(progress.show, done=place, total=len(args.shapes))
+                rows += rows_at(shape, contestants, rows, args, show)
         except KeyboardInterrupt:
             interrupted = True
     compare(rows, limits, args.dtype.itemsize, args.targets)
@@ -167,13 +167,13 @@ def rows_at(
     contestants: Sequence[Contestant],
     before: Sequence[Row],
     args: argparse.Namespace,
-    done: Callable[[], None],
+    show: Callable[[str], None],
 ) -> list[Row]:
     """Measure each contestant and pass at a shape: one after the other on a GPU, in turn on a CPU, whose load changes.
 
     Args:
         before: rows of other shapes, which tell what would take too long.
-        done: called as each is measured, or left out.
+        show: told what is being measured.
     """
     release(args.device)
     same = args.d_state, dtype_name(args.dtype)
@@ -186,24 +186,20 @@ def rows_at(
             row.reason = lacks_memory(EXPANDED_COPIES * expanded, args.device)
         if row.reason is not None:
             row.status = "skipped"
-            done()
     measured = [key for key, row in rows.items() if row.status == "measured"]
     if not measured:
         return list(rows.values())
     x = make_inputs(shape, args.d_state, args.dtype, args.device, args.seed)
-    calls = {(one, passes): Call(partial(prepare, one, passes, x), one.ours) for one, passes in measured}
+    calls = {(one, passes): Call(partial(one.function, x, passes), one.ours) for one, passes in measured}
     if args.device.type == "cuda":
-        for key, call in calls.items():
-            rows[key].fill(measure_alone(call, args.device, budget=args.limit, as_graph=args.captured))
-            done()
+        for (one, passes), call in calls.items():
+            show(f"{shape}, {one.name}, {passes}")
+            rows[one, passes].fill(measure_alone(call, args.device, budget=args.limit, as_graph=args.captured))
     else:
-        for key, found in measure(calls, args.device, budget=args.limit, done=done).items():
+        show(str(shape))
+        for key, found in measure(calls, args.device, budget=args.limit).items():
             rows[key].fill(found)
     return list(rows.values())
-
-
-def prepare(contestant: Contestant, passes: str, x: Inputs) -> Function:
-    return contestant.prepare(x).function(passes)
 
 
 def too_slow(contestant: Contestant, shape: Shape, passes: str, before: Sequence[Row], limit: float) -> str | None:
@@ -296,12 +292,7 @@ def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
     """A line for each backend and shape; forward / forward + backward in a cell."""
-    columns = {
-        "ms": "ms",
-        "peak MiB": "peak_mib",
-        "first call s": "first_call_s",
-        "times the roofline": "over_roofline",
-    }
+    columns = {"ms": "ms", "peak MiB": "peak_mib", "first call s": "first_call_s", "times roofline": "over_roofline"}
     others = [name for name in OTHERS if any(row.backend == name and row.ms is not None for row in rows)]
     columns |= {f"{name} / this": f"times_{name}" for name in others}
     lines = []

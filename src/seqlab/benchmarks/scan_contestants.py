@@ -50,10 +50,6 @@ class Operation(NamedTuple):
     tensors: Sequence[Tensor]
     dy: Tensor
 
-    def function(self, passes: str) -> Callable[[], object]:
-        """The call that measures "forward" or "forward+backward"."""
-        return self.forward if passes == "forward" else self.forward_backward
-
     def forward(self) -> Tensor:
         with torch.no_grad():
             return self.run()
@@ -70,6 +66,11 @@ class Contestant(NamedTuple):
     expands: bool = False  # stores states (B, L, D, N)
     quadratic: bool = False  # its time grows with L squared
     modules: tuple[str, ...] = ()  # of another package
+
+    def function(self, x: Inputs, passes: str) -> Callable[[], object]:
+        """The call that measures "forward" or "forward+backward"."""
+        operation = self.prepare(x)
+        return operation.forward if passes == "forward" else operation.forward_backward
 
 
 def make_inputs(shape: Shape, d_state: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:

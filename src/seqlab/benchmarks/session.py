@@ -43,7 +43,6 @@ def measure(
     budget: float = math.inf,
     least: float = 0.0,
     warm_up: int = 1,
-    done: Callable[[], None] = lambda: None,
 ) -> dict[Hashable, Measurement]:
     """Measure calls in turn, all of them ready at once.
 
@@ -52,7 +51,6 @@ def measure(
         device: where they run, which is waited for.
         rounds, budget, least: as for ``in_turn``.
         warm_up: calls before the first round.
-        done: called as each is warm.
     """
     found, ready = {}, {}
     for key, call in calls.items():
@@ -64,7 +62,6 @@ def measure(
             ready[key] = function
         except Exception as error:
             found[key] = failure(error, call.ours)
-        done()
     for key, samples in in_turn(ready, device, rounds=rounds, budget=budget, least=least).items():
         found[key].samples = samples
     return found
