@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from command_line import Parser, ended, names_of, whole
+from command_line import Parser, command, names_of, whole
 from run_trees import write_many
 from seqlab.benchmarks.report import finish, table
 from seqlab.errors import UserError
@@ -238,10 +238,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    return ended(lambda: run(parse(argv)))
-
+main = command(parse, run)
 
 if __name__ == "__main__":
     sys.exit(main())

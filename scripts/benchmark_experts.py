@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, ended, whole
+from command_line import Parser, command, whole
 from seqlab.benchmarks import experts
 from seqlab.training.precision import DTYPES
 
@@ -43,10 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    return ended(lambda: experts.run(parse(argv)))
-
+main = command(parse, experts.run)
 
 if __name__ == "__main__":
     sys.exit(main())

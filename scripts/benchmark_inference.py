@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from command_line import Parser, ended, results_folder, seconds, whole, wholes
+from command_line import Parser, command, results_folder, seconds, whole, wholes
 from seqlab.benchmarks import inference
 from seqlab.errors import UserError
 from seqlab.runs.build import choose_device
@@ -70,10 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    return ended(lambda: inference.run(parse(argv)))
-
+main = command(parse, inference.run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import Parser, ended, names_of, results_folder, seconds, whole, wholes
+from command_line import Parser, command, names_of, results_folder, seconds, whole, wholes
 from seqlab.benchmarks import scan
 from seqlab.benchmarks.scan_contestants import OTHERS, Shape
 from seqlab.errors import UserError
@@ -33,18 +33,12 @@ DEFAULTS = {
 """Of the sweep. A batch of 1 on a GPU: there only L is left to fill it, up to 2^20 positions."""
 
 
-def dtype(key: str, text: str) -> torch.dtype:
-    if text not in DTYPES:
-        raise UserError(key, text, "is no dtype that is measured", f"Choose from {', '.join(DTYPES)}")
-    return DTYPES[text]
-
-
 def device(key: str, text: str) -> torch.device:
     try:
         found = torch.device(text)
     except RuntimeError:
-        found = None
-    if found is None or found.type not in DEFAULTS:
+        found = torch.device("meta")
+    if found.type not in DEFAULTS:
         raise UserError(key, text, "only CUDA devices and the CPU can be measured", "Use cuda, cuda:1, ... or cpu")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         rule = f"torch sees {torch.cuda.device_count()} CUDA devices here, counted from 0"
@@ -68,9 +62,9 @@ def shapes(key: str, text: str) -> list[Shape]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The settings, with the defaults of the device filled in."""
     parser = Parser("benchmark_scan", __doc__)
-    add = parser.option
+    add, plain = parser.option, parser.add_argument
     add("--device", device, help="cuda or cpu; default: cuda if there is one")
-    add("--dtype", dtype, help=f"{', '.join(DTYPES)}; default: bf16 on a GPU, float32 on a CPU")
+    plain("--dtype", choices=DTYPES, help="default: bf16 on a GPU, float32 on a CPU")
     add("--batch", whole, help="B of the sweep over L; default 1 (GPU), 8 (CPU)")
     add("--d-inner", whole, help="D of the sweep; default 1536 (GPU), 256 (CPU)")
     add("--d-state", whole, default=16, help="N; default 16")
@@ -79,15 +73,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--backends", names_of(BACKENDS), help="of ours; default: all that can run")
     add("--against", names_of([*OTHERS, "none"]), default=list(OTHERS), help="default: all others; or none")
     add("--limit", seconds, default=2.0, help="seconds: longer calls are left out; default 2")
-    parser.add_argument(
-        "--captured", action="store_true", help="on a GPU: calls as CUDA graphs, without what Python adds to them"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the results; default outputs/benchmarks/scan-<time>")
+    plain("--captured", action="store_true", help="on a GPU: calls as CUDA graphs, without what Python adds to them")
+    plain("--out", type=Path, help="folder for the results; default outputs/benchmarks/scan-<time>")
     add("--seed", partial(whole, least=0), default=0)
     args = parser.parse_args(argv)
     args.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     defaults = DEFAULTS[args.device.type]
-    args.dtype = args.dtype or DTYPES[defaults["dtype"]]
+    args.dtype = DTYPES[args.dtype or defaults["dtype"]]
     args.against = [name for name in args.against if name != "none"]
     args.out = args.out or results_folder("scan")
     if args.captured and args.device.type != "cuda":
@@ -102,10 +94,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    return ended(lambda: scan.run(parse(argv)))
-
+main = command(parse, scan.run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, ended, names_of, whole
+from command_line import Parser, command, names_of, whole
 from seqlab.benchmarks import step
 from seqlab.ops.selective_scan import BACKENDS
 
@@ -38,10 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    return ended(lambda: step.run(parse(argv)))
-
+main = command(parse, step.run)
 
 if __name__ == "__main__":
     sys.exit(main())

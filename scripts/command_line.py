@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -70,18 +70,22 @@ def results_folder(name: str) -> Path:
     return Path("outputs", "benchmarks", f"{name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
-def ended(command: Callable[[], int]) -> int:
-    """The exit status of a command, whose foreseen endings are said in a line or two."""
-    try:
-        return command()
-    except KeyboardInterrupt:
-        console.say("Stopped at once.")
-        return 130
-    except Exception as error:
-        from seqlab.config.exceptions import translate  # not before it is needed: it takes a second to import
+def command(parse: Callable[[Sequence[str] | None], Any], run: Callable[[Any], int]) -> Callable[..., int]:
+    """The main function of a script: its exit status, with foreseen endings said in a line or two."""
 
-        ending = translate(error)
-        if ending is None:
-            raise
-        console.complain(str(ending))
-        return ending.exit_status
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            return run(parse(argv))
+        except KeyboardInterrupt:
+            console.say("Stopped at once.")
+            return 130
+        except Exception as error:
+            from seqlab.config.exceptions import translate  # not before it is needed: it takes a second to import
+
+            ending = translate(error)
+            if ending is None:
+                raise
+            console.complain(str(ending))
+            return ending.exit_status
+
+    return main

@@ -123,7 +123,7 @@ class TestTheScript:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--dtype", "int8"], "--dtype=int8"),
+            (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
             (["--device", "tpu"], "--device=tpu"),
             (["--device", "cuda:99"], "--device=cuda:99"),
             (["--lengths", "16,0"], "--lengths=0"),

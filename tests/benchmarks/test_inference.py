@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 from seqlab.benchmarks import inference, memory, report
-from seqlab.benchmarks.inference import Contestant, Settings
 from seqlab.benchmarks.inference_curves import Curve, Point, fit
 from seqlab.benchmarks.memory import PeakMemory
 from seqlab.errors import UserError
@@ -50,18 +50,19 @@ class TestExponents:
         assert fit(CONTEXTS, [None] * 8) is None
 
 
-def contestant(name: str, max_length: int = 100) -> Contestant:
+def model_of(name: str, max_length: int = 100) -> SequenceModel:
     torch.manual_seed(0)
-    return Contestant(
-        name, name, fresh_model(name, "tiny" if depth(name) == 2 else None, vocabulary=11, max_length=max_length)
-    )
+    return fresh_model(name, "tiny" if depth(name) == 2 else None, vocabulary=11, max_length=max_length)
 
 
-def curve_of(entrant: Contestant, contexts: list[int], *, batch: int = 2, limit: float = 10.0) -> Curve:
+def options(limit: float = 10.0) -> Namespace:
+    return Namespace(device=CPU, dtype=torch.float32, seed=0, limit=limit, budget=1e-3)
+
+
+def curve_of(name: str, contexts: list[int], *, batch: int = 2, limit: float = 10.0, max_length: int = 100) -> Curve:
     """Measure one curve, as short as it goes; every context is named before it is measured."""
-    curve = Curve(entrant.name, entrant.architecture, batch)
-    settings = Settings(CPU, torch.float32, 0, limit, 1e-3)
-    begun = list(inference.measure(curve, entrant.model, contexts, settings))
+    curve = Curve(name, name, batch)
+    begun = list(inference.measure(curve, model_of(name, max_length), contexts, options(limit)))
     assert begun == contexts[: len(curve.points) + (curve.ended is not None)]
     return curve
 
@@ -69,7 +70,7 @@ def curve_of(entrant: Contestant, contexts: list[int], *, batch: int = 2, limit:
 class TestCurves:
     @pytest.mark.parametrize("name", architectures())
     def test_every_model(self, name):
-        curve = curve_of(contestant(name), [4, 8, 16, 32])
+        curve = curve_of(name, [4, 8, 16, 32])
         assert curve.ended is None
         assert [point.context for point in curve.points] == [4, 8, 16, 32]
         for point in curve.points:
@@ -96,27 +97,26 @@ class TestCurves:
         monkeypatch.setattr(
             SequenceModel, "step", lambda self, x, state: (positions.append(state.position), step(self, x, state))[1]
         )
-        curve_of(contestant("transformer"), [8, 16], batch=3)
+        curve_of("transformer", [8, 16], batch=3)
         assert set(lengths) == {(3, 8), (3, 16)}
         assert set(positions) == {8, 9, 16, 17}
 
     def test_ends_where_learned_positions_do(self):
-        curve = curve_of(contestant("transformer_vanilla", max_length=20), [8, 16, 32, 64])
+        curve = curve_of("transformer_vanilla", [8, 16, 32, 64], max_length=20)
         assert [point.context for point in curve.points] == [8, 16]
         assert curve.ended == "its learned positions end at 20"
 
     def test_ends_at_the_limit(self):
-        curve = curve_of(contestant("lstm"), [8, 64, 10**9], limit=0.5)
+        curve = curve_of("lstm", [8, 64, 10**9], limit=0.5)
         assert [point.context for point in curve.points] == [8, 64]
         assert "would take about" in curve.ended and "--limit is 0.5 s" in curve.ended
 
     def test_expects_the_growth_that_it_saw(self):
         """Twice the context after quadratic growth is four times as long."""
         curve = Curve("m", "m", 1, [point_at(1000, 100.0), point_at(2000, 400.0)])
-        settings = Settings(CPU, torch.float32, 0, 1.5, 0.1)
-        assert "would take about 1.6 s" in inference.why_not(contestant("lstm").model, curve, 4000, settings)
+        assert "would take about 1.6 s" in inference.why_not(model_of("lstm"), curve, 4000, options(limit=1.5))
         curve.points[0].prefill_ms = 250.0
-        assert inference.why_not(contestant("lstm").model, curve, 4000, settings) is None
+        assert inference.why_not(model_of("lstm"), curve, 4000, options(limit=1.5)) is None
 
     @pytest.mark.parametrize(
         "error",
@@ -131,14 +131,14 @@ class TestCurves:
             return prefill(self, x, state)
 
         monkeypatch.setattr(SequenceModel, "prefill", too_long)
-        curve = curve_of(contestant("mamba"), [4, 8, 16, 32])
+        curve = curve_of("mamba", [4, 8, 16, 32])
         assert [point.context for point in curve.points] == [4, 8]
         assert curve.ended == "out of memory at 16"
 
     def test_ends_before_a_cpus_memory_does(self, monkeypatch):
         monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
         curve = Curve("m", "m", 1, [point_at(8, 0.1)])
-        why = inference.why_not(contestant("lstm").model, curve, 16, Settings(CPU, torch.float32, 0, 9, 9))
+        why = inference.why_not(model_of("lstm"), curve, 16, options())
         assert "16 needs about" in why
 
     def test_another_fault_is_loud(self, monkeypatch):
@@ -147,7 +147,7 @@ class TestCurves:
 
         monkeypatch.setattr(SequenceModel, "prefill", broken)
         with pytest.raises(RuntimeError, match="shapes do not fit"):
-            curve_of(contestant("mamba"), [4])
+            curve_of("mamba", [4])
 
 
 def point_at(context: int, milliseconds: float) -> Point:
@@ -240,10 +240,10 @@ class TestTheScript:
     def test_ctrl_c_keeps_what_was_measured(self, benchmark, monkeypatch):
         point = inference.measured_point
 
-        def stop_at_eight(model, curve, context, settings):
+        def stop_at_eight(model, curve, context, args):
             if context == 8:
                 raise KeyboardInterrupt
-            return point(model, curve, context, settings)
+            return point(model, curve, context, args)
 
         monkeypatch.setattr(inference, "measured_point", stop_at_eight)
         small = ["--contexts", "4:16", "--size", "tiny", "--vocabulary", "9", "--budget", "0.001"]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import chain, count, cycle
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -37,40 +37,26 @@ LAST_STEPS = 2
 """Positions after the context: one step makes room in a cache, the other is measured."""
 
 
-class Settings(NamedTuple):
-    device: torch.device
-    dtype: torch.dtype
-    seed: int
-    limit: float  # seconds: a context whose prefill would take longer ends a curve
-    budget: float  # seconds: shorter calls are repeated for so long
-
-
-class Contestant(NamedTuple):
-    name: str
-    architecture: str  # the colour of its curve
-    model: SequenceModel  # on the device, in evaluation mode
-
-
-def measure(curve: Curve, model: SequenceModel, contexts: Sequence[int], settings: Settings) -> Iterator[int]:
+def measure(curve: Curve, model: SequenceModel, contexts: Sequence[int], args: argparse.Namespace) -> Iterator[int]:
     """Add a point to a curve for each context, shortest first, until it ends; yields each before it is measured."""
     for index, context in enumerate(contexts):
         yield context
-        curve.ended = why_not(model, curve, context, settings)
+        curve.ended = why_not(model, curve, context, args)
         if curve.ended is None:
             try:
                 if index == 0:
-                    warm_up(model, curve.batch, context, settings)
-                curve.points.append(measured_point(model, curve, context, settings))
+                    warm_up(model, curve.batch, context, args)
+                curve.points.append(measured_point(model, curve, context, args))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 curve.ended = f"out of memory at {context:,}"
         if curve.ended is not None:
             break
-    release(settings.device)
+    release(args.device)
 
 
-def why_not(model: SequenceModel, curve: Curve, context: int, settings: Settings) -> str | None:
+def why_not(model: SequenceModel, curve: Curve, context: int, args: argparse.Namespace) -> str | None:
     """Why a context is left out, as far as that shows beforehand."""
     if model.positions is not None and context + LAST_STEPS > model.max_length:
         return f"its learned positions end at {model.max_length:,}"
@@ -82,36 +68,36 @@ def why_not(model: SequenceModel, curve: Curve, context: int, settings: Settings
         power = math.log(last.prefill_ms / before.prefill_ms) / math.log(last.context / before.context)
         growth **= min(max(1.0, power), 2.0)  # a busy moment of the machine is no growth
     expected = last.prefill_ms / 1e3 * growth
-    if expected > settings.limit:
-        return f"prefill of {context:,} would take about {expected:.3g} s, and --limit is {settings.limit:g} s"
-    if settings.device.type == "cpu" and (
-        lack := lacks_memory((last.peak_bytes or 0) * context / last.context, settings.device)
+    if expected > args.limit:
+        return f"prefill of {context:,} would take about {expected:.3g} s, and --limit is {args.limit:g} s"
+    if args.device.type == "cpu" and (
+        lack := lacks_memory((last.peak_bytes or 0) * context / last.context, args.device)
     ):
         return f"{context:,} {lack}"
     return None
 
 
-def inputs_of(model: SequenceModel, batch: int, length: int, settings: Settings) -> Tensor:
+def inputs_of(model: SequenceModel, batch: int, length: int, args: argparse.Namespace) -> Tensor:
     """Random tokens (B, L) or features (B, L, d_input)."""
-    device = settings.device
-    generator = torch.Generator(device).manual_seed(settings.seed)
+    device = args.device
+    generator = torch.Generator(device).manual_seed(args.seed)
     if model.tokens:
         return torch.randint(model.embed.num_embeddings, (batch, length), generator=generator, device=device)
     size = batch, length, model.embed.in_features
-    return torch.randn(*size, generator=generator, device=device, dtype=settings.dtype)
+    return torch.randn(*size, generator=generator, device=device, dtype=args.dtype)
 
 
-def warm_up(model: SequenceModel, batch: int, context: int, settings: Settings) -> None:
+def warm_up(model: SequenceModel, batch: int, context: int, args: argparse.Namespace) -> None:
     """What happens once: compiling, and the workspaces that libraries keep."""
-    x = inputs_of(model, batch, min(context, 2 * CHUNK), settings)
+    x = inputs_of(model, batch, min(context, 2 * CHUNK), args)
     _, state = model.prefill(x, model.initial_state(batch))
     model.step(x[:, 0], state)
-    synchronize(settings.device)
+    synchronize(args.device)
 
 
-def measured_point(model: SequenceModel, curve: Curve, context: int, settings: Settings) -> Point:
-    device, budget = settings.device, settings.budget
-    x = inputs_of(model, curve.batch, context, settings)
+def measured_point(model: SequenceModel, curve: Curve, context: int, args: argparse.Namespace) -> Point:
+    device, budget = args.device, args.budget  # seconds: shorter calls are repeated for so long
+    x = inputs_of(model, curve.batch, context, args)
     token, kept = x[:, 0].contiguous(), []
 
     def prefill() -> None:
@@ -127,7 +113,7 @@ def measured_point(model: SequenceModel, curve: Curve, context: int, settings: S
     prefill_time = median(samples)
     steps = {"": lambda: model.step(token, state)}
     token_times = in_turn(steps, device, budget=budget, least=BLOCK_SECONDS)[""]
-    graph_time = graph_step_seconds(model, token, state, curve, settings)
+    graph_time = graph_step_seconds(model, token, state, curve, args)
     return Point(
         context=context,
         prefill_ms=1e3 * prefill_time,
@@ -144,10 +130,10 @@ def measured_point(model: SequenceModel, curve: Curve, context: int, settings: S
 
 
 def graph_step_seconds(
-    model: SequenceModel, token: Tensor, state: ModelState, curve: Curve, settings: Settings
+    model: SequenceModel, token: Tensor, state: ModelState, curve: Curve, args: argparse.Namespace
 ) -> float | None:
     """Seconds of a step that is launched as one CUDA graph, which ends with the new state where the old one was."""
-    if settings.device.type != "cuda" or curve.no_graph is not None:
+    if args.device.type != "cuda" or curve.no_graph is not None:
         return None
 
     def step() -> None:
@@ -157,21 +143,20 @@ def graph_step_seconds(
                 old.copy_(new)
 
     try:
-        replay = captured(step, settings.device)
+        replay = captured(step, args.device)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         curve.no_graph = f"{type(error).__name__}: {error}".splitlines()[0]
         return None
     replay()
-    return median(in_turn({"": replay}, settings.device, budget=settings.budget, least=BLOCK_SECONDS)[""])
+    return median(in_turn({"": replay}, args.device, budget=args.budget, least=BLOCK_SECONDS)[""])
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write and show what the options of scripts/benchmark_inference.py ask for. Returns the exit status."""
     report.make_folder(args.out)
     curves, models, interrupted = [], {}, False
-    how = Settings(args.device, args.dtype, args.seed, args.limit, args.budget)
     total = len(args.models) * len(args.batch) * len(args.contexts)
     with LateProgress(delay=0) as progress:
         try:
@@ -184,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
                 for batch in args.batch:
                     curves.append(Curve(name, kind, batch))
                     before = (len(curves) - 1) * len(args.contexts)
-                    for place, context in enumerate(measure(curves[-1], model, args.contexts, how), before):
+                    for place, context in enumerate(measure(curves[-1], model, args.contexts, args), before):
                         progress.show(f"{name}, batch {batch}, context {context:,}", place, total)
         except KeyboardInterrupt:
             interrupted = True
@@ -203,8 +188,11 @@ def run(args: argparse.Namespace) -> int:
     return 130 if interrupted else 0
 
 
-def contestant(name: str, args: argparse.Namespace) -> Contestant:
-    """A model by name with fresh weights, whose values do not change the time; or the one that a run left."""
+def contestant(name: str, args: argparse.Namespace) -> tuple[str, str, SequenceModel]:
+    """A model by name with fresh weights, whose values do not change the time; or the one that a run left.
+
+    Returns its name in tables, its architecture, and the model on the device, in evaluation mode.
+    """
     if Path(name).is_dir():
         trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
         label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model
@@ -212,7 +200,7 @@ def contestant(name: str, args: argparse.Namespace) -> Contestant:
         longest = args.contexts[-1] + LAST_STEPS
         label, kind = name, name
         model = fresh_model(name, args.size, vocabulary=args.vocabulary, max_length=longest)
-    return Contestant(label, kind, model.to(args.device, args.dtype))
+    return label, kind, model.to(args.device, args.dtype)
 
 
 def shortened(folder: str, most: int = 32) -> str:

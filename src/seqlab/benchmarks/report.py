@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.box import MARKDOWN
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -36,18 +37,20 @@ def table(title: str, rows: Sequence[Mapping[str, str]], *, names: int = 1, capt
         names: so many columns on the left name what a row is of, and the others are set to the right. Where rows share
             a first name, a line parts them from the next.
     """
-    made = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    below = None if caption is None else escape(caption)
+    made = Table(title=escape(title), title_justify="left", caption=below, caption_justify="left")
     for place, heading in enumerate(rows[0] if rows else ()):
         made.add_column(heading, justify="left" if place < names else "right", overflow="fold")
     firsts = [next(iter(row.values())) for row in rows]
+    grouped = len(set(firsts)) < len(rows)
     for row, first, after in zip(rows, firsts, [*firsts[1:], None], strict=True):
-        grouped = len(set(firsts)) < len(rows)
         cells = (Text(cell, style=COLOURS.get(cell.rpartition(" ")[2], "")) for cell in row.values())
         made.add_row(*cells, end_section=grouped and after != first)
     return made
 
 
 def write_markdown(path: Path, tables: Iterable[Table]) -> None:
+    """Write tables, which are no longer for the screen then."""
     with path.open("w", encoding="utf-8") as file:
         out = Console(file=file, width=1000)  # enough for a row in a line
         for table in tables:
@@ -125,9 +128,9 @@ def write_picture(
     return [path.name]
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     return [path.name]

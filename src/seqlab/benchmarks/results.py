@@ -15,13 +15,13 @@ from seqlab.formatting import counted
 from seqlab.runs.summary import cpu_model, environment, package_version
 
 
-def facts(device: torch.device, packages: Sequence[str] = (), **more: Any) -> dict[str, Any]:
-    """The machine, the versions (of further packages too), the command and the date, and what else is given."""
+def facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """The machine, the versions (of further packages too), the command and the date."""
     found = environment(device)
     if device.type == "cpu" and (model := cpu_model()):
         found["device_name"] = f"{model}, {counted(torch.get_num_threads(), 'thread')}"
     found["versions"] |= {name: package_version(name) for name in packages}
-    return found | {"date": datetime.now().astimezone().isoformat(timespec="seconds")} | more
+    return found | {"date": datetime.now().astimezone().isoformat(timespec="seconds")}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -35,7 +35,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def step_row(found: Measurement, tokens: int) -> dict[str, Any]:
-    """What a step over so many tokens takes, in seconds."""
+    """What was measured of a step over so many tokens."""
     return {
         "status": found.status,
         "reason": found.reason,
@@ -50,8 +50,8 @@ def step_table(title: str, rows: Sequence[Mapping[str, Any]], name: str, what: s
     """A line for each ``step_row``.
 
     Args:
-        name, times: keys of the rows: what is measured, and a ratio.
-        what: a step of what it is.
+        name, times: keys of the rows, of the contestant's name and of its ratio to another.
+        what: what a contestant does once ("a training step").
     """
     lines = [
         {

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import NamedTuple
 
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     tables = [results_table(rows, title)]
     if args.targets:
         tables.append(targets_table(rows, results["device_name"]))
-    also = report.write_csv(args.out / "scan.csv", results["rows"])
+    also = report.write_csv(args.out / "scan.csv", [field.name for field in fields(Row)], results["rows"])
     also += report.write_picture(args.out / "scan.png", title, *panels(rows, args.sweep))
     for line in gaps(rows):
         console.say(line)
@@ -173,7 +173,7 @@ def rows_at(
 
     Args:
         before: rows of other shapes, which tell what would take too long.
-        show: told what is being measured.
+        show: called with what is being measured.
     """
     release(args.device)
     same = args.d_state, dtype_name(args.dtype)
