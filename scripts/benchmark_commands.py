@@ -4,8 +4,8 @@
     python scripts/benchmark_commands.py --before ../seqlab-of-yesterday --rounds 5 --out commands.json
     python scripts/benchmark_commands.py --cases help,first-step          # these cases
 
-Each command is a process of its own. The checkouts take turns, so that whatever else the machine does meets both, and a
-first round, which fills the caches, is left out. Figures are medians over the rounds; a ratio is the median of rounds.
+Each command is a process of its own. The checkouts take turns, so that other load on the machine affects both alike,
+and a first round, which fills the caches, is left out. Values are medians over the rounds; so are ratios.
 
     help         python train.py --help
     cfg          python train.py --cfg job
@@ -139,7 +139,7 @@ def measure(case: Case, root: Path, ready: Path) -> Sample:
                 if reached:
                     os.killpg(process.pid, signal.SIGKILL)
                 _, status, used = os.wait4(process.pid, 0)
-            except BaseException:  # the wish to stop does not reach a session of its own
+            except BaseException:  # Ctrl-C does not reach a process in a session of its own
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 raise

@@ -7,8 +7,8 @@
 
 Both are the layer of conf/model/mamba_moe.yaml in training, router, auxiliary loss and dropout included, with the same
 weights. The loop takes one expert after the other: find its tokens, copy them, two products, add the result to the
-output. In every round each layer has its turn, so that whatever else the machine does meets both; a figure is the
-median over rounds.
+output. In every round each layer has its turn, so that other load on the machine affects both alike; times are medians
+over rounds.
 
 With --model it is the update that train.py makes of batches of 256 random tokens out of 10,000, by AdamW: replayed as a
 CUDA graph where that can be, which a loop that waits for the device is not.
@@ -27,7 +27,7 @@ from seqlab.training.precision import DTYPES
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("benchmark_experts", __doc__)
     add, plain = parser.option, parser.add_argument
-    plain("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    plain("--device", default="auto", help="auto, cpu or cuda")
     add("--tokens", whole, default=32 * 256)
     add("--width", whole, default=256, help="d_model")
     add("--d-ff", whole, default=1024)

@@ -5,7 +5,7 @@
     python scripts/benchmark_step_cpu.py --models mamba --profile     # where the time of a step goes
 
 A step is the forward pass, the loss, the backward pass and AdamW. In every round each model takes one step (or as many
-as fill --least seconds), so that whatever else the machine does meets all of them; a figure is the median over rounds.
+as fill --least seconds), so that other load on the machine affects all alike; times are medians over rounds.
 
     mamba         4 layers of the Mamba of conf/model/mamba.yaml, with the fastest scan that can run
     mambapy       the same sizes in mamba.py (pip install mambapy), with its parallel scan
@@ -25,7 +25,8 @@ from seqlab.ops.selective_scan import BACKENDS
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("benchmark_step_cpu", __doc__)
     add, plain = parser.option, parser.add_argument
-    add("--models", names_of(step.MODELS), default=list(step.MODELS), help=f"of {', '.join(step.MODELS)}; default: all")
+    models = list(step.MODELS)
+    add("--models", names_of(models), default=models, help=f"of {', '.join(models)}; default: all that are installed")
     add("--batch", whole, default=64)
     add("--length", whole, default=128)
     add("--width", whole, default=128, help="d_model")

@@ -1,6 +1,7 @@
 """What the commands in this folder share: options with checks, and how a mistake or Ctrl-C ends them."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -76,6 +77,9 @@ def command(parse: Callable[[Sequence[str] | None], Any], run: Callable[[Any], i
     def main(argv: Sequence[str] | None = None) -> int:
         try:
             return run(parse(argv))
+        except BrokenPipeError:  # whoever read has enough, and Python's last flush must find somewhere to write
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except KeyboardInterrupt:
             console.say("Stopped at once.")
             return 130

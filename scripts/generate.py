@@ -21,7 +21,6 @@ The text streams to standard output as it is sampled.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -30,8 +29,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
+from command_line import command
 from seqlab import console
-from seqlab.config.exceptions import translate
 from seqlab.config.schema import in_words
 from seqlab.errors import UserError, nearest, printable
 from seqlab.inference.generate import generate_text
@@ -59,8 +58,12 @@ SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
 }
 
 
-def parse(arguments: Sequence[str]) -> dict[str, Any]:
+def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The settings, from ``key=value`` arguments."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        sys.exit(0)
     settings = {key: default for key, (_, default) in SETTINGS.items()}
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -99,8 +102,9 @@ def load(settings: dict[str, Any]) -> Trained:
     return trained
 
 
-def stream(settings: dict[str, Any]) -> None:
-    """Load the model and write what it samples to standard output."""
+def run(settings: dict[str, Any]) -> int:
+    """Load the model and write what it samples to standard output. Returns the exit status."""
+    logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     shown = printable if sys.stdout.isatty() else str  # a file takes the text as it is
     sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
     trained = load(settings)
@@ -117,32 +121,15 @@ def stream(settings: dict[str, Any]) -> None:
         if settings["n"] > 1:
             print(f"--- {number + 1} of {settings['n']}")
         prompt = trained.data.decode(trained.data.encode(settings["prompt"]))  # as the model sees it
-        for piece in chain([prompt], pieces):
-            print(shown(piece), end="", flush=True)
-        print(flush=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
-    try:
-        stream(parse(arguments))
-    except BrokenPipeError:  # whoever read has enough, and Python's last flush must find somewhere to write
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(flush=True)
-        return 130
-    except Exception as error:
-        ending = translate(error)
-        if ending is None:
-            raise
-        console.complain(str(ending))
-        return ending.exit_status
+        try:
+            for piece in chain([prompt], pieces):
+                print(shown(piece), end="", flush=True)
+        finally:
+            print(flush=True)
     return 0
 
 
+main = command(parse, run)
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -18,6 +18,7 @@ from seqlab.benchmarks import report, roofline, scan, scan_contestants
 from seqlab.benchmarks.roofline import DeviceLimits
 from seqlab.benchmarks.scan import OFFICIAL, PASSES, Row, compare, roofline_ms, scan_bytes, scan_exponentials
 from seqlab.benchmarks.scan_contestants import Contestant, Operation, Shape, make_inputs, ours
+from seqlab.benchmarks.session import Measurement
 from seqlab.ops.selective_scan import BACKENDS, selective_scan
 from support import ROOT
 
@@ -271,6 +272,26 @@ class TestRows:
         rows = self.rows_at(Shape(2**20, 2**20, 2**10), ours("reference"))
         assert {row.status for row in rows} == {"skipped"}
         assert "GiB of memory" in rows[0].reason
+
+    def test_on_a_gpu_each_call_is_measured_alone(self, monkeypatch):
+        """The way that is taken there, with tensors on the CPU and given times."""
+
+        def measured(call, device, *, budget, as_graph):
+            assert (device.type, budget, as_graph) == ("cuda", 0.01, True)
+            calls.append(call.prepare()())
+            return Measurement(first_call=2.0, samples=[0.003, 0.001, 0.002], peak_bytes=2**21)
+
+        calls, shown = [], []
+        monkeypatch.setattr(scan, "measure_alone", measured)
+        monkeypatch.setattr(scan, "release", lambda device: None)
+        monkeypatch.setattr(scan, "lacks_memory", lambda needed, device: None)
+        monkeypatch.setattr(scan, "make_inputs", lambda *sizes: make_inputs(*sizes[:3], CPU, seed=0))
+        args = Namespace(**vars(self.ARGS) | {"device": torch.device("cuda"), "captured": True})
+        rows = scan.rows_at(TINY, [ours("reference")], [], args, shown.append)
+        assert shown == ["2x6x4, reference, forward", "2x6x4, reference, forward+backward"]
+        assert calls[0].shape == TINY and len(calls[1]) == 1 + 8
+        for row in rows:
+            assert (row.ms, row.ms_min, row.repetitions, row.first_call_s, row.peak_mib) == (2.0, 1.0, 3, 2.0, 2.0)
 
     def test_rows_of_a_shape_that_is_cut_short_do_not_count(self, benchmark, monkeypatch):
         measure = scan.measure

@@ -1,9 +1,11 @@
 """Timing calls in turn, faults of one of them, and what results look like."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from seqlab.benchmarks import report, timing
+from seqlab.benchmarks import report, session, timing
 from seqlab.benchmarks.results import speed_up, step_row, step_table
 from seqlab.benchmarks.roofline import copy_bandwidth
 from seqlab.benchmarks.session import Call, measure, measure_alone
@@ -48,6 +50,14 @@ class TestMeasure:
         assert "".join(order) == "aaabbbabab"
         assert all(len(one.samples) == 2 and one.first_call > 0 for one in found.values())
         assert found["a"].peak_bytes is None
+
+    @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+    def test_a_call_alone_has_its_peak_memory(self, monkeypatch):
+        """As on a GPU, whose clock is replaced."""
+        monkeypatch.setattr(session, "gpu_samples", lambda function, device, budget: [1.0, 3.0, 2.0])
+        found = measure_alone(Call(lambda: lambda: torch.ones(2**24)), CPU, budget=1.0)
+        assert found.status == "measured" and found.median == 2.0 and found.first_call > 0
+        assert 0.9 * 2**26 < found.peak_bytes < 1.5 * 2**26
 
     @pytest.mark.parametrize("ours", [True, False])
     def test_out_of_memory_is_a_result(self, ours):

@@ -14,6 +14,7 @@ from seqlab.benchmarks import inference, memory, report
 from seqlab.benchmarks.inference_curves import Curve, Point, fit
 from seqlab.benchmarks.memory import PeakMemory
 from seqlab.errors import UserError
+from seqlab.models.counting import tensors_of
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.runs.load import fresh_model
 from support import ROOT, architectures, depth
@@ -140,6 +141,26 @@ class TestCurves:
         curve = Curve("m", "m", 1, [point_at(8, 0.1)])
         why = inference.why_not(model_of("lstm"), curve, 16, options())
         assert "16 needs about" in why
+
+    def test_a_step_as_a_graph_leaves_its_state_where_the_next_begins(self, monkeypatch):
+        """The way that is taken on a GPU, with the step itself in place of a graph."""
+        monkeypatch.setattr(inference, "captured", lambda step, device: step)
+        monkeypatch.setattr(inference, "in_turn", lambda steps, *args, **settings: {"": [steps[""]() or 0.5]})
+        args = Namespace(**vars(options()) | {"device": torch.device("cuda")})
+        model, curve, x = model_of("mamba"), Curve("m", "m", 2), torch.randint(11, (2, 7))
+        with torch.no_grad():
+            _, state = model.prefill(x[:, :4], model.initial_state(2))
+            _, after = model.prefill(x[:, [0, 1, 2, 3, 4, 4]], model.initial_state(2))
+            assert inference.graph_step_seconds(model, x[:, 4], state, curve, args) == 0.5
+        for found, expected in zip(tensors_of(state), tensors_of(after), strict=True):
+            torch.testing.assert_close(found, expected)
+
+        def refused(step, device):
+            raise RuntimeError("cannot be captured\nin detail")
+
+        monkeypatch.setattr(inference, "captured", refused)
+        assert inference.graph_step_seconds(model, x[:, 4], state, curve, args) is None
+        assert curve.no_graph == "RuntimeError: cannot be captured"
 
     def test_another_fault_is_loud(self, monkeypatch):
         def broken(self, x, state):

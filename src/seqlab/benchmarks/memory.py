@@ -12,10 +12,10 @@ from seqlab.runs.summary import peak_memory, reset_peak_memory
 
 
 class PeakMemory:
-    """Watches a device from its construction on.
+    """The most memory in use since its construction, beyond what was in use then.
 
-    On a GPU it is what PyTorch has allocated. On a CPU under Linux it is the process's resident memory, less what it
-    was at the start: pages that earlier work left to the process are used again unseen, so small peaks are too small.
+    On a GPU: what PyTorch has allocated. On a CPU under Linux: the process's resident memory, in which pages that were
+    freed earlier and are used again do not show, so that small peaks are underestimated.
     """
 
     def __init__(self, device: torch.device):
@@ -29,14 +29,14 @@ class PeakMemory:
         self.before = peak_memory(device)
 
     def bytes(self) -> int | None:
-        """The peak so far beyond what was in use at the start; None where nobody knows."""
+        """The peak so far; None where it is unknown."""
         synchronize(self.device)
         peak = peak_memory(self.device)
         return None if peak is None or self.before is None else max(0, peak - self.before)
 
 
 def release(device: torch.device) -> None:
-    """Give back what nobody holds any more, so that one's leftovers are not another's lack."""
+    """Free what is not referenced any more, also in PyTorch's cache, before the next contestant needs memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

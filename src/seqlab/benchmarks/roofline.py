@@ -1,4 +1,4 @@
-"""What no kernel on a device can exceed."""
+"""The limits of a device: no kernel copies or computes faster."""
 
 import subprocess
 from contextlib import suppress
@@ -51,7 +51,7 @@ def copy_bandwidth(device: torch.device, size: int) -> float:
 
 
 def max_clock_mhz(device: torch.device) -> tuple[float | None, str | None]:
-    """The highest clock of the multiprocessors, and who says so."""
+    """The highest clock of the multiprocessors, and where it comes from."""
     with suppress(OSError, subprocess.SubprocessError, ValueError, AttributeError):
         uuid = torch.cuda.get_device_properties(device).uuid
         query = ["nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]

@@ -203,7 +203,7 @@ def rows_at(
 
 
 def too_slow(contestant: Contestant, shape: Shape, passes: str, before: Sequence[Row], limit: float) -> str | None:
-    """Whether the last measured time lets expect a call beyond the limit.
+    """Why a call would fail or take longer than the limit, judged by the rows before it; None if it would not.
 
     Time grows with the positions of all sequences, or, where a sequence is walked in small steps, with L alone.
     """

@@ -1,4 +1,4 @@
-"""Measuring calls side by side: warm-up, rounds, memory, and faults of one that leave the others alone."""
+"""Measuring calls side by side: warm-up, rounds, memory. An error of one does not stop the others."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping
@@ -14,7 +14,7 @@ from seqlab.config.exceptions import is_out_of_memory
 
 
 class Call(NamedTuple):
-    """Makes the function that is measured. A fault of ours is loud; another package's is that package's result."""
+    """Makes the function that is measured. An error in our code is raised, one in another package is its result."""
 
     prepare: Callable[[], Function]
     ours: bool = True
@@ -89,7 +89,7 @@ def measure_alone(call: Call, device: torch.device, *, budget: float, as_graph: 
 
 
 def failure(error: Exception, ours: bool) -> Measurement:
-    """A fault as a result: out of memory always is one, any other only if it is not ours."""
+    """An error as a result, which out of memory always is; any other is raised again if it is one of ours."""
     if is_out_of_memory(error):
         return Measurement("failed", "out of memory")
     if ours:

@@ -15,7 +15,7 @@ except ImportError:  # a torch wheel for CPUs may come without it
 Function = Callable[[], Any]
 
 WARMUP_MS, MEASURED_MS = 50, 100
-"""Of a kernel on a GPU."""
+"""For ``do_bench``."""
 
 LONG_CALL = 0.1
 """Seconds. do_bench makes at least eight calls, and its flush of the cache is nothing against a call so long."""
@@ -47,10 +47,12 @@ def in_turn(
     budget: float = math.inf,
     least: float = 0.0,
 ) -> dict[Hashable, list[float]]:
-    """Seconds a call of functions that ran before, a sample of each in turn.
+    """Seconds a call of functions that are warm, a sample of each in turn: other load then affects all of them alike.
 
-    So a busy moment of the machine falls upon all of them. A function drops out once its samples took ``budget``
-    seconds; it has at least one. A sample is the mean over as many calls as fill ``least`` seconds.
+    Args:
+        rounds: samples of each.
+        budget: seconds; a function whose samples took so long has no more of them, and one at least.
+        least: seconds; a sample is the mean over as many calls as fill them.
     """
     samples: dict[Hashable, list[float]] = {name: [] for name in functions}
     calls = dict.fromkeys(functions, 1)
