@@ -16,7 +16,7 @@ from torch import nn
 from seqlab.config.options import CONFIG_FOLDER, first_comment
 from seqlab.models import state_bytes
 from seqlab.models.counting import count_parameters
-from seqlab.report.figures import scaled_bytes
+from seqlab.report.formats import scaled_bytes
 from seqlab.runs.load import fresh_model
 
 README = CONFIG_FOLDER.parent / "README.md"

@@ -12,20 +12,22 @@ and index.html in --out.
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+import rich
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from seqlab import console
 from seqlab.errors import UserError
-from seqlab.report import tables
+from seqlab.report import print_tables
 from seqlab.report.budgets import parse_at
-from seqlab.report.compare import Comparison, compare
-from seqlab.report.late_progress import LateProgress
-from seqlab.report.mismatches import mismatches_in_words
-from seqlab.report.runs import Run, Skipped, read
+from seqlab.report.compare import Comparison, compare, mismatches_in_words
+from seqlab.report.runs import Skipped, read
+from seqlab.report.write_tables import write as write_tables
 
 OUTPUTS = Path("outputs")
 
@@ -57,9 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def refuse_nothing(runs: Sequence[Run], skipped: Sequence[Skipped], paths: Sequence[Path]) -> None:
-    if runs:
-        return
+def refuse_nothing(skipped: Sequence[Skipped], paths: Sequence[Path]) -> NoReturn:
     reasons = "; ".join(f"{one.folder}: {one.why}" for one in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     remedy = "Finish a run, for example with python train.py, or name other folders"
@@ -68,11 +68,10 @@ def refuse_nothing(runs: Sequence[Run], skipped: Sequence[Skipped], paths: Seque
     )
 
 
-def refuse_mismatches(comparison: Comparison, paths: Sequence[Path]) -> None:
-    if comparison.mismatches:
-        differ = "; ".join(line.removeprefix("Not alike: ") for line in mismatches_in_words(comparison, most=3))
-        remedy = "Name runs that are alike, or leave out --strict, which refuses others"
-        raise UserError("folder", in_a_row(paths), f"the runs there are not alike in {differ}", remedy)
+def refuse_mismatches(comparison: Comparison, paths: Sequence[Path]) -> NoReturn:
+    differ = "; ".join(line.removeprefix("Not alike: ") for line in mismatches_in_words(comparison, most=3))
+    remedy = "Name runs that are alike, or leave out --strict, which refuses others"
+    raise UserError("folder", in_a_row(paths), f"the runs there are not alike in {differ}", remedy)
 
 
 def in_a_row(paths: Sequence[Path]) -> str:
@@ -81,30 +80,23 @@ def in_a_row(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths[:3])) + more
 
 
-def make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError("--out", path, f"cannot be a folder ({error.strerror})", "Name another folder") from error
-
-
-def write(comparison: Comparison, folder: Path, progress: LateProgress) -> list[Path]:
-    """Tables, pictures and the page. Returns what was written."""
+def write(comparison: Comparison, folder: Path, show: Callable[[str], None]) -> list[Path]:
+    """Tables, pictures and the page; ``show`` says what is being done. Returns what was written."""
     from seqlab.report import page, plots  # not before they are needed: they take a second to import
 
-    make_folder(folder)
     try:
-        progress.show("writing tables")
-        written = tables.write(comparison, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        show("writing tables")
+        written = write_tables(comparison, folder)
         if find_spec("matplotlib") is None:
             console.say("No pictures without matplotlib: pip install 'seqlab[plots]' adds it.")
         else:
-            progress.show("drawing pictures")
+            show("drawing pictures")
             written += plots.write(comparison, folder)
         if find_spec("plotly") is None:
             console.say("No page for the browser without plotly: pip install 'seqlab[plots]' adds it.")
         else:
-            progress.show("writing the page")
+            show("writing the page")
             written.append(page.write(comparison, folder))
         return written
     except OSError as error:
@@ -114,18 +106,22 @@ def write(comparison: Comparison, folder: Path, progress: LateProgress) -> list[
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print and write. Returns the exit status."""
-    with LateProgress() as progress:
-        runs, skipped = read(args.paths, lambda done, total: progress.show("reading runs", done, total))
-        refuse_nothing(runs, skipped, args.paths)
-        progress.show("comparing")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    messages = rich.get_console()
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        task = progress.add_task("reading runs", total=None)
+        runs, skipped = read(args.paths, lambda done, total: progress.update(task, completed=done, total=total))
+    if not runs:
+        refuse_nothing(skipped, args.paths)
+    with messages.status("comparing") as status:
         comparison = compare(runs, skipped, at=args.at)
-        if args.strict:
+        if args.strict and comparison.mismatches:
             refuse_mismatches(comparison, args.paths)
-        written = write(comparison, args.out, progress)
+        written = write(comparison, args.out, status.update)
     out = console.output()
     if not out.is_terminal:
         out.width = max(out.width, 200)  # a table in a file need not fit a screen
-    for part in tables.screen(comparison, out.width):
+    for part in print_tables.screen(comparison, out.width):
         out.print(part)
     names = ", ".join(str(path.relative_to(args.out)) for path in written)
     out.print(f"Written to {args.out}: {names}", soft_wrap=True, markup=False, highlight=False)

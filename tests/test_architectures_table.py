@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from seqlab.models.feedforward import swiglu_width
-from seqlab.report.figures import scaled_bytes
+from seqlab.report.formats import scaled_bytes
 from support import CONF, architectures, compose_config, models
 
 ROOT = CONF.parent

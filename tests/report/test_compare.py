@@ -11,8 +11,8 @@ from seqlab.errors import UserError
 from seqlab.report.budgets import parse_at, read_at
 from seqlab.report.compare import MOST_IN_PAIRS, compare
 from seqlab.report.runs import read
-from seqlab.report.sheets import sheets_of
 from seqlab.report.statistics import estimate
+from seqlab.report.tables import tables_of
 
 STUDENT_3 = 4.303  # the 97.5 % quantile of Student's t with two degrees of freedom
 
@@ -111,9 +111,9 @@ def test_the_sheet_of_differences_counts_the_intervals_that_there_are(tmp_path):
     write_seeds(tmp_path, "mlp", {1: 1.3, 2: 1.6})
     comparison = comparison_of(tmp_path)
     assert [one.estimate.n for one in comparison.differences] == [1, 1, 2]
-    (sheet,) = (one for one in sheets_of(comparison) if one.title == "Paired differences")
-    assert sheet.headings == ["this", "minus that", "seeds", "difference in test loss", "95 % interval", "verdict"]
-    assert not any("by chance" in note for note in sheet.notes)  # of one interval
+    (table,) = (one for one in tables_of(comparison) if one.title == "Paired differences")
+    assert table.headings == ["this", "minus that", "seeds", "difference in test loss", "95 % interval", "verdict"]
+    assert not any("by chance" in note for note in table.notes)  # of one interval
 
 
 def test_content_and_split_that_differ_alike_are_told_once(tmp_path):

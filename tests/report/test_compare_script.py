@@ -14,7 +14,6 @@ import rich
 
 from run_trees import write_run
 from seqlab.report import page, plots
-from seqlab.report.late_progress import LateProgress
 from support import ROOT
 
 SCRIPT = ROOT / "scripts" / "compare.py"
@@ -155,22 +154,14 @@ def test_real_runs_from_the_shell(tmp_path, environment, train):
     assert {".png", ".svg"} <= {Path(name).suffix for name in names}
 
 
-def test_progress_is_shown_only_of_what_takes_long(monkeypatch):
-    console = rich.get_console()
-    monkeypatch.setattr(type(console), "is_terminal", True)
-    for delay, expected in ((60.0, False), (0.0, True)):
-        with LateProgress(delay) as progress:
-            progress.show("reading runs", 1, 10)
-            assert progress.shown is expected
-            progress.show("reading runs", 2, 10)
-        assert progress.progress.tasks[0].completed == 2
-
-
-def test_no_progress_is_written_where_nobody_sees_it(capfd):
-    with LateProgress(0.0) as progress:
-        progress.show("reading runs", 1, 10)
-        assert not progress.shown
-    assert capfd.readouterr() == ("", "")
+def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(compare, monkeypatch, tmp_path):
+    write_run(tmp_path / "run")
+    monkeypatch.setattr(type(rich.get_console()), "is_terminal", True)
+    monkeypatch.setenv("TERM", "xterm")
+    _, out, errors = compare("run", "--out", "here")
+    assert "reading runs" in errors and "1/1" in errors
+    assert "comparing" in errors
+    assert "reading runs" not in out
 
 
 HOSTILE = ("<b>x</b>", "</script><script>hacked()</script>", "<img src=x onerror=hacked()>", "![a](http://a.example/b)")

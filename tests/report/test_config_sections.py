@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from seqlab.report.configs import LOADER, BySection, load
+from seqlab.report.runs import LOADER, BySection, parse_config
 
 PLAIN = {
     "name": "mamba",
@@ -47,7 +47,7 @@ DAMAGED = [
 @pytest.mark.parametrize("text", FILES)
 def test_sections_add_up_to_the_whole(text):
     content = text.encode()
-    assert load(content) == yaml.load(content, LOADER)
+    assert parse_config(content) == yaml.load(content, LOADER)
 
 
 @pytest.mark.parametrize("text", DAMAGED)
@@ -56,7 +56,7 @@ def test_a_mistake_is_told_as_of_the_whole(text):
     with pytest.raises(yaml.YAMLError) as expected:
         yaml.load(content, LOADER)
     with pytest.raises(yaml.YAMLError) as actual:
-        load(content)
+        parse_config(content)
     assert str(actual.value) == str(expected.value)
 
 
@@ -64,7 +64,7 @@ def test_each_different_section_is_parsed_once(monkeypatch):
     parsed = []
     load_whole = yaml.load
     monkeypatch.setattr(yaml, "load", lambda content, loader: parsed.append(content) or load_whole(content, loader))
-    configs = [load(b"counted_in_this_test: [1, 2]\nseed_of_this_test: %d\n" % seed) for seed in range(5)]
+    configs = [parse_config(b"counted_in_this_test: [1, 2]\nseed_of_this_test: %d\n" % seed) for seed in range(5)]
     assert [config["seed_of_this_test"] for config in configs] == list(range(5))
     assert len(parsed) == 1 + 5
 

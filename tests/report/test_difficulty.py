@@ -5,13 +5,15 @@ import csv
 import pytest
 from made_runs import first_comparison, made_run, probe_comparison
 
-from seqlab.report import plots, tables
+from seqlab.report import plots, write_tables
 from seqlab.report.compare import compare
-from seqlab.report.difficulty import accuracies, changes_of, in_order, numbers_of, titles
+from seqlab.report.curves import Damaged
+from seqlab.report.difficulty import accuracies, in_order, numbers_of, titles
 from seqlab.report.page.payload import payload
 from seqlab.report.plots.difficulty import short_power
-from seqlab.report.runs import check_results, loads
-from seqlab.report.sheets import sheets_of
+from seqlab.report.runs import Completed, check, parse_json
+from seqlab.report.tables import tables_of
+from seqlab.runs.targets import changes_of
 
 
 def test_the_mean_over_the_seeds_at_each_difficulty():
@@ -60,13 +62,13 @@ def test_lengths_in_short(value, text):
 
 class TestTables:
     def test_a_sheet_for_each_kind_and_one_for_the_targets(self):
-        sheets = {sheet.title: sheet for sheet in sheets_of(compare(probe_comparison()))}
-        by_length = sheets["mqar: accuracy at length"]
+        tables = {table.title: table for table in tables_of(compare(probe_comparison()))}
+        by_length = tables["mqar: accuracy at length"]
         assert by_length.headings == ["model", "512", "4096", "1048576"]
         lines = {line[0]: line[1:] for line in by_length.lines}
         assert lines["mamba"][0] == "0.8320 ± 0.0040"
         assert lines["transformer"][-1] == "–"  # noqa: RUF001
-        targets = {line[0]: line[1:] for line in sheets["mqar: targets"].lines}
+        targets = {line[0]: line[1:] for line in tables["mqar: targets"].lines}
         asked = "further_tests.length=512.accuracy >= 0.8"
         assert targets["mamba"] == [asked, "0.8320 ± 0.0040", "1", "reached"]
         assert targets["self_attention"][-1] == "missed"
@@ -77,10 +79,10 @@ class TestTables:
             run.summary["further_tests"] = {"length=512": run.summary["further_tests"]["length=512"]}
             run.summary["test_slices"] = {"pairs": run.summary["test_slices"]["pairs"]}
         comparison = compare(runs)
-        sheets = {sheet.title: sheet for sheet in sheets_of(comparison)}
-        assert [title for title in sheets if "accuracy" in title] == ["mqar: accuracy at length"]
-        assert sheets["mqar: accuracy at length"].headings == ["model", "512"]
-        assert ["mamba", "0.8320 ± 0.0040"] in sheets["mqar: accuracy at length"].lines
+        tables = {table.title: table for table in tables_of(comparison)}
+        assert [title for title in tables if "accuracy" in title] == ["mqar: accuracy at length"]
+        assert tables["mqar: accuracy at length"].headings == ["model", "512"]
+        assert ["mamba", "0.8320 ± 0.0040"] in tables["mqar: accuracy at length"].lines
         assert [one["title"] for one in payload(comparison)["difficulties"]] == ["at length"]
 
     def test_slices_that_are_each_group_s_whole_test_split_have_no_sheet(self):
@@ -88,7 +90,7 @@ class TestTables:
         for run in runs:
             pairs = str(run.config["data"]["pairs"])
             run.summary["test_slices"] = {"pairs": {pairs: {"loss": 0.1, "accuracy": 0.9, "count": 9}}}
-        assert not [sheet.title for sheet in sheets_of(compare(runs)) if "accuracy" in sheet.title]
+        assert not [table.title for table in tables_of(compare(runs)) if "accuracy" in table.title]
 
     def test_a_mean_over_fewer_seeds_than_there_are_says_so(self):
         runs = probe_comparison()
@@ -96,35 +98,35 @@ class TestTables:
         second["further_tests"]["length=512"] = {"error": "memory"}
         second["targets"][0] |= {"value": None, "reached": None}
         del third["test_slices"]["distance"]["64"], second["test_slices"]["distance"]["64"]
-        sheets = {sheet.title: sheet for sheet in sheets_of(compare(runs))}
-        by_length, by_distance = (sheets[f"mqar: accuracy {title}"].lines for title in ("at length", "by distance"))
+        tables = {table.title: table for table in tables_of(compare(runs))}
+        by_length, by_distance = (tables[f"mqar: accuracy {title}"].lines for title in ("at length", "by distance"))
         mamba = next(line for line in by_length if line[0] == "mamba")
         assert mamba[1:3] == ["0.832 ± 0.006 (n = 2)", "0.7720 ± 0.0040"]  # of 0.836 and 0.828
         assert [line[2] for line in by_distance if line[0] == "mamba"] == ["0.8960 (n = 1)"]
         assert not any("n =" in cell for line in by_length for cell in line if line[0] != "mamba")
-        (value,) = (line[2] for line in sheets["mqar: targets"].lines if line[0] == "mamba")
+        (value,) = (line[2] for line in tables["mqar: targets"].lines if line[0] == "mamba")
         assert value == "0.832 ± 0.006 (n = 2)"
 
     def test_the_time_of_further_tests_stands_apart(self):
         runs = probe_comparison()
-        notes = {sheet.title: sheet.notes for sheet in sheets_of(compare(runs))}
+        notes = {table.title: table.notes for table in tables_of(compare(runs))}
         assert len(notes["mqar: costs"]) == 1
         runs[0].summary["further_seconds"] = 3.0
-        notes = {sheet.title: sheet.notes for sheet in sheets_of(compare(runs))}
+        notes = {table.title: table.notes for table in tables_of(compare(runs))}
         assert notes["mqar: costs"][1] == "Wall time is without that of the further tests."
 
     def test_runs_without_probes_have_none(self):
-        titles = [sheet.title for sheet in sheets_of(compare(first_comparison((1,))))]
+        titles = [table.title for table in tables_of(compare(first_comparison((1,))))]
         assert not any("accuracy" in title or "targets" in title for title in titles)
 
     def test_active_parameters_where_they_differ(self):
-        results = sheets_of(compare(probe_comparison()))[0]
+        results = tables_of(compare(probe_comparison()))[0]
         place = results.headings.index("active")
         assert {line[place] for line in results.lines} == {"100,000", "100,001", "100,002"}
-        assert "active" not in sheets_of(compare(first_comparison((1,))))[0].headings
+        assert "active" not in tables_of(compare(first_comparison((1,))))[0].headings
 
     def test_the_csv_holds_all(self, tmp_path):
-        tables.write(compare(probe_comparison()), tmp_path)
+        write_tables.write(compare(probe_comparison()), tmp_path)
         lines = (tmp_path / "comparison.csv").read_text(encoding="utf-8").splitlines()
         rows = {row["model"]: row for row in csv.DictReader(lines)}
         assert float(rows["mamba"]["test_accuracy_at_length_1048576_mean"]) == pytest.approx(0.612)
@@ -155,7 +157,7 @@ def test_the_page():
     assert low < mean < high
     assert length["points"][place["transformer"]][2] is None
     assert by_title["at length, pairs"]["values"] == ["128, 8", "1024, 64"]
-    assert "mqar: targets" in [sheet["title"] for sheet in known["extra"]]
+    assert "mqar: targets" in [table["title"] for table in known["extra"]]
 
 
 @pytest.mark.parametrize(
@@ -164,19 +166,25 @@ def test_the_page():
         ("test_slices", {"distance": {"8": 0.5}}),
         ("test_slices", [1]),
         ("further_tests", {"length=8": {"accuracy": "high"}}),
+        ("targets", 1),
+        ("targets", ["x"]),
+        ("targets", [{}]),
         ("targets", [{"metric": "test.accuracy"}]),
+        ("targets", [{"metric": "a", "rule": {"x": 1}, "value": 1, "reached": True}]),
+        ("targets", [{"metric": "a", "rule": {"at_least": 1, "published": "high"}, "value": 1, "reached": True}]),
+        ("targets", [{"metric": "a", "rule": {"at_least": 1, "published": [1]}, "value": 1, "reached": True}]),
         ("active_parameters", "many"),
     ],
 )
 def test_a_damaged_summary_is_refused(name, value):
     (run, *_) = probe_comparison((1,))
-    check_results(run.summary)
-    with pytest.raises(ValueError, match=name):
-        check_results(run.summary | {name: value})
+    check(Completed, run.summary)
+    with pytest.raises(Damaged, match=rf"summary\.json: {name}"):
+        check(Completed, run.summary | {name: value})
 
 
 def test_numbers_that_are_not_finite_are_none():
-    assert loads('{"a": NaN, "b": -Infinity, "c": 1e999, "d": 1.5, "e": 2}') == {
+    assert parse_json('{"a": NaN, "b": -Infinity, "c": 1e999, "d": 1.5, "e": 2}') == {
         "a": None,
         "b": None,
         "c": None,

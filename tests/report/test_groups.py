@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from run_trees import write_run
-from seqlab.report.groups import group, labels_of, repeated
+from seqlab.report.groups import group, labels_of
 from seqlab.report.runs import read
 
 
@@ -176,7 +176,7 @@ def test_of_the_same_group_and_seed_the_newest_counts_and_the_others_are_known(t
     runs, _ = read([tmp_path])
     (one,) = group(runs)
     assert [run.folder.name for run in one.runs] == ["last", "other"]
-    assert [(older.folder.name, newer.folder.name) for older, newer in repeated(runs)] == [
+    assert [(older.folder.name, newer.folder.name) for older, newer in one.repeated] == [
         ("middle", "last"),
         ("first", "last"),
     ]

@@ -5,11 +5,11 @@ import csv
 import pytest
 from made_runs import first_comparison, grid_sweep, made_run
 
-from seqlab.report import tables
+from seqlab.report import write_tables
 from seqlab.report.compare import compare
 from seqlab.report.page.payload import payload
 from seqlab.report.rows import chance_of
-from seqlab.report.sheets import sheets_of
+from seqlab.report.tables import tables_of
 
 ACCURACIES = {"mamba": (0.90, 0.95, 0.94), "transformer": (0.999, 0.999, 0.990), "lstm": (0.5, 0.5, 0.5)}
 """On test; validation has a tenth less. Losses are the other way round."""
@@ -29,7 +29,7 @@ def comparison():
 
 
 def test_accuracy_stands_first_with_its_interval_and_the_best_on_top(comparison):
-    results = sheets_of(comparison)[0]
+    results = tables_of(comparison)[0]
     assert results.headings[3:] == ["best validation accuracy", "test accuracy", "95 % interval", "test loss"]
     assert [line[0] for line in results.lines] == ["transformer", "mamba", "lstm"]
     half = 4.30265 * 0.0264575 / 3**0.5  # Student's for three seeds, and the deviation of 0.90, 0.95, 0.94
@@ -37,9 +37,9 @@ def test_accuracy_stands_first_with_its_interval_and_the_best_on_top(comparison)
 
 
 def test_the_interval_of_a_share_ends_at_one(comparison, tmp_path):
-    results = sheets_of(comparison)[0]
+    results = tables_of(comparison)[0]
     assert results.lines[0][5] == "[0.9831, 1.0000]"
-    tables.write(comparison, tmp_path)
+    write_tables.write(comparison, tmp_path)
     lines = (tmp_path / "comparison.csv").read_text(encoding="utf-8").splitlines()
     rows = {row["model"]: row for row in csv.DictReader(lines)}
     assert float(rows["transformer"]["test_accuracy_high"]) == 1.0
@@ -67,11 +67,11 @@ def test_rows_and_differences_stand_with_those_of_the_same_examples():
 
 
 def test_chance_is_named_once(comparison):
-    text = tables.markdown(comparison)
+    text = write_tables.markdown(comparison)
     assert text.count("(chance): 0.00024.") == 1
-    assert "(chance): 0.00024." in tables.latex(comparison)
+    assert "(chance): 0.00024." in write_tables.latex(comparison)
     assert "(chance): 0.00024." in payload(comparison)["note"]
-    assert "chance)" not in tables.markdown(compare(first_comparison((1,))))
+    assert "chance)" not in write_tables.markdown(compare(first_comparison((1,))))
 
 
 @pytest.mark.parametrize(

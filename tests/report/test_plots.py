@@ -31,7 +31,7 @@ from seqlab.report.plots.bands import Band, band, bands, loss_by_position, thin
 from seqlab.report.plots.choices import best_of_models, pareto_front, prominent, sweeps
 from seqlab.report.plots.drawing import limits, plain, shortened
 from seqlab.report.plots.style import COLOURS, OTHERS, architecture, colours, styles
-from seqlab.report.sheets import sheets_of
+from seqlab.report.tables import tables_of as sheets_of
 from support import CONF
 
 HOSTILE = [

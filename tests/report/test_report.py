@@ -11,15 +11,15 @@ from made_runs import MODELS, first_comparison, grid_sweep, made_run
 
 from seqlab.errors import UserError
 from seqlab.report import page as report_page
-from seqlab.report import tables
+from seqlab.report import write_tables as tables
 from seqlab.report.compare import compare
-from seqlab.report.figures import NONE
+from seqlab.report.formats import NONE
 from seqlab.report.groups import flatten
 from seqlab.report.page.cells import sort_key
 from seqlab.report.page.payload import as_text, payload
 from seqlab.report.runs import Skipped
-from seqlab.report.sheets import sheets_of
 from seqlab.report.statistics import INTERVAL
+from seqlab.report.tables import tables_of as sheets_of
 
 pytest.importorskip("plotly")
 

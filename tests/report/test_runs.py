@@ -114,6 +114,8 @@ def metrics(folder: Path) -> str:
     return (folder / "metrics.jsonl").read_text()
 
 
+NO_LOSS = "damaged: summary.json: test.loss is null, not a valid number"
+
 # Each kind of damage: what is done to a good run's folder, and what the list must say of it.
 DAMAGE = {
     "summary cut": (lambda f: damage(f, "summary.json", (f / "summary.json").read_text()[:200]), "damaged: summary"),
@@ -140,8 +142,14 @@ DAMAGE = {
     "state text": (lambda f: change(f, state_bytes="big"), "damaged: summary.json: state_bytes"),
     "test a list": (lambda f: change(f, test=[2.0]), "damaged: summary.json: test"),
     "test text": (lambda f: change(f, test={"loss": "low"}), "damaged: summary.json: test"),
-    "test null": (lambda f: change(f, test={"loss": None}), "the test loss is not a number"),
-    "test infinite": (lambda f: change(f, test={"loss": float("inf")}), "the test loss is not a number"),
+    "test null": (
+        lambda f: change(f, test={"loss": None}),
+        "damaged: summary.json: test.loss is null, not a valid number",
+    ),
+    "test infinite": (
+        lambda f: change(f, test={"loss": float("inf")}),
+        "damaged: summary.json: test.loss is null, not a valid number",
+    ),
     "validation gone": (lambda f: change(f, best_validation=None), "damaged: summary.json: best_validation"),
     "positions text": (lambda f: change(f, test_loss_by_position=["a"]), "test_loss_by_position"),
     "config cut": (lambda f: damage(f, "config.yaml", "name: mamba\nmodel: {a: "), "damaged: config.yaml"),

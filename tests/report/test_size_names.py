@@ -6,8 +6,8 @@ import pytest
 import yaml
 from made_runs import made_run
 
-from seqlab.report import size_names
-from seqlab.report.groups import group
+from seqlab.report import groups
+from seqlab.report.groups import group, named_sizes, size_name
 from seqlab.report.runs import Run
 from support import CONF, compose_config, options
 
@@ -24,9 +24,9 @@ def labels(*runs: Run) -> set[str]:
 
 
 def test_a_size_is_named_and_its_numbers_stay_among_the_settings():
-    groups = group([sized(name, seed=seed) for name in ("small", "large") for seed in (1, 2)])
-    assert {one.label for one in groups} == {"mamba, size=small", "mamba, size=large"}
-    assert {one.settings["size.d_model"] for one in groups} == {256, 768}
+    found = group([sized(name, seed=seed) for name in ("small", "large") for seed in (1, 2)])
+    assert {one.label for one in found} == {"mamba, size=small", "mamba, size=large"}
+    assert {one.settings["size.d_model"] for one in found} == {256, 768}
 
 
 def test_what_else_varies_stays_in_the_label():
@@ -50,21 +50,21 @@ def test_numbers_that_an_experiment_sets_are_not_of_the_size_that_was_chosen():
     numbers = dict(compose_config("experiment=induction_heads").size)
     experiment = made_run(**{f"size.{key}": value for key, value in numbers.items()})
     assert numbers != SIZES["tiny"]
-    assert size_names.size_name(experiment) is None
-    assert size_names.size_name(sized("tiny")) == "tiny"
+    assert size_name(experiment) is None
+    assert size_name(sized("tiny")) == "tiny"
 
 
 def test_a_run_that_says_nothing_of_its_size_has_no_name():
     run = sized("small")
     del run.config["size"]
-    assert size_names.size_name(run) is None
+    assert size_name(run) is None
 
 
 def test_every_size_is_another():
-    assert {name for name, _ in size_names.named_sizes(size_names.FOLDER)} == set(options("size"))
-    assert all(size_names.size_name(sized(name)) == name for name in SIZES)
+    assert set(named_sizes(groups.SIZES)) == set(options("size"))
+    assert all(size_name(sized(name)) == name for name in SIZES)
 
 
 def test_without_the_files_there_are_no_names(monkeypatch, tmp_path):
-    monkeypatch.setattr(size_names, "FOLDER", Path(tmp_path))
+    monkeypatch.setattr(groups, "SIZES", Path(tmp_path))
     assert all("d_model=" in label for label in labels(sized("small"), sized("large")))

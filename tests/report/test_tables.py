@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from run_trees import write_run
-from seqlab.report import figures, tables
+from seqlab.report import formats, print_tables, write_tables
 from seqlab.report.compare import compare
 from seqlab.report.page.payload import payload
 from seqlab.report.runs import read
-from seqlab.report.sheets import sheets_of
 from seqlab.report.statistics import Estimate
+from seqlab.report.tables import tables_of
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def comparison(tmp_path):
 
 def shown(comparison, width=250):
     console = Console(width=width, file=StringIO())
-    for part in tables.screen(comparison, width):
+    for part in print_tables.screen(comparison, width):
         console.print(part)
     return console.file.getvalue()
 
@@ -61,8 +61,8 @@ def test_the_screen_shows_every_column_and_what_is_not_alike_first(comparison):
 def test_a_table_wider_than_the_screen_goes_on_below_with_its_names(comparison, width):
     text = shown(comparison, width)
     assert max(map(len, text.splitlines())) <= width
-    (costs,) = (sheet for sheet in sheets_of(comparison) if sheet.title == "synthetic: costs")
-    parts = tables.columns_that_fit(costs, width)
+    (costs,) = (table for table in tables_of(comparison) if table.title == "synthetic: costs")
+    parts = print_tables.columns_that_fit(costs, width)
     assert [i for part in parts for i in part[1:]] == list(range(1, len(costs.headings)))
     assert all(part[0] == 0 for part in parts)
     for cell in ("45.9 M", "4.00 KiB", "446 MiB", "float32"):
@@ -89,7 +89,7 @@ def csv_rows(path):
 
 
 def test_the_csv_files_hold_every_number_in_full(comparison, tmp_path):
-    tables.write(comparison, tmp_path)
+    write_tables.write(comparison, tmp_path)
     rows = {row["model"]: row for row in csv_rows(tmp_path / "comparison.csv")}
     assert set(rows) == {"mamba", "a|b_&%$#{x}~^\\*<i>"}
     mamba = rows["mamba"]
@@ -112,7 +112,7 @@ def test_costs_have_a_spread_over_the_seeds_and_no_interval(tmp_path):
         write_run(tmp_path / "runs" / str(seed), seed=seed, **cost)
     write_run(tmp_path / "runs" / "alone", model="lstm", wall_seconds=30.0)
     comparison = compare(*read([tmp_path / "runs"]))
-    (costs,) = (sheet for sheet in sheets_of(comparison) if sheet.title == "synthetic: costs")
+    (costs,) = (table for table in tables_of(comparison) if table.title == "synthetic: costs")
     lines = {line[0]: dict(zip(costs.headings, line, strict=True)) for line in costs.lines}
     assert lines["mamba"]["wall time"] == "62.0 ± 2.6 s"
     assert lines["mamba"]["tokens/s"] == "200 ± 100 k"
@@ -122,7 +122,7 @@ def test_costs_have_a_spread_over_the_seeds_and_no_interval(tmp_path):
     table = payload(comparison)["table"]
     place = table["headings"].index("wall time")
     assert ["62.0 ± 2.6 s", 62.0] in [line["cells"][place] for line in table["rows"]]
-    tables.write(comparison, tmp_path)
+    write_tables.write(comparison, tmp_path)
     row = next(row for row in csv_rows(tmp_path / "comparison.csv") if row["model"] == "mamba")
     assert {name for name in row if name.startswith("wall_seconds")} == {
         f"wall_seconds_{x}" for x in ("mean", "std", "n")
@@ -132,7 +132,7 @@ def test_costs_have_a_spread_over_the_seeds_and_no_interval(tmp_path):
 
 
 def test_markdown_rows_have_as_many_cells_as_headings(comparison):
-    text = tables.markdown(comparison)
+    text = write_tables.markdown(comparison)
     table = []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):
@@ -147,7 +147,7 @@ def test_markdown_rows_have_as_many_cells_as_headings(comparison):
 
 
 def test_latex_rows_have_as_many_cells_as_columns_and_nothing_is_left_unescaped(comparison):
-    text = tables.latex(comparison)
+    text = write_tables.latex(comparison)
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\toprule") >= 3
     columns = None
     for line in text.splitlines():
@@ -179,8 +179,8 @@ def test_latex_rows_have_as_many_cells_as_columns_and_nothing_is_left_unescaped(
 )
 def test_digits_are_those_that_the_interval_supports(mean, half_width, text, interval):
     found = Estimate(mean, half_width / 2, mean - half_width, mean + half_width, 3)
-    assert figures.mean(found) == text
-    assert figures.interval(found) == interval
+    assert formats.mean(found) == text
+    assert formats.interval(found) == interval
 
 
 @pytest.mark.parametrize(
@@ -188,14 +188,14 @@ def test_digits_are_those_that_the_interval_supports(mean, half_width, text, int
 )
 def test_one_seed_has_four_digits_and_no_interval(mean, text):
     found = Estimate(mean, None, None, None, 1)
-    assert figures.mean_and_std(found) == text
-    assert figures.interval(found) == "one seed"
+    assert formats.mean_and_std(found) == text
+    assert formats.interval(found) == "one seed"
 
 
 def test_what_is_not_known_is_a_dash():
-    for text in (figures.mean(None), figures.interval(None), figures.scaled(None), figures.scaled_bytes(None)):
-        assert text == figures.NONE
-    assert figures.duration(None) == figures.NONE
+    for text in (formats.mean(None), formats.interval(None), formats.scaled(None), formats.scaled_bytes(None)):
+        assert text == formats.NONE
+    assert formats.in_unit(None, formats.time_of) == formats.NONE
 
 
 @pytest.mark.parametrize(
@@ -211,41 +211,41 @@ def test_what_is_not_known_is_a_dash():
     ],
 )
 def test_large_numbers_have_prefixes(number, text):
-    assert figures.scaled(number) == text
+    assert formats.scaled(number) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0 B"), (512, "512 B"), (1536, "1.50 KiB"), (2**20, "1.00 MiB"), (3 * 2**40, "3.00 TiB")]
 )
 def test_bytes_have_binary_prefixes(number, text):
-    assert figures.scaled_bytes(number) == text
+    assert formats.scaled_bytes(number) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.05, "0.0500 s"), (1.5, "1.50 s"), (119, "119 s"), (120, "2.00 min"), (7200, "2.00 h")]
 )
 def test_durations(seconds, text):
-    assert figures.duration(seconds) == text
+    assert formats.in_unit(seconds, formats.time_of) == text
 
 
 @pytest.mark.parametrize(
     ("mean", "std", "unit_of", "text"),
     [
-        (42.71, 1.26, figures.time_of, "42.7 ± 1.3 s"),
-        (42.71, 0.04, figures.time_of, "42.7 s"),
-        (170.0, 12.0, figures.time_of, "2.83 ± 0.20 min"),
-        (115_000, 3_210, figures.prefix_of, "115 ± 3 k"),
-        (5.0, 0.0, figures.prefix_of, "5"),
-        (2.5 * 2**30, 0.125 * 2**30, figures.bytes_of, "2.50 ± 0.12 GiB"),
-        (42.71, None, figures.time_of, "42.7 s"),
+        (42.71, 1.26, formats.time_of, "42.7 ± 1.3 s"),
+        (42.71, 0.04, formats.time_of, "42.7 s"),
+        (170.0, 12.0, formats.time_of, "2.83 ± 0.20 min"),
+        (115_000, 3_210, formats.prefix_of, "115 ± 3 k"),
+        (5.0, 0.0, formats.prefix_of, "5"),
+        (2.5 * 2**30, 0.125 * 2**30, formats.bytes_of, "2.50 ± 0.12 GiB"),
+        (42.71, None, formats.time_of, "42.7 s"),
     ],
 )
 def test_a_cost_s_spread_is_in_the_unit_and_digits_of_its_mean(mean, std, unit_of, text):
-    assert figures.cost(Estimate(mean, std, None, None, 3), unit_of) == text
+    assert formats.cost(Estimate(mean, std, None, None, 3), unit_of) == text
 
 
 @given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e9))
 def test_rounding_stays_within_a_tenth_of_the_half_width(mean, half_width):
     assume(half_width > 1e-6 * abs(mean))
     found = Estimate(mean, half_width, mean - half_width, mean + half_width, 3)
-    assert abs(float(figures.mean(found)) - found.mean) <= max(0.051 * found.half_width, 0.5 * 10**-8)
+    assert abs(float(formats.mean(found)) - found.mean) <= max(0.051 * found.half_width, 0.5 * 10**-8)

@@ -5,8 +5,8 @@ from typing import ClassVar
 import pytest
 
 from seqlab.errors import UserError
-from seqlab.report.outcomes import outcomes
-from seqlab.runs.targets import are_judged, check_names, check_targets, judged, value_at, verdict
+from seqlab.report.rows import outcomes
+from seqlab.runs.targets import check_names, check_targets, judged, value_at, verdict
 
 SUMMARY = {
     "model": "mamba",
@@ -155,7 +155,6 @@ def test_the_verdict(path, rule, reached, words):
     (target,) = judged({path: rule}, SUMMARY)
     assert target["reached"] is reached
     assert verdict(target) == words
-    assert are_judged([target])
 
 
 def test_no_target_no_verdict():
@@ -183,18 +182,3 @@ def test_over_seeds(values, words):
     assert one.asked == "test.accuracy >= 0.9"
     assert one.values == tuple(value for value in values if value is not None)
     assert one.published == 1.0
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        1,
-        ["x"],
-        [{}],
-        [{"metric": "a", "rule": {"x": 1}, "value": 1, "reached": True}],
-        [{"metric": "a", "rule": {"at_least": 1, "published": "high"}, "value": 1, "reached": True}],
-        [{"metric": "a", "rule": {"at_least": 1, "published": [1]}, "value": 1, "reached": True}],
-    ],
-)
-def test_what_a_damaged_summary_may_hold(value):
-    assert not are_judged(value)

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from seqlab.formatting import counted
-from seqlab.report.difficulty import changes_of
-from seqlab.runs.targets import verdict
+from seqlab.runs.targets import changes_of, verdict
 
 Summary = dict[str, Any]
 

@@ -1,24 +1,56 @@
-"""Comparing at an equal budget by reading the curves where they are. Nothing is ever extrapolated."""
+"""Comparing at an equal budget: of tokens, FLOPs or seconds by reading the curves, of parameters between trained sizes.
 
+Symbols: N parameters. Between two evaluations the loss is read on the straight line; between two sizes of an
+architecture on the straight line over log N, for each seed that both have. Nothing is ever extrapolated.
+"""
+
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from statistics import fmean
 from typing import Literal, get_args
 
 import numpy as np
 
 from seqlab.errors import UserError
-from seqlab.report.figures import scaled
-from seqlab.report.groups import Group
+from seqlab.report.formats import scaled
+from seqlab.report.groups import Group, in_json, with_effect
 from seqlab.report.rows import AtBudget
 from seqlab.report.runs import Run
-from seqlab.report.sizes import AtSize
-from seqlab.report.statistics import estimate
+from seqlab.report.statistics import Estimate, estimate
 
 Axis = Literal["tokens", "flops", "seconds", "params"]
 UNITS = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training", "params": "parameters"}
+
 ROUNDING = 1e-9
 """Relative; a budget that two runs share is not lost to the last bit of a float."""
+
+ALIKE = 0.01
+"""Relative difference in parameters up to which two sizes count as equal."""
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """An architecture at a number of parameters.
+
+    Args:
+        architecture: the models' common name.
+        data: trained on.
+        parameters: the common number, if there is one.
+        between: labels of the sizes that it was read from: one that has that many, or its two neighbours.
+        validation, test: losses over the seeds; ``None`` where they cannot be read.
+        note: why not.
+    """
+
+    architecture: str
+    data: str
+    parameters: float | None
+    between: tuple[str, ...]
+    validation: Estimate | None
+    test: Estimate | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,7 +65,7 @@ class At:
     """
 
     axis: Axis
-    budgets: dict[str, float]
+    budgets: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     sizes: list[AtSize] = field(default_factory=list)
 
@@ -87,24 +119,22 @@ def at_budget(groups: Sequence[Group], axis: Axis, given: float | None) -> tuple
     Raises:
         UserError: no run can be read at the budget that is given.
     """
-    by_data: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        by_data[group.data].append(group)
-    budgets, notes, readings = {}, [], {}
-    for data, same in by_data.items():
+    at, readings = At(axis), {}
+    for data in dict.fromkeys(group.data for group in groups):
+        same = [group for group in groups if group.data == data]
         ends = [x[-1] for group in same for run in group.runs if len(x := points(run, axis)[0])]
         if given is None and not ends:
-            notes.append(f"{data}: no run has validation losses over {UNITS[axis]}")
+            at.notes.append(f"{data}: no run has validation losses over {UNITS[axis]}")
             continue
-        budget = budgets[data] = given if given is not None else float(min(ends))
+        budget = at.budgets[data] = given if given is not None else float(min(ends))
         for group in same:
             reading, missing = read_group(group, axis, budget)
-            notes += missing
+            at.notes.extend(missing)
             if reading is not None:
                 readings[group.data, group.label] = reading
     if given is not None and not readings:
         raise read_by_none(groups, axis, given)
-    return At(axis, budgets, notes), readings
+    return at, readings
 
 
 def read_by_none(groups: Sequence[Group], axis: str, budget: float) -> UserError:
@@ -114,9 +144,7 @@ def read_by_none(groups: Sequence[Group], axis: str, budget: float) -> UserError
     if not known:
         remedy = f"Leave it out, or choose another axis from {', '.join(get_args(Axis))}"
         return UserError("--at", typed, f"no run has validation losses over {UNITS[axis]}", remedy)
-    common, first, last = (
-        float(one) for one in (min(x[-1] for x in known), min(x[0] for x in known), max(x[-1] for x in known))
-    )
+    first, last, common = min(x[0] for x in known), max(x[-1] for x in known), min(x[-1] for x in known)
     rule = f"no run can be read there: they were evaluated from {scaled(first)} to {scaled(last)} {UNITS[axis]}"
     remedy = f"All reach {scaled(common)} ({axis}={common:.6g}), which --at {axis} takes by itself"
     return UserError("--at", typed, rule, remedy)
@@ -132,17 +160,105 @@ def read_group(group: Group, axis: str, budget: float) -> tuple[AtBudget | None,
             values.append(reading)
             continue
         x, _ = points(run, axis)
-        why = (
-            f"evaluated from {scaled(x[0])} to {scaled(x[-1])} {UNITS[axis]}"
-            if len(x)
-            else f"not evaluated over {UNITS[axis]}"
+        extent = f"from {scaled(x[0])} to {scaled(x[-1])} {UNITS[axis]}" if len(x) else ""
+        unread[f"evaluated {extent}" if extent else f"not evaluated over {UNITS[axis]}"].append(
+            str(run.summary["seed"])
         )
-        unread[why].append(str(run.summary["seed"]))
     notes = [
         f"Not at {scaled(budget)} {UNITS[axis]}: {group.label} on {group.data}, seed {', '.join(seeds)}, {why}"
         for why, seeds in unread.items()
     ]
-    if not values:
-        return None, notes
-    losses, bests = zip(*values, strict=True)
-    return AtBudget(estimate(losses), estimate(bests)), notes
+    return (AtBudget(*map(estimate, zip(*values, strict=True))) if values else None), notes
+
+
+def parameters_of(group: Group) -> int:
+    return group.runs[0].summary["parameters"]
+
+
+def losses_of(group: Group, part: str) -> dict[int, float]:
+    """By seed; ``part`` is ``best_validation`` or ``test``."""
+    return {run.summary["seed"]: run.summary[part]["loss"] for run in group.runs}
+
+
+def at_parameters(groups: Sequence[Group], given: float | None) -> list[AtSize]:
+    """Every architecture at the same number of parameters, for each data set.
+
+    Args:
+        groups: those that are compared.
+        given: the number, or ``None`` for the largest that lies within every architecture that has several sizes.
+
+    Raises:
+        UserError: no architecture can be read at the number that is given.
+    """
+    found = []
+    for data in dict.fromkeys(group.data for group in groups):
+        families = architectures([group for group in groups if group.data == data])
+        largest_common = min((parameters_of(family[-1]) for family in families if len(family) > 1), default=None)
+        found += [read_architecture(family, largest_common if given is None else given) for family in families]
+    if given is not None and all(one.test is None for one in found):
+        notes = "; ".join(f"{one.architecture}, {one.note}" for one in found[:3]) + ("; ..." if len(found) > 3 else "")
+        remedy = "Give a number that lies between trained sizes, or --at params for the largest that all have"
+        raise UserError("--at", f"params={given:g}", f"no architecture can be read there: {notes}", remedy)
+    return found
+
+
+def architectures(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups of one architecture by size; of several with the same size the one that validation prefers."""
+    by_key: dict[str, dict[int, Group]] = defaultdict(dict)
+    for group in groups:
+        sizes, size = by_key[architecture_key(group)], parameters_of(group)
+        candidates = [sizes[size], group] if size in sizes else [group]
+        sizes[size] = min(candidates, key=lambda one: fmean(losses_of(one, "best_validation").values()))
+    return [[sizes[n] for n in sorted(sizes)] for sizes in by_key.values()]
+
+
+def architecture_key(group: Group) -> str:
+    """Equal for groups whose models differ in sizes alone, with the same data, training and precision."""
+    run = group.runs[0]
+    flat = {
+        key: value
+        for key, value in with_effect(run.config).items()
+        if not key.startswith("model.") or isinstance(value, bool) or not isinstance(value, int | float)
+    }
+    facts = [run.summary.get(name) for name in ("data", "data_fingerprint", "device")]
+    return in_json([facts, sorted(flat.items())])
+
+
+def name_of(family: Sequence[Group]) -> str:
+    """The words that the names of an architecture's sizes begin with, or all the names."""
+    models = dict.fromkeys(group.model for group in family)
+    words = [set(words) for words in zip(*(model.split("_") for model in models), strict=False)]
+    common = takewhile(lambda different: len(different) == 1, words)
+    return "_".join(word for (word,) in common) or " / ".join(models)
+
+
+def read_architecture(family: Sequence[Group], target: float | None) -> AtSize:
+    """One architecture, its sizes in ascending order, at a number of parameters, or why it cannot be read there."""
+
+    def unread(note: str) -> AtSize:
+        return AtSize(name_of(family), family[0].data, target, (), None, None, note)
+
+    sizes = list(map(parameters_of, family))
+    nearest = min(family, key=lambda group: abs(parameters_of(group) - (target or 0)))
+    if target is not None and abs(parameters_of(nearest) - target) <= ALIKE * target:
+        low, high, weight = nearest, nearest, 1.0
+    elif target is None or len(family) == 1:
+        return unread(f"one size only: {sizes[0]:,} parameters")
+    elif not sizes[0] <= target <= sizes[-1]:
+        return unread(f"its sizes go from {sizes[0]:,} to {sizes[-1]:,} parameters, and nothing is extrapolated")
+    else:
+        above = next(i for i, size in enumerate(sizes) if size > target)
+        low, high = family[above - 1], family[above]
+        weight = math.log(target / sizes[above - 1]) / math.log(sizes[above] / sizes[above - 1])
+    if not set(low.seeds) & set(high.seeds):
+        return unread(f"{low.label} and {high.label} have no seed in common")
+    losses = [estimate_between(low, high, weight, part) for part in ("best_validation", "test")]
+    return AtSize(name_of(family), family[0].data, target, tuple(dict.fromkeys((low.label, high.label))), *losses)
+
+
+def estimate_between(low: Group, high: Group, weight: float, part: str) -> Estimate:
+    """The loss over the seeds that two sizes have in common; ``weight`` is that of the second."""
+    first, second = losses_of(low, part), losses_of(high, part)
+    return estimate(
+        [(1 - weight) * first[seed] + weight * second[seed] for seed in sorted(first.keys() & second.keys())]
+    )

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from seqlab.report.budgets import UNITS, At, Axis, at_budget, read_at
-from seqlab.report.figures import scaled
-from seqlab.report.grids import headline, in_order
-from seqlab.report.groups import Group, group, in_json, repeated, with_effect
+from seqlab.formatting import counted
+from seqlab.report.budgets import UNITS, At, Axis, at_budget, at_parameters, read_at
+from seqlab.report.formats import scaled
+from seqlab.report.grids import headline
+from seqlab.report.groups import Group, group, in_json, in_order, with_effect
 from seqlab.report.rows import Row, device_of, row_of
 from seqlab.report.runs import Run, Skipped
-from seqlab.report.sizes import at_parameters
 from seqlab.report.statistics import Estimate, estimate
 
 MOST_IN_PAIRS = 20
@@ -82,22 +82,27 @@ def compare(
         at: axis, and budget or ``None`` for the largest common one.
     """
     groups = group(runs)
-    readings = {}
-    budget = None
+    budget, readings = None, {}
     if at is not None and at[0] == "params":
-        budget = At("params", {}, sizes=at_parameters(groups, at[1]))
+        budget = At("params", sizes=at_parameters(groups, at[1]))
     elif at is not None:
         budget, readings = at_budget(groups, *at)
     left_out = unfinished_seeds(skipped)
     rows = [row_of(one, readings.get((one.data, one.label)), seeds_left_out(one, left_out)) for one in groups]
-    metrics = headlines(rows)
-    contents = places_of_contents(groups)
-    rows.sort(key=lambda row: (contents[content_of(row.group)], *row_order(row, metrics[row.group.data])))
-    older = [
-        Skipped(run.folder, f"seed {run.summary['seed']} again: {newer.folder} is newer")
-        for run, newer in repeated(runs)
+    metrics, places = headlines(rows), places_of_contents(groups)
+
+    def place(row: Row) -> tuple[Any, ...]:
+        at_loss = row.at.loss.mean if row.at is not None else float("inf")
+        return places[content_of(row.group)], at_loss, *validation_order(row, metrics), row.group.label
+
+    rows.sort(key=place)
+    repeated = [
+        Skipped(older.folder, f"seed {older.summary['seed']} again: {newer.folder} is newer")
+        for one in groups
+        for older, newer in one.repeated
     ]
-    return Comparison(groups, rows, [*skipped, *older], differences_of(rows, budget), mismatches_of(groups), budget)
+    differences = differences_of(rows, metrics, budget)
+    return Comparison(groups, rows, [*skipped, *repeated], differences, mismatches_of(groups), budget)
 
 
 def headlines(rows: Sequence[Row]) -> dict[str, str]:
@@ -117,17 +122,13 @@ def places_of_contents(groups: Sequence[Group]) -> dict[tuple[str, Any], int]:
     for one in groups:
         values = [in_order(value) for key, value in one.settings.items() if key.startswith("data.")]
         settings[content_of(one)] = min(settings.get(content_of(one), values), values)
-    places = sorted(settings, key=lambda content: (content[0], settings[content], str(content[1])))
-    return {content: place for place, content in enumerate(places)}
+    ordered = sorted(settings, key=lambda content: (content[0], settings[content], str(content[1])))
+    return {content: place for place, content in enumerate(ordered)}
 
 
-def row_order(row: Row, metric: str) -> tuple[Any, ...]:
-    at_loss = row.at.loss.mean if row.at is not None else float("inf")
-    return at_loss, *validation_order(row, metric), row.group.label
-
-
-def validation_order(row: Row, metric: str) -> tuple[float, float]:
+def validation_order(row: Row, metrics: dict[str, str]) -> tuple[float, float]:
     """Less for what validation prefers; between equals in the metric the loss decides."""
+    metric = metrics[row.group.data]
     judged, loss = row.validation.get(metric), row.validation["loss"].mean
     return (loss if metric == "loss" else float("inf") if judged is None else -judged.mean), loss
 
@@ -148,28 +149,21 @@ def unfinished_seeds(skipped: Iterable[Skipped]) -> dict[str, dict[int, str]]:
 
 def seeds_left_out(group: Group, unfinished: dict[str, dict[int, str]]) -> list[str]:
     """The seeds of a group that never completed."""
-    if not unfinished:
-        return []
-    seeds = unfinished.get(config_key(group.runs[0]), {})
+    seeds = unfinished.get(config_key(group.runs[0]), {}) if unfinished else {}
     return [f"seed {seed} {why}" for seed, why in sorted(seeds.items()) if seed not in group.seeds]
 
 
-def differences_of(rows: Sequence[Row], at: At | None) -> list[Difference]:
+def differences_of(rows: Sequence[Row], metrics: dict[str, str], at: At | None) -> list[Difference]:
     """Paired differences between groups of the same data with a seed in common: on test, and at the budget."""
-    metrics = headlines(rows)
-    by_data: dict[tuple[str, Any], list[Row]] = defaultdict(list)
+    by_content: dict[tuple[str, Any], list[Row]] = defaultdict(list)
     for row in rows:
-        by_data[content_of(row.group)].append(row)
+        by_content[content_of(row.group)].append(row)
     found: list[Difference | None] = []
-    for (data, _), same in by_data.items():
+    for (data, _), same in by_content.items():
         metric = metrics[data]
-        groups = [row.group for row in sorted(same, key=lambda row: validation_order(row, metric))]
-        pairs = list(combinations(groups, 2))
-        if len(groups) > MOST_IN_PAIRS:
-            pairs = [(groups[0], other) for other in groups[1:]]
-        found += [
-            difference(*pair, f"test {metric}", test_value(metric), more_is_better=metric != "loss") for pair in pairs
-        ]
+        best, *others = groups = [row.group for row in sorted(same, key=lambda row: validation_order(row, metrics))]
+        pairs = list(combinations(groups, 2)) if len(groups) <= MOST_IN_PAIRS else [(best, other) for other in others]
+        found += [difference(*pair, f"test {metric}", test_value(metric), metric != "loss") for pair in pairs]
         if at is not None and data in at.budgets:
             name = f"validation loss at {scaled(at.budgets[data])} {UNITS[at.axis]}"
             found += [difference(*pair, name, loss_at(at.axis, at.budgets[data])) for pair in pairs]
@@ -181,25 +175,21 @@ def test_value(metric: str) -> Callable[[Run], float | None]:
 
 
 def loss_at(axis: str, budget: float) -> Callable[[Run], float | None]:
-    def read(run: Run) -> float | None:
-        reading = read_at(run, axis, budget)
-        return None if reading is None else reading[0]
-
-    return read
+    return lambda run: None if (reading := read_at(run, axis, budget)) is None else reading[0]
 
 
 def difference(
-    first: Group, second: Group, metric: str, value: Callable[[Run], float | None], *, more_is_better: bool = False
+    first: Group, second: Group, metric: str, value_of: Callable[[Run], float | None], more_is_better: bool = False
 ) -> Difference | None:
     """Two groups on the seeds that both have a value for, ``None`` without such a seed."""
-    values = [
-        {run.summary["seed"]: found for run in one.runs if (found := value(run)) is not None} for one in (first, second)
-    ]
-    seeds = tuple(sorted(set(values[0]) & set(values[1])))
+    one, other = (
+        {run.summary["seed"]: value for run in group.runs if (value := value_of(run)) is not None}
+        for group in (first, second)
+    )
+    seeds = tuple(sorted(one.keys() & other.keys()))
     if not seeds:
         return None
-    found = estimate([values[1][seed] - values[0][seed] for seed in seeds])
-    return Difference(first, second, metric, seeds, found, more_is_better)
+    return Difference(first, second, metric, seeds, estimate([other[s] - one[s] for s in seeds]), more_is_better)
 
 
 CONTENT, SPLIT = "data content (fingerprint)", "split and windows"
@@ -226,16 +216,12 @@ def mismatches_of(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str
         found["data"] = [(data, [one.label for one in same]) for data, same in by_data.items()]
     for data, same in by_data.items():
         differing = {name: holders for name, fact in FACTS.items() if len(holders := holders_of(same, fact)) > 1}
-        if alike(differing.get(CONTENT), differing.get(SPLIT)):
+        parts = [sorted(differing[name].values()) for name in (CONTENT, SPLIT) if name in differing]
+        if len(parts) == 2 and parts[0] == parts[1]:
             del differing[CONTENT]  # a line of marks that says what the next says in words
         for name, holders in differing.items():
             found[name if len(by_data) == 1 else f"{name} of {data}"] = list(holders.items())
     return found
-
-
-def alike(first: dict[str, list[str]] | None, second: dict[str, list[str]] | None) -> bool:
-    """Whether two facts divide the same runs in the same way."""
-    return first is not None and second is not None and sorted(first.values()) == sorted(second.values())
 
 
 def holders_of(groups: Sequence[Group], fact: Callable[[Run], str]) -> dict[str, list[str]]:
@@ -248,3 +234,25 @@ def holders_of(groups: Sequence[Group], fact: Callable[[Run], str]) -> dict[str,
         for value, some in seeds.items():
             holders[value].append(one.label if len(seeds) == 1 else f"{one.label} (seed {', '.join(some)})")
     return dict(sorted(holders.items(), key=lambda item: -len(item[1])))
+
+
+def warnings_of(comparison: Comparison) -> list[str]:
+    """What stands above the tables: a line for each thing that is not alike, and what cannot be read at the budget."""
+    return mismatches_in_words(comparison) + ([] if comparison.at is None else comparison.at.notes)
+
+
+def mismatches_in_words(comparison: Comparison, most: int = 8) -> list[str]:
+    """A line for each thing in which runs side by side differ: the values, and who has which."""
+    lines = []
+    for name, holders in comparison.mismatches.items():
+        each = max(2, 12 // len(holders))
+        values = "; ".join(f"{value}: {first_labels(labels, each)}" for value, labels in holders[:most])
+        rest = f"; and {counted(len(holders) - most, 'more value')}" if len(holders) > most else ""
+        lines.append(f"Not alike: {name}. {values}{rest}")
+    return lines
+
+
+def first_labels(labels: Sequence[str], most: int) -> str:
+    """Labels, which have commas themselves, in a row; of many the first."""
+    rest = len(labels) - most
+    return " / ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")

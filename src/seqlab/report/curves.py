@@ -40,25 +40,29 @@ def read_curves(content: bytes) -> dict[str, Curve]:
     Raises:
         Damaged: a line is no such object.
     """
-    lines = select_lines(content) if len(content) > 2 * POINTS * HEAD else content.splitlines()
-    return to_curves(parse(lines))
+    by_split: dict[str, list[dict[str, Any]]] = {}
+    for record in parse(select_lines(content) if len(content) > 2 * POINTS * HEAD else content.splitlines()):
+        split = record.get("split")
+        if not isinstance(split, str) or record.get("step") is None:
+            raise Damaged("a record has no step and split")
+        by_split.setdefault(split, []).append(record)
+    return {split: to_arrays(records) for split, records in by_split.items()}
 
 
 def select_lines(content: bytes) -> list[bytes]:
     """The lines of a long file, of those of training only as many as are kept, the last among them."""
     content = content if content.endswith(b"\n") else content + b"\n"
-    if len(content) - content.rfind(b"\n", 0, -1) <= HEAD:
-        content += b" " * HEAD  # so that there are as many bytes after the last line's beginning
     characters = np.frombuffer(content, dtype=np.uint8)
     ends = np.flatnonzero(characters == ord("\n"))  # (lines,)
-    starts = np.concatenate([[0], ends[:-1] + 1])  # (lines,)
-    bad = np.flatnonzero((characters[starts] != ord("{")) | (characters[ends - 1] != ord("}")))
-    heads = sliding_window_view(characters, HEAD)[starts].view(f"S{HEAD}")[:, 0]  # (lines,)
-    train = np.flatnonzero(np.strings.find(heads, TRAIN) >= 0)
-    size = max(1, len(train) // POINTS)
+    starts = np.append(0, ends[:-1] + 1)  # (lines,)
+    complete = (characters[starts] == ord("{")) & (characters[ends - 1] == ord("}"))
+    windows = sliding_window_view(characters, HEAD)
+    heads = windows[np.minimum(starts, len(windows) - 1)].view(f"S{HEAD}")[:, 0]  # (lines,)
+    train = np.flatnonzero(complete & (np.strings.find(heads, TRAIN) >= 0))
+    distance = max(1, len(train) // POINTS)
     wanted = np.ones(len(ends), dtype=bool)
     wanted[train] = False
-    wanted[train[size - 1 :: size]] = wanted[train[-1:]] = wanted[bad] = True
+    wanted[train[distance - 1 :: distance]] = wanted[train[-1:]] = True
     return [content[start:end] for start, end in zip(starts[wanted].tolist(), ends[wanted].tolist(), strict=True)]
 
 
@@ -80,31 +84,18 @@ def parse_line(line: bytes) -> Any:
         raise Damaged(f"a line is no record: {line[:40]!r}") from None
 
 
-def to_curves(records: list[dict[str, Any]]) -> dict[str, Curve]:
-    """Records as arrays by split and column."""
-    by_split: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        split = record.get("split")
-        if not isinstance(split, str) or record.get("step") is None:
-            raise Damaged("a record has no step and split")
-        by_split.setdefault(split, []).append(record)
-    return {split: to_arrays(rows) for split, rows in by_split.items()}
-
-
-def to_arrays(rows: list[dict[str, Any]]) -> Curve:
-    """The numbers among the records' values, by column, in the order of the steps."""
-    forms = dict.fromkeys(map(tuple, rows))  # nearly always one: the keys of the first record
-    names = [name for name in dict.fromkeys(chain.from_iterable(forms)) if name != "split"]
-    values = [row.get(name) for name in names for row in rows]
+def to_arrays(records: list[dict[str, Any]]) -> Curve:
+    """The numbers of one split's records, by column, in the order of the steps."""
+    key_orders = dict.fromkeys(map(tuple, records))  # nearly always one: the keys of the first record
+    names = [name for name in dict.fromkeys(chain.from_iterable(key_orders)) if name != "split"]
+    values = [record.get(name) for name in names for record in records]
     if not set(map(type, values)) <= {int, float, NoneType}:
         wrong = next(i for i, value in enumerate(values) if type(value) not in (int, float, NoneType))
-        raise Damaged(f"{names[wrong // len(rows)]} is no number in a record")
-    table = np.array(values, dtype=np.float64).reshape(len(names), len(rows))  # null becomes not a number
+        raise Damaged(f"{names[wrong // len(records)]} is no number in a record")
+    table = np.array(values, dtype=np.float64).reshape(len(names), len(records))  # null becomes not a number
     arrays = dict(zip(names, table, strict=True))
-    if (arrays["step"][1:] >= arrays["step"][:-1]).all():
-        return arrays
     order = np.argsort(arrays["step"], kind="stable")
-    return {name: values[order] for name, values in arrays.items()}
+    return {name: column[order] for name, column in arrays.items()}
 
 
 def is_number(value: Any) -> bool:

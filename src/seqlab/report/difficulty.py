@@ -2,13 +2,11 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from seqlab.report.statistics import Estimate, estimate_of_shares
-
-SLICES, FURTHER = "by ", "at "
-"""What titles begin with."""
+from seqlab.runs.targets import changes_of
 
 Curve = dict[str, Estimate]
 """By value of the difficulty, as text and in ascending order, accuracy over the seeds."""
@@ -18,32 +16,24 @@ def accuracies(summaries: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     """What the runs of one group reached at each difficulty, by title: ``by distance``, ``at length``."""
     seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for summary in summaries:
-        for title, values in accuracies_of(summary).items():
-            for value, accuracy in values.items():
-                seen[title][value].append(accuracy)
-    return {title: {value: estimate_of_shares(seen[title][value]) for value in in_order(seen[title])} for title in seen}
+        for name, values in (summary.get("test_slices") or {}).items():
+            for value, row in values.items():
+                seen[f"by {name}"][value].append(row.get("accuracy"))
+        for name, row in (summary.get("further_tests") or {}).items():
+            key, value = changes_of(name)
+            seen[f"at {key}"][value].append(row.get("accuracy"))
+    curves = {
+        title: {
+            value: estimate_of_shares(measured)
+            for value in in_order(values)
+            if (measured := [accuracy for accuracy in values[value] if accuracy is not None])
+        }
+        for title, values in seen.items()
+    }
+    return {title: curve for title, curve in curves.items() if curve}
 
 
-def accuracies_of(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """One run's accuracies by title and value; whatever was not measured is left out."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for name, values in (summary.get("test_slices") or {}).items():
-        for value, row in values.items():
-            found[f"{SLICES}{name}"][value] = row.get("accuracy")
-    for name, row in (summary.get("further_tests") or {}).items():
-        key, value = changes_of(name)
-        found[f"{FURTHER}{key}"][value] = row.get("accuracy")
-    measured = {title: {v: a for v, a in values.items() if a is not None} for title, values in found.items()}
-    return {title: values for title, values in measured.items() if values}
-
-
-def changes_of(name: str) -> tuple[str, str]:
-    """What a further test changes and to what: ``length=512,pairs=64`` is ``length, pairs`` and ``512, 64``."""
-    changes = [change.partition("=") for change in name.split(",")]
-    return ", ".join(key for key, _, _ in changes), ", ".join(value or key for key, _, value in changes)
-
-
-def in_order(values: Sequence[str]) -> list[str]:
+def in_order(values: Iterable[str]) -> list[str]:
     """Values in ascending order, each compared number by number; those that are no numbers last."""
     return sorted(values, key=lambda value: (numbers_of(value) is None, numbers_of(value) or (), value))
 
@@ -63,12 +53,12 @@ def titles(curves: Sequence[dict[str, Curve]]) -> dict[str, list[str]]:
     Slices are left out where no group has several, for a single one is the whole test split again; a single further
     test is not.
     """
-    found: dict[str, set[str]] = defaultdict(set)
+    values: dict[str, set[str]] = defaultdict(set)
     for by_title in curves:
         for title, curve in by_title.items():
-            found[title] |= set(curve)
+            values[title] |= set(curve)
     return {
-        title: in_order(list(values))
-        for title, values in found.items()
-        if title.startswith(FURTHER) or any(len(curve.get(title, {})) > 1 for curve in curves)
+        title: in_order(values[title])
+        for title in values
+        if title.startswith("at ") or any(len(curve.get(title, {})) > 1 for curve in curves)
     }

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqlab.report.curves import is_number
-from seqlab.report.figures import NONE
-from seqlab.report.groups import FINGERPRINT, Group, flatten, in_json, in_short, short_names
+from seqlab.report.formats import NONE
+from seqlab.report.groups import FINGERPRINT, Group, flatten, in_json, in_order, in_short, short_names
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
 from seqlab.runs.targets import Rule
@@ -67,15 +67,10 @@ def headline(rows: Sequence[Row]) -> str:
     return "accuracy" if rows and all("accuracy" in row.test for row in rows) else "loss"
 
 
-def in_order(value: Any) -> tuple[int, float, str]:
-    return (0, value, "") if is_number(value) else (1, 0.0, str(value))
-
-
 def importance(key: str) -> int:
     """A dotted key's place among the parameters with a name of their own."""
-    names = list(PARAMETERS)
-    name = key.split(".")[-1]
-    return names.index(name) if name in names else len(names)
+    names = [*PARAMETERS, name := key.split(".")[-1]]
+    return names.index(name)
 
 
 def grid_of(groups: Sequence[Group]) -> Grid | None:
@@ -91,8 +86,8 @@ def grid_of(groups: Sequence[Group]) -> Grid | None:
         return None
     flats = [flatten(group.runs[0].config) for group in groups]
     titles = titles_of(data_keys, flats)
-    found = (grid_over(groups, size, [flat.get(size) for flat in flats], titles, data_keys) for size in sizes)
-    return next((grid for grid in found if grid is not None), None)
+    candidates = (grid_over(groups, size, [flat.get(size) for flat in flats], titles, data_keys) for size in sizes)
+    return next(filter(None, candidates), None)
 
 
 def titles_of(keys: Sequence[str], flats: Sequence[dict[str, Any]]) -> list[str]:
@@ -115,30 +110,26 @@ def grid_over(
     for group, value, title in zip(groups, sizes, titles, strict=True):
         if is_number(value):
             places[group.model][title, value].append(group)
-    single = {model: all(len(same) == 1 for same in points.values()) for model, points in places.items()}
-    models = {model: {place: same[0] for place, same in places[model].items()} for model in places if single[model]}
+    models = {
+        model: {place: same[0] for place, same in points.items()}
+        for model, points in places.items()
+        if all(len(same) == 1 for same in points.values())
+    }
     if not any(crosses(points) for points in models.values()):
         return None
-    drawn = [group for points in models.values() for group in points.values()]
-    shown = {title for points in models.values() for title, _ in points}
-    keys = dict.fromkeys(key for group in drawn for key in group.settings)
+    examples = {title: group for points in models.values() for (title, _), group in points.items()}
+    flats = {title: flatten(group.runs[0].config) for title, group in examples.items()}
+    keys = dict.fromkeys(key for points in models.values() for group in points.values() for key in group.settings)
     names = short_names(list(keys))
-    examples = {title: group for group, title in zip(groups, titles, strict=True)}
     return Grid(
         data=groups[0].data,
         parameter=names[size],
-        titles=in_order_of_data({title: examples[title] for title in shown}, data_keys),
+        titles=tuple(sorted(flats, key=lambda title: [in_order(flats[title].get(key)) for key in data_keys])),
         sizes=tuple(sorted({value for points in models.values() for _, value in points})),
         models=models,
         follows=tuple(names[key] for key in keys if key not in (size, FINGERPRINT, *data_keys)),
-        left_out=tuple(model for model in places if not single[model]),
+        left_out=tuple(model for model in places if model not in models),
     )
-
-
-def in_order_of_data(examples: dict[str, Group], keys: Sequence[str]) -> tuple[str, ...]:
-    """The titles of data settings, each with a group that has it, by their numbers: length 64 before length 128."""
-    flats = {title: flatten(group.runs[0].config) for title, group in examples.items()}
-    return tuple(sorted(flats, key=lambda title: [in_order(flats[title].get(key)) for key in keys]))
 
 
 def crosses(points: Points) -> bool:
@@ -148,7 +139,7 @@ def crosses(points: Points) -> bool:
 
 
 def bounds_of(grid: Grid, metric: str) -> dict[float, tuple[str, ...]]:
-    """The figures that an experiment wants at every place of a grid, with the models that are to reach each.
+    """The values that an experiment is to reach at every place of a grid, with the models that are to reach each.
 
     Args:
         grid: of which.
@@ -170,7 +161,7 @@ def bounds_of(grid: Grid, metric: str) -> dict[float, tuple[str, ...]]:
 
 
 def bounds_for(target: dict[str, Any], model: str, metric: str) -> list[float]:
-    """The bounds that a judged target sets for a model's metric of the test split; none for a published figure."""
+    """The bounds that a judged target sets for a model's metric of the test split; a published figure is none."""
     rule = Rule(**target["rule"])
     if target["metric"] != f"test.{metric}" or (rule.models is not None and model not in rule.models):
         return []

@@ -4,16 +4,15 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from seqlab.config.influence import NOT_COMPARED
-from seqlab.report.configs import BySection
-from seqlab.report.runs import Run
-from seqlab.report.size_names import by_size_name
-from seqlab.report.statistics import Estimate, estimate
+import yaml
 
-__all__ = ["Estimate", "Group", "estimate", "flatten", "group", "repeated"]
+from seqlab.config.influence import NOT_COMPARED
+from seqlab.report.curves import is_number
+from seqlab.report.runs import BySection, Run
 
 SECTIONS = ("data", "model", "trainer")
 """Of a configuration: what a run is built from. Everything else there only feeds these by interpolation."""
@@ -25,6 +24,7 @@ ALIASES = ("size", "optimizer", "schedule")
 
 FINGERPRINT = "fingerprint"
 MOST_IN_LABEL = 4
+SIZES = Path(__file__).parents[3] / "conf" / "size"
 
 FACTS = ("model", "data", "data_fingerprint", "precision", "device")
 """What runs of one group share in their summaries besides the configuration; device is cpu or cuda."""
@@ -42,6 +42,7 @@ class Group:
         data: the data's name.
         settings: flat configuration keys that vary between the groups of the same model and data.
         runs: in the order of their seeds.
+        repeated: runs of the same seeds that do not count, each with the newer one that does.
     """
 
     label: str
@@ -49,6 +50,7 @@ class Group:
     data: str
     settings: dict[str, Any]
     runs: tuple[Run, ...]
+    repeated: tuple[tuple[Run, Run], ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -79,50 +81,46 @@ def section_with_effect(name: str, section: Any) -> Flat:
     }
 
 
-def assign(runs: Sequence[Run]) -> dict[tuple[str, ...], dict[int, list[Run]]]:
-    """Runs by group and seed, those of the same group and seed with the newest first."""
-    said = BySection(lambda name, section: in_json(sorted(section_with_effect(name, section).items())))
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Groups in the order of data, model and settings; of runs with the same group and seed the newest counts."""
+    families: dict[tuple[str, str], list[list[list[Run]]]] = defaultdict(list)
+    for seeds in by_identity(runs):
+        first = seeds[0][0].summary
+        families[first["data"], first["model"]].append(seeds)
+    groups = []
+    for (data, model), family in families.items():
+        examples = [seeds[0][0] for seeds in family]
+        settings = settings_that_vary(examples)
+        labels = labels_of(model, with_size_names(settings, examples))
+        for label, own_settings, seeds in zip(labels, settings, family, strict=True):
+            repeated = tuple((older, newest) for newest, *others in seeds for older in others)
+            groups.append(Group(label, model, data, own_settings, tuple(same[0] for same in seeds), repeated))
+    return sorted(groups, key=lambda one: (one.data, one.model, list(map(in_order, one.settings.values())), one.label))
 
-    def identity(run: Run) -> tuple[str, ...]:
-        """Equal for runs of one group."""
-        facts = in_json([run.summary.get(name) for name in FACTS])
-        return facts, *(said(name, run.config.get(name)) for name in SECTIONS)
 
-    assigned: dict[tuple[str, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
+def by_identity(runs: Sequence[Run]) -> list[list[list[Run]]]:
+    """For each group its runs: a list for each seed in their order, which has more than one where a run was repeated.
+
+    Of those the newest is the first.
+    """
+    text_of = BySection(lambda name, section: in_json(sorted(section_with_effect(name, section).items())))
+    found: dict[tuple[str, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        assigned[identity(run)][run.summary["seed"]].append(run)
-    for seeds in assigned.values():
-        for same in seeds.values():
-            if len(same) > 1:
-                same.sort(key=written, reverse=True)
-    return assigned
+        facts = in_json([run.summary.get(name) for name in FACTS])
+        sections = (text_of(name, run.config.get(name)) for name in SECTIONS)
+        found[facts, *sections][run.summary["seed"]].append(run)
+    return [
+        [sorted(same, key=time_written, reverse=True) if len(same) > 1 else same for _, same in sorted(seeds.items())]
+        for seeds in found.values()
+    ]
 
 
-def written(run: Run) -> tuple[float, str]:
+def time_written(run: Run) -> tuple[float, str]:
     """When a run ended; its folder settles a tie."""
     try:
         return (run.folder / "summary.json").stat().st_mtime, str(run.folder)
     except OSError:
         return 0.0, str(run.folder)
-
-
-def repeated(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs whose group and seed a newer one has too, each with that newer one."""
-    return [(older, same[0]) for seeds in assign(runs).values() for same in seeds.values() for older in same[1:]]
-
-
-def group(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of data, model and settings; of runs with the same group and seed the newest counts."""
-    members = [tuple(seeds[seed][0] for seed in sorted(seeds)) for seeds in assign(runs).values()]
-    families: dict[tuple[str, str], list[tuple[Run, ...]]] = defaultdict(list)
-    for same in members:
-        families[same[0].summary["data"], same[0].summary["model"]].append(same)
-    groups = []
-    for (data, model), family in families.items():
-        settings = settings_that_vary([same[0] for same in family])
-        labels = labels_of(model, by_size_name(settings, [same[0] for same in family]))
-        groups += [Group(*one) for one in zip(labels, repeat(model), repeat(data), settings, family)]
-    return sorted(groups, key=order)
 
 
 def settings_that_vary(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -133,8 +131,8 @@ def settings_that_vary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     flats = [with_effect(run.config) | {"device": run.summary.get("device")} for run in runs]
     if len({run.summary.get("data_fingerprint") for run in runs}) > 1:
         flats = [flat | {FINGERPRINT: run.summary["data_fingerprint"]} for flat, run in zip(flats, runs, strict=True)]
-    fed = [flatten({name: run.config[name] for name in ALIASES if name in run.config}) for run in runs]
-    aliases = {(key.split(".")[-1], in_json(column)): key for key, column in reversed(columns(fed))}
+    feeding = [flatten({name: run.config[name] for name in ALIASES if name in run.config}) for run in runs]
+    aliases = {(key.split(".")[-1], in_json(column)): key for key, column in reversed(columns(feeding))}
     varying = {
         aliases.get((key.split(".")[-1], in_json(column)), key): column
         for key, column in columns(flats)
@@ -142,9 +140,8 @@ def settings_that_vary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     }
     settings = [{key: column[i] for key, column in varying.items()} for i in range(len(runs))]
     without = [{key: value for key, value in one.items() if key != FINGERPRINT} for one in settings]
-    if len(set(map(in_json, without))) == len(settings):  # what was changed tells more than the mark that it left
-        return without
-    return settings
+    distinct = len(set(map(in_json, without))) == len(settings)
+    return without if distinct else settings  # what was changed tells more than the mark that it left
 
 
 def columns(flats: Sequence[Flat]) -> list[tuple[str, list[Any]]]:
@@ -166,6 +163,34 @@ def plain(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**53 else str(value)
     return value if value is None or isinstance(value, bool | float | str) else str(value)
+
+
+def in_order(value: Any) -> tuple[int, float, str]:
+    """What values are sorted by: numbers by size, then everything else by name."""
+    return (0, value, "") if is_number(value) else (1, 0.0, str(value))
+
+
+def size_name(run: Run) -> str | None:
+    """The file in ``conf/size`` that has all of a run's numbers, after whatever changed them; ``None`` if none has."""
+    return next((name for name, numbers in named_sizes(SIZES).items() if numbers == run.config.get("size")), None)
+
+
+@cache
+def named_sizes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every size with its numbers; none where the package is installed without the configuration beside it."""
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))}
+
+
+def with_size_names(settings: Sequence[Flat], runs: Sequence[Run]) -> Sequence[Flat]:
+    """Settings with the size's name in place of its numbers, where every run has a size by name; else as they are."""
+
+    def renamed(one: Flat, name: str) -> Flat:
+        return dict(("size", name) if key.startswith("size.") else (key, value) for key, value in one.items())
+
+    if not any(key.startswith("size.") for one in settings for key in one):
+        return settings
+    names = [size_name(run) for run in runs]
+    return settings if None in names else list(map(renamed, settings, names))
 
 
 def labels_of(model: str, settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -236,9 +261,3 @@ def in_short(value: Any) -> str:
     if isinstance(value, str) and value.startswith(("seqlab.", "torch.")):
         return value.rpartition(".")[2]
     return str(value)
-
-
-def order(one: Group) -> tuple[Any, ...]:
-    """Numbers among the settings by size, everything else by name."""
-    values = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in one.settings.values()]
-    return one.data, one.model, values, one.label

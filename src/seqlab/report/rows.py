@@ -1,16 +1,18 @@
-"""What a comparison says of each group: sizes, costs and results over the seeds."""
+"""What a comparison says of each group: sizes, costs, results and targets over the seeds."""
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seqlab.formatting import counted
 from seqlab.report.difficulty import Curve, accuracies
 from seqlab.report.groups import Group
-from seqlab.report.outcomes import Outcome, outcomes
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate, estimate, estimate_of_shares
+from seqlab.runs.targets import Rule, bounds
 
 COSTS = ("flops", "tokens", "wall_seconds", "further_seconds", "tokens_per_second", "peak_memory_bytes")
 
@@ -26,6 +28,28 @@ class AtBudget:
 
     loss: Estimate
     best: Estimate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One target over the seeds of a group.
+
+    Args:
+        asked: the metric and its bounds in words.
+        values: what each seed that was measured has.
+        published: for comparison, if it is known.
+        verdict: ``reached``, ``missed``, how many seeds did, or why there is none.
+    """
+
+    asked: str
+    values: tuple[float, ...]
+    published: float | None
+    verdict: str
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Of the mean over those seeds; ``None`` without any."""
+        return estimate(self.values) if self.values else None
 
 
 @dataclass(frozen=True)
@@ -75,18 +99,17 @@ class Row:
 def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
     summaries = [run.summary for run in group.runs]
     first = summaries[0]
-    states = {summary.get("state_bytes") for summary in summaries} - {None}
     return Row(
         group=group,
         parameters=first["parameters"],
         parameters_without_embeddings=first["parameters_without_embeddings"],
         active_parameters=first.get("active_parameters") or first["parameters"],
-        state_bytes=max(states, default=None),
+        state_bytes=max({summary.get("state_bytes") for summary in summaries} - {None}, default=None),
         **{name: over_seeds([summary.get(name) for summary in summaries]) for name in COSTS},
         validation=metrics_over_seeds([summary["best_validation"] for summary in summaries]),
         test=metrics_over_seeds([summary["test"] for summary in summaries]),
         scan_backend=distinct(summary.get("scan_backend") for summary in summaries) or None,
-        device=distinct(device_of(run) for run in group.runs),
+        device=distinct(map(device_of, group.runs)),
         precision=distinct(summary.get("precision") for summary in summaries),
         chance=chance_of(first),
         difficulty=accuracies(summaries),
@@ -97,7 +120,7 @@ def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
 
 
 def chance_of(summary: dict[str, Any]) -> float | None:
-    """What a guess would reach; a run from before ``chance`` was a figure of its own says it in words."""
+    """What a guess would reach; a run from before ``chance`` was a value of its own says it in words."""
     if summary.get("chance") is not None:
         return summary["chance"]
     words = re.search(r", chance (\d[\d.]*(?:e-\d+)?)$", summary.get("data_description") or "")
@@ -113,19 +136,38 @@ def distinct(names: Iterable[str | None]) -> str:
     return "; ".join(dict.fromkeys(name for name in names if name))
 
 
-def over_seeds(values: Sequence[Any], estimated: Callable[[Sequence[float]], Estimate] = estimate) -> Estimate | None:
+def over_seeds(values: Iterable[Any], estimated: Callable[[Sequence[float]], Estimate] = estimate) -> Estimate | None:
     """The estimate from those values that are numbers; its ``n`` tells how many those were."""
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     return estimated(numbers) if numbers else None
 
 
 def metrics_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
-    """An estimate for each metric that any of the runs has as a number, the loss first."""
-    names = dict.fromkeys(["loss", *(name for one in metrics for name in one)])
-    estimates = {name: metric_over_seeds(name, [one.get(name) for one in metrics]) for name in names}
+    """An estimate for each metric that any of the runs has as a number, the loss first; an accuracy is a share."""
+    estimates = {}
+    for name in dict.fromkeys(["loss", *(name for one in metrics for name in one)]):
+        estimated = estimate_of_shares if name.endswith("accuracy") else estimate
+        estimates[name] = over_seeds([one.get(name) for one in metrics], estimated)
     return {name: value for name, value in estimates.items() if value is not None}
 
 
-def metric_over_seeds(name: str, values: Sequence[Any]) -> Estimate | None:
-    """``over_seeds`` of one metric; an accuracy is a share."""
-    return over_seeds(values, estimate_of_shares if name.endswith("accuracy") else estimate)
+def outcomes(summaries: Sequence[dict[str, Any]]) -> list[Outcome]:
+    """Every target that any of a group's runs was held against."""
+    by_words: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for summary in summaries:
+        for target in summary.get("targets") or []:
+            by_words[bounds(target)].append(target)
+    return [outcome(asked, targets) for asked, targets in by_words.items()]
+
+
+def outcome(asked: str, targets: Sequence[dict[str, Any]]) -> Outcome:
+    """The same target of several seeds."""
+    values = tuple(target["value"] for target in targets if target["value"] is not None)
+    verdicts = [target["reached"] for target in targets if target["reached"] is not None]
+    if not verdicts:
+        verdict = "no verdict" if values else "not measured"
+    elif len(set(verdicts)) == 1 and len(verdicts) == len(targets):
+        verdict = "reached" if verdicts[0] else "missed"
+    else:
+        verdict = f"reached by {sum(verdicts)} of {counted(len(targets), 'seed')}"
+    return Outcome(asked, values, Rule(**targets[0]["rule"]).published, verdict)

@@ -3,26 +3,36 @@
 import json
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, ValidationError, create_model
 
-from seqlab.report import configs
-from seqlab.report.curves import Damaged, is_number, read_curves
-from seqlab.report.folders import find
-from seqlab.runs.targets import are_judged
+from seqlab.config.renamed import with_present_names
+from seqlab.report.curves import Damaged, read_curves
+from seqlab.report.find_runs import find_runs
 
 LARGE = 2**28
 """Bytes of metrics from which several processes read sooner than one. Each takes a second to begin, and what it read
 has to be sent."""
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+SECTION = re.compile(rb"^(?=[A-Za-z_]\w*:[ \n])", re.MULTILINE)
+"""Where a top-level key begins, as ``yaml.safe_dump`` writes it."""
+
+SEVERAL_DOCUMENTS = re.compile(rb"^(?:---|\.\.\.|%)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Run:
 
     Args:
         folder: where it is.
-        config: ``config.yaml`` as plain containers.
+        config: ``config.yaml`` as plain containers, shared with other runs: nobody may change them.
         summary: ``summary.json``.
         curves: by split and column, float64 arrays in the order of the steps; see ``seqlab.report.curves``.
     """
@@ -52,17 +62,21 @@ class Skipped:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+class Foreign(ValueError):
+    """Files of another project, by the names of ours."""
+
+
 def read(paths: Sequence[Path], advance: Callable[[int, int], None] | None = None) -> tuple[list[Run], list[Skipped]]:
     """Every completed run below the paths, in the order of their folders, and what was passed over.
 
     Args:
         paths: folders of runs, sweeps, folders above them, or globs of any of these.
-        advance: told (folders read, folders in all) as the reading goes on.
+        advance: called with (folders read, folders in all) as the reading goes on.
 
     Raises:
         UserError: nothing is there by the name of a path.
     """
-    folders, passed_over = find(paths)
+    folders, passed_over = find_runs(paths)
     results: list[Run | Skipped] = []
     for result in read_all(folders):
         results.append(result)
@@ -85,20 +99,22 @@ def read_all(folders: Sequence[Path]) -> Iterator[Run | Skipped]:
     if workers == 1 or sum(map(metrics_size, folders)) < LARGE:
         yield from map(read_folder, folders)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent) as pool:
         yield from pool.map(read_folder, folders, chunksize=8)
 
 
-def follow() -> None:
-    """In a process that reads for another one: only that one answers to Ctrl-C, and this one ends when that one has."""
+def follow_parent() -> None:
+    """In a process that reads for another one: only that one answers to Ctrl-C, and this one ends when that one has.
+
+    Killed, the parent could not end its workers, and these would wait for more work for good.
+    """
+
+    def end_with_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, name="parent's end", daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Killed, it could not end its workers, and these would wait for more for good."""
-    parent_process().join()
-    os._exit(1)
 
 
 def metrics_size(folder: Path) -> int:
@@ -114,14 +130,14 @@ def read_folder(folder: Path) -> Run | Skipped:
     config: dict[str, Any] = {}
     try:
         summary = read_summary(folder)
-        check_summary(summary)
+        check(Begun, summary)
         if summary["status"] == "failed" and not (folder / "config.yaml").exists():  # before it began
             return Skipped(folder, unfinished(summary), config, summary)
         config = read_config(folder)
         if summary["status"] != "completed":
             return Skipped(folder, unfinished(summary), config, summary)
-        check_results(summary)
-        curves = part(folder, "metrics.jsonl", read_curves)
+        check(Completed, summary)
+        curves = parse_file(folder, "metrics.jsonl", read_curves)
         check_curves(curves, summary)
     except Foreign as error:
         return Skipped(folder, str(error))
@@ -130,11 +146,7 @@ def read_folder(folder: Path) -> Run | Skipped:
     return Run(folder, config, summary, curves)
 
 
-class Foreign(ValueError):
-    """Files of another project, by the names of ours."""
-
-
-def part(folder: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
+def parse_file(folder: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
     """A file of a run, parsed; every way in which it can be unusable becomes ``Damaged``."""
     try:
         return parse((folder / name).read_bytes())
@@ -148,7 +160,7 @@ def part(folder: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
         raise Damaged(f"{name} cannot be parsed ({str(error).splitlines()[0]})") from None
 
 
-def loads(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """JSON in which a number that is not finite is nothing."""
 
     def number(literal: str) -> float | None:
@@ -160,7 +172,7 @@ def loads(text: str | bytes) -> Any:
 def read_summary(folder: Path) -> dict[str, Any]:
     if not (folder / "summary.json").exists() and not (folder / "metrics.jsonl").exists():
         raise Foreign("no summary.json: a job that did not begin, or another project's")
-    summary = part(folder, "summary.json", loads)
+    summary = parse_file(folder, "summary.json", parse_json)
     if not isinstance(summary, dict):
         raise Damaged("summary.json is no mapping")
     if not {"status", "model", "data", "seed"} & set(summary):
@@ -169,7 +181,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    config = part(folder, "config.yaml", configs.load)
+    config = parse_file(folder, "config.yaml", parse_config)
     if not isinstance(config, dict):
         raise Damaged("config.yaml is no mapping")
     for name in ("data", "model", "trainer"):
@@ -178,58 +190,101 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-TEXT = ("status", "model", "data")
-NUMBERS = ("parameters", "parameters_without_embeddings", "tokens", "flops", "wall_seconds", "steps")
-OPTIONAL_TEXT = ("scan_backend", "precision", "device", "device_name", "data_fingerprint", "data_description")
-OPTIONAL_NUMBERS = (
-    *("active_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes"),
-    *("seconds", "further_seconds", "length", "chance"),
+def parse_config(content: bytes) -> Any:
+    """What ``config.yaml`` says, with the present names of parts.
+
+    Of many runs' files the sections are alike for the most part, so each different one is parsed once. Sections that
+    two files share are the same object in both.
+
+    Raises:
+        yaml.YAMLError: it cannot be parsed.
+    """
+    before, *sections = SECTION.split(content)
+    if sections and not before and not SEVERAL_DOCUMENTS.search(content):
+        with suppress(yaml.YAMLError, ValueError):  # what only the whole file can explain, by its anchors perhaps
+            return {name: node for section in sections for name, node in parse_section(section).items()}
+    return with_present_names(yaml.load(content, LOADER))
+
+
+@lru_cache(maxsize=4096)
+def parse_section(content: bytes) -> dict[str, Any]:
+    """A top-level key with all that is beneath it."""
+    return with_present_names(yaml.load(content, LOADER))
+
+
+Metrics = dict[str, float | None]
+
+
+def measured(row: Any) -> Any:
+    """The metrics of a further test; one without them has its ``error`` alone."""
+    return {} if isinstance(row, dict) and set(row) == {"error"} else row
+
+
+MaybeMeasured = Annotated[Metrics, BeforeValidator(measured)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class Begun(Strict):
+    """What ``summary.json`` has to say of any run."""
+
+    status: str
+    model: str
+    data: str
+    seed: int
+
+
+class MetricsWithLoss(Strict, extra="allow"):
+    __pydantic_extra__: Metrics
+    loss: FiniteFloat
+
+
+class RuleFields(Strict, extra="forbid"):
+    at_least: float | None = None
+    at_most: float | None = None
+    published: float | None = None
+    models: list[str] | None = None
+
+
+class JudgedTarget(Strict):
+    metric: str
+    rule: RuleFields
+    value: float | None
+    reached: bool | None
+
+
+NEEDED = ("parameters", "parameters_without_embeddings", "tokens", "flops", "wall_seconds", "steps")
+NUMBERS = ("active_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes", "further_seconds", "chance")
+TEXTS = ("scan_backend", "precision", "device", "device_name", "data_fingerprint", "data_description")
+
+Completed = create_model(
+    "Completed",
+    __base__=Strict,
+    **dict.fromkeys(NEEDED, float),
+    **dict.fromkeys(("test", "best_validation"), MetricsWithLoss),
+    **dict.fromkeys(NUMBERS, (float | None, None)),
+    **dict.fromkeys(TEXTS, (str | None, None)),
+    test_slices=(dict[str, dict[str, MaybeMeasured]] | None, None),
+    further_tests=(dict[str, MaybeMeasured] | None, None),
+    test_loss_by_position=(list[float | None] | None, None),
+    targets=(list[JudgedTarget] | None, None),
 )
+"""What a comparison needs of a completed run, and the types of what only some runs have."""
 
 
-def check_summary(summary: dict[str, Any]) -> None:
-    """Refuse a summary that does not say whose it is."""
-    for name in TEXT:
-        demand(summary, name, lambda value: isinstance(value, str), "text")
-    demand(summary, "seed", lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number")
-
-
-def check_results(summary: dict[str, Any]) -> None:
-    """Refuse a completed run's summary without what every comparison needs."""
-    for name in NUMBERS:
-        demand(summary, name, is_number, "a number")
-    for name in OPTIONAL_NUMBERS:
-        demand(summary, name, lambda value: value is None or is_number(value), "a number")
-    for name in OPTIONAL_TEXT:
-        demand(summary, name, lambda value: value is None or isinstance(value, str), "text")
-    for name in ("test", "best_validation"):
-        demand(summary, name, is_metrics, "a mapping of numbers")
-        if not is_number(summary[name].get("loss")) or not np.isfinite(summary[name]["loss"]):
-            raise Damaged(f"summary.json: the {name.replace('_', ' ')} loss is not a number")
-    demand(summary, "test_slices", lambda value: value is None or is_table(value, 2), "a table of numbers")
-    demand(summary, "further_tests", lambda value: value is None or is_table(value, 1), "a table of numbers")
-    demand(summary, "targets", lambda value: value is None or are_judged(value), "a list of judged targets")
-    positions = summary.get("test_loss_by_position")
-    if positions is not None and not (isinstance(positions, list) and is_metrics(dict(enumerate(positions)))):
-        raise Damaged("summary.json: test_loss_by_position is no list of numbers")
-
-
-def is_metrics(value: Any) -> bool:
-    return isinstance(value, dict) and all(item is None or is_number(item) for item in value.values())
-
-
-def is_table(value: Any, depth: int) -> bool:
-    """Whether mappings of mappings hold metrics at a depth, or why there are none."""
-    if not isinstance(value, dict):
-        return False
-    if depth:
-        return all(is_table(below, depth - 1) for below in value.values())
-    return is_metrics(value) or set(value) == {"error"}
-
-
-def demand(summary: dict[str, Any], name: str, fits: Callable[[Any], bool], kind: str) -> None:
-    if not fits(summary.get(name)):
-        raise Damaged(f"summary.json: {name} is {json.dumps(summary.get(name))[:40]}, not {kind}")
+def check(model: type[BaseModel], summary: dict[str, Any]) -> None:
+    """Raise ``Damaged`` that names the first entry of a wrong type."""
+    try:
+        model.model_validate(summary)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise Damaged(f"summary.json: {name} is missing") from None
+        rule = first["msg"].removeprefix("Input should be ")
+        raise Damaged(f"summary.json: {name} is {json.dumps(first['input'])[:40]}, not {rule}") from None
 
 
 def check_curves(curves: dict[str, dict[str, np.ndarray]], summary: dict[str, Any]) -> None:
@@ -249,3 +304,21 @@ def unfinished(summary: dict[str, Any]) -> str:
         return "still running, or killed"
     error = str(summary.get("error") or "").strip().splitlines()
     return f"{summary['status']}: {error[0]}" if error else summary["status"]
+
+
+class BySection:
+    """What is worked out of a section once, however many configurations share it.
+
+    Args:
+        work: called with the section's key and what is beneath it.
+    """
+
+    def __init__(self, work: Callable[[str, Any], Any]):
+        self.work = work
+        self.known: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def __call__(self, key: str, section: Any) -> Any:
+        place = key, id(section)
+        if place not in self.known:
+            self.known[place] = section, self.work(key, section)  # kept, so that nothing else gets its id
+        return self.known[place][1]

@@ -1,239 +1,225 @@
-"""A comparison on the screen, and as CSV, Markdown and LaTeX in a folder."""
+"""The tables of a comparison as text in rows, whatever they are printed or written with."""
 
-import csv
-import html
-import json
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
+from seqlab.report import formats
+from seqlab.report.budgets import UNITS
+from seqlab.report.compare import Comparison, Difference
+from seqlab.report.difficulty import titles
+from seqlab.report.formats import NONE, interval, mean, mean_and_std, scaled
+from seqlab.report.grids import ENOUGH, PARAMETERS, grid_of, headline, sizes_needed
+from seqlab.report.groups import in_short
+from seqlab.report.rows import Row
+from seqlab.report.statistics import INTERVAL, Estimate
 
-from seqlab.report.compare import Comparison
-from seqlab.report.mismatches import warnings_of
-from seqlab.report.rows import COSTS, Row
-from seqlab.report.sheets import DIFFERENCES, Sheet, sheets_of
-from seqlab.report.statistics import Estimate
+MAIN_METRICS = ("perplexity", "accuracy", "top1_accuracy", "r2")
+"""Of the test metrics besides the loss, those that a table shows; a file of all is written too."""
 
-PRINTED_DIFFERENCES = 30
+INTERVAL_NOTE = f"Losses of tokens are in nats. ±: standard deviation over the seeds; in brackets: {INTERVAL}."
 
-
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """``comparison.csv``, ``differences.csv``, ``comparison.md`` and ``comparison.tex``."""
-    paths = [folder / name for name in ("comparison.csv", "differences.csv", "comparison.md", "comparison.tex")]
-    write_csv(paths[0], [csv_row(row) for row in comparison.rows])
-    write_csv(paths[1], list(csv_differences(comparison)))
-    paths[2].write_text(markdown(comparison), encoding="utf-8")
-    paths[3].write_text(latex(comparison), encoding="utf-8")
-    return paths
+DIFFERENCES = "Paired differences"
+TEXT = frozenset({"scan backend", "precision", "device", "verdict", "read from"})
+"""Headings of columns that hold words, besides the first."""
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line of headings, then the rows; a key that a row lacks is left empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+@dataclass(frozen=True)
+class Table:
+    """A table: headings, lines of cells, and how many columns at its left are names."""
+
+    title: str
+    headings: list[str]
+    lines: list[list[str]]
+    names: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_text(self) -> list[bool]:
+        """For each column whether it holds words, which stand at its left, or numbers."""
+        return [i < self.names or heading in TEXT for i, heading in enumerate(self.headings)]
 
 
-def spread_out(
-    name: str, estimate: Estimate | None, parts: Sequence[str] = ("mean", "std", "low", "high", "n")
-) -> dict[str, Any]:
-    """An estimate's numbers in full, each in a column of its own."""
-    return {} if estimate is None else {f"{name}_{part}": getattr(estimate, part) for part in parts}
+Column = tuple[str, Callable[[Any], str]]
+"""A heading, and what is in a line's cell."""
 
 
-def csv_row(row: Row) -> dict[str, Any]:
-    """Everything that is known of a group."""
-    group = row.group
-    cells = {
-        "data": group.data,
-        "label": group.label,
-        "model": group.model,
-        "settings": json.dumps(group.settings, default=str) if group.settings else "",
-        "seeds": " ".join(map(str, group.seeds)),
-        "left_out": "; ".join(row.left_out),
-        "parameters": row.parameters,
-        "parameters_without_embeddings": row.parameters_without_embeddings,
-        "active_parameters": row.active_parameters,
-        "state_bytes": row.state_bytes,
-        "scan_backend": row.scan_backend,
-        "precision": row.precision,
-        "device": row.device,
-        "data_fingerprint": group.runs[0].summary.get("data_fingerprint"),
-    }
-    if row.at is not None:
-        cells |= spread_out("validation_loss_at_budget", row.at.loss) | spread_out("best_until_budget", row.at.best)
-    for name in COSTS:
-        cells |= spread_out(name, getattr(row, name), parts=("mean", "std", "n"))  # a cost is no estimate of a truth
-    for part in ("validation", "test"):
-        for name, estimate in getattr(row, part).items():
-            cells |= spread_out(f"{part}_{name}", estimate)
-    for title, curve in row.difficulty.items():
-        for value, one in curve.items():
-            cells |= spread_out(f"test_accuracy_{title}_{value}".replace(" ", "_").replace(",", ""), one)
-    for one in row.targets:
-        cells[f"target {one.asked}"] = one.verdict
-    cells["folders"] = " ".join(str(run.folder) for run in group.runs)
-    return cells
+def table_of(
+    title: str, columns: Sequence[Column], items: Iterable[Any], notes: Sequence[str] = (), names: int = 1
+) -> Table:
+    """A line for each item."""
+    lines = [[cell(item) for _, cell in columns] for item in items]
+    return Table(title, [heading for heading, _ in columns], lines, names, list(notes))
 
 
-def csv_differences(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    for one in comparison.differences:
-        names = {"data": one.first.data, "metric": one.metric, "this": one.second.label, "minus_that": one.first.label}
-        seeds = " ".join(map(str, one.seeds))
-        yield names | {"seeds": seeds} | spread_out("difference", one.estimate) | {"verdict": one.verdict}
+def over_seeds(row: Row, estimate: Estimate | None, text_of: Callable[[Any], str] = mean_and_std) -> str:
+    """An estimate as text, with how many seeds it is from where some have no number."""
+    few = estimate is not None and estimate.n < len(row.group.runs)
+    return text_of(estimate) + (f" (n = {estimate.n})" if few else "")
 
 
-def screen(comparison: Comparison, width: int) -> Iterator[Table | Text]:
-    """What ``compare.py`` prints: what is not alike, then the tables, then what was passed over.
-
-    Args:
-        comparison: what to show.
-        width: characters in a line; a table that is wider goes on below, with its names again.
-    """
-    for line in warnings_of(comparison):
-        yield Text(line, style="yellow")
-    for sheet in sheets_of(comparison):
-        lines, notes = sheet.lines, list(sheet.notes)
-        if sheet.title == DIFFERENCES and len(lines) > PRINTED_DIFFERENCES:
-            notes.append(f"The first {PRINTED_DIFFERENCES} of {len(lines)}; differences.csv has all.")
-            lines = lines[:PRINTED_DIFFERENCES]
-        yield Text(sheet.title, style="table.title")  # not the table's own, which a narrow table would wrap
-        for part in columns_that_fit(sheet, width):
-            yield rich_table(sheet, lines, part, width)
-        if notes:
-            yield Text(" ".join(notes), style="table.caption")
-    if comparison.skipped:
-        yield skipped_table(comparison)
+MODEL: Column = ("model", lambda row: row.group.label)
 
 
-def columns_that_fit(sheet: Sheet, width: int) -> list[list[int]]:
-    """The columns of a sheet in parts no wider than a line, each beginning with the names."""
-    sizes = [column_width(sheet, i) + len(" │ ") for i in range(len(sheet.headings))]
-    names = sum(sizes[: sheet.names]) + 1
-    parts, used = [[]], names
-    for i in range(sheet.names, len(sheet.headings)):
-        if parts[-1] and used + sizes[i] > width:
-            parts.append([])
-            used = names
-        parts[-1].append(i)
-        used += sizes[i]
-    return [[*range(sheet.names), *part] for part in parts]
+def tables_of(comparison: Comparison) -> list[Table]:
+    """For each data set its results, accuracy by difficulty, targets and costs; then what is across the groups."""
+    tables = []
+    for data in dict.fromkeys(row.group.data for row in comparison.rows):
+        rows = [row for row in comparison.rows if row.group.data == data]
+        tables += [results_table(data, rows, comparison), *probe_tables(data, rows), costs_table(data, rows)]
+    if comparison.at is not None and comparison.at.sizes:
+        tables.append(sizes_table(comparison))
+    if comparison.differences:
+        tables.append(differences_table(comparison.differences))
+    return tables
 
 
-def column_width(sheet: Sheet, i: int) -> int:
-    """Characters that a column needs so that no word is broken; headings may take several lines."""
-    return max([len(line[i]) for line in sheet.lines] + list(map(len, sheet.headings[i].split())))
+def number_of_seeds(row: Row) -> str:
+    """How many, and what became of the others."""
+    count = str(len(row.group.runs))
+    return f"{count} ({'; '.join(row.left_out)})" if row.left_out else count
 
 
-def rich_table(sheet: Sheet, lines: Sequence[list[str]], columns: Sequence[int], width: int) -> Table:
-    """Some columns of some of a sheet's lines."""
-    table = Table()
-    least = {i: column_width(sheet, i) for i in columns}
-    whole = {i: max(least[i], len(sheet.headings[i])) for i in columns}  # with the heading in one line
-    needed = sum(least.values()) + len(" │ ") * len(columns) + 1
-    roomy = sum(whole.values()) + needed - sum(least.values())
-    for i in columns:
-        side = "left" if sheet.is_text[i] else "right"
-        fixed = least[i] if needed <= width < roomy else None
-        table.add_column(Text(sheet.headings[i]), justify=side, overflow="fold", width=fixed)
-    for line in lines:
-        table.add_row(*(Text(line[i]) for i in columns))
-    return table
+def chance_notes(rows: Sequence[Row], name: str = "") -> list[str]:
+    """What a guess reaches, in a sentence, of data that say it; ``name`` is the data's, where there are several."""
+    values = sorted({row.chance for row in rows if row.chance is not None})
+    if not values:
+        return []
+    extent = " to ".join(f"{value:.2g}" for value in dict.fromkeys((values[0], values[-1])))
+    return [f"Accuracy of a guess{f' on {name}' if name else ''} (chance): {extent}."]
 
 
-def skipped_table(comparison: Comparison) -> Table:
-    table = Table(title=f"Passed over: {len(comparison.skipped)}", title_justify="left")
-    table.add_column("folder", overflow="fold")
-    table.add_column("why", overflow="fold")
-    by_reason: dict[str, list[str]] = {}
-    for one in comparison.skipped:
-        by_reason.setdefault(one.why, []).append(str(one.folder))
-    for why, folders in by_reason.items():  # comparison.md names every folder
-        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
-        table.add_row(Text(folders[0] + more), Text(why))
-    return table
-
-
-def markdown(comparison: Comparison) -> str:
-    """Every table, with what is not alike above them and what was passed over below."""
-    parts = [f"- **{markdown_cell(line)}**" for line in warnings_of(comparison)]
-    blocks = ["\n".join(parts)] if parts else []
-    for sheet in sheets_of(comparison):
-        rule = ["---" if is_text else "---:" for is_text in sheet.is_text]
-        rows = [
-            list(map(markdown_cell, sheet.headings)),
-            rule,
-            *(list(map(markdown_cell, line)) for line in sheet.lines),
+def results_table(data: str, rows: Sequence[Row], comparison: Comparison) -> Table:
+    """Losses and main metrics over the seeds."""
+    judged, at = headline(rows), comparison.at
+    others = [name for name in MAIN_METRICS if name != judged and all(name in row.test for row in rows)][:2]
+    notes = [INTERVAL_NOTE, *chance_notes(rows)]
+    columns = [MODEL, ("seeds", number_of_seeds), ("parameters", lambda row: f"{row.parameters:,}")]
+    if any(row.active_parameters != row.parameters for row in rows):
+        columns.append(("active", lambda row: f"{row.active_parameters:,}"))
+        notes.append("Active: the parameters that a token uses, of experts only those that it goes to.")
+    if at is not None and data in at.budgets:
+        budget = f"{scaled(at.budgets[data])} {UNITS[at.axis]}"
+        columns += [
+            (f"validation loss at {budget}", lambda row: over_seeds(row, row.at and row.at.loss)),
+            ("95 % interval", lambda row: interval(row.at and row.at.loss)),
+            ("best so far", lambda row: mean(row.at and row.at.best)),
         ]
-        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        blocks += [f"## {markdown_cell(sheet.title)}", table, *map(markdown_cell, sheet.notes)]
-    if comparison.skipped:
-        lines = [f"- {markdown_cell(str(one.folder))}: {markdown_cell(one.why)}" for one in comparison.skipped]
-        blocks += ["## Passed over", "\n".join(lines)]
-    return "\n\n".join(blocks) + "\n"
+        notes.append(
+            f"At {budget}: each seed's validation curve is read there on the straight line between the evaluations "
+            "around it; nothing is extrapolated. The other columns are of whole runs, whatever they spent."
+        )
+    columns += [
+        (f"best validation {judged}", lambda row: mean(row.validation.get(judged))),
+        (f"test {judged}", lambda row: over_seeds(row, row.test[judged])),
+        ("95 % interval", lambda row: interval(row.test[judged])),
+    ]
+    if judged != "loss":
+        columns.append(("test loss", lambda row: over_seeds(row, row.test["loss"])))
+    columns += [(name.replace("_", " "), lambda row, name=name: over_seeds(row, row.test[name])) for name in others]
+    return table_of(f"{data}: results", columns, rows, notes)
 
 
-def markdown_cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one line; an underscore within a word is safe already.
-
-    Of brackets only those are escaped that would make a link, as an interval's never do.
-    """
-    marks = r"([\\`*|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])|!(?=\[))"
-    escaped = re.sub(marks, r"\\\1", html.escape(text, quote=False))
-    return " ".join(escaped.split())
-
-
-def latex(comparison: Comparison) -> str:
-    r"""A ``table`` for each sheet, for ``\input`` in a document with ``\usepackage{booktabs}``."""
-    blocks = ["% Needs \\usepackage{booktabs}. Written by scripts/compare.py."]
-    warnings = warnings_of(comparison)
-    for sheet in sheets_of(comparison):
-        notes = [*warnings, *sheet.notes]
-        caption = ". ".join([sheet.title, " ".join(notes)]) if notes else sheet.title
-        columns = "".join("l" if is_text else "r" for is_text in sheet.is_text)
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_cell(caption)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            latex_line(sheet.headings),
-            r"\midrule",
-            *map(latex_line, sheet.lines),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
+def probe_tables(data: str, rows: Sequence[Row]) -> list[Table]:
+    """Sizes needed, accuracy by difficulty, a table for each kind, and the targets; none where no run has such."""
+    tables = needed_tables(rows)
+    for title, values in titles([row.difficulty for row in rows]).items():
+        columns = [MODEL, *(accuracy_column(title, value) for value in values)]
+        tables.append(table_of(f"{data}: accuracy {title}", columns, rows))
+    columns = [
+        ("model", lambda line: line[0].group.label),
+        ("target", lambda line: line[1].asked),
+        ("value", lambda line: over_seeds(line[0], line[1].estimate)),
+        ("published", lambda line: NONE if line[1].published is None else f"{line[1].published:.6g}"),
+        ("verdict", lambda line: line[1].verdict),
+    ]
+    targets = [(row, one) for row in rows for one in row.targets]
+    return [*tables, table_of(f"{data}: targets", columns, targets, names=2)] if targets else tables
 
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",  # noqa: RUF001
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\n": " ",
-    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
-}
+def needed_tables(rows: Sequence[Row]) -> list[Table]:
+    """The size that each model needs in each data setting, where accuracy was swept over both."""
+    grid = grid_of([row.group for row in rows])
+    if grid is None or headline(rows) != "accuracy":
+        return []
+    lines = sizes_needed(grid, {id(row.group): row.test["accuracy"] for row in rows})
+    size = PARAMETERS.get(grid.parameter, grid.parameter)
+    sizes = ", ".join(map(in_short, grid.sizes))
+    note = (
+        f"The smallest {size} of {sizes} with a mean test accuracy of at least {ENOUGH:g}; larger ones may have less. "
+        "Only completed runs count."
+    )
+    return [Table(f"{grid.data}: {size} needed", ["model", *grid.titles], lines, notes=[note])]
 
 
-def latex_cell(text: str) -> str:
-    """Text that LaTeX sets as it is; a minus sign before a number is one."""
-    escaped = "".join(LATEX.get(mark, mark) for mark in text)
-    return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", escaped)
+def accuracy_column(title: str, value: str) -> Column:
+    return value, lambda row: over_seeds(row, row.difficulty.get(title, {}).get(value))
 
 
-def latex_line(cells: Sequence[str]) -> str:
-    r"""One row. A cell that begins with a bracket or star is wrapped, or ``\\`` before it would take it for its own."""
-    wrapped = [f"{{}}{latex_cell(cell)}" if cell.startswith(("[", "*")) else latex_cell(cell) for cell in cells]
-    return " & ".join(wrapped) + r" \\"
+def cost_column(heading: str, name: str, unit_of: Callable[[float], formats.Unit]) -> Column:
+    return heading, lambda row: over_seeds(row, getattr(row, name), partial(formats.cost, unit_of=unit_of))
+
+
+def costs_table(data: str, rows: Sequence[Row]) -> Table:
+    """Sizes, what training took, and where it ran, over the seeds."""
+    columns = [
+        MODEL,
+        ("parameters without embeddings", lambda row: f"{row.parameters_without_embeddings:,}"),
+        ("state of a sequence", lambda row: formats.scaled_bytes(row.state_bytes)),
+        cost_column("training FLOPs", "flops", formats.prefix_of),
+        cost_column("tokens", "tokens", formats.prefix_of),
+        cost_column("wall time", "wall_seconds", formats.time_of),
+        cost_column("tokens/s", "tokens_per_second", formats.prefix_of),
+        cost_column("peak memory", "peak_memory_bytes", formats.bytes_of),
+        ("scan backend", lambda row: row.scan_backend or NONE),
+        ("precision", lambda row: row.precision or NONE),
+        ("device", lambda row: row.device),
+    ]
+    notes = ["Means over the seeds; ±: standard deviation, left out where it rounds to zero."]
+    if any(row.further_seconds is not None and row.further_seconds.mean for row in rows):
+        notes.append("Wall time is without that of the further tests.")
+    return table_of(f"{data}: costs", columns, rows, notes)
+
+
+def differences_table(differences: Sequence[Difference]) -> Table:
+    """Paired differences with their verdicts."""
+    metrics = list(dict.fromkeys(one.metric for one in differences))
+    names: list[Column] = [("this", lambda one: one.second.label), ("minus that", lambda one: one.first.label)]
+    if len(metrics) > 1:
+        names.insert(0, ("of", lambda one: one.metric))
+    if len({one.first.data for one in differences}) > 1:
+        names.insert(0, ("data", lambda one: one.first.data))
+    columns = [
+        *names,
+        ("seeds", lambda one: str(len(one.seeds))),
+        ("difference" if len(metrics) > 1 else f"difference in {metrics[0]}", lambda one: formats.signed(one.estimate)),
+        ("95 % interval", lambda one: interval(one.estimate)),
+        ("verdict", lambda one: one.verdict),
+    ]
+    note = "Paired: each seed's value minus the other's of the same seed."
+    intervals = sum(one.estimate.low is not None for one in differences)
+    if intervals > 1:
+        note += (
+            f" Each of the {intervals} intervals is a 95 % one by itself, so about one in twenty "
+            "leaves the truth out by chance."
+        )
+    return table_of(DIFFERENCES, columns, differences, [note], len(names))
+
+
+def sizes_table(comparison: Comparison) -> Table:
+    """Every architecture at equal parameters."""
+    columns = [
+        ("data", lambda one: one.data),
+        ("architecture", lambda one: one.architecture),
+        ("parameters", lambda one: NONE if one.parameters is None else f"{one.parameters:,.0f}"),
+        ("best validation loss", lambda one: mean(one.validation)),
+        ("test loss", lambda one: mean_and_std(one.test)),
+        ("95 % interval", lambda one: interval(one.test)),
+        ("read from", lambda one: " and ".join(one.between) or one.note),
+    ]
+    note = (
+        "Between two sizes of an architecture each seed's loss is read on the straight line over the logarithm of "
+        "the parameters; nothing is extrapolated."
+    )
+    return table_of("At equal parameters", columns, comparison.at.sizes, [note], 2)

@@ -1,4 +1,4 @@
-"""The figures that an experiment is to reach: ``target`` in its YAML, checked at the start and judged at the end.
+"""What an experiment is to reach: ``target`` in its YAML, checked at the start and judged at the end.
 
 A target is a path in ``summary.json`` and a rule::
 
@@ -6,47 +6,31 @@ A target is a path in ``summary.json`` and a rule::
       test.accuracy: {at_least: 0.998, published: 0.998}
       further_tests.length=1048576.accuracy: {at_least: 1.0, models: [mamba]}
 
-For a model that ``models`` does not name, and for a rule with the ``published`` figure alone, there is a value and no
-verdict. A missed target changes nothing in how a run ends.
+For a model that ``models`` does not name, and for a rule with ``published`` alone, there is a value and no verdict.
+A missed target changes nothing in how a run ends.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqlab.config.options import model_options
 from seqlab.errors import UserError, nearest
-
-Summary = dict[str, Any]
 
 PARTS = ("test", "best_validation", "further_tests", "test_slices")
 NUMBERS = (
-    "best_validation_loss",
-    "steps",
-    "tokens",
-    "flops",
-    "seconds",
-    "wall_seconds",
-    "further_seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "data_wait_share",
-    "parameters",
-    "parameters_without_embeddings",
-    "active_parameters",
-    "state_bytes",
+    *("best_validation_loss", "steps", "tokens", "flops", "seconds", "wall_seconds", "further_seconds"),
+    *("tokens_per_second", "peak_memory_bytes", "data_wait_share"),
+    *("parameters", "parameters_without_embeddings", "active_parameters", "state_bytes"),
 )
-"""What a path may begin with: mappings of figures, and figures."""
+"""What a path may begin with: mappings of numbers, and numbers."""
 
-SLICED = ("loss", "accuracy", "count")
-"""What a slice of the test split has."""
-
+SLICE_METRICS = ("loss", "accuracy", "count")
 EXAMPLE = "For example target: {test.accuracy: {at_least: 0.99}}"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a figure is held against; bounds are inclusive."""
+    """What a value is held against; bounds are inclusive."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -69,33 +53,31 @@ def check_targets(targets: Any, name: str) -> None:
         head = str(path).partition(".")[0]
         if (head not in PARTS or head == path) and path not in NUMBERS:
             known = ", ".join([*(f"{part}.<name>" for part in PARTS), *NUMBERS])
-            rule_of_paths = "is no path in summary.json that a target can have"
-            raise UserError(f"target.{path}", rule, rule_of_paths, f"There are: {known}")
-        check_rule(rule, f"target.{path}")
-    check_models(targets, name)
+            problem = "is no path in summary.json that a target can have"
+            raise UserError(f"target.{path}", rule, problem, f"There are: {known}")
+        check_rule(rule, f"target.{path}", name)
 
 
-def check_models(targets: dict[str, Any], name: str) -> None:
-    """Refuse a target for a model that there is not, unless runs have a name of their own (``name=...``)."""
-    options = model_options()
-    for path, rule in targets.items() if name in options else ():
-        for model in rule.get("models") or ():
-            if model not in options:
-                raise UserError(f"target.{path}.models", model, "is no option of model", nearest(model, options))
+def check_rule(rule: Any, key: str, run: str) -> None:
+    """Refuse a rule with a mistyped name or value, or with nothing to hold a value against."""
+    from seqlab.config.options import model_options  # Hydra, which whoever only reads targets need not wait for
 
-
-def check_rule(rule: Any, key: str) -> None:
-    """Refuse a rule with a mistyped name or value, or with nothing to hold a figure against."""
     if not isinstance(rule, dict) or set(rule) <= {"models"}:
         raise UserError(key, rule, "must have at_least, at_most or published", EXAMPLE)
     for name, value in rule.items():
-        place, named = f"{key}.{name}", isinstance(value, list) and all(isinstance(one, str) for one in value)
-        if name not in ("at_least", "at_most", "published", "models"):
+        place = f"{key}.{name}"
+        if name not in Rule.__annotations__:
             raise UserError(place, value, "is no part of a rule", "A rule has at_least, at_most, published and models")
-        if name == "models" and not named:
+        if name != "models":
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(place, value, "must be a number", EXAMPLE)
+            continue
+        if not isinstance(value, list) or not all(isinstance(model, str) for model in value):
             raise UserError(place, value, "must be a list of models' names", f"For example {place}: [mamba]")
-        if name != "models" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(place, value, "must be a number", EXAMPLE)
+        options = model_options()
+        for model in value if run in options else ():  # runs with a name of their own (name=...) have any
+            if model not in options:
+                raise UserError(place, model, "is no option of model", nearest(model, options))
 
 
 def check_names(targets: dict[str, Any] | None, data: Any, model: str) -> None:
@@ -113,19 +95,19 @@ def check_names(targets: dict[str, Any] | None, data: Any, model: str) -> None:
         part, _, rest = path.partition(".")
         name, _, metric = rest.rpartition(".")  # a name may have dots itself
         if part == "further_tests":
-            known(path, rule, name, getattr(data, "further_tests", ()), "further test")
+            check_name(path, rule, name, getattr(data, "further_tests", ()), "further test")
         elif part == "test_slices":
             name, _, value = name.partition(".")
-            known(path, rule, name, difficulties_of(data), "difficulty among its slices")
+            check_name(path, rule, name, difficulties_of(data), "difficulty among its slices")
             if not value.removeprefix("-").isdecimal():
                 remedy = f"For example target.test_slices.{name}.8.accuracy"
                 raise UserError(f"target.{path}", rule, f"a value of {name} is a whole number", remedy)
         else:
             metric = rest
-        known(path, rule, metric, SLICED if part == "test_slices" else metrics, "metric")
+        check_name(path, rule, metric, SLICE_METRICS if part == "test_slices" else metrics, "metric")
 
 
-def known(path: str, rule: Any, name: str, names: Sequence[str], kind: str) -> None:
+def check_name(path: str, rule: Any, name: str, names: Sequence[str], kind: str) -> None:
     """Refuse a target whose path has a name that is none of those there are."""
     if name not in names:
         raise UserError(f"target.{path}", rule, f"this data has no {kind} {name!r}", nearest(name, names))
@@ -141,7 +123,7 @@ def is_for(rule: dict[str, Any], model: str) -> bool:
     return rule.get("models") is None or model in rule["models"]
 
 
-def judged(targets: dict[str, Any] | None, summary: Summary) -> list[dict[str, Any]]:
+def judged(targets: dict[str, Any] | None, summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Each target with its value and whether it is reached; ``None`` where nothing was measured or asked."""
     return [
         {"metric": path, "rule": rule, "value": value, "reached": is_reached(rule, value, summary["model"])}
@@ -171,22 +153,17 @@ def verdict(target: dict[str, Any]) -> str:
 
 
 def bounds(target: dict[str, Any]) -> str:
-    """A judged target's figure and what is asked of it: ``test.accuracy >= 0.998``."""
+    """A judged target's metric and what is asked of it: ``test.accuracy >= 0.998``."""
     rule = Rule(**target["rule"])
     asked = {">=": rule.at_least, "<=": rule.at_most}
     said = " and ".join(f"{sign} {bound:.6g}" for sign, bound in asked.items() if bound is not None)
     return f"{target['metric']} {said}".rstrip()
 
 
-def are_judged(value: Any) -> bool:
-    """Whether something read from a file is what ``judged`` gives."""
-    try:
-        return all(
-            verdict(one) and isinstance(one["value"], int | float | None) and isinstance(one["reached"], bool | None)
-            for one in value
-        )
-    except (TypeError, KeyError, ValueError):
-        return False
+def changes_of(name: str) -> tuple[str, str]:
+    """What a further test changes and to what: ``length=512,pairs=64`` is ``length, pairs`` and ``512, 64``."""
+    changes = [change.partition("=") for change in name.split(",")]
+    return ", ".join(key for key, _, _ in changes), ", ".join(value or key for key, _, value in changes)
 
 
 def value_at(node: Any, path: str) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from seqlab.report.budgets import UNITS
 from seqlab.report.compare import Comparison, headlines
-from seqlab.report.figures import (
+from seqlab.report.formats import (
     NONE,
     Unit,
     bytes_of,
@@ -20,8 +20,12 @@ from seqlab.report.figures import (
     time_of,
 )
 from seqlab.report.rows import Row
-from seqlab.report.sheets import Sheet, differences_sheet, number_of_seeds, probe_sheets, sizes_sheet
 from seqlab.report.statistics import Estimate
+from seqlab.report.tables import Table as Sheet
+from seqlab.report.tables import differences_table as differences_sheet
+from seqlab.report.tables import number_of_seeds
+from seqlab.report.tables import probe_tables as probe_sheets
+from seqlab.report.tables import sizes_table as sizes_sheet
 
 Cell = list[Any]
 """Text, and a number or text to sort by; ``None`` is sorted last."""

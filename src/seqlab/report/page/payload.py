@@ -10,20 +10,18 @@ import numpy as np
 from numpy import ndarray
 
 from seqlab import __version__
-from seqlab.report.compare import Comparison
-from seqlab.report.configs import BySection
+from seqlab.report.compare import Comparison, warnings_of
 from seqlab.report.difficulty import numbers_of, titles
 from seqlab.report.grids import PARAMETERS, headline
 from seqlab.report.groups import Group, flatten, in_short
-from seqlab.report.mismatches import warnings_of
 from seqlab.report.page.cells import columns_of, extra_tables
 from seqlab.report.plots.bands import AXES, Band, bands, loss_by_position
 from seqlab.report.plots.choices import COSTS, best_of_models, cost_of, grids, prominent, sweeps
 from seqlab.report.plots.style import architecture, styles
 from seqlab.report.rows import Row
-from seqlab.report.runs import Run
-from seqlab.report.sheets import INTERVAL_NOTE, chance_notes
+from seqlab.report.runs import BySection, Run
 from seqlab.report.statistics import Estimate
+from seqlab.report.tables import INTERVAL_NOTE, chance_notes
 
 RESULT = "result: "
 ENCODER = json.JSONEncoder(default=str)

@@ -8,14 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from seqlab.report.groups import Group, in_json
+from seqlab.report.budgets import parameters_of
+from seqlab.report.groups import Group, in_json, size_name
 from seqlab.report.plots.choices import COSTS, cost_of, pareto_front
 from seqlab.report.plots.drawing import FAINT, WIDTH, finish, format_axis, legend_handle, save, wide
 from seqlab.report.plots.figures import INTERVAL, Picture
 from seqlab.report.plots.style import MARKERS, Style
 from seqlab.report.rows import Row
-from seqlab.report.size_names import size_name
-from seqlab.report.sizes import parameters_of
 
 TITLES = COSTS | {"active_parameters": "active parameters"}
 MOST_FAMILIES = 12

@@ -17,9 +17,8 @@ Unit = tuple[float, str, int]
 def decimals(estimate: Estimate) -> int:
     """Places after the point: two digits of the interval's half width; four digits of the mean where none is known."""
     width = estimate.half_width
-    if width:
-        return min(8, max(0, 1 - exponent(width)))
-    return min(8, max(0, 3 - exponent(estimate.mean)))
+    places = 1 - exponent(width) if width else 3 - exponent(estimate.mean)
+    return min(8, max(0, places))
 
 
 def exponent(number: float) -> int:
@@ -54,9 +53,9 @@ def signed(estimate: Estimate) -> str:
     return f"{estimate.mean:+.{decimals(estimate)}f}"
 
 
-def scaled(number: float | None, unit: str = "") -> str:
+def scaled(number: float | None) -> str:
     """Three digits and a prefix: 1234567 is 1.23 M."""
-    return in_unit(number, prefix_of, unit=unit)
+    return in_unit(number, prefix_of)
 
 
 def scaled_bytes(number: float | None) -> str:
@@ -64,24 +63,18 @@ def scaled_bytes(number: float | None) -> str:
     return in_unit(number, bytes_of)
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds below two minutes, then minutes, then hours."""
-    return in_unit(seconds, time_of)
-
-
 def cost(estimate: Estimate | None, unit_of: Callable[[float], Unit]) -> str:
     """``42.7 ± 1.3 s``: three digits of the mean, and the standard deviation unless it is zero at those."""
     return NONE if estimate is None else in_unit(estimate.mean, unit_of, estimate.std)
 
 
-def in_unit(number: float | None, unit_of: Callable[[float], Unit], std: float | None = None, unit: str = "") -> str:
+def in_unit(number: float | None, unit_of: Callable[[float], Unit], std: float | None = None) -> str:
     """A number in the unit that suits it, with its spread in the same."""
     if number is None:
         return NONE
     size, sign, places = unit_of(number)
-    spread = 0.0 if std is None else round(std / size, places)
-    shown = f"{number / size:.{places}f}" + (f" ± {spread:.{places}f}" if spread else "")
-    return f"{shown} {sign}{unit}".rstrip()
+    spread = round((std or 0.0) / size, places)
+    return f"{number / size:.{places}f}{f' ± {spread:.{places}f}' if spread else ''} {sign}".rstrip()
 
 
 def prefix_of(number: float) -> Unit:
@@ -92,15 +85,13 @@ def prefix_of(number: float) -> Unit:
 
 
 def bytes_of(number: float) -> Unit:
-    power = 0
-    while abs(number) >= 1000 * 1024**power and power < 4:
-        power += 1
+    power = next((power for power in range(4) if abs(number) < 1000 * 1024**power), 4)
     size = 1024.0**power
     return size, ("B", "KiB", "MiB", "GiB", "TiB")[power], max(0, 2 - exponent(number / size)) if power else 0
 
 
 def time_of(seconds: float) -> Unit:
-    size, sign = next(
-        (size, sign) for size, sign in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * size or size == 1
-    )
+    """Seconds below two minutes, then minutes, then hours."""
+    units = ((3600, "h"), (60, "min"), (1, "s"))
+    size, sign = next((size, sign) for size, sign in units if seconds >= 2 * size or size == 1)
     return size, sign, max(0, 2 - exponent(seconds / size))

@@ -1,0 +1,148 @@
+"""The tables of a comparison as CSV, Markdown and LaTeX in a folder."""
+
+import csv
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seqlab.report.compare import Comparison, Difference, warnings_of
+from seqlab.report.rows import COSTS, Row
+from seqlab.report.statistics import Estimate
+from seqlab.report.tables import tables_of
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",  # noqa: RUF001
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\n": " ",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+}
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """``comparison.csv``, ``differences.csv``, ``comparison.md`` and ``comparison.tex``."""
+    paths = [folder / name for name in ("comparison.csv", "differences.csv", "comparison.md", "comparison.tex")]
+    write_csv(paths[0], list(map(group_cells, comparison.rows)))
+    write_csv(paths[1], list(map(difference_cells, comparison.differences)))
+    paths[2].write_text(markdown(comparison), encoding="utf-8")
+    paths[3].write_text(latex(comparison), encoding="utf-8")
+    return paths
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line of headings, then the rows; a key that a row lacks is left empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def spread_out(
+    name: str, estimate: Estimate | None, parts: Sequence[str] = ("mean", "std", "low", "high", "n")
+) -> dict[str, Any]:
+    """An estimate's numbers in full, each in a column of its own."""
+    return {} if estimate is None else {f"{name}_{part}": getattr(estimate, part) for part in parts}
+
+
+def group_cells(row: Row) -> dict[str, Any]:
+    """Everything that is known of a group."""
+    group = row.group
+    cells = {
+        "data": group.data,
+        "label": group.label,
+        "model": group.model,
+        "settings": json.dumps(group.settings, default=str) if group.settings else "",
+        "seeds": " ".join(map(str, group.seeds)),
+        "left_out": "; ".join(row.left_out),
+    }
+    names = ("parameters", "parameters_without_embeddings", "active_parameters", "state_bytes")
+    cells |= {name: getattr(row, name) for name in (*names, "scan_backend", "precision", "device")}
+    cells["data_fingerprint"] = group.runs[0].summary.get("data_fingerprint")
+    if row.at is not None:
+        cells |= spread_out("validation_loss_at_budget", row.at.loss) | spread_out("best_until_budget", row.at.best)
+    for name in COSTS:
+        cells |= spread_out(name, getattr(row, name), parts=("mean", "std", "n"))  # a cost is no estimate of a truth
+    for part in ("validation", "test"):
+        for name, estimate in getattr(row, part).items():
+            cells |= spread_out(f"{part}_{name}", estimate)
+    for title, curve in row.difficulty.items():
+        for value, one in curve.items():
+            cells |= spread_out(f"test_accuracy_{title}_{value}".replace(" ", "_").replace(",", ""), one)
+    cells |= {f"target {one.asked}": one.verdict for one in row.targets}
+    return cells | {"folders": " ".join(str(run.folder) for run in group.runs)}
+
+
+def difference_cells(one: Difference) -> dict[str, Any]:
+    names = {"data": one.first.data, "metric": one.metric, "this": one.second.label, "minus_that": one.first.label}
+    seeds = " ".join(map(str, one.seeds))
+    return names | {"seeds": seeds} | spread_out("difference", one.estimate) | {"verdict": one.verdict}
+
+
+def markdown(comparison: Comparison) -> str:
+    """Every table, with what is not alike above them and what was passed over below."""
+    warnings = [f"- **{markdown_cell(line)}**" for line in warnings_of(comparison)]
+    blocks = ["\n".join(warnings)] if warnings else []
+    for table in tables_of(comparison):
+        rule = ["---" if is_text else "---:" for is_text in table.is_text]
+        rows = [list(map(markdown_cell, line)) for line in (table.headings, *table.lines)]
+        rows.insert(1, rule)
+        lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        blocks += [f"## {markdown_cell(table.title)}", lines, *map(markdown_cell, table.notes)]
+    if comparison.skipped:
+        lines = [f"- {markdown_cell(str(one.folder))}: {markdown_cell(one.why)}" for one in comparison.skipped]
+        blocks += ["## Passed over", "\n".join(lines)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def markdown_cell(text: str) -> str:
+    """Text that Markdown shows as it is, in one line; an underscore within a word is safe already.
+
+    Of brackets only those are escaped that would make a link, as an interval's never do.
+    """
+    marks = r"([\\`*|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])|!(?=\[))"
+    escaped = re.sub(marks, r"\\\1", html.escape(text, quote=False))
+    return " ".join(escaped.split())
+
+
+def latex(comparison: Comparison) -> str:
+    r"""A ``table`` for each, for ``\input`` in a document with ``\usepackage{booktabs}``."""
+    blocks = ["% Needs \\usepackage{booktabs}. Written by scripts/compare.py."]
+    for table in tables_of(comparison):
+        notes = " ".join([*warnings_of(comparison), *table.notes])
+        caption = f"{table.title}. {notes}" if notes else table.title
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_cell(caption)}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if is_text else 'r' for is_text in table.is_text)}}}",
+            r"\toprule",
+            latex_line(table.headings),
+            r"\midrule",
+            *map(latex_line, table.lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def latex_cell(text: str) -> str:
+    """Text that LaTeX sets as it is; a minus sign before a number is one."""
+    escaped = "".join(LATEX.get(mark, mark) for mark in text)
+    return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", escaped)
+
+
+def latex_line(cells: Sequence[str]) -> str:
+    r"""One row. A cell that begins with a bracket or star is wrapped, or ``\\`` before it would take it for its own."""
+    wrapped = [f"{{}}{latex_cell(cell)}" if cell.startswith(("[", "*")) else latex_cell(cell) for cell in cells]
+    return " & ".join(wrapped) + r" \\"
