@@ -6,6 +6,7 @@ writes a tree to measure ``scripts/compare.py`` on.
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Iterable
 from functools import lru_cache
@@ -38,7 +39,7 @@ def config_of(model: str = "mamba", data: str = "synthetic", seed: int = 1, **se
         for step in path:
             node = node.setdefault(step, {})
         node[name] = value
-    config["trainer"]["optimizer"] = dict(config["optimizer"])
+    config["trainer"]["optimizer"] = copy.deepcopy(config["optimizer"])  # a list in both would become an anchor
     config["model"] |= {name: config["size"][name] for name in ("d_model", "n_layers")}
     return config
 

@@ -160,7 +160,7 @@ def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(compare, monkeypatc
     monkeypatch.setenv("TERM", "xterm")
     _, out, errors = compare("run", "--out", "here")
     assert "reading runs" in errors and "1/1" in errors
-    assert "comparing" in errors
+    assert "writing the page" in errors
     assert "reading runs" not in out
 
 
