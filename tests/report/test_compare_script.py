@@ -157,6 +157,7 @@ def test_real_runs_from_the_shell(tmp_path, environment, train):
 def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(compare, monkeypatch, tmp_path):
     write_run(tmp_path / "run")
     monkeypatch.setattr(type(rich.get_console()), "is_terminal", True)
+    monkeypatch.setattr(rich.get_console(), "is_interactive", True)
     monkeypatch.setenv("TERM", "xterm")
     _, out, errors = compare("run", "--out", "here")
     assert "reading runs" in errors and "1/1" in errors

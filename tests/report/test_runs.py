@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from run_trees import records_of, to_lines, write_run
 from seqlab.errors import UserError
-from seqlab.report import curves, runs
+from seqlab.report import curves
 from seqlab.report.runs import Run, Skipped, read, read_folder
 
 
@@ -299,18 +299,12 @@ def test_no_change_of_any_bytes_is_fatal(tmp_path, name, at, length, rubbish):
     assert isinstance(read_folder(folder), Run)
 
 
-def test_several_processes_read_the_same_as_one(tmp_path, monkeypatch):
+def test_runs_are_read_in_the_order_of_their_folders_and_each_is_told_of(tmp_path):
     for seed in range(1, 20):
-        write_run(tmp_path / f"seed={seed}", seed=seed)
-    damage(tmp_path / "seed=4", "summary.json", "{")
-    alone, skipped = read([tmp_path])
-    told = []
-    monkeypatch.setattr(runs, "LARGE", 0)
-    monkeypatch.setattr(runs, "processes", lambda: 2)
-    together, skipped_together = read([tmp_path], lambda done, total: told.append((done, total)))
-    assert told == [(i, 19) for i in range(1, 20)]
-    assert skipped == skipped_together
-    assert [run.folder for run in alone] == [run.folder for run in together]
-    for one, other in zip(alone, together, strict=True):
-        assert one.summary == other.summary
-        np.testing.assert_equal(one.curves, other.curves)
+        write_run(tmp_path / f"seed={seed:02}", seed=seed)
+    damage(tmp_path / "seed=04", "summary.json", "{")
+    advances = []
+    found, skipped = read([tmp_path], lambda done, total: advances.append((done, total)))
+    assert advances == [(i, 19) for i in range(1, 20)]
+    assert [run.summary["seed"] for run in found] == [seed for seed in range(1, 20) if seed != 4]
+    assert list(why(skipped, tmp_path)) == ["seed=04"]

@@ -94,32 +94,6 @@ def test_a_killed_sweep_leaves_no_process(tmp_path, environment, launcher, how):
             process.kill()
 
 
-READING = """
-import time
-from pathlib import Path
-from seqlab.report import runs
-
-if __name__ == "__main__":
-    runs.LARGE, runs.processes = 0, lambda: 2
-    reading = runs.read_all([Path("nowhere")] * 64)
-    next(reading)
-    print("has begun", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_killed_comparison_leaves_no_process(tmp_path, environment):
-    (tmp_path / "reading.py").write_text(READING)
-    command = [sys.executable, tmp_path / "reading.py"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        try:
-            assert process.stdout.readline()
-            assert len(descendants(process.pid)) >= 2
-            assert_killed_with_all(process, 20)
-        finally:
-            process.kill()
-
-
 SWEEP = (
     *("model=lstm,transformer", "model.dropout=0.1", "threads=1", "trainer.steps=300"),
     *("trainer.evaluate_every=100", "trainer.checkpoint_every=20", "trainer.log_every=1"),

@@ -2,16 +2,12 @@
 
 import json
 import math
-import os
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +19,8 @@ from seqlab.config.renamed import with_present_names
 from seqlab.report.curves import Damaged, read_curves
 from seqlab.report.find_runs import find_runs
 
-LARGE = 2**28
-"""Bytes of metrics from which several processes read sooner than one. Each takes a second to begin, and what it read
-has to be sent."""
+THREADS = 4
+"""That read at once: files are read and long ones split while another one parses, and more would only wait for it."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -78,50 +73,14 @@ def read(paths: Sequence[Path], advance: Callable[[int, int], None] | None = Non
     """
     folders, passed_over = find_runs(paths)
     results: list[Run | Skipped] = []
-    for result in read_all(folders):
-        results.append(result)
-        if advance is not None:
-            advance(len(results), len(folders))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for result in pool.map(read_folder, folders):
+            results.append(result)
+            if advance is not None:
+                advance(len(results), len(folders))
     runs = [result for result in results if isinstance(result, Run)]
     skipped = [result for result in results if isinstance(result, Skipped)]
     return runs, skipped + [Skipped(folder, why) for folder, why in passed_over]
-
-
-def processes() -> int:
-    """How many processes may read at once."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 8)
-
-
-def read_all(folders: Sequence[Path]) -> Iterator[Run | Skipped]:
-    """``read_folder`` of each, in order; in several processes where there is much to read."""
-    workers = processes()
-    if workers == 1 or sum(map(metrics_size, folders)) < LARGE:
-        yield from map(read_folder, folders)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent) as pool:
-        yield from pool.map(read_folder, folders, chunksize=8)
-
-
-def follow_parent() -> None:
-    """In a process that reads for another one: only that one answers to Ctrl-C, and this one ends when that one has.
-
-    Killed, the parent could not end its workers, and these would wait for more work for good.
-    """
-
-    def end_with_parent() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, name="parent's end", daemon=True).start()
-
-
-def metrics_size(folder: Path) -> int:
-    try:
-        return (folder / "metrics.jsonl").stat().st_size
-    except OSError:
-        return 0
 
 
 def read_folder(folder: Path) -> Run | Skipped:
