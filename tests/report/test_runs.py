@@ -299,7 +299,7 @@ def test_no_change_of_any_bytes_is_fatal(tmp_path, name, at, length, rubbish):
     assert isinstance(read_folder(folder), Run)
 
 
-def test_runs_are_read_in_the_order_of_their_folders_and_each_is_told_of(tmp_path):
+def test_runs_are_read_in_the_order_of_their_folders_with_progress(tmp_path):
     for seed in range(1, 20):
         write_run(tmp_path / f"seed={seed:02}", seed=seed)
     damage(tmp_path / "seed=04", "summary.json", "{")

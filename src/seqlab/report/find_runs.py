@@ -87,12 +87,7 @@ class Walk:
         for entry in entries:
             if entry.name.startswith(".") or entry.name in NOT_ENTERED:
                 continue
-            path = Path(entry.path)
-            try:
-                is_folder = path.is_dir()
-            except OSError:
-                is_folder = False
-            if is_folder:
-                yield path
+            if os.path.isdir(entry.path):  # unlike pathlib's, false where it may not be known
+                yield Path(entry.path)
             elif entry.is_symlink():
-                self.skipped.append((path, "a link that leads nowhere"))
+                self.skipped.append((Path(entry.path), "a link that leads nowhere"))

@@ -20,7 +20,8 @@ How often an interval holds the truth depends on how seeds vary, which a few of 
 | 5  | 0.95   | 0.94    | 0.89        | 0.82      | 0.84                                   |
 | 10 | 0.94   | 0.97    | 0.93        | 0.90      | 0.90                                   |
 
-One value has no interval. Chance is seeded: the same values give the same interval.
+One value has no interval. Chance is seeded: the same values give the same interval. The bootstraps of scipy are none of
+these: with eight normal seeds its BCa interval holds the truth in 0.89 of the samples, with ten in 0.90.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,6 @@ INTERVAL = "95 % interval of the mean (Student's t; from eight seeds on, student
 """What tables, page and pictures call it."""
 
 RESAMPLES = 4_000
-POINTS_AT_ONCE = 100
 FEWEST_TO_RESAMPLE = 8
 NORMAL_T = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645, 6: 2.57058, 7: 2.44691}
 """By n, the size of t that samples from a normal law exceed in 5 % of cases: Student's distribution, which drawing
@@ -67,8 +67,8 @@ def estimate(values: Sequence[float]) -> Estimate:
         raise ValueError(f"an estimate needs finite values in a row, not {values!r}")
     if len(x) == 1:
         return Estimate(float(x[0]), None, None, None, 1)
-    mean, low, high = band(x[:, None])
-    return Estimate(float(mean[0]), float(x.std(ddof=1)), float(low[0]), float(high[0]), len(x))
+    mean, low, high = (float(end[0]) for end in intervals(x[:, None]))
+    return Estimate(mean, float(x.std(ddof=1)), low, high, len(x))
 
 
 def estimate_of_shares(values: Sequence[float]) -> Estimate:
@@ -77,33 +77,26 @@ def estimate_of_shares(values: Sequence[float]) -> Estimate:
     return found if found.low is None else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
-def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, low and high end of the interval at every point of curves (n, points), n at least 2.
-
-    A point where a curve is not a number has none either.
-    """
+def intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, low and high end of the interval in each column of values (n, columns), n at least 2."""
     n = len(values)
     mean = values.mean(axis=0)
     error = values.std(axis=0, ddof=1) / np.sqrt(n)
-    if n < FEWEST_TO_RESAMPLE:
-        low_t, high_t = -NORMAL_T[n], NORMAL_T[n]
-    else:
-        parts = [resampled_t(values[:, i : i + POINTS_AT_ONCE]) for i in range(0, values.shape[1], POINTS_AT_ONCE)]
-        low_t, high_t = np.concatenate(parts, axis=1)
+    low_t, high_t = (-NORMAL_T[n], NORMAL_T[n]) if n < FEWEST_TO_RESAMPLE else resampled_t(values)
     return mean, mean - high_t * error, mean - low_t * error
 
 
 @cache
 def resamples(n: int) -> np.ndarray:
-    """How often each of n values is drawn, (resamples, n): the same chance at every point of a curve."""
+    """How often each of n values is drawn: (resamples, n)."""
     return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
 def resampled_t(values: np.ndarray) -> np.ndarray:
-    """The ends of t's central 95 % over resamples of the values (n, points), at every point: (2, points)."""
+    """The ends of t's central 95 % over resamples of the values (n, columns), in each column: (2, columns)."""
     n, counts = len(values), resamples(len(values))
-    x = values - values.mean(axis=0)  # (n, points)
-    means = counts @ x / n  # (resamples, points)
+    x = values - values.mean(axis=0)
+    means = counts @ x / n  # (resamples, columns)
     variances = np.maximum(counts @ x**2 / n - means**2, 0) * n / (n - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = means / np.sqrt(variances / n)
