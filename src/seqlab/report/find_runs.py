@@ -87,7 +87,7 @@ class Walk:
         for entry in entries:
             if entry.name.startswith(".") or entry.name in NOT_ENTERED:
                 continue
-            if os.path.isdir(entry.path):  # unlike pathlib's, false where it may not be known
+            if os.path.isdir(entry.path):  # noqa: PTH112 (pathlib raises where it may not be known)
                 yield Path(entry.path)
             elif entry.is_symlink():
                 self.skipped.append((Path(entry.path), "a link that leads nowhere"))
