@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from run_trees import records_of, to_lines, write_run
 from seqlab.errors import UserError
-from seqlab.report import curves
+from seqlab.report import curves, runs
 from seqlab.report.runs import Run, Skipped, read, read_folder
 
 
@@ -299,7 +299,9 @@ def test_no_change_of_any_bytes_is_fatal(tmp_path, name, at, length, rubbish):
     assert isinstance(read_folder(folder), Run)
 
 
-def test_runs_are_read_in_the_order_of_their_folders_with_progress(tmp_path):
+@pytest.mark.parametrize("large", [0, 2**60])
+def test_runs_are_read_in_the_order_of_their_folders_with_progress(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(runs, "LARGE", large)
     for seed in range(1, 20):
         write_run(tmp_path / f"seed={seed:02}", seed=seed)
     damage(tmp_path / "seed=04", "summary.json", "{")

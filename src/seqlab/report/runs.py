@@ -20,7 +20,9 @@ from seqlab.report.curves import Damaged, read_curves
 from seqlab.report.find_runs import find_runs
 
 THREADS = 4
-"""That read at once: files are read and long ones split while another one parses, and more would only wait for it."""
+LARGE = 2**28
+"""Bytes of metrics from which several threads read: long files are read and split while another one is parsed. Short
+ones are parsed from the first byte to the last, which one thread does at a time."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -74,13 +76,21 @@ def read(paths: Sequence[Path], advance: Callable[[int, int], None] | None = Non
     folders, passed_over = find_runs(paths)
     results: list[Run | Skipped] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for result in pool.map(read_folder, folders):
+        map_each = pool.map if sum(map(metrics_size, folders)) >= LARGE else map
+        for result in map_each(read_folder, folders):
             results.append(result)
             if advance is not None:
                 advance(len(results), len(folders))
     runs = [result for result in results if isinstance(result, Run)]
     skipped = [result for result in results if isinstance(result, Skipped)]
     return runs, skipped + [Skipped(folder, why) for folder, why in passed_over]
+
+
+def metrics_size(folder: Path) -> int:
+    try:
+        return (folder / "metrics.jsonl").stat().st_size
+    except OSError:
+        return 0
 
 
 def read_folder(folder: Path) -> Run | Skipped:
