@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -158,28 +159,30 @@ def differences_of(rows: Sequence[Row], metrics: dict[str, str], at: At | None) 
     by_content: dict[tuple[str, Any], list[Row]] = defaultdict(list)
     for row in rows:
         by_content[content_of(row.group)].append(row)
-    found: list[Difference | None] = []
+    found = []
     for (data, _), same in by_content.items():
-        metric = metrics[data]
         best, *others = groups = [row.group for row in sorted(same, key=lambda row: validation_order(row, metrics))]
         pairs = list(combinations(groups, 2)) if len(groups) <= MOST_IN_PAIRS else [(best, other) for other in others]
-        found += [difference(*pair, f"test {metric}", test_value(metric), metric != "loss") for pair in pairs]
+        metric = metrics[data]
+        measures = [(f"test {metric}", partial(test_metric, name=metric), metric != "loss")]
         if at is not None and data in at.budgets:
             name = f"validation loss at {scaled(at.budgets[data])} {UNITS[at.axis]}"
-            found += [difference(*pair, name, loss_at(at.axis, at.budgets[data])) for pair in pairs]
+            measures.append((name, partial(loss_at, axis=at.axis, budget=at.budgets[data]), False))
+        found += [difference(first, second, *measure) for measure in measures for first, second in pairs]
     return [one for one in found if one is not None]
 
 
-def test_value(metric: str) -> Callable[[Run], float | None]:
-    return lambda run: run.summary["test"].get(metric)
+def test_metric(run: Run, name: str) -> float | None:
+    return run.summary["test"].get(name)
 
 
-def loss_at(axis: str, budget: float) -> Callable[[Run], float | None]:
-    return lambda run: None if (reading := read_at(run, axis, budget)) is None else reading[0]
+def loss_at(run: Run, axis: str, budget: float) -> float | None:
+    reading = read_at(run, axis, budget)
+    return None if reading is None else reading[0]
 
 
 def difference(
-    first: Group, second: Group, metric: str, value_of: Callable[[Run], float | None], more_is_better: bool = False
+    first: Group, second: Group, metric: str, value_of: Callable[[Run], float | None], more_is_better: bool
 ) -> Difference | None:
     """Two groups on the seeds that both have a value for, ``None`` without such a seed."""
     one, other = (
@@ -189,7 +192,8 @@ def difference(
     seeds = tuple(sorted(one.keys() & other.keys()))
     if not seeds:
         return None
-    return Difference(first, second, metric, seeds, estimate([other[s] - one[s] for s in seeds]), more_is_better)
+    estimated = estimate([other[seed] - one[seed] for seed in seeds])
+    return Difference(first, second, metric, seeds, estimated, more_is_better)
 
 
 CONTENT, SPLIT = "data content (fingerprint)", "split and windows"
