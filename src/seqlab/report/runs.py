@@ -231,8 +231,8 @@ TEXTS = ("scan_backend", "precision", "device", "device_name", "data_fingerprint
 Completed = create_model(
     "Completed",
     __base__=Strict,
-    **dict.fromkeys(NEEDED, float),
-    **dict.fromkeys(("test", "best_validation"), MetricsWithLoss),
+    **dict.fromkeys(NEEDED, (float, ...)),
+    **dict.fromkeys(("test", "best_validation"), (MetricsWithLoss, ...)),
     **dict.fromkeys(NUMBERS, (float | None, None)),
     **dict.fromkeys(TEXTS, (str | None, None)),
     test_slices=(dict[str, dict[str, MaybeMeasured]] | None, None),
