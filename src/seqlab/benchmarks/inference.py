@@ -24,7 +24,7 @@ from seqlab.config.exceptions import is_out_of_memory
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import scan_backend, tensors_of
 from seqlab.models.sequence_model import CHUNK, ModelState
-from seqlab.report.figures import scaled_bytes
+from seqlab.report.formats import scaled_bytes
 from seqlab.report.late_progress import LateProgress
 from seqlab.report.plots.style import MARKERS, architecture, colours
 from seqlab.runs.load import fresh_model, load_run
