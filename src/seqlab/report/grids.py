@@ -10,7 +10,7 @@ from seqlab.report.formats import NONE
 from seqlab.report.groups import FINGERPRINT, Group, flatten, in_json, in_order, in_short, short_names
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
-from seqlab.runs.targets import Rule
+from seqlab.runs.targets import is_for
 
 PARAMETERS = {
     "d_model": "width (d_model)",
@@ -162,10 +162,9 @@ def bounds_of(grid: Grid, metric: str) -> dict[float, tuple[str, ...]]:
 
 def bounds_for(target: dict[str, Any], model: str, metric: str) -> list[float]:
     """The bounds that a judged target sets for a model's metric of the test split; a published figure is none."""
-    rule = Rule(**target["rule"])
-    if target["metric"] != f"test.{metric}" or (rule.models is not None and model not in rule.models):
+    if target["metric"] != f"test.{metric}" or not is_for(target["rule"], model):
         return []
-    return [bound for bound in (rule.at_least, rule.at_most) if bound is not None]
+    return [target["rule"][name] for name in ("at_least", "at_most") if target["rule"].get(name) is not None]
 
 
 def sizes_needed(grid: Grid, accuracy: dict[int, Estimate]) -> list[list[str]]:
