@@ -151,18 +151,8 @@ def columns(flats: Sequence[Flat]) -> list[tuple[str, list[Any]]]:
 
 def in_json(value: Any) -> str:
     """A value as a key: equal for equal values, 1 and 1.0 among them."""
-    return json.dumps(plain(value))
-
-
-def plain(value: Any) -> Any:
-    """A value of a configuration with every number as a float and what JSON does not know as text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**53 else str(value)
-    return value if value is None or isinstance(value, bool | float | str) else str(value)
+    text = json.dumps(value, default=str, skipkeys=True)
+    return json.dumps(json.loads(text, parse_int=lambda digits: float(digits) if len(digits) < 16 else digits))
 
 
 def in_order(value: Any) -> tuple[int, float, str]:
