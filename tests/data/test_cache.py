@@ -1,6 +1,7 @@
 """Cache entries: whole or not there, whatever happens to them and however many write them."""
 
 import errno
+import hashlib
 import subprocess
 import sys
 
@@ -41,11 +42,24 @@ def test_the_tokens_are_aligned(tmp_path):
     for length in range(1, 70):
         encoded = Encoded(["v" * length], {"train": np.zeros(3, np.int64)})
         store(tmp_path / "entry", encoded)
-        assert ((tmp_path / "entry").stat().st_size - 6) % 64 == 0
-        assert load(tmp_path / "entry").vocabulary == encoded.vocabulary
+        loaded = load(tmp_path / "entry")
+        assert loaded.splits["train"].ctypes.data % 64 == 0
+        assert loaded.vocabulary == encoded.vocabulary
+
+
+def test_numpy_reads_the_tokens(tmp_path):
+    encoded = corpus()
+    store(tmp_path / "entry", encoded)
+    assert np.array_equal(np.load(tmp_path / "entry"), np.concatenate(list(encoded.splits.values())))
 
 
 def test_an_absent_entry_is_none(tmp_path):
+    assert load(tmp_path / "entry") is None
+
+
+def test_an_entry_of_the_former_format_is_none(tmp_path):
+    rest = b'{"vocabulary": ["a"], "dtype": "<u2", "lengths": {"train": 3}}\n' + bytes(6)
+    (tmp_path / "entry").write_bytes(hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
     assert load(tmp_path / "entry") is None
 
 

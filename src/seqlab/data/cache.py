@@ -1,14 +1,15 @@
 """Encoded corpora on disk: one file each, written whole or not at all, and memory-mapped.
 
-    <SHA-256 of all that follows, in hexadecimal>\\n
-    {"vocabulary": ["the", ...], "dtype": "<u2", "lengths": {"train": 2088628, ...}}     \\n
-    <the tokens of each split, little-endian, one split after the other>
+    <the tokens of all splits in a row, as ``numpy.save`` writes them>
+    {"vocabulary": ["the", ...], "lengths": {"train": 2088628, ...}}
+    <the 32 bytes of the SHA-256 of all before>
 
-The second line is padded so that the tokens start at a multiple of 64 bytes.
+``numpy.load(path, mmap_mode="r")`` gives the tokens.
 """
 
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -20,9 +21,7 @@ import numpy as np
 
 from seqlab.errors import UserError
 
-SUM_LENGTH = 65
-ALIGNMENT = 64
-DTYPES = ("<u2", "<u4")
+SUM_LENGTH = hashlib.sha256().digest_size
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -50,39 +49,28 @@ def below(folder: Path, name: str | Path, key: str) -> Path:
 
 def store(path: Path, encoded: Encoded) -> None:
     """Write an entry under a temporary name and rename it, so that nobody ever sees half of one."""
-    dtype = np.dtype(DTYPES[len(encoded.vocabulary) > 2**16])
+    dtype = "<u2" if len(encoded.vocabulary) <= 2**16 else "<u4"
+    content = io.BytesIO()
+    np.save(content, np.concatenate(list(encoded.splits.values())).astype(dtype))
     lengths = {split: len(tokens) for split, tokens in encoded.splits.items()}
-    header = json.dumps({"vocabulary": encoded.vocabulary, "dtype": dtype.str, "lengths": lengths}).encode()
-    header += b" " * (-(SUM_LENGTH + len(header) + 1) % ALIGNMENT) + b"\n"
-    body = [tokens.astype(dtype).tobytes() for tokens in encoded.splits.values()]
-    digest = hashlib.sha256(header)
-    for part in body:
-        digest.update(part)
-    write_whole(path, digest.hexdigest().encode() + b"\n", header, *body)
+    content.write(json.dumps({"vocabulary": encoded.vocabulary, "lengths": lengths}).encode())
+    write_whole(path, content.getbuffer(), hashlib.sha256(content.getbuffer()).digest())
 
 
 def load(path: Path) -> Encoded | None:
     """Map an entry into memory; None where there is none, or where it is damaged."""
-    try:
-        with path.open("rb") as file:
-            expected = file.read(SUM_LENGTH).decode(errors="replace").strip()
-            start = file.tell()
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                return None
-            file.seek(start)
-            header = file.readline()
-    except FileNotFoundError:
+    if not path.is_file() or path.stat().st_size < SUM_LENGTH:
         return None
-    facts = json.loads(header)
-    if facts["dtype"] not in DTYPES:
+    content = np.memmap(path, mode="r")
+    if hashlib.sha256(content[:-SUM_LENGTH]).digest() != content[-SUM_LENGTH:].tobytes():
         return None
-    tokens = np.memmap(path, dtype=facts["dtype"], mode="r", offset=start + len(header))
-    ends = list(accumulate(facts["lengths"].values()))
-    parts = np.split(np.asarray(tokens), ends[:-1])
+    tokens = np.load(path, mmap_mode="r")
+    facts = json.loads(content[tokens.offset + tokens.nbytes : -SUM_LENGTH].tobytes())
+    parts = np.split(np.asarray(tokens), list(accumulate(facts["lengths"].values()))[:-1])
     return Encoded(facts["vocabulary"], dict(zip(facts["lengths"], parts, strict=True)))
 
 
-def write_whole(path: Path, *parts: bytes) -> None:
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file under a temporary name beside it, then rename it over whatever is there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
