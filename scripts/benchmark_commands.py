@@ -34,9 +34,9 @@ from rich.table import Table
 
 from command_line import Parser, command, names_of, whole
 from run_trees import write_many
+from seqlab import console
 from seqlab.benchmarks.report import finish, table
 from seqlab.errors import UserError
-from seqlab.report.late_progress import LateProgress
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES, RUNS = 1_000_000, 2_000
@@ -163,21 +163,21 @@ def wait_for(reached: Callable[[Path], bool], work: Path, pid: int) -> bool:
 def measure_all(names: list[str], roots: dict[str, Path], rounds: int) -> dict[str, dict[str, list[Sample]]]:
     """The samples of each case by checkout, round by round."""
     samples: dict[str, dict[str, list[Sample]]] = {name: {build: [] for build in roots} for name in names}
-    done, total = 0, len(names) * len(roots) * (rounds + 1)
-    with LateProgress(delay=0) as progress:
+    with console.progress() as progress:
+        task = progress.add_task("", total=len(names) * len(roots) * (rounds + 1))
         for name, by_build in samples.items():
             with tempfile.TemporaryDirectory() as folder:
                 for build, root in roots.items():
-                    progress.show(f"{name}: making ready", done, total)
+                    progress.update(task, description=f"{name}: making ready")
                     (ready := Path(folder) / build).mkdir()
                     CASES[name].prepare(root, ready)
                 for turn in range(rounds + 1):
                     for build, root in roots.items():
                         what = f"round {turn} of {rounds}" if turn else "filling caches"
-                        progress.show(f"{name}: {what}, {build}", done, total)
+                        progress.update(task, description=f"{name}: {what}, {build}")
                         sample = measure(CASES[name], root, Path(folder) / build)
                         by_build[build] += [sample] * (turn > 0)
-                        done += 1
+                        progress.advance(task)
     return samples
 
 

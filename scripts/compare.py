@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import rich
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from seqlab import console
 from seqlab.errors import UserError
@@ -107,14 +106,12 @@ def write(comparison: Comparison, folder: Path, show: Callable[[str], None]) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print and write. Returns the exit status."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    messages = rich.get_console()
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+    with console.progress() as progress:
         task = progress.add_task("reading runs", total=None)
         runs, skipped = read(args.paths, lambda done, total: progress.update(task, completed=done, total=total))
     if not runs:
         refuse_nothing(skipped, args.paths)
-    with messages.status("comparing") as status:
+    with rich.get_console().status("comparing") as status:
         comparison = compare(runs, skipped, at=args.at)
         if args.strict and comparison.mismatches:
             refuse_mismatches(comparison, args.paths)

@@ -12,6 +12,7 @@ from typing import Any
 
 import rich
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 
 from seqlab.errors import printable
@@ -99,6 +100,26 @@ class WrittenOut:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for text, style, control in console.render(self.inner, options):
             yield Segment(text if control else printable(text), style, control)
+
+
+def progress(*columns: ProgressColumn, lasting: bool = False) -> Progress:
+    """Bars on the shared console; none where it is no terminal, or where the table of a sweep has it.
+
+    Args:
+        columns: what stands behind a bar and its count; by default the time that has passed.
+        lasting: take the whole width, and stay when all is done.
+    """
+    console = rich.get_console()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None if lasting else 40),
+        MofNCompleteColumn(),
+        *(columns or (TimeElapsedColumn(),)),
+        console=console,
+        expand=lasting,
+        transient=not lasting,
+        disable=taken.is_set() or not console.is_terminal,
+    )
 
 
 def say(message: str) -> None:

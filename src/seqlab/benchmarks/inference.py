@@ -25,7 +25,6 @@ from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import scan_backend, tensors_of
 from seqlab.models.sequence_model import CHUNK, ModelState
 from seqlab.report.formats import scaled_bytes
-from seqlab.report.late_progress import LateProgress
 from seqlab.report.plots.style import MARKERS, architecture, colours
 from seqlab.runs.load import fresh_model, load_run
 from seqlab.runs.process import reset_global_state
@@ -158,7 +157,8 @@ def run(args: argparse.Namespace) -> int:
     report.make_folder(args.out)
     curves, models, interrupted = [], {}, False
     total = len(args.models) * len(args.batch) * len(args.contexts)
-    with LateProgress(delay=0) as progress:
+    with console.progress() as progress:
+        task = progress.add_task("", total=total)
         try:
             for given in args.models:
                 reset_global_state(args.seed)
@@ -170,7 +170,8 @@ def run(args: argparse.Namespace) -> int:
                     curves.append(Curve(name, kind, batch))
                     before = (len(curves) - 1) * len(args.contexts)
                     for place, context in enumerate(measure(curves[-1], model, args.contexts, args), before):
-                        progress.show(f"{name}, batch {batch}, context {context:,}", place, total)
+                        what = f"{name}, batch {batch}, context {context:,}"
+                        progress.update(task, description=what, completed=place)
         except KeyboardInterrupt:
             interrupted = True
     results = facts(args.device, ("numba", "matplotlib")) | {

@@ -20,7 +20,6 @@ from seqlab.benchmarks.session import Call, Measurement, measure, measure_alone
 from seqlab.errors import UserError
 from seqlab.ops import backends
 from seqlab.ops.selective_scan import BACKENDS
-from seqlab.report.late_progress import LateProgress
 
 PASSES = ("forward", "forward+backward")
 
@@ -106,13 +105,13 @@ def run(args: argparse.Namespace) -> int:
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device.index or 0)
     rows, interrupted = [], False
-    with LateProgress(delay=0) as progress:
-        progress.show("copy bandwidth")
+    with console.progress() as progress:
+        task = progress.add_task("copy bandwidth", total=len(args.shapes))
         limits = device_limits(args.device)
         try:
             for place, shape in enumerate(args.shapes):
-                show = partial(progress.show, done=place, total=len(args.shapes))
-                rows += rows_at(shape, contestants, rows, args, show)
+                progress.update(task, completed=place)
+                rows += rows_at(shape, contestants, rows, args, lambda what: progress.update(task, description=what))
         except KeyboardInterrupt:
             interrupted = True
     compare(rows, limits, args.dtype.itemsize, args.targets)

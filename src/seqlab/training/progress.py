@@ -5,10 +5,9 @@ import math
 import time
 from typing import Self
 
-from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn, TimeRemainingColumn
 
-from seqlab.console import taken
+from seqlab import console
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +19,8 @@ class ProgressBar:
     """One bar for training, and one beneath it while a split is evaluated."""
 
     def __init__(self, description: str, *, total: int, completed: int = 0):
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
-            console=get_console(),
-            expand=True,
-            disable=taken.is_set() or not get_console().is_terminal,
-        )
+        columns = TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}")
+        self.progress = console.progress(*columns, lasting=True)
         self.training = self.progress.add_task(description, total=total, completed=completed, note="")
         self.evaluation = self.progress.add_task("", visible=False, note="")
         self._pause, self._next = FIRST_LINE, time.monotonic() + FIRST_LINE
@@ -45,7 +36,7 @@ class ProgressBar:
         """Move the training bar to a step, with its loss and the best validation loss so far."""
         note = f"loss {loss:.4f}" + (f", best {best:.4f}" if math.isfinite(best) else "")
         self.progress.update(self.training, completed=step, note=note)
-        self._tell(self.training, f"step {step:,}", note)
+        self._log(self.training, f"step {step:,}", note)
 
     def begin_evaluation(self, split: str, batches: int) -> None:
         self.progress.reset(self.evaluation, total=batches, description=split, visible=True)
@@ -53,12 +44,12 @@ class ProgressBar:
     def evaluated_batch(self) -> None:
         self.progress.advance(self.evaluation)
         task = self.progress.tasks[self.evaluation]
-        self._tell(self.evaluation, f"batch {task.completed:,.0f}", "")
+        self._log(self.evaluation, f"batch {task.completed:,.0f}", "")
 
     def end_evaluation(self) -> None:
         self.progress.update(self.evaluation, visible=False)
 
-    def _tell(self, bar: TaskID, place: str, note: str) -> None:
+    def _log(self, bar: TaskID, place: str, note: str) -> None:
         """Where no bar is shown, how far it would be: a line in the log, in growing pauses."""
         if not self.progress.disable or time.monotonic() < self._next:
             return
