@@ -513,8 +513,8 @@ def test_what_needs_no_torch_waits_for_none(arguments, environment):
 
 def test_what_a_run_needs_is_all_that_it_imports(environment):
     names = imported("import seqlab.experiment", environment)
-    assert "torchmetrics" in names
-    slow = {"matplotlib", "transformers", "datasets", "pandas", "optuna", "torch._dynamo"}
+    assert "torch" in names
+    slow = {"torchmetrics", "matplotlib", "transformers", "datasets", "pandas", "optuna", "torch._dynamo"}
     assert not names & slow, "everybody would wait for it at every start"
 
 

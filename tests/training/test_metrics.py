@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from torch.nn import functional as F
 
 from seqlab.training import metrics
@@ -12,6 +13,7 @@ from seqlab.training.evaluate import LossByPosition, at_every_position, at_place
 from support import Echo
 
 POSITIONS, CLASSES = 200, 9
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def in_batches(collection, parts, size=37):
     """Update in pieces, as evaluation does."""
     for start in range(0, POSITIONS, size):
         collection.update(**{name: part[start : start + size] for name, part in parts.items()})
-    return {name: float(value) for name, value in collection.compute().items()}
+    return collection.compute()
 
 
 def probabilities(preds):
@@ -41,7 +43,7 @@ def test_language(language):
         "top1_accuracy": lambda preds, target: metrics.top_k_accuracy(preds, target, k=1),
         "top5_accuracy": lambda preds, target: metrics.top_k_accuracy(preds, target, k=5),
     }
-    measured = in_batches(metrics.collect(kinds), language)
+    measured = in_batches(metrics.Metrics(kinds, CPU), language)
     p, t = probabilities(language["preds"]), language["target"].numpy()
     nats = -np.log(p[np.arange(POSITIONS), t]).mean()
     order = np.argsort(-p, axis=1)
@@ -56,7 +58,7 @@ def test_language(language):
 
 
 def test_calibration_error(language):
-    measured = in_batches(metrics.collect({"error": metrics.CalibrationError(n_bins=10)}), language)["error"]
+    measured = in_batches(metrics.Metrics({"error": metrics.CalibrationError(n_bins=10)}, CPU), language)["error"]
     p, t = probabilities(language["preds"]), language["target"].numpy()
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == t
     expected = 0.0
@@ -75,10 +77,27 @@ def test_a_calibrated_model_has_no_calibration_error():
     error = metrics.CalibrationError()
     error.update(preds, target, F.cross_entropy(preds, target, reduction="none"))
     assert error.compute() < 0.01
-    error.reset()
+    error = metrics.CalibrationError()
     sure = 5 * preds  # the same order, five times too sure
     error.update(sure, target, F.cross_entropy(sure, target, reduction="none"))
     assert error.compute() > 0.2
+
+
+def test_regression():
+    """The same as torchmetrics, whose classes serve as well."""
+    generator = torch.Generator().manual_seed(0)
+    target = 5 + torch.randn(POSITIONS, generator=generator)
+    preds = target + 0.3 * torch.randn(POSITIONS, generator=generator)
+    parts = {"preds": preds, "target": target, "loss": (preds - target).square()}
+    kinds = {"mse": ("MeanSquaredError", {}), "rmse": ("MeanSquaredError", {"squared": False})}
+    kinds |= {"mae": ("MeanAbsoluteError", {}), "r2": ("R2Score", {})}
+
+    def measured(module):
+        built = {key: getattr(module, name)(**given) for key, (name, given) in kinds.items()}
+        return in_batches(metrics.Metrics(built, CPU), parts)
+
+    ours, theirs = measured(metrics), measured(torchmetrics)
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_more_places_than_classes():
@@ -92,8 +111,8 @@ def test_within_tolerance():
 
 def test_each_evaluation_starts_from_nothing(language):
     kinds = {"perplexity": metrics.Perplexity()}
-    first = in_batches(metrics.collect(kinds), language)
-    assert in_batches(metrics.collect(kinds), language) == first
+    first = in_batches(metrics.Metrics(kinds, CPU), language)
+    assert in_batches(metrics.Metrics(kinds, CPU), language) == first
 
 
 def test_masked_positions_do_not_count():

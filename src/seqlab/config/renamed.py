@@ -9,6 +9,9 @@ RENAMED = {
     "seqlab.matching.EqualParameters": "seqlab.match.parameters.EqualParameters",
     "seqlab.training.Trainer": "seqlab.training.TrainerConfig",
     "seqlab.training.settings.Trainer": "seqlab.training.settings.TrainerConfig",
+    "torchmetrics.MeanAbsoluteError": "seqlab.training.metrics.MeanAbsoluteError",
+    "torchmetrics.MeanSquaredError": "seqlab.training.metrics.MeanSquaredError",
+    "torchmetrics.R2Score": "seqlab.training.metrics.R2Score",
 }
 """The name that a ``_target_`` had, and the one that it has now."""
 

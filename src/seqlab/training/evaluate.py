@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seqlab.training.metrics import collect
+from seqlab.training.metrics import Metrics
 from seqlab.training.slices import Slices, SliceTable
 
 LONG = 8192
@@ -84,7 +84,7 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    metrics = collect(data.metrics).to(device)
+    metrics = Metrics(data.metrics, device)
     by_position, slices = LossByPosition(device), Slices()
     try:
         for batch in islice(data.evaluation_batches(split, batch_size), most):
@@ -109,8 +109,7 @@ def evaluate(
             on_batch()
     finally:
         model.train(training)
-    found = {name: float(value) for name, value in metrics.compute().items()}
-    return Evaluation({"loss": found["loss"]} | found, by_position.compute(), slices.compute())
+    return Evaluation(metrics.compute(), by_position.compute(), slices.compute())
 
 
 def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, most: int) -> int:

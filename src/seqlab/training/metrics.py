@@ -1,13 +1,18 @@
-"""Metrics: torchmetrics objects, or plain functions of predictions and targets that are averaged over positions.
+"""Metrics: objects that are updated batch by batch, or plain functions whose values are averaged over positions.
 
-A data set's YAML names its metrics. Each is updated with what its signature asks for of
+A data set's YAML names its metrics, those here or any class of torchmetrics. Each is updated with what its signature
+asks for of
 
 - ``preds``: outputs at the positions that count, (P, d_output), or all values in a row for regression;
 - ``target``: what they should be, (P,) or in a row;
 - ``loss``: the loss at each position, (P,), in nats for language;
 - ``sequence``: which sequence of the batch each position is in, (P,), numbered from 0 without a gap.
+
+Sums begin as the number 0 and become tensors on the device of what is added.
 """
 
+import copy
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,27 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqlab.training.lean_import import as_if_not_installed
-
-with as_if_not_installed("matplotlib", "transformers"):
-    from torchmetrics import Metric, MetricCollection
-    from torchmetrics.classification import BinaryCalibrationError
-
 PositionFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-class MeanLoss(Metric):
+class MeanLoss:
     """The mean loss, summed in float64 so that a long split loses nothing."""
 
-    full_state_update = False
-
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.total, self.count = 0, 0
 
     def update(self, loss: Tensor) -> None:
-        self.total += loss.sum(dtype=torch.float64)
+        self.total = self.total + loss.sum(dtype=torch.float64)
         self.count += loss.numel()
 
     def compute(self) -> Tensor:
@@ -56,7 +51,44 @@ class BitsPerCharacter(MeanLoss):
         return super().compute() / math.log(2)
 
 
-class CalibrationError(BinaryCalibrationError):
+class MeanSquaredError(MeanLoss):
+    """The mean of (prediction - target)^2, or its root where ``squared`` is false."""
+
+    def __init__(self, squared: bool = True):
+        super().__init__()
+        self.squared = squared
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update((preds - target).square())
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.squared else super().compute().sqrt()
+
+
+class MeanAbsoluteError(MeanLoss):
+    """The mean of |prediction - target|."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update((preds - target).abs())
+
+
+class R2Score:
+    """The coefficient of determination: 1 - squared error / squared distance of the targets from their mean."""
+
+    def __init__(self) -> None:
+        self.error, self.total, self.squares, self.count = 0, 0, 0, 0
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.error = self.error + (preds - target).square().sum(dtype=torch.float64)
+        self.total = self.total + target.sum(dtype=torch.float64)
+        self.squares = self.squares + target.double().square().sum()
+        self.count += target.numel()
+
+    def compute(self) -> Tensor:
+        return 1 - self.error / (self.squares - self.total**2 / self.count)
+
+
+class CalibrationError:
     """Expected calibration error of the top-1 prediction (Guo et al. 2017, equation 3), in ``n_bins`` equal bins.
 
     The loss is cross-entropy, so with the target's logit it gives the log of the softmax's denominator, which over
@@ -64,32 +96,35 @@ class CalibrationError(BinaryCalibrationError):
     """
 
     def __init__(self, n_bins: int = 15):
-        super().__init__(n_bins=n_bins, norm="l1", validate_args=False)
+        self.n_bins, self.gaps, self.count = n_bins, 0, 0
 
     def update(self, preds: Tensor, target: Tensor, loss: Tensor) -> None:
         top, predicted = preds.max(dim=-1)
         own = preds.gather(-1, target[:, None])[:, 0]
-        confidence = (top.float() - own.float() - loss).exp()
-        super().update(confidence.clamp(max=1), (predicted == target).long())
+        confidence = (top.float() - own.float() - loss).exp().clamp(max=1)
+        gap = (predicted == target).double() - confidence  # (P,)
+        bins = (confidence * self.n_bins).long().clamp(max=self.n_bins - 1)
+        inside = bins[:, None] == torch.arange(self.n_bins, device=bins.device)  # (P, n_bins)
+        self.gaps = self.gaps + (inside * gap[:, None]).sum(dim=0)
+        self.count += len(gap)
+
+    def compute(self) -> Tensor:
+        return self.gaps.abs().sum() / self.count
 
 
-class ExactSequences(Metric):
+class ExactSequences:
     """The share of sequences all of whose answers are right; one without an answer does not count."""
 
-    full_state_update = False
-
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("exact", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.exact, self.count = 0, 0
 
     def update(self, preds: Tensor, target: Tensor, sequence: Tensor) -> None:
         wrong = preds.argmax(dim=-1) != target
         answers, mistakes = (torch.zeros(len(sequence), dtype=torch.int64, device=wrong.device) for _ in range(2))
         answers.index_add_(0, sequence, torch.ones_like(sequence))  # (P,): there are no more sequences than answers
         mistakes.index_add_(0, sequence, wrong.long())
-        self.exact += ((answers > 0) & (mistakes == 0)).sum()
-        self.count += (answers > 0).sum()
+        self.exact = self.exact + ((answers > 0) & (mistakes == 0)).sum()
+        self.count = self.count + (answers > 0).sum()
 
     def compute(self) -> Tensor:
         return self.exact / self.count
@@ -117,9 +152,24 @@ def within_tolerance(preds: Tensor, target: Tensor, *, tolerance: float) -> Tens
     return (preds - target).abs() <= tolerance
 
 
-def collect(metrics: dict[str, Any]) -> MetricCollection:
-    """Fresh metrics of these kinds, and the mean loss, under one ``update`` that gives each what it asks for."""
-    ready = {"loss": MeanLoss()}
-    for name, metric in metrics.items():
-        ready[name] = metric.clone() if isinstance(metric, Metric) else PositionMean(metric)
-    return MetricCollection(ready, compute_groups=False)
+class Metrics:
+    """Fresh metrics of these kinds, and the mean loss, each updated with what its signature asks for.
+
+    Args:
+        kinds: by name, metrics that were never updated, or functions of predictions and targets.
+        device: where those of torchmetrics keep their states.
+    """
+
+    def __init__(self, kinds: dict[str, Any], device: torch.device):
+        self.metrics: dict[str, Any] = {"loss": MeanLoss()}
+        for name, kind in kinds.items():
+            fresh = copy.deepcopy(kind) if hasattr(kind, "update") else PositionMean(kind)
+            self.metrics[name] = fresh.to(device) if hasattr(fresh, "to") else fresh
+
+    def update(self, **answers: Tensor) -> None:
+        for metric in self.metrics.values():
+            wanted = inspect.signature(metric.update).parameters
+            metric.update(**{name: value for name, value in answers.items() if name in wanted})
+
+    def compute(self) -> dict[str, float]:
+        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
