@@ -2,7 +2,7 @@
 
 The reference itself goes through autograd at each position, 0.25 ms each. Here only the recurrence goes position by
 position, in numpy, and its gradient is written out; all else is over whole sequences. It is held to the reference in
-``test_selective_scan``.
+``selective_scan/test_scan_reference.py``.
 """
 
 import numpy as np

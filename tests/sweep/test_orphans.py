@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_sweep_kills import assert_same_sweep
 
-from support import ROOT, SMALL
+from support import ROOT, SMALL, run_sweep
 
 pytest.importorskip("joblib")
 pytest.importorskip("submitit")
@@ -111,8 +111,7 @@ def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen:
 def test_the_same_command_at_once_goes_on(tmp_path, environment):
     """The workers end where they are, and leave what the next sweep ends with the results of one without a break."""
     folder, whole = tmp_path / "broken", tmp_path / "whole"
-    with start(whole, environment) as sweep:
-        assert sweep.wait(300) == 0, whole.with_suffix(".log").read_text()
+    assert run_sweep(whole, *SWEEP) == 0
     with start(folder, environment) as sweep:
         try:
             assert until(lambda: len(steps_in(folder)) == 2 and min(steps_in(folder)) > 50, 240)

@@ -1,84 +1,21 @@
-"""What is the fused CPU scan's own: tiles and blocks, packed sequences, memory layouts, threads, compilation.
+"""What is the fused CPU scan's own: tiles and blocks, packed sequences, memory layouts.
 
-Its values and gradients on everything that all backends share are in ``test_selective_scan``.
+Its values and gradients on everything that all backends share are in ``test_scan_backends``.
 """
-
-import os
-import subprocess
-import sys
-import textwrap
-import threading
 
 import long_scan
 import pytest
 import torch
 from comparison import TOLERANCE, assert_all_close, doubled, results, weighted_sum
-from test_selective_scan import OPTIONS, make_arguments
+from cpu_scan_cases import ALONG_TIME, S, T, W, compare, expected, fused, inputs_of
+from scan_cases import OPTIONS, make_arguments
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from seqlab.ops import cpu_threads, selective_scan
-from seqlab.ops.selective_scan import cpu, reference
+from seqlab.ops import selective_scan
+from seqlab.ops.selective_scan import cpu
 from seqlab.ops.selective_scan.interface import Inputs
-
-unavailable = cpu.why_unavailable(torch.device("cpu"), torch.float32)
-pytestmark = pytest.mark.skipif(unavailable is not None, reason=str(unavailable))
-
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-ALONG_TIME = ("u", "delta", "B", "C", "z")
-T, W, S = 32, 32, 16  # positions and channels of a tile, states walked together: edges are tested around these
-
-
-def inputs_of(arguments: dict[str, Tensor], seq_idx: Tensor | None = None, delta_softplus: bool = True) -> Inputs:
-    return Inputs(*(arguments.get(name) for name in NAMES), seq_idx, delta_softplus)
-
-
-def random_like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randn(t.shape, generator=generator).bfloat16().to(t) for t in tensors)
-
-
-def fused(arguments: dict[str, Tensor], seq_idx: Tensor | None = None) -> dict[str, Tensor]:
-    """y, state and all gradients by the fused scan."""
-    inputs = inputs_of(arguments, seq_idx)
-    y, state, saved = cpu.forward(inputs, arguments.get("initial_state"), keep=True)
-    assert saved.shape == cpu.saved_shape(inputs)
-    gradients = cpu.backward(inputs, saved, *random_like(y, state), deterministic=True)._asdict()
-    results = {"y": y, "state": state} | {"d" + name: gradients[name] for name in arguments}
-    for name, leaf in {"y": arguments["u"], **{"d" + name: leaf for name, leaf in arguments.items()}}.items():
-        assert results[name].shape == leaf.shape
-        assert results[name].dtype == leaf.dtype
-        assert results[name].is_contiguous()
-    return results
-
-
-def expected(arguments: dict[str, Tensor], bounds: list[list[int]] | None = None) -> dict[str, Tensor]:
-    """The same by the float64 reference, each sequence between two ``bounds`` (of each batch) on its own."""
-    leaves = {name: tensor.detach().double().requires_grad_() for name, tensor in arguments.items()}
-    batch, length, _ = leaves["u"].shape
-    bounds = bounds or [[0, length]] * batch
-    ys, states = [], []
-    for b in range(batch):
-        y_parts = []
-        state = leaves["initial_state"][b : b + 1] if "initial_state" in leaves else None
-        for start, end in zip(bounds[b][:-1], bounds[b][1:], strict=True):
-            part = [
-                leaves.get(n) if n not in ALONG_TIME or n not in leaves else leaves[n][b : b + 1, start:end]
-                for n in NAMES
-            ]
-            y, final = reference.scan(*part, True, state if start == 0 else None)
-            y_parts.append(y)
-        ys.append(torch.cat(y_parts, dim=1))
-        states.append(final)
-    y, state = torch.cat(ys), torch.cat(states)
-    loss = sum((out * weight).sum() for out, weight in zip((y, state), random_like(y, state), strict=True))
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    return {"y": y, "state": state} | {"d" + n: g for n, g in zip(leaves, gradients, strict=True)}
-
-
-def compare(arguments: dict[str, Tensor]) -> None:
-    assert_all_close(fused(arguments), expected(arguments), arguments["u"].dtype)
 
 
 def test_the_edges_are_where_this_file_expects_them():
@@ -268,152 +205,6 @@ class TestArithmetic:
     def test_threads_go_on_with_subnormal_numbers(self):
         fused(make_arguments(4, 40, 5 * W, 3, dtype=torch.float32))
         assert (torch.full((1 << 17,), 1e-39) * 0.5 > 0).all()
-
-
-class TestThreads:
-    @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-    def test_their_number_changes_no_bit(self, threads):
-        before = torch.get_num_threads()
-        arguments = make_arguments(3, 70, 9 * W, 5, dtype=torch.float32)
-        reference_run = fused(arguments)
-        try:
-            torch.set_num_threads(threads)
-            run = fused(arguments)
-        finally:
-            torch.set_num_threads(before)
-        for name, value in run.items():
-            assert torch.equal(value, reference_run[name]), name
-
-    def test_without_openmp(self, monkeypatch):
-        arguments = make_arguments(3, 70, 9 * W, 5, dtype=torch.float32)
-        with_openmp = fused(arguments)
-        before = torch.get_num_threads()
-        monkeypatch.setattr(cpu_threads, "_fork_join", lambda: None)
-        try:
-            torch.set_num_threads(3)
-            for name, value in fused(arguments).items():
-                assert torch.equal(value, with_openmp[name]), name
-        finally:
-            torch.set_num_threads(before)
-
-    def test_calls_from_many_threads_at_once(self):
-        arguments = make_arguments(3, 70, 5 * W, 5, dtype=torch.float32)
-        alone, together = fused(arguments), []
-        callers = [threading.Thread(target=lambda: together.append(fused(arguments))) for _ in range(4)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join()
-        assert len(together) == 4
-        for run in together:
-            for name, value in run.items():
-                assert torch.equal(value, alone[name]), name
-
-    def test_an_error_in_a_thread_is_raised(self, monkeypatch):
-        def failing(*_):
-            raise ZeroDivisionError
-
-        kernels = cpu._kernels()
-        monkeypatch.setattr(kernels, "forward_task", failing)
-        monkeypatch.setattr(cpu, "_compile", lambda *_: None)
-        with pytest.raises(ZeroDivisionError):
-            cpu.forward(inputs_of(make_arguments(3, 5, 3, 2, dtype=torch.float32)), None, keep=False)
-
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-    def test_a_forked_process_has_threads_too(self):
-        run_script("""
-            torch.set_num_threads(2)
-            forward()
-            child = os.fork()
-            if child == 0:
-                forward()
-                os._exit(0)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        """)
-
-
-SCRIPT = """
-    import os, time, warnings
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-    import torch
-    from seqlab.ops.selective_scan import cpu
-    from seqlab.ops.selective_scan.interface import Inputs
-
-    x, maps = torch.randn(4, 40, 64), torch.randn(4, 40, 16)
-    inputs = Inputs(x, x, -torch.rand(64, 16), maps, maps, None, x, None, None, True)
-
-    def forward():
-        return cpu.forward(inputs, None, keep=True)
-"""
-
-
-def run_script(script: str, **environment: str) -> str:
-    """What a fresh process prints."""
-    code = textwrap.dedent(SCRIPT) + textwrap.dedent(script)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-class TestCompilation:
-    TIMED = """
-        start = time.process_time()
-        assert cpu.why_unavailable(torch.device("cpu"), torch.float32) is None
-        y, state, saved = forward()
-        cpu.backward(inputs, saved, y, None, True)
-        print(time.process_time() - start)
-    """
-
-    @pytest.mark.slow
-    def test_the_next_process_finds_it_done(self, tmp_path):
-        first = float(run_script(self.TIMED, NUMBA_CACHE_DIR=str(tmp_path)))
-        kept = sorted(tmp_path.rglob("*.nb*"))
-        second = float(run_script(self.TIMED, NUMBA_CACHE_DIR=str(tmp_path)))
-        assert second < first / 2
-        assert sorted(tmp_path.rglob("*.nb*")) == kept
-
-    DIGEST = """
-        import hashlib
-        from seqlab.ops import causal_conv1d, selective_scan
-
-        generator = torch.Generator().manual_seed(0)
-        shapes = [(3, 70, 70)] * 3 + [(70, 16)] + [(3, 70, 16)] * 2 + [(70,)] * 2 + [(70, 4)]
-        leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-        u, delta, z, A, B, C, D, bias, taps = leaves
-        convolved = causal_conv1d(u, taps, bias, activation="silu", backend="cpu")
-        y = selective_scan(convolved, delta, -A.exp(), B, C, D, z, bias, delta_softplus=True, backend="cpu")
-        for result in (convolved, y, *torch.autograd.grad((y * y).sum(), leaves)):
-            print(hashlib.sha256(result.detach().numpy().tobytes()).hexdigest())
-    """
-
-    @pytest.mark.slow
-    def test_what_was_just_compiled_computes_the_same_bits_as_what_was_kept(self, tmp_path):
-        cold = run_script(self.DIGEST, NUMBA_CACHE_DIR=str(tmp_path))
-        assert any(tmp_path.rglob("*.nbc"))
-        assert run_script(self.DIGEST, NUMBA_CACHE_DIR=str(tmp_path)) == cold
-
-    def test_without_numba_it_says_so(self, monkeypatch):
-        cpu._kernels.cache_clear()
-        monkeypatch.delitem(sys.modules, "seqlab.ops.selective_scan.cpu_kernels")
-        monkeypatch.delattr(sys.modules["seqlab.ops.selective_scan"], "cpu_kernels")
-        monkeypatch.setitem(sys.modules, "numba", None)
-        reason = cpu.why_unavailable(torch.device("cpu"), torch.float32)
-        monkeypatch.undo()
-        cpu._kernels.cache_clear()
-        assert reason.startswith("numba cannot be imported (")
-        assert cpu.why_unavailable(torch.device("cpu"), torch.float32) is None
-
-    def test_other_devices_and_dtypes_are_refused(self):
-        assert cpu.why_unavailable(torch.device("cuda"), torch.float32) == "it runs on the CPU, not on cuda"
-        assert "float64" in cpu.why_unavailable(torch.device("cpu"), torch.float64)
 
 
 def test_without_keeping_nothing_is_saved():

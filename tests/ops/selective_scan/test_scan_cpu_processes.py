@@ -1,0 +1,153 @@
+"""The fused CPU scan's threads, and its compilation in a process and the next."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+from cpu_scan_cases import W, fused, inputs_of
+from scan_cases import make_arguments
+
+from seqlab.ops import cpu_threads
+from seqlab.ops.selective_scan import cpu
+
+
+class TestThreads:
+    @pytest.mark.parametrize("threads", [1, 2, 3, 7])
+    def test_their_number_changes_no_bit(self, threads):
+        before = torch.get_num_threads()
+        arguments = make_arguments(3, 70, 9 * W, 5, dtype=torch.float32)
+        reference_run = fused(arguments)
+        try:
+            torch.set_num_threads(threads)
+            run = fused(arguments)
+        finally:
+            torch.set_num_threads(before)
+        for name, value in run.items():
+            assert torch.equal(value, reference_run[name]), name
+
+    def test_without_openmp(self, monkeypatch):
+        arguments = make_arguments(3, 70, 9 * W, 5, dtype=torch.float32)
+        with_openmp = fused(arguments)
+        before = torch.get_num_threads()
+        monkeypatch.setattr(cpu_threads, "_fork_join", lambda: None)
+        try:
+            torch.set_num_threads(3)
+            for name, value in fused(arguments).items():
+                assert torch.equal(value, with_openmp[name]), name
+        finally:
+            torch.set_num_threads(before)
+
+    def test_calls_from_many_threads_at_once(self):
+        arguments = make_arguments(3, 70, 5 * W, 5, dtype=torch.float32)
+        alone, together = fused(arguments), []
+        callers = [threading.Thread(target=lambda: together.append(fused(arguments))) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert len(together) == 4
+        for run in together:
+            for name, value in run.items():
+                assert torch.equal(value, alone[name]), name
+
+    def test_an_error_in_a_thread_is_raised(self, monkeypatch):
+        def failing(*_):
+            raise ZeroDivisionError
+
+        kernels = cpu._kernels()
+        monkeypatch.setattr(kernels, "forward_task", failing)
+        monkeypatch.setattr(cpu, "_compile", lambda *_: None)
+        with pytest.raises(ZeroDivisionError):
+            cpu.forward(inputs_of(make_arguments(3, 5, 3, 2, dtype=torch.float32)), None, keep=False)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_a_forked_process_has_threads_too(self):
+        run_script("""
+            torch.set_num_threads(2)
+            forward()
+            child = os.fork()
+            if child == 0:
+                forward()
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """)
+
+
+SCRIPT = """
+    import os, time, warnings
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
+    import torch
+    from seqlab.ops.selective_scan import cpu
+    from seqlab.ops.selective_scan.interface import Inputs
+
+    x, maps = torch.randn(4, 40, 64), torch.randn(4, 40, 16)
+    inputs = Inputs(x, x, -torch.rand(64, 16), maps, maps, None, x, None, None, True)
+
+    def forward():
+        return cpu.forward(inputs, None, keep=True)
+"""
+
+
+def run_script(script: str, **environment: str) -> str:
+    """What a fresh process prints."""
+    code = textwrap.dedent(SCRIPT) + textwrap.dedent(script)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class TestCompilation:
+    COMPUTED = """
+        import hashlib
+        from seqlab.ops import causal_conv1d, selective_scan
+
+        start = time.process_time()
+        assert cpu.why_unavailable(torch.device("cpu"), torch.float32) is None
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3, 70, 70)] * 3 + [(70, 16)] + [(3, 70, 16)] * 2 + [(70,)] * 2 + [(70, 4)]
+        leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        u, delta, z, A, B, C, D, bias, taps = leaves
+        convolved = causal_conv1d(u, taps, bias, activation="silu", backend="cpu")
+        y = selective_scan(convolved, delta, -A.exp(), B, C, D, z, bias, delta_softplus=True, backend="cpu")
+        found = (convolved, y, *torch.autograd.grad((y * y).sum(), leaves))
+        print(time.process_time() - start)
+        for result in found:
+            print(hashlib.sha256(result.detach().numpy().tobytes()).hexdigest())
+    """
+
+    @pytest.mark.slow
+    def test_the_next_process_finds_it_done_and_computes_the_same_bits(self, tmp_path):
+        compiled, *cold = run_script(self.COMPUTED, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+        kept = sorted(tmp_path.rglob("*.nb*"))
+        found, *warm = run_script(self.COMPUTED, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+        assert any(path.suffix == ".nbc" for path in kept)
+        assert sorted(tmp_path.rglob("*.nb*")) == kept
+        assert float(found) < float(compiled) / 2
+        assert warm == cold
+
+    def test_without_numba_it_says_so(self, monkeypatch):
+        cpu._kernels.cache_clear()
+        monkeypatch.delitem(sys.modules, "seqlab.ops.selective_scan.cpu_kernels")
+        monkeypatch.delattr(sys.modules["seqlab.ops.selective_scan"], "cpu_kernels")
+        monkeypatch.setitem(sys.modules, "numba", None)
+        reason = cpu.why_unavailable(torch.device("cpu"), torch.float32)
+        monkeypatch.undo()
+        cpu._kernels.cache_clear()
+        assert reason.startswith("numba cannot be imported (")
+        assert cpu.why_unavailable(torch.device("cpu"), torch.float32) is None
+
+    def test_other_devices_and_dtypes_are_refused(self):
+        assert cpu.why_unavailable(torch.device("cuda"), torch.float32) == "it runs on the CPU, not on cuda"
+        assert "float64" in cpu.why_unavailable(torch.device("cpu"), torch.float64)

@@ -1,0 +1,81 @@
+"""The selective scan's kernels in Triton's interpreter."""
+
+import pytest
+import torch
+from comparison import (
+    restrided,
+    skip_unless_available,
+)
+from scan_cases import HALF, OPTIONS, PACKAGE, hold, hold_cut, hold_packed, make_arguments
+
+from seqlab.ops.selective_scan import triton
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs everything")
+@pytest.mark.usefixtures("nan_memory")
+class TestTritonInterpreted:
+    """What the kernels are held to where there is no GPU: each way through them once, over few positions."""
+
+    @pytest.fixture(autouse=True)
+    def _available(self):
+        skip_unless_available(PACKAGE, "triton", "cpu", torch.float32)
+
+    @pytest.mark.parametrize("length", [1, 2, 9])
+    def test_lengths(self, length):
+        hold(make_arguments(1, length, 5, 3, dtype=torch.float32), "triton", delta_softplus=True)
+
+    def test_segments(self, monkeypatch):
+        monkeypatch.setattr(triton.triton_plan, "SEGMENT", 4)
+        arguments = make_arguments(1, 10, 5, 3, dtype=torch.float32)
+        assert triton.plan(arguments["u"], 3, "backward").n_chunks == 1
+        hold(arguments, "triton", delta_softplus=True)
+
+    @pytest.mark.parametrize("d_state", [1, 16, 33, 256])
+    def test_state_sizes(self, d_state):
+        hold(make_arguments(1, 5, 5, d_state, dtype=torch.float32), "triton")
+
+    @pytest.mark.parametrize("d_inner", [1, 32, 70])
+    def test_channels(self, d_inner):
+        hold(make_arguments(2, 3, d_inner, 16, dtype=torch.float32), "triton")
+
+    @pytest.mark.parametrize("option", [None, *OPTIONS])
+    def test_options(self, option):
+        options = () if option is None else (option,)
+        hold(make_arguments(1, 5, 5, 3, dtype=torch.float32, options=options), "triton")
+
+    @pytest.mark.parametrize("dtype", HALF, ids=str)
+    def test_dtypes(self, dtype):
+        hold(make_arguments(1, 9, 7, 4, dtype=dtype), "triton", delta_softplus=True)
+
+    @pytest.mark.parametrize("layout", ["interleaved", "transposed", "expanded"])
+    def test_strided_arguments(self, layout):
+        arguments = make_arguments(2, 3, 5, 3, dtype=torch.float32)
+        hold({name: restrided(tensor, layout) for name, tensor in arguments.items()}, "triton")
+
+    @pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
+    def test_adversarial_steps(self, steps):
+        arguments = make_arguments(1, 7, 5, 3, dtype=torch.float32, steps=steps)
+        hold(arguments | {"delta_bias": torch.zeros_like(arguments["delta_bias"])}, "triton")
+
+    def test_packed_sequences(self):
+        hold_packed(make_arguments(2, 9, 5, 3, dtype=torch.float32), [{1, 2, 6}, {8}], "triton")
+
+    def test_a_cut_with_the_state_carried_changes_nothing(self):
+        hold_cut(make_arguments(1, 9, 5, 3, dtype=torch.float32), "triton", cut=5)
+
+    @pytest.mark.parametrize(("segment", "d_state"), [(4, 3), (8, 16)])
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_chunks(self, segment, d_state, packed, monkeypatch):
+        """The state is handed from chunk to chunk, two segments each; one packed sequence begins where a chunk does.
+
+        With 3 states positions go one by one, with 16 four at a time: a segment is several such groups.
+        """
+        monkeypatch.setattr(triton.triton_plan, "SEGMENT", segment)
+        monkeypatch.setattr(triton.triton_plan, "SHORTEST_CHUNK", 2 * segment)
+        length = 4 * segment + segment // 2 + 1
+        arguments = make_arguments(1, length, 5, d_state, dtype=torch.float32)
+        assert triton.plan(arguments["u"], d_state, "forward").n_chunks == 3
+        if packed:
+            hold_packed(arguments, [{segment + 2, 4 * segment, length - 1}], "triton", deterministic=True)
+        else:
+            hold(arguments, "triton", delta_softplus=True)
