@@ -158,6 +158,11 @@ def grid_sweep(seeds: Sequence[int] = (1, 2), *, metric: str = "accuracy") -> li
     return runs
 
 
+def place_of(run: Run) -> tuple[str, int, int]:
+    """Where a run stands in the grid: model, length and width."""
+    return run.summary["model"], run.config["data"]["length"], run.config["size"]["d_model"]
+
+
 def probe_comparison(seeds: Sequence[int] = (1, 2, 3)) -> list[Run]:
     """Three models on a probe, one of which cannot take the longest sequences."""
     runs = []

@@ -10,7 +10,7 @@ from seqlab.report.compare import compare
 from seqlab.report.curves import Damaged
 from seqlab.report.difficulty import accuracies, in_order, numbers_of, titles
 from seqlab.report.page.payload import payload
-from seqlab.report.plots.difficulty import short_power
+from seqlab.report.plots.panels import short_power
 from seqlab.report.runs import Completed, check, parse_json
 from seqlab.report.tables import tables_of
 from seqlab.runs.targets import changes_of
@@ -83,7 +83,8 @@ class TestTables:
         assert [title for title in tables if "accuracy" in title] == ["mqar: accuracy at length"]
         assert tables["mqar: accuracy at length"].headings == ["model", "512"]
         assert ["mamba", "0.8320 ± 0.0040"] in tables["mqar: accuracy at length"].lines
-        assert [one["title"] for one in payload(comparison)["difficulties"]] == ["at length"]
+        titles = [one["title"] for one in payload(comparison)["charts"]["mqar"]]
+        assert [title for title in titles if "Accuracy" in title] == ["Accuracy at length"]
 
     def test_slices_that_are_each_group_s_whole_test_split_have_no_sheet(self):
         runs = [made_run("mamba", "mqar", **{"data.pairs": pairs}) for pairs in (4, 8)]
@@ -148,15 +149,14 @@ def test_no_picture_without_probes(tmp_path):
 def test_the_page():
     comparison = compare(probe_comparison())
     known = payload(comparison)
-    by_title = {one["title"]: one for one in known["difficulties"]}
-    length = by_title["at length"]
-    assert (length["data"], length["values"]) == ("mqar", [512, 4096, 2**20])
-    place = {group["model"]: i for i, group in enumerate(known["groups"])}
-    mean, low, high = length["points"][place["mamba"]][0]
-    assert mean == pytest.approx(0.832)
-    assert low < mean < high
-    assert length["points"][place["transformer"]][2] is None
-    assert by_title["at length, pairs"]["values"] == ["128, 8", "1024, 64"]
+    panels = {one["title"]: one["panels"].get("") for one in known["charts"]["mqar"]}
+    length = panels["Accuracy at length"]
+    assert length.x.places == (512, 4096, 2**20) and length.x.names == ("512", "4Ki", "1Mi")
+    bands = {known["groups"][line.groups[0]]["model"]: line.band for line in length.lines}
+    assert bands["mamba"].mean[0] == pytest.approx(0.832)
+    assert bands["mamba"].low[0] < bands["mamba"].mean[0] < bands["mamba"].high[0]
+    assert (bands["mamba"].x.tolist(), bands["transformer"].x.tolist()) == ([512, 4096, 2**20], [512, 4096])
+    assert panels["Accuracy at length, pairs"].x.names == ("128, 8", "1024, 64")
     assert "mqar: targets" in [table["title"] for table in known["extra"]]
 
 

@@ -94,4 +94,4 @@ def test_the_page_has_the_same_columns(comparison):
         *("best validation loss", "test loss", "95 % interval"),
     ]
     assert table["headings"].count("test accuracy") == 1
-    assert table["rows"][0]["cells"][5] == ["[0.9831, 1.0000]", pytest.approx(0.9831, abs=1e-4)]
+    assert table["lines"][0][5] == ("[0.9831, 1.0000]", pytest.approx(0.9831, abs=1e-4))

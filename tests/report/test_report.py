@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from seqlab.errors import UserError
 from seqlab.report import page as report_page
 from seqlab.report import write_tables as tables
 from seqlab.report.compare import compare
-from seqlab.report.formats import NONE
+from seqlab.report.formats import NONE, mean_and_std
 from seqlab.report.groups import flatten
 from seqlab.report.page.cells import sort_key
-from seqlab.report.page.payload import as_text, payload
+from seqlab.report.page.payload import payload
+from seqlab.report.page.settings import as_text
 from seqlab.report.runs import Skipped
 from seqlab.report.statistics import INTERVAL
 from seqlab.report.tables import tables_of as sheets_of
@@ -35,26 +37,41 @@ HOSTILE = [
 
 
 class Page(HTMLParser):
-    """A page's elements with their attributes, and what its scripts hold."""
+    """A page's elements with their attributes, what its scripts hold, and its tables' texts and cells by id."""
 
     def __init__(self, text: str):
         super().__init__()
         self.elements, self.scripts, self.inside = [], [], False
+        self.tables, self.cells, self.table, self.in_cell = {}, {}, None, False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+        attributes = dict(attributes)
+        self.elements.append((tag, attributes))
         self.inside = tag == "script"
         if self.inside:
-            self.scripts.append((dict(attributes), ""))
+            self.scripts.append((attributes, ""))
+        if tag == "table":
+            self.table = attributes.get("id")
+            self.tables[self.table], self.cells[self.table] = [], []
+        if tag == "tr":
+            self.tables[self.table].append([])
+            self.cells[self.table].append([])
+        self.in_cell = self.in_cell or tag in ("th", "td")
+        if tag in ("th", "td"):
+            self.tables[self.table][-1].append("")
+            self.cells[self.table][-1].append(attributes)
 
     def handle_endtag(self, tag):
         self.inside = False
+        self.in_cell = self.in_cell and tag not in ("th", "td")
 
     def handle_data(self, data):
         if self.inside:
             attributes, text = self.scripts[-1]
             self.scripts[-1] = attributes, text + data
+        elif self.in_cell:
+            self.tables[self.table][-1][-1] += data.strip()
 
 
 def written(runs, folder, **more) -> tuple[Page, dict]:
@@ -79,7 +96,7 @@ def test_the_page_is_one_file_that_fetches_nothing(tmp_path):
 
 def test_the_interval_has_one_name_in_tables_and_page(tmp_path):
     comparison = compare([made_run(seed=seed) for seed in (1, 2)])
-    page = report_page.write(comparison, tmp_path).read_text(encoding="utf-8")
+    page = unescape(report_page.write(comparison, tmp_path).read_text(encoding="utf-8"))
     assert f"bars: {INTERVAL}." in page  # of the charts
     texts = [payload(comparison)["note"], tables.markdown(comparison), tables.latex(comparison).replace("\\%", "%")]
     texts += [sheets_of(comparison)[0].notes[0]]  # which the screen shows
@@ -89,37 +106,47 @@ def test_the_interval_has_one_name_in_tables_and_page(tmp_path):
 
 def test_every_row_and_curve_is_in_the_page(tmp_path):
     comparison = compare(first_comparison())
-    _, data = written(first_comparison(), tmp_path)
+    page, data = written(first_comparison(), tmp_path)
     assert {group["label"] for group in data["groups"]} == set(MODELS)
-    assert data["table"]["headings"][:3] == ["model", "data", "seeds"]
-    place = data["table"]["headings"].index("test loss")
-    for row, line in zip(comparison.rows, data["table"]["rows"], strict=True):
-        assert data["groups"][line["group"]]["label"] == line["cells"][0][0] == row.group.label
-        assert line["cells"][place][1] == row.test["loss"].mean
-    mamba = next(group for group in data["groups"] if group["model"] == "mamba")
+    headings, *lines = page.tables["results"]
+    assert headings[:3] == ["model", "data", "seeds"]
+    place = headings.index("test loss")
+    assert [line[0] for line in lines] == [row.group.label for row in comparison.rows]
+    assert [line[place] for line in lines] == [mean_and_std(row.test["loss"]) for row in comparison.rows]
+    keys = [float(row[place]["data-sort"]) for row in page.cells["results"][1:]]
+    assert keys == [row.test["loss"].mean for row in comparison.rows]
+    place = next(i for i, group in enumerate(data["groups"]) if group["model"] == "mamba")
+    charts = {one["title"]: one["panels"] for one in data["charts"]["tiny_shakespeare"]}
     runs = [run for run in first_comparison() if run.summary["model"] == "mamba"]
-    curve = mamba["curves"]["validation"]
-    losses = np.mean([run.curves["validation"]["loss"] for run in runs], axis=0)
-    np.testing.assert_allclose(curve["step"]["y"], losses, rtol=1e-4)
-    for axis in ("tokens", "flops"):
-        x = curve["tokens"]["factor"] if axis == "tokens" else curve["flops"]["factor"]
-        np.testing.assert_allclose(np.multiply(curve["step"]["x"], x), runs[0].curves["validation"][axis], rtol=1e-5)
-    assert curve["seconds"].keys() == {"x", "y", "low", "high"}
-    assert mamba["test"][1] < mamba["test"][0] < mamba["test"][2]
+    losses = [run.curves["validation"]["loss"] for run in runs]
+    curve = {axis: band_of(data, panel, place) for axis, panel in charts["Validation loss"].items()}
+    for axis in ("step", "tokens", "flops"):
+        x, *extent = curve[axis]
+        np.testing.assert_allclose(x, runs[0].curves["validation"][axis], rtol=1e-5)
+        expected = [np.mean(losses, axis=0), np.min(losses, axis=0), np.max(losses, axis=0)]
+        np.testing.assert_allclose(extent, expected, rtol=1e-5)
+    assert curve["seconds"][0][-1] == pytest.approx(min(run.curves["validation"]["seconds"][-1] for run in runs))
+    _, mean, low, high = band_of(data, charts["Test loss and what it cost"]["parameters"], place)
+    assert low < mean < high
+
+
+def band_of(data: dict, panel: dict, group: int) -> list[list[float]]:
+    """The places, means, low and high ends of a group's line."""
+    (line,) = (one for one in panel["lines"] if one["groups"] == [group])
+    return [data["arrays"][place] for place in line["band"]]
 
 
 def test_a_grid_has_a_panel_for_each_data_setting():
     runs = [run for run in grid_sweep() if run.config["data"]["length"] != 128 or run.config["size"]["d_model"] != 64]
     known = payload(compare(runs))
-    assert known["measures"] == {"mqar": "accuracy"} and known["sweeps"] == []
+    panels = {one["title"]: one["panels"][""] for one in known["charts"]["mqar"] if "Sweep" in one["title"]}
     titles = ["length 64, pairs 4", "length 128, pairs 8", "length 256, pairs 16"]
-    assert [panel["title"] for panel in known["grids"]] == titles
-    panel = known["grids"][1]
-    assert (panel["data"], panel["axis"], panel["sizes"]) == ("mqar", "width (d_model)", [32, 64, 128])
-    lines = {known["groups"][line[0]]["model"]: line for line in panel["lines"]}
-    assert [line[1] for line in lines.values()] == [None, None]
-    means = [known["groups"][i]["accuracy"][0] for i in (lines["mamba"][0], lines["mamba"][2])]
-    assert means == pytest.approx([0.115, 0.999])
+    assert list(panels) == [f"Sweep at {title}" for title in titles]
+    panel = panels["Sweep at length 128, pairs 8"]
+    assert (panel.x.title, panel.x.places, panel.y) == ("width (d_model)", (32, 64, 128), "accuracy")
+    lines = {known["groups"][line.groups[0]]["model"]: line.band for line in panel.lines}
+    assert [band.x.tolist() for band in lines.values()] == [[32, 128], [32, 128]]
+    assert lines["mamba"].mean == pytest.approx([0.115, 0.999])
 
 
 def test_each_runs_configuration_can_be_read_back():
@@ -149,7 +176,9 @@ def test_hostile_text_stays_text(tmp_path):
     assert len(page.scripts) == 3
     assert sum(tag == "img" for tag, _ in page.elements) == 0
     assert sorted(group["label"] for group in data["groups"]) == sorted(HOSTILE)
-    assert data["skipped"] == [[HOSTILE[0], HOSTILE[1]]]
+    assert page.tables["skipped-folders"][1] == [HOSTILE[0], HOSTILE[1]]
+    drawn = {line[0] for line in page.tables["results"][1:]}  # what UTF-8 or HTML cannot hold is replaced
+    assert drawn >= {text for text in HOSTILE if text.isprintable()}
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     embedded = text[text.index('id="data"') :].split("</script>")[0].partition(">")[2]
     assert not set("<>&") & set(embedded)
@@ -166,7 +195,7 @@ def test_a_budget_and_the_differences_are_shown():
     known = payload(compare(first_comparison(), at=("tokens", 4e6)))
     assert any("4.00 M tokens" in heading for heading in known["table"]["headings"])
     assert [sheet["title"] for sheet in known["extra"]] == ["Paired differences"]
-    assert all(isinstance(row["cells"][4][1], float) for row in known["extra"][0]["rows"])
+    assert all(isinstance(line[4][1], float) for line in known["extra"][0]["lines"])
 
 
 def test_cells_are_sorted_by_their_numbers():

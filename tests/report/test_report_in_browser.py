@@ -1,16 +1,11 @@
 """The page in a real browser: Chromium without a window, driven by selenium, with the network watched."""
 
-import io
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_runs import MODELS, first_comparison, grid_sweep, made_run
-from PIL import Image
 
 from seqlab.report import page as report_page
 from seqlab.report.compare import compare
@@ -19,29 +14,15 @@ from seqlab.report.runs import Skipped
 pytest.importorskip("plotly")
 pytest.importorskip("selenium", reason="selenium drives the browser: pip install selenium")
 
-from selenium import webdriver
-from selenium.common.exceptions import NoSuchElementException
+from browser import BROWSER, DRIVER, Browser, start
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER),
     reason="needs a Chromium and its driver (Debian: apt-get install chromium chromium-driver)",
-)
-SWITCHES = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
 )
 HOSTILE = [
     "~%{x} <b>&lt;",
@@ -50,119 +31,9 @@ HOSTILE = [
 ]
 
 
-class Browser:
-    """What the tests ask of a browser that shows a page."""
-
-    def __init__(self, driver: webdriver.Chrome):
-        self.driver = driver
-
-    def open(self, path: Path, *, width: int = 1300, height: int = 1000, scheme: str = "light") -> None:
-        """Show a file and wait until its charts are drawn."""
-        self.media(scheme)
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        for log in ("browser", "performance"):
-            self.driver.get_log(log)  # what came before is not this page's
-        self.driver.get(path.as_uri())
-        WebDriverWait(self.driver, 30).until(lambda _: self.run("return document.querySelectorAll('.main-svg').length"))
-
-    def media(self, scheme: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-    def run(self, script: str, *arguments):
-        return self.driver.execute_script(script, *arguments)
-
-    def find(self, selector: str):
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def click(self, selector: str) -> None:
-        element = self.find(selector)
-        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
-
-    def select(self, selector: str, text: str) -> None:
-        Select(self.find(selector)).select_by_visible_text(text)
-
-    def column(self, heading: str) -> list[str]:
-        """The texts of a column of the results, of the rows that are shown."""
-        return self.run(
-            """const {tHead: {rows: [head]}, tBodies: [body]} = document.getElementById("results");
-            const place = [...head.cells].findIndex((cell) => cell.innerText.trim().startsWith(arguments[0]));
-            const rows = [...body.rows].filter((row) => !row.hidden);
-            return rows.map((row) => row.cells[place].innerText.trim());""",
-            heading,
-        )
-
-    def chart(self, title: str) -> dict:
-        """What a chart shows: its axes and its lines."""
-        return self.run(
-            """const figures = [...document.querySelectorAll("figure")];
-            const figure = figures.find((one) => one.innerText.startsWith(arguments[0]));
-            const {data, layout} = figure.querySelector(".chart");
-            return {
-              x: layout.xaxis.title.text, type: layout.xaxis.type, y: layout.yaxis.type,
-              lines: data.filter((one) => one.name).map((one) => ({name: one.name, x: one.x, y: one.y})),
-              bands: data.filter((one) => one.fill === "toself").length,
-              points: data.filter((one) => one.error_y).length,
-            };""",
-            title,
-        )
-
-    def chart_parts(self, title: str):
-        """A chart's element, and within it the one that the mouse acts on; scrolled into view."""
-        chart = self.run(
-            """const figures = [...document.querySelectorAll("figure")];
-            const chart = figures.find((one) => one.innerText.startsWith(arguments[0])).querySelector(".chart");
-            chart.scrollIntoView({block: "center"});
-            return chart;""",
-            title,
-        )
-        return chart, chart.find_element(By.CSS_SELECTOR, ".nsewdrag")
-
-    def hover(self, title: str, name: str, point: int) -> str:
-        """What a chart says of a point under the mouse."""
-        chart, layer = self.chart_parts(title)
-        place = self.run(
-            """const [chart, layer, name, point] = arguments, {xaxis, yaxis} = chart._fullLayout;
-            const box = chart.getBoundingClientRect(), area = layer.getBoundingClientRect();
-            const line = chart.data.find((one) => one.name === name);
-            return [box.left + xaxis._offset + xaxis.c2p(line.x[point]) - area.left - area.width / 2,
-                    box.top + yaxis._offset + yaxis.c2p(line.y[point]) - area.top - area.height / 2];""",
-            chart,
-            layer,
-            name,
-            point,
-        )
-        ActionChains(self.driver).move_to_element_with_offset(layer, *map(round, place)).perform()
-        wait = WebDriverWait(self.driver, 5, ignored_exceptions=[NoSuchElementException])
-        label = wait.until(lambda _: chart.find_element(By.CSS_SELECTOR, ".hovertext"))
-        return label.get_attribute("textContent")
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> set[str]:
-        """Addresses asked for, besides what a page holds itself."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [one["params"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-        urls = {one["request"]["url"] for one in sent}
-        return {url for url in urls if not url.startswith(("data:", "blob:", "chrome:"))}
-
-    def screenshot(self, path: Path) -> np.ndarray:
-        path.write_bytes(self.driver.get_screenshot_as_png())
-        return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "about:blank"):
-        options.add_argument(switch)
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(DRIVER, log_output=os.devnull)
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = start(tmp_path_factory.mktemp("profile"))
     yield Browser(driver)
     driver.quit()
 
@@ -274,6 +145,11 @@ def test_a_grid_shows_accuracy_against_the_size(browser, tmp_path):
     chart = browser.chart("Sweep at length 128, pairs 8")
     assert (chart["x"], chart["type"], chart["y"]) == ("width (d_model)", "log", "linear")
     assert chart["points"] == 2
+    spreads = browser.run(
+        """const figure = [...document.querySelectorAll("figure")].find((one) => one.innerText.includes("pairs 8"));
+        return figure.querySelector(".chart").data.map((one) => one.customdata.map(([, spread]) => spread));"""
+    )
+    assert spreads[0][1:] == spreads[1][1:] == ["0.99900 to 0.99900"] * 2  # two seeds, though they agree
     browser.select("#filter-model", "mamba")
     assert browser.chart("Sweep at length 128, pairs 8")["points"] == 1
     assert browser.complaints() == []
@@ -413,7 +289,7 @@ def test_the_page_can_be_read_in_every_light_and_width(browser, page, tmp_path, 
 def test_a_dark_page_turns_light_when_the_system_does(shown):
     shown.click("#results thead th:nth-child(7) button")
     order = shown.column("model")
-    colour = "return document.querySelector('figure .chart').layout.font.color"
+    colour = "return getComputedStyle(document.querySelector('figure .xtick text')).fill"
     light = shown.run(colour)
     shown.media("dark")
     WebDriverWait(shown.driver, 5).until(lambda _: shown.run(colour) != light)

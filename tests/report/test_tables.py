@@ -121,7 +121,7 @@ def test_costs_have_a_spread_over_the_seeds_and_no_interval(tmp_path):
     assert lines["lstm"]["wall time"] == "30.0 s"
     table = payload(comparison)["table"]
     place = table["headings"].index("wall time")
-    assert ["62.0 ± 2.6 s", 62.0] in [line["cells"][place] for line in table["rows"]]
+    assert ("62.0 ± 2.6 s", 62.0) in [line[place] for line in table["lines"]]
     write_tables.write(comparison, tmp_path)
     row = next(row for row in csv_rows(tmp_path / "comparison.csv") if row["model"] == "mamba")
     assert {name for name in row if name.startswith("wall_seconds")} == {

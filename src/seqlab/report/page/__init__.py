@@ -1,24 +1,24 @@
 """One self-contained HTML page for a comparison: table, interactive charts, configurations and their differences.
 
-Nothing is fetched: scripts and styles are in the page, and its content security policy forbids every request. The
-charts are drawn by plotly.js, which the plotly package brings along.
+Jinja2 fills in the tables and plotly.js, which the plotly package brings along, draws the charts. Nothing is fetched:
+scripts and styles are in the page, and its content security policy forbids every request.
 """
 
 import base64
 import hashlib
-import json
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from string import Template
-from typing import Any
 
 from seqlab.errors import UserError
 from seqlab.report.compare import Comparison
+from seqlab.report.page.encoding import Encoder, as_json
 from seqlab.report.page.payload import payload
 from seqlab.report.statistics import INTERVAL
 
-SCRIPTS = ("settings.js", "table.js", "curves.js", "points.js", "charts.js", "configurations.js", "page.js")
+SCRIPTS = ("page.js", "tables.js", "charts.js", "configurations.js")
+IN_SCRIPT = ("groups", "charts", "runs", "settings")
+"""What of the payload the scripts read; the template shows the rest."""
 
 
 def write(comparison: Comparison, folder: Path) -> Path:
@@ -29,20 +29,25 @@ def write(comparison: Comparison, folder: Path) -> Path:
     """
     if find_spec("plotly") is None:
         raise UserError("report", "none", "plotly is not installed", "pip install -e '.[plots]'")
+    from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    library, ours = get_plotlyjs(), script()
-    page = Template(part("page.html")).substitute(
-        policy=f"'sha256-{fingerprint(library)}' 'sha256-{fingerprint(ours)}'",
+    known = payload(comparison)
+    encoder = Encoder()
+    data = {name: encoder.encode(known[name]) for name in IN_SCRIPT}
+    scripts = [get_plotlyjs(), our_script()]
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    page = environment.from_string(part("page.html")).render(
+        **known,
+        policy=" ".join(f"'sha256-{fingerprint(script)}'" for script in scripts),
         style=part("page.css"),
-        library=library,
-        script=ours,
+        scripts=scripts,
         interval=INTERVAL,
-        data=as_json(payload(comparison)),
+        data=as_json(data | {"arrays": encoder.arrays, "styles": list(map(vars, encoder.styles))}),
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    path.write_text(page, encoding="utf-8", newline="\n")
+    path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace", newline="\n")  # a lone surrogate has no UTF-8
     return path
 
 
@@ -51,7 +56,7 @@ def part(name: str) -> str:
     return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
 
 
-def script() -> str:
+def our_script() -> str:
     """Our own scripts as one, with nothing of it visible outside."""
     body = "\n".join(part(name) for name in SCRIPTS)
     return f'(() => {{\n"use strict";\n{body}}})();'
@@ -60,9 +65,3 @@ def script() -> str:
 def fingerprint(text: str) -> str:
     """What a content security policy names an inline script by."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def as_json(value: Any) -> str:
-    """JSON that can stand in a script element whatever its strings hold: no ``<`` can end it or open a comment."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII, so no surrogate can break the file
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

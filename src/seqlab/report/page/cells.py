@@ -1,14 +1,14 @@
 """The page's tables: what a cell shows, and what it is sorted by."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from seqlab.report.budgets import UNITS
 from seqlab.report.compare import Comparison, headlines
 from seqlab.report.formats import (
     NONE,
-    Unit,
     bytes_of,
     cost,
     interval,
@@ -21,125 +21,115 @@ from seqlab.report.formats import (
 )
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
-from seqlab.report.tables import Table as Sheet
-from seqlab.report.tables import differences_table as differences_sheet
-from seqlab.report.tables import number_of_seeds
-from seqlab.report.tables import probe_tables as probe_sheets
-from seqlab.report.tables import sizes_table as sizes_sheet
+from seqlab.report.tables import Table, differences_table, number_of_seeds, probe_tables, sizes_table
 
-Cell = list[Any]
+Cell = tuple[str, float | str | None]
 """Text, and a number or text to sort by; ``None`` is sorted last."""
 
+Column = tuple[str, Callable[[Row], Cell]]
 
-def columns_of(comparison: Comparison, groups: Sequence[int]) -> dict[str, Any]:
-    """The main table: headings, and for each row its group's place and its cells."""
+
+def table_of(title: str, headings: list[str], lines: list[list[Cell]], notes: list[str]) -> dict[str, Any]:
+    """A table for the template.
+
+    A column holds numbers if all that it is sorted by are some; a missing one is an empty text there. Texts are left
+    out, since a cell without a number is sorted by what it shows.
+    """
+    is_number = [all(not isinstance(line[i][1], str) for line in lines) for i in range(len(headings))]
+    missing = ["" if numeric else None for numeric in is_number]
+    lines = [
+        [(text, key if isinstance(key, int | float) else missing[i]) for i, (text, key) in enumerate(line)]
+        for line in lines
+    ]
+    return {"title": title, "headings": headings, "is_number": is_number, "lines": lines, "notes": notes}
+
+
+def results_table(comparison: Comparison) -> dict[str, Any]:
+    """The main table, a line for each row; ``groups`` are the rows' places among the comparison's groups."""
     rows = comparison.rows
     judged = sorted({"loss", *headlines(rows).values()})  # an accuracy stands before the loss
-    columns: list[tuple[str, Callable[[Row], Cell]]] = [
-        ("model", lambda row: [row.group.label, row.group.label]),
-        ("data", lambda row: [row.group.data, row.group.data]),
-        ("seeds", lambda row: [number_of_seeds(row), len(row.group.runs)]),
+    others = dict.fromkeys(name for row in rows for name in row.test if name not in judged)
+    has_inactive = any(row.active_parameters != row.parameters for row in rows)
+    columns: list[Column] = [
+        ("model", lambda row: (row.group.label, row.group.label)),
+        ("data", lambda row: (row.group.data, row.group.data)),
+        ("seeds", lambda row: (number_of_seeds(row), len(row.group.runs))),
         *budget_columns(comparison),
         *(column for name in judged for column in judged_columns(name)),
-        ("parameters", lambda row: [f"{row.parameters:,}", row.parameters]),
-        (
-            "without embeddings",
-            lambda row: [f"{row.parameters_without_embeddings:,}", row.parameters_without_embeddings],
-        ),
-        *active_columns(comparison),
-        ("state of a sequence", lambda row: [scaled_bytes(row.state_bytes), row.state_bytes]),
-        ("training FLOPs", lambda row: cost_cell(row.flops, prefix_of)),
-        ("tokens", lambda row: cost_cell(row.tokens, prefix_of)),
-        ("wall time", lambda row: cost_cell(row.wall_seconds, time_of)),
-        ("tokens/s", lambda row: cost_cell(row.tokens_per_second, prefix_of)),
-        ("peak memory", lambda row: cost_cell(row.peak_memory_bytes, bytes_of)),
+        ("parameters", lambda row: count(row.parameters)),
+        ("without embeddings", lambda row: count(row.parameters_without_embeddings)),
+        *([("active parameters", lambda row: count(row.active_parameters))] if has_inactive else []),
+        ("state of a sequence", lambda row: (scaled_bytes(row.state_bytes), row.state_bytes)),
+        ("training FLOPs", lambda row: measured(row.flops, partial(cost, unit_of=prefix_of))),
+        ("tokens", lambda row: measured(row.tokens, partial(cost, unit_of=prefix_of))),
+        ("wall time", lambda row: measured(row.wall_seconds, partial(cost, unit_of=time_of))),
+        ("tokens/s", lambda row: measured(row.tokens_per_second, partial(cost, unit_of=prefix_of))),
+        ("peak memory", lambda row: measured(row.peak_memory_bytes, partial(cost, unit_of=bytes_of))),
+        *(column for name in others for column in metric_columns(name)[:1]),
+        ("scan backend", lambda row: words(row.scan_backend)),
+        ("precision", lambda row: words(row.precision)),
+        ("device", lambda row: words(row.device)),
     ]
-    for name in dict.fromkeys(name for row in rows for name in row.test if name not in judged):
-        columns += metric_columns(name)[:1]
-    columns += [
-        ("scan backend", lambda row: text_cell(row.scan_backend)),
-        ("precision", lambda row: text_cell(row.precision)),
-        ("device", lambda row: text_cell(row.device)),
-    ]
-    cells = [[cell(row) for _, cell in columns] for row in rows]
-    return {
-        "headings": [heading for heading, _ in columns],
-        "rows": [{"group": group, "cells": line} for group, line in zip(groups, cells, strict=True)],
-    }
+    headings = [heading for heading, _ in columns]
+    table = table_of("Results", headings, [[cell(row) for _, cell in columns] for row in rows], [])
+    places = {id(group): i for i, group in enumerate(comparison.groups)}
+    return table | {"groups": [places[id(row.group)] for row in rows]}
 
 
-def judged_columns(name: str) -> list[tuple[str, Callable[[Row], Cell]]]:
+def judged_columns(name: str) -> list[Column]:
     """A metric that some data is judged by: on validation, which selects, and on test with its interval."""
     return [
-        (f"best validation {name}", lambda row: estimate_cell(row.validation.get(name), mean)),
+        (f"best validation {name}", lambda row: measured(row.validation.get(name), mean)),
         *metric_columns(name),
     ]
 
 
-def metric_columns(name: str) -> list[tuple[str, Callable[[Row], Cell]]]:
-    heading = "test loss" if name == "loss" else f"test {name.replace('_', ' ')}"
+def metric_columns(name: str) -> list[Column]:
     return [
-        (heading, lambda row: estimate_cell(row.test.get(name), mean_and_std)),
-        ("95 % interval", lambda row: interval_cell(row.test.get(name))),
+        (f"test {name.replace('_', ' ')}", lambda row: measured(row.test.get(name), mean_and_std)),
+        ("95 % interval", lambda row: interval_of(row.test.get(name))),
     ]
 
 
-def active_columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], Cell]]]:
-    """The parameters that a token uses, where a model has others."""
-    if all(row.active_parameters == row.parameters for row in comparison.rows):
-        return []
-    return [("active parameters", lambda row: [f"{row.active_parameters:,}", row.active_parameters])]
-
-
-def budget_columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], Cell]]]:
+def budget_columns(comparison: Comparison) -> list[Column]:
     """The loss at the equal budget, if there is one."""
     at = comparison.at
     if at is None or not at.budgets:
         return []
     budgets = " / ".join(f"{scaled(value)} {UNITS[at.axis]}" for value in at.budgets.values())
-
-    def loss(row: Row) -> Estimate | None:
-        return None if row.at is None else row.at.loss
-
     return [
-        (f"validation loss at {budgets}", lambda row: estimate_cell(loss(row), mean_and_std)),
-        ("95 % interval there", lambda row: interval_cell(loss(row))),
+        (f"validation loss at {budgets}", lambda row: measured(row.at and row.at.loss, mean_and_std)),
+        ("95 % interval there", lambda row: interval_of(row.at and row.at.loss)),
     ]
 
 
-def estimate_cell(one: Estimate | None, text: Callable[[Estimate | None], str]) -> Cell:
-    return [text(one), None if one is None else one.mean]
+def count(number: int) -> Cell:
+    return f"{number:,}", number
 
 
-def interval_cell(one: Estimate | None) -> Cell:
-    return [interval(one), None if one is None else one.low]
+def measured(one: Estimate | None, text: Callable[[Estimate | None], str]) -> Cell:
+    return text(one), None if one is None else one.mean
 
 
-def cost_cell(one: Estimate | None, unit_of: Callable[[float], Unit]) -> Cell:
-    return [cost(one, unit_of), None if one is None else one.mean]
+def interval_of(one: Estimate | None) -> Cell:
+    return interval(one), None if one is None else one.low
 
 
-def text_cell(text: str | None) -> Cell:
-    return [text or NONE, text or None]
+def words(text: str | None) -> Cell:
+    return text or NONE, text or None
 
 
 def extra_tables(comparison: Comparison) -> list[dict[str, Any]]:
     """Probes' accuracies and targets, paired differences, and equal parameters if they were asked for."""
-    sheets = []
+    found: list[Table] = []
     for data in dict.fromkeys(row.group.data for row in comparison.rows):
-        sheets += probe_sheets(data, [row for row in comparison.rows if row.group.data == data])
-    sheets += [sizes_sheet(comparison)] if comparison.at is not None and comparison.at.sizes else []
-    sheets += [differences_sheet(comparison.differences)] if comparison.differences else []
-    return [described_sheet(sheet) for sheet in sheets]
-
-
-def described_sheet(sheet: Sheet) -> dict[str, Any]:
-    return {
-        "title": sheet.title,
-        "headings": sheet.headings,
-        "rows": [{"cells": [[text, sort_key(text)] for text in line]} for line in sheet.lines],
-        "notes": sheet.notes,
-    }
+        found += probe_tables(data, [row for row in comparison.rows if row.group.data == data])
+    found += [sizes_table(comparison)] if comparison.at is not None and comparison.at.sizes else []
+    found += [differences_table(comparison.differences)] if comparison.differences else []
+    return [
+        table_of(one.title, one.headings, [[(text, sort_key(text)) for text in line] for line in one.lines], one.notes)
+        for one in found
+    ]
 
 
 def sort_key(text: str) -> float | str | None:

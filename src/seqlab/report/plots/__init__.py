@@ -1,13 +1,12 @@
 """The pictures of a comparison, as PNG and SVG files; one of each kind for every data set."""
 
 import re
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from seqlab.errors import UserError
 from seqlab.report.compare import Comparison
-from seqlab.report.plots.style import styles
+from seqlab.report.plots.dataset import data_sets
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -18,42 +17,41 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     """
     if find_spec("matplotlib") is None:
         raise UserError("plots", "none", "matplotlib is not installed", "pip install -e '.[plots]'")
-    from seqlab.report.plots.cost import cost_figure
-    from seqlab.report.plots.difficulty import difficulty_figure
-    from seqlab.report.plots.drawing import look
-    from seqlab.report.plots.figures import Picture, loss_figure, position_figure
-    from seqlab.report.plots.grid import grid_figure
-    from seqlab.report.plots.sweep import sweep_figure
+    from matplotlib import rc_context
 
-    kinds: dict[str, Callable[[Picture, Path, str], list[Path]]] = {
-        "loss": loss_figure,
-        "cost": cost_figure,
-        "position": position_figure,
-        "sweep": sweep_figure,
-        "grid": grid_figure,
-        "difficulty": difficulty_figure,
+    from seqlab.report.plots import drawing
+    from seqlab.report.plots.cost import cost_picture
+    from seqlab.report.plots.losses import loss_picture, position_picture
+    from seqlab.report.plots.values import difficulty_picture, grid_picture, sweep_picture
+
+    kinds = {
+        "loss": loss_picture,
+        "cost": cost_picture,
+        "position": position_picture,
+        "sweep": sweep_picture,
+        "grid": grid_picture,
+        "difficulty": difficulty_picture,
     }
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    looks = styles(comparison.groups)
-    rows = {id(row.group): row for row in comparison.rows}
-    with look():
-        for data, name in file_names([group.data for group in comparison.groups]).items():
-            mine = [i for i, group in enumerate(comparison.groups) if group.data == data]
-            picture = Picture(data, [rows[id(comparison.groups[i])] for i in mine], [looks[i] for i in mine])
+    data = data_sets(comparison)
+    with rc_context(drawing.SETTINGS):
+        for one, name in zip(data, file_names([one.name for one in data]), strict=True):
             for kind, draw in kinds.items():
-                written += draw(picture, folder, f"{name}_{kind}")
+                if (picture := draw(one)) is not None:
+                    drawing.finish(picture)
+                    written += drawing.save(picture, folder, f"{name}_{kind}")
     return written
 
 
-def file_names(data: list[str]) -> dict[str, str]:
+def file_names(data: list[str]) -> list[str]:
     """For each data set a name that every file system takes, no two alike."""
-    names: dict[str, str] = {}
-    for one in dict.fromkeys(data):
+    names: list[str] = []
+    for one in data:
         name = stem = re.sub(r"[^\w.-]+", "_", one, flags=re.ASCII).strip("._")[:60] or "data"
         number = 2
-        while name.lower() in {taken.lower() for taken in names.values()}:
+        while name.lower() in {taken.lower() for taken in names}:
             name = f"{stem}_{number}"
             number += 1
-        names[one] = name
+        names.append(name)
     return names

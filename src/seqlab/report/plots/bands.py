@@ -3,23 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 from numpy import ndarray
 
 from seqlab.report.groups import Group
 from seqlab.report.runs import Run
+from seqlab.report.statistics import Estimate
 
 AXES = ("step", "tokens", "flops", "seconds")
+
+FIRST = 0.02
+"""The share of a training's steps whose losses may leave the frame: their fall would flatten all that follows."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """One group's loss against one axis: the mean over its seeds, the lowest and the highest.
+    """A line with its spread: the mean over ``n`` seeds, and a lower and an upper end.
 
-    ``x``, ``mean``, ``low`` and ``high`` have one value a point, all of them where every seed is; with one seed the
-    last three are the same. ``alone`` holds the parts ``(x, y)`` of single seeds where some other seed is not.
+    ``x``, ``mean``, ``low`` and ``high`` have one value a point. Of curves the ends are the lowest and the highest
+    seed, all of them where every seed is; with one seed the three are the same. ``alone`` holds the parts ``(x, y)``
+    of single seeds where some other seed is not. Of estimates the ends are those of the interval, not a number where
+    there is none.
     """
 
     x: ndarray
@@ -46,33 +51,53 @@ class Band:
         parts = [(self.x, self.low), (self.x, self.high), *self.alone]
         return np.concatenate([y[x >= start] for x, y in parts])
 
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The lowest and the highest loss, of more than two points without those of the first steps alone."""
+        late = self.losses(FIRST * self.ends[1]) if len(self.x) > 2 else self.losses()
+        return float(self.losses().min()), float(late.max())
 
-def thin(columns: Sequence[ndarray], points: int) -> list[ndarray]:
-    """Columns of equal length with at most so many rows: the means of consecutive rows.
+
+def band_of_estimates(x: Sequence[float], estimates: Sequence[Estimate], *, is_share: bool = False) -> Band:
+    """Means with their intervals; those of shares end at 0 and 1."""
+    ends = [[np.nan, np.nan] if one.low is None else [one.low, one.high] for one in estimates]
+    low, high = np.array(ends, dtype=float).reshape(-1, 2).T
+    if is_share:
+        low, high = np.maximum(low, 0.0), np.minimum(high, 1.0)
+    means = np.array([one.mean for one in estimates])
+    return Band(np.array(x, dtype=float), means, low, high, max((one.n for one in estimates), default=0))
+
+
+def thin(columns: Sequence[ndarray], points: int) -> ndarray:
+    """Columns of equal length with at most so many rows: the means of consecutive rows, (columns, rows).
 
     A mean of all rows, where picking every tenth would draw the noise of one batch.
     """
-    length = len(columns[0])
-    if length <= points:
-        return list(columns)
+    values = np.asarray(columns)
+    if values.shape[1] <= points:
+        return values
+    starts, counts = parts(values.shape[1], points)
+    return np.add.reduceat(values, starts, axis=1) / counts
+
+
+@lru_cache(maxsize=64)
+def parts(length: int, points: int) -> tuple[ndarray, ndarray]:
+    """Where each of so many parts of a length begins, and how long it is."""
     starts = np.linspace(0, length, points, endpoint=False).astype(np.intp)
-    counts = np.diff(starts, append=length)
-    return [np.add.reduceat(column, starts) / counts for column in columns]
+    return starts, np.diff(starts, append=length)
 
 
 def thinned_curve(run: Run, split: str, points: int) -> dict[str, ndarray]:
     """The loss of a run's split with its axes: finite rows only, thinned. Empty without such a curve."""
     columns = run.curves.get(split, {})
-    axes = [axis for axis in AXES if axis in columns]
-    if "loss" not in columns or not axes:
+    names = [name for name in (*AXES, "loss") if name in columns]
+    if "loss" not in columns or len(names) < 2:
         return {}
-    kept = np.isfinite(columns["loss"])
-    for axis in axes:
-        kept &= np.isfinite(columns[axis])
-    if not kept.any():
-        return {}
-    rows = [columns[name] if kept.all() else columns[name][kept] for name in (*axes, "loss")]
-    return dict(zip((*axes, "loss"), thin(rows, points), strict=True))
+    values = np.stack([columns[name] for name in names])  # (axes and loss, rows)
+    kept = np.isfinite(values).all(axis=0)
+    if not kept.all():
+        values = values[:, kept]
+    return dict(zip(names, thin(values, points), strict=True)) if kept.any() else {}
 
 
 def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:
@@ -111,17 +136,16 @@ def outside(curve: tuple[ndarray, ndarray], low: float, high: float) -> list[tup
 def bands(group: Group, split: str, points: int) -> dict[str, Band]:
     """A group's loss on a split against every axis that its runs have."""
     curves = [curve for run in group.runs if (curve := thinned_curve(run, split, points))]
-    axes = [axis for axis in AXES if curves and all(axis in curve for curve in curves)]
-    aligned = [axis for axis in axes if alike([curve[axis] for curve in curves])]
-    extent = extent_of(np.stack([curve["loss"] for curve in curves])) if aligned else None
+    extent = None
     found = {}
-    for axis in axes:
-        if axis in aligned:  # as steps nearly always are: nothing lies outside, and one extent serves all
-            one = Band(curves[0][axis], *extent, len(curves))
+    for axis in AXES:
+        if not curves or not all(axis in curve for curve in curves):
+            continue
+        if alike([curve[axis] for curve in curves]):  # as steps nearly always are: one extent serves all such axes
+            extent = extent or extent_of(np.stack([curve["loss"] for curve in curves]))
+            found[axis] = Band(curves[0][axis], *extent, len(curves))
         else:
-            one = band([(curve[axis], curve["loss"]) for curve in curves])
-        if one is not None:
-            found[axis] = one
+            found[axis] = band([(curve[axis], curve["loss"]) for curve in curves])
     return found
 
 
@@ -132,34 +156,24 @@ def alike(places: Sequence[ndarray]) -> bool:
 
 
 def extent_of(values: ndarray) -> tuple[ndarray, ndarray, ndarray]:
-    """Mean, lowest and highest over the seeds of values (seeds, points)."""
+    """Mean, lowest and highest over the seeds of values (seeds, points); one array for all three with one seed."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
     return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
 def loss_by_position(group: Group, points: int = 64) -> Band | None:
     """Test loss at each position of the context, counted from 1; later positions as means of ever wider bins."""
-    losses = [run.summary.get("test_loss_by_position") for run in group.runs]
-    losses = [np.array(loss, dtype=float) for loss in losses if loss]
+    losses = [loss for run in group.runs if (loss := run.summary.get("test_loss_by_position"))]
     if not losses or len({len(loss) for loss in losses}) > 1:
         return None
-    values = np.stack(losses)  # (seeds, positions), NaN where a task asks for nothing
-    x, bins = bins_of(np.isfinite(values).all(axis=0).tobytes(), points)
-    if not bins:
+    values = np.array(losses, dtype=float)  # (seeds, positions), NaN where a task asks for nothing
+    asked = np.flatnonzero(np.isfinite(values).all(axis=0))
+    if not len(asked):
         return None
-    by_seed = np.stack([values[:, places].mean(axis=1) if len(places) > 1 else values[:, places[0]] for places in bins])
-    return Band(x, *extent_of(by_seed.T), len(losses))  # (seeds, bins)
-
-
-@lru_cache(maxsize=64)
-def bins_of(asked: bytes, points: int) -> tuple[ndarray, list[ndarray]]:
-    """Where each bin stands, and the positions that it holds, counted from 0.
-
-    Args:
-        asked: a flag for each position, whether it counts.
-        points: bins at most.
-    """
-    counts = np.frombuffer(asked, dtype=bool)
-    edges = np.unique(np.geomspace(1, len(counts) + 1, points).round().astype(int)) - 1
-    bins = [start + np.flatnonzero(counts[start:end]) for start, end in pairwise(edges)]
-    bins = [places for places in bins if len(places)]
-    return np.array([np.exp(np.log(places + 1).mean()) for places in bins]), bins
+    edges = np.unique(np.geomspace(1, values.shape[1] + 1, points).round())
+    bins = np.searchsorted(edges, asked + 1, side="right")  # of each position
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    counts = np.diff(starts, append=len(asked))
+    x = np.exp(np.add.reduceat(np.log(asked + 1), starts) / counts)
+    return Band(x, *extent_of(np.add.reduceat(values[:, asked], starts, axis=1) / counts), len(losses))

@@ -1,11 +1,10 @@
 """The look of every picture: a colour for each architecture, a line for each of its settings."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
-
-from seqlab.report.groups import Group
 
 # Told apart with each of the common kinds of colour blindness, and visible on white and on black.
 COLOURS = {
@@ -22,12 +21,14 @@ COLOURS = {
 }
 OTHERS = ("#B8860B", "#00868B", "#A0522D", "#8E44AD", "#4F7F3F", "#C71585", "#2F6F8F", "#7A6A5A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
-LINES = ("solid", "dashed", "dotted", "dashdot", "longdash", "longdashdot")
+LINES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SIZES = re.compile(r"_(tiny|small|medium|large|wide|deep)$")
 
 
 @dataclass(frozen=True)
 class Style:
+    """The look of a line: a colour in hexadecimal, a dash by plotly's name, a marker by matplotlib's."""
+
     colour: str
     line: str
     marker: str
@@ -57,30 +58,18 @@ def colours(models: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-def styles(groups: Sequence[Group]) -> list[Style]:
-    """One for each group, in order: the architecture's colour, a line for each of its settings, a marker."""
-    by_architecture = colours([group.model for group in groups])
-    seen: dict[tuple[str, str], int] = {}
-    places: dict[str, int] = {}
-    found = []
-    for group in groups:
-        kind = architecture(group.model)
-        place = seen.setdefault((group.data, kind), 0)
-        marker = places.setdefault(group.data, 0)
-        seen[group.data, kind] += 1
-        places[group.data] += 1
-        found.append(Style(by_architecture[kind], LINES[place % len(LINES)], MARKERS[marker % len(MARKERS)]))
-    return found
+def styles(models: Sequence[str], everyone: Sequence[str]) -> list[Style]:
+    """One for each model named, in order: the architecture's colour, a line for each of its settings, a marker.
 
-
-def styles_of_models(models: Sequence[str], everyone: Sequence[str]) -> dict[str, Style]:
-    """One for each model where its settings share a line; colours as among ``everyone`` in the comparison."""
+    Args:
+        models: of one data set; a name stands there as often as it has settings.
+        everyone: all models of the comparison, among which the colours are chosen.
+    """
     by_architecture = colours(everyone)
-    seen: dict[str, int] = {}
-    found = {}
-    for i, model in enumerate(models):
+    seen: Counter[str] = Counter()
+    found = []
+    for place, model in enumerate(models):
         kind = architecture(model)
-        place = seen.setdefault(kind, 0)
+        found.append(Style(by_architecture[kind], LINES[seen[kind] % len(LINES)], MARKERS[place % len(MARKERS)]))
         seen[kind] += 1
-        found[model] = Style(by_architecture[kind], LINES[place % len(LINES)], MARKERS[i % len(MARKERS)])
     return found

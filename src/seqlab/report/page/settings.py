@@ -1,0 +1,71 @@
+"""The configurations of all runs and what came of them, each different value once."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from seqlab.report.groups import flatten
+from seqlab.report.runs import BySection, Run
+
+RESULT = "result: "
+ENCODER = json.JSONEncoder(default=str)
+
+FACTS = (
+    "status",
+    "parameters",
+    "steps",
+    "tokens",
+    "wall_seconds",
+    "scan_backend",
+    "precision",
+    "device_name",
+    "data_description",
+    "data_fingerprint",
+    "versions",
+    "git_commit",
+    "command",
+)
+"""Of a run's summary, what may explain a difference that the configuration does not."""
+
+
+def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each setting and fact once, with its different values and which run has which (none where all have the first)."""
+    section_in_text = BySection(lambda name, section: in_text(flatten(section, name)))
+    known: list[dict[str, str]] = []
+    for run in runs:
+        known.append({})
+        for name, section in run.config.items():
+            known[-1] |= section_in_text(name, section)
+        known[-1] |= in_text({f"{RESULT}{key}": value for key, value in facts_of(run).items()})
+    found = []
+    keys = dict.fromkeys(key for one in known for key in one)
+    for key in sorted(keys, key=lambda key: key.startswith(RESULT)):
+        texts = [one.get(key) for one in known]
+        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        entry = {"key": key, "values": list(index)}
+        found.append(entry if len(index) == 1 else entry | {"of": [index[text] for text in texts]})
+    return found
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What is known of a run besides its configuration, flat."""
+    facts = {name: run.summary[name] for name in FACTS if name in run.summary}
+    losses = {f"{name} loss": run.summary[name].get("loss") for name in ("best_validation", "test")}
+    return flatten(facts) | losses
+
+
+def in_text(flat: dict[str, Any]) -> dict[str, str]:
+    return {key: as_text(value) for key, value in flat.items()}
+
+
+def as_text(value: Any) -> str:
+    """A setting as YAML would show it, near enough to read."""
+    if isinstance(value, str):
+        return value
+    return scalar_as_text(value) if isinstance(value, bool | int | float | None) else ENCODER.encode(value)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def scalar_as_text(value: bool | int | float | None) -> str:
+    return ENCODER.encode(value)

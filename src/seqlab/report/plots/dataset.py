@@ -1,0 +1,111 @@
+"""The groups of one data set, with what every chart of them shares: looks, who stands out, the metric."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from seqlab.report.compare import Comparison
+from seqlab.report.grids import Grid, grid_of, headline
+from seqlab.report.groups import Group
+from seqlab.report.plots.style import Style, styles
+from seqlab.report.plots.sweeps import Series, sweeps
+from seqlab.report.rows import Row
+from seqlab.report.statistics import Estimate
+
+PROMINENT = 12
+"""Curves that one picture can tell apart; beyond it, the best setting of each model stands out."""
+
+MOST_BACKGROUND = 60
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What the charts of one data set are drawn from.
+
+    Args:
+        name: the data's.
+        rows: one for each group.
+        styles: the look of each group.
+        everyone: every model of the comparison, among which colours are chosen.
+    """
+
+    name: str
+    rows: list[Row]
+    styles: list[Style]
+    everyone: list[str]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        return [row.group for row in self.rows]
+
+    @cached_property
+    def place(self) -> dict[int, int]:
+        """Of each group among the rows, by the group's ``id``."""
+        return {id(group): i for i, group in enumerate(self.groups)}
+
+    @cached_property
+    def headline(self) -> str:
+        """The metric that the data is judged by."""
+        return headline(self.rows)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether that metric lies between 0 and 1."""
+        return self.headline != "loss"
+
+    @cached_property
+    def headlines(self) -> dict[int, Estimate]:
+        """Each group's test metric that the data is judged by, by the group's ``id``."""
+        return {id(row.group): row.test[self.headline] for row in self.rows}
+
+    @cached_property
+    def prominent(self) -> list[int]:
+        """Places of the groups that the legend names."""
+        return prominent(self.rows)
+
+    @cached_property
+    def background(self) -> list[int]:
+        """Places of the groups that are drawn without a name; of very many others those that validation prefers."""
+        others = set(range(len(self.rows))) - set(self.prominent)
+        return sorted(others, key=lambda place: self.rows[place].validation["loss"].mean)[:MOST_BACKGROUND]
+
+    @cached_property
+    def sweeps(self) -> dict[str, list[Series]]:
+        return sweeps(self.groups)
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        return grid_of(self.groups)
+
+    def styles_of(self, models: Sequence[str]) -> dict[str, Style]:
+        """A look for each model, where its settings share a line."""
+        return dict(zip(models, styles(models, self.everyone), strict=True))
+
+
+def data_sets(comparison: Comparison) -> list[DataSet]:
+    """The data sets of a comparison, in the order of its groups."""
+    rows = {id(row.group): row for row in comparison.rows}
+    everyone = [group.model for group in comparison.groups]
+    by_data: dict[str, list[Row]] = defaultdict(list)
+    for group in comparison.groups:
+        by_data[group.data].append(rows[id(group)])
+    return [
+        DataSet(name, same, styles([row.group.model for row in same], everyone), everyone)
+        for name, same in by_data.items()
+    ]
+
+
+def best_of_models(rows: Sequence[Row]) -> list[int]:
+    """Places of each model's best setting on validation, the best model first."""
+    best: dict[str, int] = {}
+    for place in sorted(range(len(rows)), key=lambda place: rows[place].validation["loss"].mean):
+        best.setdefault(rows[place].group.model, place)
+    return list(best.values())
+
+
+def prominent(rows: Sequence[Row]) -> list[int]:
+    """Places of the groups to draw with a legend: all, or of too many each model's best."""
+    if len(rows) <= PROMINENT:
+        return list(range(len(rows)))
+    return sorted(best_of_models(rows)[:PROMINENT])

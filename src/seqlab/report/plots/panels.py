@@ -1,0 +1,237 @@
+"""What the charts of a data set show, whatever draws them: axes, and lines with their look and their spread."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seqlab.report.curves import is_number
+from seqlab.report.difficulty import numbers_of, titles
+from seqlab.report.grids import PARAMETERS, in_order
+from seqlab.report.groups import Group, in_short
+from seqlab.report.plots.bands import AXES, Band, band_of_estimates, bands, loss_by_position
+from seqlab.report.plots.dataset import DataSet
+from seqlab.report.plots.style import LINES, Style
+from seqlab.report.rows import Row
+from seqlab.report.statistics import Estimate
+
+AXIS_TITLES = {"step": "steps", "tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
+COSTS = {
+    "parameters": "parameters",
+    "flops": "training FLOPs",
+    "tokens": "training tokens",
+    "wall_seconds": "wall time (s)",
+}
+"""What a loss can be held against: a row's attribute, and its axis."""
+
+MOST_NAMED = 10
+"""Numbers on an axis up to which each is named."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal axis.
+
+    Args:
+        title: may have two lines.
+        log: logarithmic or linear.
+        places: where the swept values stand; empty on an axis of measured numbers.
+        names: of the places; empty if they are too many numbers to name.
+    """
+
+    title: str
+    log: bool = False
+    places: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line.
+
+    Args:
+        groups: their places in the data set: one for each point, or a single one for all.
+        style: its look.
+        band: its points and their spread.
+    """
+
+    groups: tuple[int, ...]
+    style: Style
+    band: Band
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A pair of axes with their lines; ``is_share``: what ``y`` names lies between 0 and 1."""
+
+    x: Axis
+    y: str
+    lines: list[Line]
+    is_share: bool = False
+
+
+def spans(values: Sequence[float], factor: float) -> bool:
+    """Whether positive numbers span so large a factor that a logarithmic axis is due."""
+    return bool(len(values)) and min(values) > 0 and max(values) / min(values) >= factor
+
+
+def loss_panels(data: DataSet, split: str, points: Mapping[int, int]) -> dict[str, Panel]:
+    """Training or validation loss against every axis.
+
+    Args:
+        data: of what.
+        split: ``train`` or ``validation``.
+        points: places of the groups, and how many points each curve may have.
+    """
+    found = {i: bands(data.groups[i], split, most) for i, most in points.items()}
+    title = "training loss" if split == "train" else "validation loss"
+    return {
+        axis: Panel(
+            Axis(AXIS_TITLES[axis]),
+            title,
+            [Line((i,), data.styles[i], by_axis[axis]) for i, by_axis in found.items() if axis in by_axis],
+        )
+        for axis in AXES
+    }
+
+
+def position_panel(data: DataSet, places: Iterable[int]) -> Panel:
+    """Test loss by position in the context."""
+    found = {i: loss_by_position(data.groups[i]) for i in places}
+    lines = [Line((i,), data.styles[i], one) for i, one in found.items() if one is not None and len(one.x) > 1]
+    last = max((line.band.x[-1] for line in lines), default=1)
+    decades = [10**power for power in range(len(str(int(last))))]
+    axis = Axis("position in the context", log=True, places=tuple(decades), names=tuple(map(str, decades)))
+    return Panel(axis, "test loss", lines)
+
+
+def cost_panels(data: DataSet, costs: Mapping[str, str]) -> dict[str, Panel]:
+    """Test loss against what it cost; ``costs`` are attributes of rows and their axes."""
+    panels = {}
+    for key, title in costs.items():
+        spent = {i: cost for i, row in enumerate(data.rows) if (cost := cost_of(row, key)) is not None}
+        log = min(spent.values(), default=0) > 0
+        panels[key] = Panel(
+            Axis(title, log),
+            "test loss",
+            [
+                Line((i,), data.styles[i], band_of_estimates([cost], [data.rows[i].test["loss"]]))
+                for i, cost in spent.items()
+            ],
+        )
+    return panels
+
+
+def cost_of(row: Row, key: str) -> float | None:
+    """What a group cost: a number of its model, or the mean over its runs; ``None`` where no run says."""
+    value = getattr(row, key)
+    return value.mean if isinstance(value, Estimate) else value
+
+
+def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
+    """Places of the points that no other beats: none costs at most as much at a lower loss, or less at the same."""
+    front: list[int] = []
+    for place in sorted(range(len(costs)), key=lambda place: (costs[place], losses[place])):
+        if not front or losses[place] < losses[front[-1]]:
+            front.append(place)
+    return front
+
+
+def sweep_panels(data: DataSet) -> dict[str, Panel]:
+    """The metric that the data is judged by against each swept parameter."""
+    looks = data.styles_of(list(dict.fromkeys(one.model for series in data.sweeps.values() for one in series)))
+    panels = {}
+    for parameter, series in data.sweeps.items():
+        values = {in_short(value): value for one in series for value in one.values}
+        values = dict(sorted(values.items(), key=lambda item: in_order(item[1] if is_number(item[1]) else item[0])))
+        follows = sorted({name for one in series for name in one.follows})
+        title = PARAMETERS.get(parameter, parameter) + (f"\nwith {', '.join(follows)}" if follows else "")
+        axis = axis_of(title, list(values.values()))
+        place = dict(zip(values, axis.places, strict=True))
+        lines = []
+        for one in series:
+            x = [place[in_short(value)] for value in one.values]
+            lines.append(judged_line(data, dict(zip(x, one.groups, strict=True)), looks))
+        panels[parameter] = judged_panel(data, axis, lines)
+    return panels
+
+
+def grid_panels(data: DataSet) -> dict[str, Panel]:
+    """The metric that the data is judged by against the size, for each data setting of a grid."""
+    grid = data.grid
+    if grid is None:
+        return {}
+    looks = styles_of_grid(data)
+    axis = axis_of(PARAMETERS.get(grid.parameter, grid.parameter), grid.sizes, factor=1.5)
+    lines = {title: [grid.line(model, title) for model in grid.models] for title in grid.titles}
+    return {
+        title: judged_panel(data, axis, [judged_line(data, one, looks) for one in some if one])
+        for title, some in lines.items()
+    }
+
+
+def styles_of_grid(data: DataSet) -> dict[str, Style]:
+    """A look for each model of a grid, no two lines alike: their points often lie on one height."""
+    looks = data.styles_of(list(data.grid.models))
+    return {model: replace(style, line=LINES[i % len(LINES)]) for i, (model, style) in enumerate(looks.items())}
+
+
+def judged_line(data: DataSet, groups: Mapping[float, Group], looks: Mapping[str, Style]) -> Line:
+    """One model's groups by their place on the axis."""
+    estimates = [data.headlines[id(group)] for group in groups.values()]
+    band = band_of_estimates(list(groups), estimates, is_share=data.is_share)
+    model = next(iter(groups.values())).model
+    return Line(tuple(data.place[id(group)] for group in groups.values()), looks[model], band)
+
+
+def judged_panel(data: DataSet, axis: Axis, lines: list[Line]) -> Panel:
+    return Panel(axis, "accuracy" if data.is_share else "test loss", lines, data.is_share)
+
+
+def difficulty_panels(data: DataSet, places: Sequence[int]) -> dict[str, Panel]:
+    """Test accuracy by slice of the test split and at each further test, a line for each group."""
+    panels = {}
+    for title, values in titles([data.rows[i].difficulty for i in places]).items():
+        axis = axis_of_difficulty(title, values)
+        place = dict(zip(values, axis.places, strict=True))
+        lines = []
+        for i in places:
+            curve = data.rows[i].difficulty.get(title, {})
+            drawn = {place[value]: curve[value] for value in values if value in curve}
+            if drawn:
+                band = band_of_estimates(list(drawn), list(drawn.values()), is_share=True)
+                lines.append(Line((i,), data.styles[i], band))
+        panels[title] = Panel(axis, "accuracy", lines, is_share=True)
+    return panels
+
+
+def axis_of_difficulty(title: str, values: Sequence[str]) -> Axis:
+    """Values of a single number to scale; those of several, or of none, stand side by side."""
+    title = title.removeprefix("by ").removeprefix("at ")
+    numbers = [numbers_of(value) for value in values]
+    if any(one is None or len(one) > 1 for one in numbers):
+        return axis_of(title, values)
+    return axis_of(title, [one[0] for one in numbers], name=short_power)
+
+
+def axis_of(title: str, values: Sequence[Any], *, factor: float = 4, name: Callable[[Any], str] = in_short) -> Axis:
+    """Numbers to scale, on a logarithmic axis if they span the factor; anything else side by side."""
+    numbers = all(is_number(value) and math.isfinite(value) for value in values)
+    places = tuple(values) if numbers else tuple(range(len(values)))
+    names = () if numbers and len(values) > MOST_NAMED else tuple(map(name, values))
+    return Axis(title, numbers and spans(values, factor), places, names)
+
+
+def short_power(value: float) -> str:
+    """A length on an axis: 16Ki for 16384."""
+    for size, unit in ((2**20, "Mi"), (2**10, "Ki")):
+        if value >= size and value % size == 0:
+            return f"{value / size:g}{unit}"
+    return short_number(value)
+
+
+def short_number(value: float, _place: int | None = None) -> str:
+    """A tick's name that fits at paper width: 2.5M for 2500000."""
+    prefixes = "kMGTPE"
+    power = min(len(prefixes), int(math.log10(abs(value)) // 3)) if abs(value) >= 1000 else 0
+    return f"{value / 1000**power:.4g}{prefixes[power - 1] if power else ''}"

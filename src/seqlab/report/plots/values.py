@@ -1,0 +1,100 @@
+"""The pictures of results against what was set: swept parameters, grids of data settings and sizes, difficulty."""
+
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from seqlab.report.grids import bounds_of
+from seqlab.report.plots.captions import BARS, bases, caption, caption_of_grid, joined, opening
+from seqlab.report.plots.dataset import DataSet
+from seqlab.report.plots.drawing import WIDTH, Picture, draw_panels, legend_handle
+from seqlab.report.plots.labels import plain
+from seqlab.report.plots.losses import legend
+from seqlab.report.plots.panels import Panel, difficulty_panels, grid_panels, styles_of_grid, sweep_panels
+from seqlab.report.plots.style import Style
+
+COLUMNS = 3
+GRID_COLUMNS = 4
+MOST_SWEEPS = 12
+MOST_SETTINGS = 16
+SPREAD = 0.5
+"""The part of the gap between two sizes that the models' markers at one size take."""
+
+TARGET = {"color": "0.2", "linewidth": 0.6, "linestyle": (0, (5, 3)), "zorder": 4}
+
+
+def sweep_picture(data: DataSet) -> Picture | None:
+    """Final test loss, or accuracy where the data has it, against each swept parameter: a panel each."""
+    sweeps = dict(list(data.sweeps.items())[:MOST_SWEEPS])
+    if not sweeps:
+        return None
+    panels = [panel for name, panel in sweep_panels(data).items() if name in sweeps]
+    columns = min(COLUMNS, len(panels))
+    figure, _ = draw_panels(panels, columns=columns, width=WIDTH if columns > 1 else WIDTH * 0.55, height=1.75)
+    models = {one.model: None for series in sweeps.values() for one in series}
+    drawn = [group for series in sweeps.values() for group in series[0].groups]
+    text = joined(opening(data, BARS, drawn), bases(sweeps))
+    return Picture(figure, legend_of_models(data.styles_of(list(models))), text)
+
+
+def grid_picture(data: DataSet) -> Picture | None:
+    """Accuracy (or test loss) against the size, a line a model: figure 2 of Zoology (Arora et al. 2023)."""
+    grid = data.grid
+    if grid is None:
+        return None
+    found = dict(list(grid_panels(data).items())[:MOST_SETTINGS])
+    panels = [side_by_side(panel, data) for panel in found.values()]
+    rows = -(-len(panels) // GRID_COLUMNS)
+    columns = -(-len(panels) // rows)
+    width = WIDTH * max(0.6, columns / GRID_COLUMNS)
+    figure, grid_of_axes = draw_panels(panels, columns=columns, width=width, height=1.75, sharex=True, markersize=3)
+    bounds = bounds_of(grid, data.headline)
+    for i, (axes, title) in enumerate(zip(grid_of_axes, found, strict=True)):
+        axes.set_title(plain(title, 40))
+        for bound in bounds:
+            axes.axhline(bound, **TARGET)
+        if i + columns < len(panels):
+            axes.tick_params(labelbottom=False)
+            axes.set_xlabel("")
+    entries = legend_of_models(styles_of_grid(data)) + [
+        (Line2D([], [], **TARGET), f"target {bound:g}") for bound in bounds
+    ]
+    return Picture(figure, entries, caption_of_grid(data, grid, MOST_SETTINGS))
+
+
+def side_by_side(panel: Panel, data: DataSet) -> Panel:
+    """Each model's line a little beside its neighbours: what lies on one height would hide one another.
+
+    Together they take a part of the smallest gap between two sizes.
+    """
+    axis, models = panel.x, list(data.grid.models)
+    places = np.log(axis.places) if axis.log else np.array(axis.places, dtype=float)
+    gap = np.diff(places).min() if len(places) > 1 else 0.0
+    lines = []
+    for line in panel.lines:
+        place = models.index(data.groups[line.groups[0]].model)
+        shift = SPREAD * gap * (place / (len(models) - 1) - 0.5) if len(models) > 1 else 0.0
+        x = line.band.x * np.exp(shift) if axis.log else line.band.x + shift
+        lines.append(replace(line, band=replace(line.band, x=x)))
+    return replace(panel, lines=lines)
+
+
+def difficulty_picture(data: DataSet) -> Picture | None:
+    """Test accuracy by slice of the test split and at each further test, a line for each model.
+
+    Not for a grid: its places have data of their own, and models would be drawn at different ones.
+    """
+    found = {} if data.grid else difficulty_panels(data, data.prominent)
+    if not found:
+        return None
+    columns = min(COLUMNS, len(found))
+    width = WIDTH if columns > 1 else WIDTH * 0.55
+    figure, grid = draw_panels(list(found.values()), columns=columns, width=width, height=1.9, markersize=3)
+    for axes, title in zip(grid, found, strict=True):
+        axes.set_title("test split" if title.startswith("by ") else "further tests")
+    return Picture(figure, legend(data, marker=True), caption(data, BARS, "Missing points could not be measured."))
+
+
+def legend_of_models(looks: dict[str, Style]) -> list[tuple[Line2D, str]]:
+    return [(legend_handle(style, marker=True), model) for model, style in looks.items()]
