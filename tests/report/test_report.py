@@ -12,7 +12,7 @@ from made_runs import MODELS, first_comparison, grid_sweep, made_run
 
 from seqlab.errors import UserError
 from seqlab.report import page as report_page
-from seqlab.report import write_tables as tables
+from seqlab.report import write_tables
 from seqlab.report.compare import compare
 from seqlab.report.formats import NONE, mean_and_std
 from seqlab.report.groups import flatten
@@ -21,7 +21,7 @@ from seqlab.report.page.payload import payload
 from seqlab.report.page.settings import as_text
 from seqlab.report.runs import Skipped
 from seqlab.report.statistics import INTERVAL
-from seqlab.report.tables import tables_of as sheets_of
+from seqlab.report.tables import tables_of
 
 pytest.importorskip("plotly")
 
@@ -98,8 +98,12 @@ def test_the_interval_has_one_name_in_tables_and_page(tmp_path):
     comparison = compare([made_run(seed=seed) for seed in (1, 2)])
     page = unescape(report_page.write(comparison, tmp_path).read_text(encoding="utf-8"))
     assert f"bars: {INTERVAL}." in page  # of the charts
-    texts = [payload(comparison)["note"], tables.markdown(comparison), tables.latex(comparison).replace("\\%", "%")]
-    texts += [sheets_of(comparison)[0].notes[0]]  # which the screen shows
+    texts = [
+        payload(comparison)["note"],
+        write_tables.markdown(comparison),
+        write_tables.latex(comparison).replace("\\%", "%"),
+    ]
+    texts += [tables_of(comparison)[0].notes[0]]  # which the screen shows
     assert all(f"in brackets: {INTERVAL}." in text for text in texts)
     assert not any("bootstrap" in text.replace(INTERVAL, "") for text in [*texts, page.split("<script")[0]])
 

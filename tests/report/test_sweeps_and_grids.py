@@ -9,7 +9,7 @@ from seqlab.report.plots import cost
 from seqlab.report.plots.dataset import best_of_models, prominent
 from seqlab.report.plots.panels import pareto_front
 from seqlab.report.plots.sweeps import sweeps
-from seqlab.report.tables import tables_of as sheets_of
+from seqlab.report.tables import tables_of
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=12))
@@ -130,7 +130,7 @@ def test_a_size_that_follows_the_width_is_named():
 
 def test_the_size_that_each_setting_needs():
     runs = [run for run in grid_sweep() if place_of(run) not in {("mamba", 128, 32), ("mamba", 256, 128)}]
-    (needed,) = (sheet for sheet in sheets_of(compare(runs)) if "needed" in sheet.title)
+    (needed,) = (table for table in tables_of(compare(runs)) if "needed" in table.title)
     assert needed.headings == ["model", "length 64, pairs 4", "length 128, pairs 8", "length 256, pairs 16"]
     assert {line[0]: line[1:] for line in needed.lines} == {
         "transformer": ["32", "32", "32"],
@@ -140,5 +140,5 @@ def test_the_size_that_each_setting_needs():
     unsolved = [run for run in grid_sweep() if place_of(run)[0] == "mamba"]
     for run in unsolved:
         run.summary["test"]["accuracy"] = 0.98
-    (needed,) = (sheet for sheet in sheets_of(compare(unsolved)) if "needed" in sheet.title)
+    (needed,) = (table for table in tables_of(compare(unsolved)) if "needed" in table.title)
     assert needed.lines == [["mamba", "none", "none", "none"]]
