@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from statistics import fmean
-from typing import Literal, get_args
 
 import numpy as np
 
 from seqlab.errors import UserError
+from seqlab.report.curves import AXES
 from seqlab.report.formats import scaled
 from seqlab.report.groups import Group, in_json, with_effect
 from seqlab.report.rows import AtBudget
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate, estimate
 
-Axis = Literal["tokens", "flops", "seconds", "params"]
-UNITS = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training", "params": "parameters"}
+UNITS = {axis: title for axis, title in AXES.items() if axis != "step"} | {"params": "parameters"}
+"""What ``--at`` can make equal, and how its numbers are called; steps are not, as batches differ."""
 
 ROUNDING = 1e-9
 """Relative; a budget that two runs share is not lost to the last bit of a float."""
@@ -64,17 +64,17 @@ class At:
         sizes: for ``params``: each architecture at the common number of parameters.
     """
 
-    axis: Axis
+    axis: str
     budgets: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     sizes: list[AtSize] = field(default_factory=list)
 
 
-def parse_at(text: str) -> tuple[Axis, float | None]:
+def parse_at(text: str) -> tuple[str, float | None]:
     """``tokens`` or ``tokens=1e6``: the axis, and the budget if it is given."""
     axis, given, value = text.partition("=")
-    if axis not in get_args(Axis):
-        remedy = f"Choose from {', '.join(get_args(Axis))}, with a budget if you like: --at tokens=1e6"
+    if axis not in UNITS:
+        remedy = f"Choose from {', '.join(UNITS)}, with a budget if you like: --at tokens=1e6"
         raise UserError("--at", text, "is no budget that runs can share", remedy)
     if not given:
         return axis, None
@@ -108,7 +108,7 @@ def read_at(run: Run, axis: str, budget: float) -> tuple[float, float] | None:
     return loss, float(reached.min()) if len(reached) else loss
 
 
-def at_budget(groups: Sequence[Group], axis: Axis, given: float | None) -> tuple[At, dict[str, AtBudget]]:
+def at_budget(groups: Sequence[Group], axis: str, given: float | None) -> tuple[At, dict[str, AtBudget]]:
     """The common budget of each data set, and each group there by label of data and group.
 
     Args:
@@ -142,7 +142,7 @@ def read_by_none(groups: Sequence[Group], axis: str, budget: float) -> UserError
     known = [x for group in groups for run in group.runs if len(x := points(run, axis)[0])]
     typed = f"{axis}={budget:g}"
     if not known:
-        remedy = f"Leave it out, or choose another axis from {', '.join(get_args(Axis))}"
+        remedy = f"Leave it out, or choose another axis from {', '.join(UNITS)}"
         return UserError("--at", typed, f"no run has validation losses over {UNITS[axis]}", remedy)
     first, last, common = min(x[0] for x in known), max(x[-1] for x in known), min(x[-1] for x in known)
     rule = f"no run can be read there: they were evaluated from {scaled(first)} to {scaled(last)} {UNITS[axis]}"

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from seqlab.formatting import counted
-from seqlab.report.budgets import UNITS, At, Axis, at_budget, at_parameters, read_at
+from seqlab.report.budgets import UNITS, At, at_budget, at_parameters, read_at
 from seqlab.report.formats import scaled
 from seqlab.report.grids import headline
 from seqlab.report.groups import Group, group, in_json, in_order, with_effect
@@ -73,7 +73,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run], skipped: Sequence[Skipped] = (), *, at: tuple[Axis, float | None] | None = None
+    runs: Sequence[Run], skipped: Sequence[Skipped] = (), *, at: tuple[str, float | None] | None = None
 ) -> Comparison:
     """Put runs beside each other.
 

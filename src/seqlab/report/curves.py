@@ -15,6 +15,9 @@ from pydantic_core import from_json
 
 Curve = dict[str, np.ndarray]
 
+AXES = {"step": "steps", "tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
+"""What training spends: columns of every record of metrics (``Trainer.spent``), with the titles of their axes."""
+
 POINTS = 1000
 """Training records that a long run keeps, at least; a run with less than twice as many keeps all."""
 

@@ -158,6 +158,13 @@ class Trainer:
         """Whether no step is left to make."""
         return self.counters.step >= self.total or self.stop_reason is not None
 
+    @property
+    def spent(self) -> dict[str, float]:
+        """What training has spent so far, in every unit in which models are compared at an equal budget."""
+        step = self.counters.step
+        tokens, flops = step * self.tokens_per_step, step * self.flops_per_step
+        return {"tokens": tokens, "flops": flops, "seconds": self.counters.seconds}
+
     def _batch(self, step: int) -> Batch:
         return self.data.train_batch(step, self.config.batch_size, self.seed)
 
@@ -178,9 +185,7 @@ class Trainer:
             raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
 
     def _record(self, split: str, **values: float) -> None:
-        step, seconds = self.counters.step, self.counters.seconds
-        spent = {"tokens": step * self.tokens_per_step, "flops": step * self.flops_per_step, "seconds": seconds}
-        self.record({"step": step, "split": split} | spent | values)
+        self.record({"step": self.counters.step, "split": split} | self.spent | values)
 
     def _evaluate_if_due(self, bar: ProgressBar) -> None:
         counters = self.counters

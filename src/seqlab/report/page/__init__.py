@@ -12,6 +12,7 @@ from pathlib import Path
 
 from seqlab.errors import UserError
 from seqlab.report.compare import Comparison
+from seqlab.report.curves import AXES
 from seqlab.report.page.encoding import Encoder, as_json
 from seqlab.report.page.payload import payload
 from seqlab.report.statistics import INTERVAL
@@ -42,6 +43,7 @@ def write(comparison: Comparison, folder: Path) -> Path:
         policy=" ".join(f"'sha256-{fingerprint(script)}'" for script in scripts),
         style=part("page.css"),
         scripts=scripts,
+        axes=AXES,
         interval=INTERVAL,
         data=as_json(data | {"arrays": encoder.arrays, "styles": list(map(vars, encoder.styles))}),
     )

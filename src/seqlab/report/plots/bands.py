@@ -7,11 +7,10 @@ from functools import lru_cache
 import numpy as np
 from numpy import ndarray
 
+from seqlab.report.curves import AXES
 from seqlab.report.groups import Group
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate
-
-AXES = ("step", "tokens", "flops", "seconds")
 
 FIRST = 0.02
 """The share of a training's steps whose losses may leave the frame: their fall would flatten all that follows."""

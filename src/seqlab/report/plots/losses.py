@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from seqlab.report.plots.bands import AXES
+from seqlab.report.curves import AXES
 from seqlab.report.plots.captions import ALONE, BANDS, CUT, caption
 from seqlab.report.plots.dataset import DataSet
 from seqlab.report.plots.drawing import (
@@ -18,7 +18,7 @@ from seqlab.report.plots.drawing import (
     format_losses,
     legend_handle,
 )
-from seqlab.report.plots.panels import AXIS_TITLES, Panel, loss_panels, position_panel, spans
+from seqlab.report.plots.panels import Panel, loss_panels, position_panel, spans
 
 POINTS = 120
 BACKGROUND_POINTS = 40
@@ -33,13 +33,13 @@ def loss_picture(data: DataSet) -> Picture | None:
         return None
     figure = Figure(figsize=(WIDTH, 0.4 + 1.6 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), len(AXES), sharex="col", sharey="row", squeeze=False)
-    for place, axis in enumerate(AXES):
+    for place, (axis, title) in enumerate(AXES.items()):
         lines = [line for panels in found for line in panels[axis].lines]
-        log = axis in ("flops", "seconds") and spans([line.band.ends[1] for line in lines], 4)
+        log = axis not in ("step", "tokens") and spans([line.band.ends[1] for line in lines], 4)
         for row, panels in zip(grid, found, strict=True):
             draw_lines(row[place], data, panels[axis], log=log)
         format_axis(grid[0, place], "x", log=log)
-        grid[-1, place].set_xlabel(AXIS_TITLES[axis])
+        grid[-1, place].set_xlabel(title)
     is_cut = False
     for row, panels in zip(grid, found, strict=True):
         row[0].set_ylabel(panels["step"].y)

@@ -5,17 +5,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seqlab.report.curves import is_number
+from seqlab.report.curves import AXES, is_number
 from seqlab.report.difficulty import numbers_of, titles
 from seqlab.report.grids import PARAMETERS, in_order
 from seqlab.report.groups import Group, in_short
-from seqlab.report.plots.bands import AXES, Band, band_of_estimates, bands, loss_by_position
+from seqlab.report.plots.bands import Band, band_of_estimates, bands, loss_by_position
 from seqlab.report.plots.dataset import DataSet
 from seqlab.report.plots.style import LINES, Style
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
 
-AXIS_TITLES = {"step": "steps", "tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
 COSTS = {
     "parameters": "parameters",
     "flops": "training FLOPs",
@@ -84,14 +83,14 @@ def loss_panels(data: DataSet, split: str, points: Mapping[int, int]) -> dict[st
         points: places of the groups, and how many points each curve may have.
     """
     found = {i: bands(data.groups[i], split, most) for i, most in points.items()}
-    title = "training loss" if split == "train" else "validation loss"
+    y = "training loss" if split == "train" else "validation loss"
     return {
         axis: Panel(
-            Axis(AXIS_TITLES[axis]),
-            title,
+            Axis(title),
+            y,
             [Line((i,), data.styles[i], by_axis[axis]) for i, by_axis in found.items() if axis in by_axis],
         )
-        for axis in AXES
+        for axis, title in AXES.items()
     }
 
 
