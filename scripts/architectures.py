@@ -13,7 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
-from seqlab.config.options import CONFIG_FOLDER, first_comment
+from seqlab.config.options import first_comment
+from seqlab.config.overrides import CONFIG_FOLDER
 from seqlab.models import state_bytes
 from seqlab.models.counting import count_parameters
 from seqlab.report.formats import scaled_bytes

@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from seqlab.cli import main
+from seqlab.config.command_line import in_order, quoted_path
 from seqlab.config.exceptions import message_of
-from seqlab.config.mistakes import in_order, quoted_path
 from seqlab.config.options import path_part
 from seqlab.errors import resume_command
 from seqlab.training import checkpoint

@@ -97,7 +97,7 @@ class TestNoLabelsForWhatWasNotDone:
     def test_the_machine_that_made_the_steps(self, train, monkeypatch):
         job = train(MODEL)
         before = job.summary
-        monkeypatch.setattr("seqlab.runs.summary.device_name", lambda _: "another")
+        monkeypatch.setattr("seqlab.runs.environment.device_name", lambda _: "another")
         monkeypatch.setattr("seqlab.runs.summary.peak_memory", lambda _: 1)
         assert train(f"resume={job.folder}").status == 0
         kept = ("command", "device_name", "peak_memory_bytes", "versions")

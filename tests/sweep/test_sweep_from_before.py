@@ -2,7 +2,7 @@
 
 from omegaconf import OmegaConf
 
-from seqlab.config.options import flat
+from seqlab.config.overrides import flatten
 from seqlab.runs.resume import as_begun, keep
 from support import compose_config
 
@@ -28,5 +28,5 @@ def test_nothing_else_changes(tmp_path):
 
 
 def test_parts_in_a_list_have_keys():
-    assert flat(OmegaConf.to_container(settings()))["model.feedforward.1.top_k"] == 2
-    assert flat({"a": [1, 2], "b": []}) == {"a": [1, 2], "b": []}
+    assert flatten(OmegaConf.to_container(settings()), into_lists=True)["model.feedforward.1.top_k"] == 2
+    assert flatten({"a": [1, 2], "b": []}, into_lists=True) == {"a": [1, 2], "b": []}

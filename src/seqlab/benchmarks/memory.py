@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from seqlab.benchmarks.timing import synchronize
-from seqlab.runs.summary import peak_memory, reset_peak_memory
+from seqlab.runs.environment import peak_memory, reset_peak_memory
 
 
 class PeakMemory:

@@ -12,7 +12,7 @@ from rich.table import Table
 from seqlab.benchmarks.report import number, table
 from seqlab.benchmarks.session import Measurement
 from seqlab.formatting import counted
-from seqlab.runs.summary import cpu_model, environment, package_version
+from seqlab.runs.environment import cpu_model, environment, package_version
 
 
 def facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from seqlab import console
 from seqlab.benchmarks import report
 from seqlab.benchmarks.results import facts, speed_up, step_row, step_table
 from seqlab.benchmarks.session import Call, measure
+from seqlab.config.overrides import compose
 from seqlab.formatting import counted
 from seqlab.ops.selective_scan import resolve_backend
 from seqlab.runs.build import build_model
-from seqlab.runs.load import TokenWidths, composed
+from seqlab.runs.load import TokenWidths
 
 CPU = torch.device("cpu")
 VOCABULARY = 65  # of Tiny Shakespeare
@@ -27,7 +28,7 @@ MAMBA_LAYERS, TRANSFORMER_LAYERS, HEADS = 4, 6, 4
 def mamba(args: argparse.Namespace) -> nn.Module:
     """As ``python train.py experiment=shakespeare_chars model=mamba`` builds it."""
     sizes = f"size.d_model={args.width}", f"size.n_layers={MAMBA_LAYERS}"
-    cfg = composed("model=mamba", *sizes, f"model.mixers.mamba.scan_backend={args.scan}")
+    cfg = compose("model=mamba", *sizes, f"model.mixers.mamba.scan_backend={args.scan}")
     return build_model(cfg, TokenWidths(VOCABULARY, VOCABULARY, args.length), CPU)
 
 

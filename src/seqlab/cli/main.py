@@ -19,13 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab import console
-from seqlab.cli import (
-    resolvers,  # noqa: F401 (resolvers registers what conf/ refers to)
-    result_table,
-)
+from seqlab.cli import result_table
 from seqlab.cli.result_table import Summary
+from seqlab.config.command_line import in_order, parse_flags
 from seqlab.config.exceptions import message_of, report, translate
-from seqlab.config.mistakes import in_order
+from seqlab.config.options import help_text
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.runs import leftovers
 from seqlab.sweep import orphans, watch
@@ -40,11 +38,14 @@ def run(main: Callable[[], None]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
     os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
     os.environ[orphans.SWEEP] = str(os.getpid())
+    status: Any = 0
     try:
         refuse_copies()
         sys.argv[1:] = in_order(sys.argv[1:])
-        main()
-        status: Any = 0
+        if parse_flags(sys.argv[1:]).help:
+            print(help_text())  # Hydra would list all groups of its own twice first
+        else:
+            main()
     except SystemExit as ending:
         status = ending.code or 0
     except BrokenPipeError:  # whoever read the output has seen enough, as in --help | head

@@ -1,15 +1,17 @@
-"""What the interpolations of ``conf/`` that begin with ``seqlab.`` mean.
+"""What ``conf/`` refers to by name: the interpolations that begin with ``seqlab.``, and the default sweeper.
 
 What needs torch is imported where it is used, since every command line resolves some of these.
 """
 
 from datetime import datetime
 
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from seqlab.config.options import describe_options, path_part
-from seqlab.sweep.naming import job_folder, sweep_folder, varying_keys
+from seqlab.sweep.naming import POINTS, job_folder, sweep_folder, varying_keys
 
 
 def run_folder(resume: str | None, fresh: str) -> str:
@@ -22,12 +24,12 @@ def run_folder(resume: str | None, fresh: str) -> str:
 
 
 def hydra_folder(resume: str | None) -> str:
-    """Where Hydra keeps what it composed; a resumed run adds to what the first one left."""
+    """Where in the run folder Hydra writes what it composed; a resumed run keeps that of the first command."""
     return ".hydra" if resume is None else f".hydra/resumed_{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def console_level(mode: RunMode | None) -> str:
-    """What a job says on the screen: in a sweep, whose screen shows all jobs, only what is amiss."""
+    """The least severe messages of a job on the screen: in a sweep, whose table is there, only warnings."""
     return "WARNING" if mode is RunMode.MULTIRUN else "INFO"
 
 
@@ -39,12 +41,12 @@ def share_of_cores(workers: int | None) -> int:
 
 
 def register() -> None:
-    """Make all of them known to OmegaConf."""
-    for meaning in (run_folder, path_part, hydra_folder, console_level, describe_options, job_folder, share_of_cores):
-        OmegaConf.register_new_resolver(f"seqlab.{meaning.__name__}", meaning, replace=True)
-    # Cached with the configuration, as Hydra's own ``now`` is: every job of a sweep gets what the first reading gave.
-    for meaning in (sweep_folder, varying_keys):
-        OmegaConf.register_new_resolver(f"seqlab.{meaning.__name__}", meaning, replace=True, use_cache=True)
-
-
-register()
+    """Make the interpolations known to OmegaConf, and the sweeper to Hydra in the place of its own."""
+    for resolver in (run_folder, path_part, console_level, describe_options, job_folder, share_of_cores):
+        OmegaConf.register_new_resolver(f"seqlab.{resolver.__name__}", resolver, replace=True)
+    # Cached with the configuration, as Hydra's own ``now`` is: every later reading gives what the first one gave.
+    for resolver in (hydra_folder, sweep_folder, varying_keys):
+        OmegaConf.register_new_resolver(f"seqlab.{resolver.__name__}", resolver, replace=True, use_cache=True)
+    Plugins.instance()  # stores Hydra's own sweeper, once, and would take the name again if it came later
+    node = {"_target_": POINTS, "points": None, "params": {}, "max_batch_size": None}
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=node, provider="seqlab")

@@ -4,14 +4,14 @@ import errno
 import logging
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-from seqlab.config.mistakes import composition_error
+from seqlab.config.command_line import typed_settings
+from seqlab.config.hydra_errors import composition_error
 from seqlab.errors import Diverged, Interrupted, UserError
 
 log = logging.getLogger("seqlab")
@@ -35,22 +35,22 @@ REFUSALS = {
     errno.EDQUOT: FULL,
     errno.EFBIG: FULL,
 }
-"""What the system's refusals of a path mean, and what helps."""
+"""Rule and remedy for each error number with which the system refuses a path."""
 
 PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir")
 """Settings that name a folder; ``run`` is that of ``scripts/generate.py``."""
 
 NAMES = ("name", "data_name", "hydra.sweep.subdir")
-"""Settings that a run's folder is called by."""
+"""Settings that a run's folder is named by."""
 
 
 def message_of(error: BaseException) -> str:
-    """What to tell of an exception, for a person."""
+    """An exception in words for a person."""
     return str(translate(error) or f"{type(error).__name__}: {error}")
 
 
 def report(error: Exception, *, debug: bool) -> int:
-    """Say what went wrong, with the traceback for faults of ours and for debugging. Returns the exit status."""
+    """Log what went wrong, with the traceback for faults of ours and for debugging. Returns the exit status."""
     ending = translate(error)
     level = logging.WARNING if isinstance(ending, Interrupted) else logging.ERROR
     log.log(level, "%s", ending or error, exc_info=error if debug or ending is None else None)
@@ -67,17 +67,16 @@ def translate(error: BaseException) -> UserError | Diverged | Interrupted | None
 
 
 def translate_foreign(error: BaseException) -> UserError | None:
-    """What a library's exception means to the user, if it is one that a setting or the machine causes."""
+    """What a library's exception means to the user, if a setting or the machine causes it."""
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return refused_path(error)
-    if is_out_of_memory(error):
-        return out_of_memory(error)
+    if found := out_of_memory(error):
+        return found
     if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):  # packages that may not be here
         rule = "a job's process ended without a result, killed perhaps because memory ran out"
         return UserError("launcher", type(error).__name__, rule, "The same command goes on with what is left")
     if isinstance(error, InstantiationException):
-        refused = isinstance(error.__cause__, ValueError | TypeError)
-        return refused_setting(str(error), error.__cause__) if refused else None
+        return refused_setting(error) if isinstance(error.__cause__, ValueError | TypeError) else None
     if isinstance(error, HydraException | OmegaConfBaseException) or str(error).startswith(
         "Config group override must"
     ):
@@ -86,15 +85,15 @@ def translate_foreign(error: BaseException) -> UserError | None:
 
 
 def refused_path(error: OSError) -> UserError | None:
-    """A place that the system does not let be used, with the setting that it comes from."""
+    """A path that the system refuses, with the setting that it comes from."""
     rule, remedy = REFUSALS[error.errno]
     path = error.filename2 or error.filename
-    if not isinstance(path, str | os.PathLike):  # what is open already, of which the system does not say where it is
+    if not isinstance(path, str | os.PathLike):  # of an open file, whose path the system does not name
         return UserError("disk", "full", rule, remedy) if rule == FULL[0] else None
     if error.errno != errno.ENAMETOOLONG:
         return UserError(setting_of(Path(path)), path, rule, remedy)
     part, typed = max(Path(path).parts, key=len, default=""), typed_settings()
-    named = [key for key in NAMES if typed.get(key) and typed[key] in part]
+    named = [key for key in NAMES if typed.get(key) and typed[key].strip("'\"") in part]
     return UserError(named[0] if named else setting_of(Path(path)), part, rule, remedy)
 
 
@@ -105,33 +104,24 @@ def setting_of(path: Path) -> str:
     typed.setdefault("hydra.sweep.dir" if swept else "hydra.run.dir", "outputs")
     path = path.absolute()
     for key in filter(typed.get, PLACES):
-        place = Path(typed[key]).absolute()
+        place = Path(typed[key].strip("'\"")).absolute()
         if path.is_relative_to(place) or place.is_relative_to(path):
             return key
     return "file"
 
 
-def typed_settings() -> dict[str, str]:
-    """What was typed, by key, for a job in a process of its own too."""
-    command = shlex.split(os.environ.get("SEQLAB_COMMAND", "")) or sys.argv
-    return {argument.lstrip("+~").partition("=")[0]: argument.partition("=")[2].strip("'\"") for argument in command}
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU or the machine had no more memory to give; on a CPU, PyTorch says so in words alone."""
-    by_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return by_torch or isinstance(error, MemoryError) or is_of_a_gpu(error)
+    """Whether the GPU or the machine had no more memory."""
+    return out_of_memory(error) is not None
 
 
-def is_of_a_gpu(error: BaseException) -> bool:
-    """Whether a GPU had no more memory; torch is not imported for errors that come without it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def out_of_memory(error: BaseException) -> UserError:
-    """No more memory, with what was asked for where the error says it."""
-    on_gpu = is_of_a_gpu(error)
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to do when the GPU or the machine has no more memory, with the size asked for where the error names it."""
+    torch = sys.modules.get("torch")  # an error that comes before its import is none of a GPU's
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch has no type for it
+    if not (on_gpu or on_cpu or isinstance(error, MemoryError)):
+        return None
     asked = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
     rule = f"there is not enough{f' for another {asked[1]}' if asked else ''}"
     remedy = (
@@ -141,11 +131,9 @@ def out_of_memory(error: BaseException) -> UserError:
     return UserError("memory", "the GPU's" if on_gpu else "this machine's", rule, remedy)
 
 
-def refused_setting(message: str, cause: Exception) -> UserError:
-    """What a part's constructor said of its settings, with the part's place."""
-    found = re.search(r"full_key: ([\w.]+)", message)
-    target = re.search(r"Error in call to target '([^']+)'", message)
+def refused_setting(error: InstantiationException) -> UserError:
+    """What a part's constructor said of its settings, with the part's key."""
+    key = re.search(r"full_key: ([\w.]+)", str(error))
+    target = re.search(r"Error in call to target '([^']+)'", str(error))
     remedy = "Change its settings (debug=true shows where it failed)"
-    return UserError(
-        found.group(1) if found else "configuration", target.group(1) if target else "", str(cause), remedy
-    )
+    return UserError(key[1] if key else "configuration", target[1] if target else "", str(error.__cause__), remedy)

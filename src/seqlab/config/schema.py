@@ -1,7 +1,7 @@
 """A check of every setting before anything is built.
 
 A part's constructor is its schema: each ``_target_``'s settings are held against the names and types in its
-signature, so that a mistyped one is refused with its place and the nearest name.
+signature, so that a mistyped one is refused with its key and the nearest name.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from hydra._internal.utils import _locate  # get_object logs what it raises, and
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from seqlab.config.options import with_choices
+from seqlab.config.suggestions import with_choices
 from seqlab.errors import UserError, nearest
 
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -44,23 +44,14 @@ def check_all(cfg: DictConfig) -> None:
             raise UserError(group, settings, "is a group of settings", f"Set {key}=...")
         if name in settings:  # an older run, which is continued, may lack some
             check_type(settings[name], annotation, key)
-    refuse_more_than_cores(resolved.get("threads"))
+    if (threads := resolved.get("threads")) is not None and threads > cores():
+        raise UserError("threads", threads, f"this machine has {cores()} cores", f"Give it {cores()} or fewer, or null")
     check(resolved, raw)
 
 
 def cores() -> int:
-    """The machine's own. What a container or an affinity mask leaves of them bounds speed and not what may be asked."""
+    """The cores of the machine, of which a container or an affinity mask may leave fewer to this process."""
     return os.cpu_count() or 1
-
-
-def refuse_more_than_cores(threads: int | None) -> None:
-    """Refuse more CPU threads in a job than the machine has cores.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if threads is not None and threads > cores():
-        raise UserError("threads", threads, f"this machine has {cores()} cores", f"Give it {cores()} or fewer, or null")
 
 
 def check(node: Any, raw: Any = None, key: str = "") -> None:
@@ -68,8 +59,8 @@ def check(node: Any, raw: Any = None, key: str = "") -> None:
 
     Args:
         node: resolved.
-        raw: the same node with its interpolations, which tell where a value comes from.
-        key: the node's place.
+        raw: the same node with its interpolations, by which an error names the setting that a value comes from.
+        key: of the node.
     """
     if isinstance(node, float) and not math.isfinite(node):
         raise UserError(key, node, "is not finite", "Give it a number; where a setting may be left open, null does so")
@@ -95,7 +86,8 @@ def builds_parts(value: Any) -> bool:
     return isinstance(value, list) and any(map(builds_parts, value))
 
 
-GIVEN_LATER = {"tokens", "d_input", "d_output", "max_length"}  # to a model, by the data
+GIVEN_LATER = {"tokens", "d_input", "d_output", "max_length"}
+"""Arguments that the data gives to a model."""
 
 
 def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
@@ -153,26 +145,22 @@ WORDS = {
 
 def in_words(annotation: Any) -> str:
     """What a type admits, for a person."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) is Annotated:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
         examples = [f", for example {one}" for about in arguments[1:] for one in getattr(about, "examples", None) or ()]
         return in_words(arguments[0]) + " and".join(limits_of(arguments[1:])) + "".join(examples)
-    if get_origin(annotation) is Literal:
+    if origin is Literal:
         return " or ".join(map(str, arguments))
-    if get_origin(annotation) in (Union, UnionType):
+    if origin in (Union, UnionType):
         return " or ".join(map(in_words, arguments))
-    if get_origin(annotation) is list:
+    if origin is list:
         return f"a list, of {in_words(arguments[0])} each"
-    if get_origin(annotation) is dict:
-        return "a mapping"
-    return WORDS.get(annotation, f"a value of type {getattr(annotation, '__name__', annotation)}")
+    return WORDS.get(origin or annotation, f"a value of type {getattr(annotation, '__name__', annotation)}")
 
 
 LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
-
-
-SAID = 2**31
-"""The largest limit that is worth a word."""
+LARGEST_SHOWN = 2**31
+"""A limit beyond this only says that a number fits into 64 bits."""
 
 
 def limits_of(constraints: Iterable[Any]) -> Iterator[str]:
@@ -181,7 +169,7 @@ def limits_of(constraints: Iterable[Any]) -> Iterator[str]:
         for limit in getattr(about, "metadata", None) or [about]:  # of a Field, or a constraint by itself
             for name, words in LIMITS.items():
                 value = getattr(limit, name, None)
-                if value is not None and abs(value) < SAID:
+                if value is not None and abs(value) < LARGEST_SHOWN:
                     yield f" {words} {value:g}"
 
 

@@ -1,17 +1,17 @@
-"""What the choice of a model brings besides the model: settings that reach nothing, a size or a window of its own."""
+"""Settings that a job's model has no use for are refused or noted; so is the size that came with the model."""
 
 import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.config.mistakes import nearest_setting
-from seqlab.config.options import CONFIG_FOLDER, beginnings, flat, path_part, search_path
+from seqlab.config.options import path_part, top_level_keys
+from seqlab.config.overrides import CONFIG_FOLDER, compose_in_job, flatten, parse
+from seqlab.config.suggestions import nearest_setting
 from seqlab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -20,10 +20,11 @@ ABSENT = object()
 
 
 def check_choice(cfg: DictConfig) -> None:
-    """Refuse a job's settings that its model has no use for; say which size came with it, and of an idle window."""
+    """Refuse a job's settings that its model does not use; log the size that came with it, and an idle window."""
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
-    if hydra.mode is not RunMode.MULTIRUN and (launcher := choices.get("launcher")):
+    swept = hydra.mode is RunMode.MULTIRUN
+    if not swept and (launcher := choices.get("launcher")):
         rule = "starts the jobs of a sweep, and this is one run"
         raise UserError("launcher", launcher, rule, "Add -m, or leave it out")
     path_part("name", cfg.name, choices.model)
@@ -32,27 +33,31 @@ def check_choice(cfg: DictConfig) -> None:
     check_mixers(cfg, choices, overrides)
     if choices.get("size") == own_size(choices.model) and (note := size_note([choices.model], overrides)):
         log.info("%s", note)
-    if hydra.mode is not RunMode.MULTIRUN and (note := idle_note(cfg, choices.model, overrides)):
+    if not swept and (note := idle_note(cfg, choices.model, overrides)):
         log.info("%s", note)
-    if note := window_note(cfg):
-        swept = hydra.mode is RunMode.MULTIRUN  # whose table would show two equal models without a word
+    if note := window_note(cfg):  # in a sweep, its table would show two equal models without a word
         log.log(logging.WARNING if swept else logging.INFO, "%s", note)
 
 
 def check_added(cfg: DictConfig, overrides: Iterable[str]) -> None:
     """Refuse a new part of the configuration (``+optimiser.lr=1``) that nothing in it refers to."""
     for override in overrides:
-        key, _, value = override.removeprefix("+").removeprefix("+").partition("=")
+        key, value = parse(override)
         root = key.partition(".")[0]
-        if not override.startswith("+") or "/" in key or "@" in key or root in beginnings():
+        if not override.startswith("+") or "/" in key or "@" in key or root in top_level_keys():
             continue
-        rest = flat({k: v for k, v in OmegaConf.to_container(cfg, resolve=False).items() if k != root})
+        rest = {k: v for k, v in unresolved(cfg).items() if k.partition(".")[0] != root}
         if not any("${" in str(item) and re.search(rf"\b{re.escape(root)}\b", str(item)) for item in rest.values()):
             raise UserError(f"+{key}", value, "is a new setting that nothing reads", nearest_setting(key, rest))
 
 
+def unresolved(cfg: DictConfig) -> dict[str, Any]:
+    """Every setting by its dotted key, with its interpolations."""
+    return flatten(OmegaConf.to_container(cfg, resolve=False))
+
+
 def window_note(cfg: DictConfig) -> str | None:
-    """What to say of a sliding window that is as long as the sequences, and so is none."""
+    """A note on a sliding window that is as long as the sequences, and so is none."""
     length, mixers = OmegaConf.select(cfg, "data.length"), cfg.model.get("mixers") or {}
     for name in dict.fromkeys(cfg.model.get("pattern") or ()):
         window = OmegaConf.select(mixers, f"{name}.window")
@@ -68,26 +73,26 @@ def unused_mixers(cfg: DictConfig) -> list[str]:
 
 
 def reaches_nothing(cfg: DictConfig, key: str) -> bool:
-    """Whether a model has no use for a setting: one of a mixer that its pattern leaves out, or a size that it has not.
+    """Whether a model does not use a setting: that of a mixer that its pattern leaves out, or a size that it lacks.
 
     Args:
         cfg: a job's, with its interpolations.
         key: of the setting.
     """
-    unused = unused_mixers(cfg)
-    if any(key.startswith(f"model.mixers.{name}.") for name in unused):
+    unused = tuple(f"model.mixers.{name}." for name in unused_mixers(cfg))
+    if key.startswith(unused):
         return True
     group, _, name = key.rpartition(".")
     if group != "size" or name not in (cfg.get("size") or ()) or cfg.get("match") is not None:
         return False  # the reference that a model is matched with may read what the model does not
-    settings = flat({k: v for k, v in OmegaConf.to_container(cfg, resolve=False).items() if k != "hydra"})
-    read = (str(v) for k, v in settings.items() if not any(k.startswith(f"model.mixers.{one}.") for one in unused))
+    settings = unresolved(cfg)
+    read = [str(v) for k, v in settings.items() if not k.startswith((*unused, "hydra."))]
     return not any("${" in text and re.search(rf"\b{name}\b|{{size}}", text) for text in read)
 
 
 def idle_note(cfg: DictConfig, model: str, overrides: Iterable[str]) -> str | None:
-    """What to say of sizes that are set and that the model does not have."""
-    idle = [override for override in overrides if reaches_nothing(cfg, override.partition("=")[0])]
+    """A note on sizes that are set and that the model does not have."""
+    idle = [override for override in overrides if reaches_nothing(cfg, parse(override)[0])]
     return f"{', '.join(idle)}: changes nothing, as model={model} does not read it." if idle else None
 
 
@@ -98,14 +103,14 @@ def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> 
 
     Args:
         cfg: a job's, with its interpolations.
-        choices: the options that it took.
+        choices: the option of each group.
         overrides: its command line.
     """
     unused = unused_mixers(cfg)
-    touched = choices.get("experiment") or any(override.lstrip("+~").startswith("model.") for override in overrides)
+    touched = choices.get("experiment") or any(parse(override)[0].startswith("model.") for override in overrides)
     if not unused or not touched:
         return
-    plain = compose(HydraConfig.get().job.config_name, [*search_path(), f"model={choices.model}"]).model.mixers
+    plain = compose_in_job(f"model={choices.model}").model.mixers
     own, shipped = (OmegaConf.to_container(node, resolve=False) for node in (cfg.model.mixers, plain))
     for name in unused:
         for key, value in differences(own[name], shipped.get(name, ABSENT), f"model.mixers.{name}"):
@@ -117,7 +122,7 @@ def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> 
 
 
 def differences(node: Any, other: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Each setting beneath ``node`` that is not what it is beneath ``other``, with its place."""
+    """Each setting beneath ``node`` that is not what it is beneath ``other``, with its key."""
     if isinstance(node, dict) and isinstance(other, dict):
         for name, value in node.items():
             yield from differences(value, other.get(name, ABSENT), f"{key}.{name}")
@@ -126,7 +131,7 @@ def differences(node: Any, other: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def own_size(model: str) -> str | None:
-    """The size that a model's file chooses, ``None`` for one that runs at whatever size the others do."""
+    """The size that a model's file chooses, ``None`` for one that takes the default size."""
     path = CONFIG_FOLDER / "model" / f"{model}.yaml"
     defaults = OmegaConf.load(path).get("defaults", []) if path.is_file() else []
     named = (entry.get("override /size") for entry in defaults if isinstance(entry, DictConfig))
@@ -134,9 +139,9 @@ def own_size(model: str) -> str | None:
 
 
 def size_note(models: Iterable[str], overrides: Iterable[str]) -> str | None:
-    """What to say of models that choose their own size, unless the command line does or their names say it."""
+    """A note on models that choose their own size, unless the command line does or their names say it."""
     if any(override.startswith("size=") for override in overrides):
         return None
     sizes = {model: own_size(model) for model in models}
-    told = [f"model={m} chose size={s}" for m, s in sizes.items() if s and not m.endswith(f"_{s}")]
-    return f"{', '.join(told)}; size=... on the command line has the last word." if told else None
+    chosen = [f"model={m} chose size={s}" for m, s in sizes.items() if s and not m.endswith(f"_{s}")]
+    return f"{', '.join(chosen)}; size=... on the command line has the last word." if chosen else None

@@ -1,18 +1,18 @@
-"""What a ``match`` overlay does to a configuration: its reference is composed, and one of the two budgets adjusted."""
+"""What a ``match`` overlay does to a configuration: its reference is composed, then the width or the steps adjusted."""
 
 import copy
 import logging
 from typing import Any
 
 import torch
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from seqlab.config.options import model_options, search_path
+from seqlab.config.options import model_options
+from seqlab.config.overrides import compose_in_job, parse
 from seqlab.config.renamed import up_to_date
 from seqlab.errors import UserError, nearest
 from seqlab.runs.build import build_model
@@ -48,37 +48,29 @@ def matched(cfg: DictConfig, data: Any) -> DictConfig:
 
 def in_words(record: dict[str, Any]) -> str:
     """What was adjusted and what came of it, in a line."""
-    changes = {record["key"]: record} | record.get("also", {})
-    told = ", ".join(f"{key} from {one['from']} to {one['value']}" for key, one in changes.items())
+    adjusted = {record["key"]: record} | record.get("also", {})
+    changes = ", ".join(f"{key} from {one['from']} to {one['value']}" for key, one in adjusted.items())
     what = record.get("counted", record["to"]).replace("_", " ")
     target, reached = record["target"], record["reached"]
     difference = 100 * (reached / target - 1)
-    return f"Matched to {record['reference']} with {target:,} {what}: {told} gives {reached:,} ({difference:+.2f} %)."
+    return (
+        f"Matched to {record['reference']} with {target:,} {what}: {changes} gives {reached:,} ({difference:+.2f} %)."
+    )
 
 
 def compose_with(model: str) -> DictConfig:
     """The running job's configuration with another model as its file has it, resolved."""
-    hydra = HydraConfig.get()
     own = ("model", "match", "resume")
-    shared = [override for override in hydra.overrides.task if bare_key(override).split(".")[0] not in own]
+    shared = [o for o in HydraConfig.get().overrides.task if parse(o)[0].partition(".")[0] not in own]
     try:
-        return resolved_composition(hydra.job.config_name, [*search_path(), *shared, f"model={model}"])
+        cfg = compose_in_job(*shared, f"model={model}", with_hydra=True)
     except MissingConfigException as error:
         if error.missing_cfg_file != f"model/{model}":
             raise
         raise UserError("match.reference", model, "is no option of model", nearest(model, model_options())) from error
-
-
-def bare_key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def resolved_composition(name: str, overrides: list[str]) -> DictConfig:
-    """A composition whose ``hydra:`` interpolations mean its own choices and not the running job's."""
-    cfg = compose(name, overrides, return_hydra_config=True)
     running = HydraConfig.instance().cfg
     try:
-        HydraConfig.instance().set_config(cfg)
+        HydraConfig.instance().set_config(cfg)  # for its ``hydra:`` interpolations, which mean its own choices
         with open_dict(cfg):
             del cfg["hydra"]
         return OmegaConf.create(OmegaConf.to_container(up_to_date(cfg), resolve=True))

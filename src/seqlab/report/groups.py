@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from seqlab.config.influence import NOT_COMPARED
+from seqlab.config.overrides import flatten
 from seqlab.report.curves import is_number
 from seqlab.report.runs import BySection, Run
 
@@ -55,16 +56,6 @@ class Group:
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.summary["seed"] for run in self.runs)
-
-
-def flatten(node: Any, prefix: str = "") -> Flat:
-    """A configuration with one entry for each leaf, by dotted key; lists and empty mappings are leaves."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    flat: Flat = {}
-    for name, value in node.items():
-        flat |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
-    return flat
 
 
 def with_effect(config: dict[str, Any]) -> Flat:

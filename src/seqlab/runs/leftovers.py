@@ -1,6 +1,6 @@
-"""A command that is refused before anything was made leaves no folder behind.
+"""A command that is refused before it made anything leaves the disk as it was.
 
-Hydra makes the folder before a single setting is checked. What was there before the command began stays as it was.
+Hydra makes the run folder before a single setting is checked, and a sweep its ``sweep.json``.
 """
 
 import contextlib
@@ -12,11 +12,14 @@ import yaml
 
 from seqlab.errors import UserError
 from seqlab.jsonio import load
-from seqlab.runs.folder import SWEEP
+from seqlab.runs.folder import CONFIG, SWEEP
 from seqlab.runs.lock import LOCK, only_process_in
 
 OF_A_START = {".hydra", "train.log", "summary.json", SWEEP, "multirun.yaml", LOCK}
-"""What stands in a folder before its run or its first job begins; with anything else there, it has begun."""
+"""What may lie in a folder before its run or its first job begins; with anything else in it, it has begun."""
+
+OF_A_RUN = (CONFIG, ".jobs")
+"""What a run or the first job of a sweep writes when it begins, in a folder of an earlier one too."""
 
 
 class Leftovers:
@@ -24,43 +27,53 @@ class Leftovers:
 
     Args:
         folder: the run's or the sweep's.
-        overrides: the command line's, which say whose the files of a start are.
+        overrides: the command line's, by which a file of this command is told from those of another one.
+        hydra: where in the folder Hydra writes what it composed.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()):
-        self.folder, self.overrides = folder.absolute(), list(overrides)
-        self.before = names_in(self.folder)
-        self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]  # by the command, soon
+    def __init__(self, folder: Path, overrides: Sequence[str] = (), hydra: str = ".hydra"):
+        self.folder, self.overrides, self.hydra = folder.absolute(), list(overrides), folder.absolute() / hydra
+        self.names, self.times, self.had_hydra = names_in(folder), self.times_now(), self.hydra.exists()
+        self.to_make = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self.sweep = (folder / SWEEP).read_bytes() if (folder / SWEEP).is_file() else None
 
     def remove(self) -> None:
-        """Remove what the command left, and the folders that it made, if no run or job has begun; raises nothing."""
-        if not self.new() <= OF_A_START or self.of_another() or (self.new() and in_use(self.folder)):
+        """Undo what the command wrote, and remove the folders that it made, unless it has begun; raises nothing."""
+        new = names_in(self.folder) - self.names
+        if not new <= OF_A_START or self.times_now() != self.times or self.of_another():
+            return
+        if new and in_use(self.folder):
             return
         with contextlib.suppress(OSError):
-            for path in (self.folder / name for name in self.new()):
+            if self.sweep is not None and (self.folder / SWEEP).read_bytes() != self.sweep:
+                (self.folder / SWEEP).write_bytes(self.sweep)
+            if self.hydra.exists() and not self.had_hydra:
+                shutil.rmtree(self.hydra)
+            for path in (self.folder / name for name in names_in(self.folder) - self.names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for path in self.made:
+            for path in self.to_make:
                 if path.name == "outputs":
                     break
                 with contextlib.suppress(FileNotFoundError):
                     path.rmdir()
 
+    def times_now(self) -> list[int | None]:
+        """When the files of a run that began were written."""
+        paths = [self.folder / name for name in OF_A_RUN]
+        return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
+
     def of_another(self) -> bool:
-        """Whether another command has begun here since; it may not have got as far as to hold the folder."""
+        """Whether another command has written here since, which may not have got as far as to lock the folder."""
         try:
-            written = yaml.safe_load((self.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+            written = yaml.safe_load((self.hydra / "overrides.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             written = None
         started = [written, load(self.folder / SWEEP).get("overrides")]
         return any(overrides and overrides != self.overrides for overrides in started)
 
-    def new(self) -> set[str]:
-        """What has come into the folder since."""
-        return names_in(self.folder) - self.before
-
 
 def in_use(folder: Path) -> bool:
-    """Whether another process has taken the folder up since."""
+    """Whether another process holds the folder."""
     try:
         with contextlib.suppress(OSError), only_process_in(folder):  # a full disk takes no line about who holds it
             return False
@@ -70,7 +83,7 @@ def in_use(folder: Path) -> bool:
 
 
 def names_in(folder: Path) -> set[str]:
-    """What lies in a folder; nothing where there is none."""
+    """The names of what lies in a folder, if there is one."""
     try:
         return {path.name for path in folder.iterdir()}
     except OSError:
@@ -80,14 +93,14 @@ def names_in(folder: Path) -> set[str]:
 _noted: Leftovers | None = None
 
 
-def note(folder: Path, overrides: Sequence[str]) -> None:
-    """Keep in mind what is in a folder, for ``clear``."""
+def note(folder: Path, overrides: Sequence[str], hydra: str = ".hydra") -> None:
+    """Remember what is in a folder, for ``clear``."""
     global _noted
-    _noted = Leftovers(folder, overrides)
+    _noted = Leftovers(folder, overrides, hydra)
 
 
 def clear(*, refused: bool) -> None:
-    """At the end of a command, remove what it left in the noted folder if it was refused."""
+    """At the end of a command, undo what it wrote to the noted folder if it was refused."""
     global _noted
     noted, _noted = _noted, None
     if refused and noted is not None:

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from seqlab.config.options import CONFIG_FOLDER
+from seqlab.config.options import options_of
+from seqlab.config.overrides import compose
 from seqlab.config.schema import check
+from seqlab.config.without_effect import own_size
 from seqlab.errors import UserError, nearest
-from seqlab.runs.build import build_model
+from seqlab.runs.build import build_data, build_model
 from seqlab.runs.resume import saved_in
 from seqlab.runs.trust import trusted
 from seqlab.training import checkpoint
@@ -33,7 +32,7 @@ class Trained(NamedTuple):
 
 
 class TokenWidths(NamedTuple):
-    """What a model asks of a data object, for a model that is to see none."""
+    """The widths that a model takes from a data object, for a model of tokens without one."""
 
     d_input: int
     d_output: int
@@ -52,15 +51,15 @@ def load_run(
     """Build the model of a run folder as the run did, with its best weights.
 
     Args:
-        folder: what a run left; it may have ended early or run still.
+        folder: of a run that is completed, has ended early or still trains.
         device: where the model goes.
         data: settings of the data that differ here, for example where its files are (``dir``).
-        trust: packages of one's own whose parts the folder may name (``seqlab.runs.trust``).
-        untrained: take the weights of step 0 too, where there are no others.
+        trust: the user's own packages whose parts the folder may name (``seqlab.runs.trust``).
+        untrained: accept the weights of step 0, if there are no others.
 
     Raises:
-        UserError: the folder is no run's, names code that is not trusted, or holds no whole checkpoint, or that of
-            step 0 alone and ``untrained`` is false.
+        UserError: the folder is no run's, names code that is not trusted, or has no undamaged checkpoint but that of
+            step 0, and ``untrained`` is false.
     """
     cfg = trusted(saved_in(folder, "run"), trust)
     step, weights = best_weights(folder)
@@ -71,16 +70,16 @@ def load_run(
         check(OmegaConf.to_container(cfg[part], resolve=True), key=part)
     for key, value in (data or {}).items():
         OmegaConf.update(cfg, f"data.{key}", value)
-    known = instantiate(cfg.data, _convert_="all")
-    model = build_model(cfg, known, torch.device("cpu"))
+    source = build_data(cfg)
+    model = build_model(cfg, source, torch.device("cpu"))
     checkpoint.put_weights(weights, model)
-    return Trained(cfg, known, model.to(device).eval(), step)
+    return Trained(cfg, source, model.to(device).eval(), step)
 
 
 def best_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:
     """The weights that were the best by validation when the newest checkpoint was written, and their step.
 
-    Where these are damaged, the log says so, and which older ones stand for them.
+    Where they are damaged, those of an older checkpoint, with a warning that names their step.
     """
     checkpoints = checkpoint.existing(folder / "checkpoints")
     damaged: set[Path] = set()
@@ -117,23 +116,8 @@ def fresh_model(
         max_length: the longest sequence, which sizes learned positions.
     """
     for group, option in {"model": name, "size": size}.items():
-        options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
-        if option not in (*options, None):
-            raise UserError(f"--{group}", option, f"is no option of {group}", nearest(option, options))
-    if size is None and size_of() == size_of(f"model={name}"):
-        size = usual_size
-    cfg = composed(f"model={name}", *([f"size={size}"] if size else []))
+        if option not in (*options_of(group), None):
+            raise UserError(f"--{group}", option, f"is no option of {group}", nearest(option, options_of(group)))
+    cfg = compose(f"model={name}", f"size={size or own_size(name) or usual_size}")
     check(OmegaConf.to_container(cfg.model, resolve=True), key="model")
     return build_model(cfg, TokenWidths(vocabulary, vocabulary, max_length), torch.device("cpu")).eval()
-
-
-def size_of(*overrides: str) -> str:
-    """Which size a command line chooses."""
-    return composed(*overrides, return_hydra_config=True).hydra.runtime.choices["size"]
-
-
-def composed(*overrides: str, **settings: Any) -> DictConfig:
-    """The configuration of a command line, outside ``hydra.main``."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return compose("config", list(overrides), **settings)

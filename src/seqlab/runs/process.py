@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from seqlab.models.mixers.rotary import kept_turns
-from seqlab.runs.summary import reset_peak_memory
+from seqlab.runs.environment import reset_peak_memory
 
 SEQUENTIAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 DEFAULT_THREADS = torch.get_num_threads()  # the machine's cores, or what OMP_NUM_THREADS or a launcher says

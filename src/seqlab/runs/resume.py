@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config.influence import CHANGEABLE, MOVABLE, OF_STEPS
-from seqlab.config.options import flat
+from seqlab.config.overrides import flatten, parse_all
 from seqlab.config.renamed import RENAMED, up_to_date
 from seqlab.errors import Diverged, NoResult, UserError, resume_command
 from seqlab.formatting import counted
@@ -26,18 +26,62 @@ log = logging.getLogger(__name__)
 
 
 def folder_to_continue(resume: str) -> str:
-    """The run folder that ``resume`` names, if it is one."""
+    """The folder that ``resume`` names, if it is a run's."""
     refuse_links(Path(str(resume)))
     saved_in(Path(str(resume)))
     return resume
 
 
+def saved_in(folder: Path, key: str = "resume") -> DictConfig:
+    """The configuration in a run folder as it was written: nothing in it is resolved.
+
+    Args:
+        folder: of the run.
+        key: the setting that names the folder.
+
+    Raises:
+        UserError: it is not a run's folder.
+    """
+    remedy = "Name a folder that a run left in outputs/"
+    try:
+        cfg = OmegaConf.load(folder / CONFIG)
+        if OmegaConf.is_dict(cfg) and {"model", "data"} <= cfg.keys():
+            return up_to_date(cfg)
+        why = f"its {CONFIG} describes no run"
+    except FileNotFoundError:
+        why = f"there is no {CONFIG} in it" if folder.is_dir() else "there is no such folder"
+        if (folder / SWEEP).is_file():
+            why = "it is a whole sweep's"
+            remedy = "Name one of the folders in it; the sweep itself goes on with the command that began it"
+    except NotADirectoryError:
+        why = "it is a file"
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        why = f"{CONFIG} cannot be read ({type(error).__name__})"
+    raise UserError(key, folder, f"is no run folder: {why}", remedy)
+
+
+def keep(cfg: DictConfig, folder: Path) -> None:
+    """Write the configuration to the run folder, whole or not at all."""
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg))
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """Every setting by its dotted key, resolved."""
+    return flatten(OmegaConf.to_container(cfg, resolve=True), into_lists=True)
+
+
+def pinned(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that may not change while a run lasts, by dotted key."""
+    free = tuple(f"{name}." for name in (*CHANGEABLE, "logger", "sweep", "resume", "trust"))
+    return {key: value for key, value in settings_of(cfg).items() if not f"{key}.".startswith(free)}
+
+
 def refuse_used_folder(folder: Path) -> None:
-    """A fresh run never writes into the folder of another."""
-    whole = (folder / CONFIG).exists()
-    if whole or (folder / "checkpoints").exists():
-        remedy = f"Continue it with {resume_command(folder)}, or name another folder" if whole else "Name another one"
-        raise UserError("run folder", folder, "holds a run already", remedy)
+    """Refuse to write a fresh run into the folder of another."""
+    complete = (folder / CONFIG).exists()
+    if complete or (folder / "checkpoints").exists():
+        named = f"Continue it with {resume_command(folder)}, or name another folder"
+        raise UserError("run folder", folder, "holds a run already", named if complete else "Name another one")
     for path in (folder / "metrics.jsonl", folder / "summary.json"):
         if path.exists() and path.stat().st_size and load(path).get("status") != "failed":
             rule = f"holds a {path.name} of something else"
@@ -45,17 +89,16 @@ def refuse_used_folder(folder: Path) -> None:
 
 
 def refuse_another_job(cfg: DictConfig, folder: Path) -> None:
-    """A sweep goes on in a folder only if what is asked now is what was asked then.
+    """Refuse to go on with a job of a sweep that was started with other settings.
 
-    A setting that neither the folder's configuration nor the command line names came with a later version, and what it
-    is without being asked for is how things were before.
+    A setting that the folder lacks and the command line does not name was added by a later version, whose default is
+    what earlier versions did.
     """
-    saved = flat(OmegaConf.to_container(saved_in(folder)))
-    asked = flat(OmegaConf.to_container(cfg, resolve=True))
+    saved, asked = flatten(OmegaConf.to_container(saved_in(folder)), into_lists=True), settings_of(cfg)
     hydra = HydraConfig.get()
-    named = {override.partition("=")[0].lstrip("+~") for override in hydra.overrides.task} - set(hydra.runtime.choices)
+    named = parse_all(hydra.overrides.task).keys() - hydra.runtime.choices.keys()
     for key in sorted(saved.keys() | asked.keys()):
-        if key not in saved and not any(key == name or key.startswith(f"{name}.") for name in named):
+        if key not in saved and not any(f"{key}.".startswith(f"{name}.") for name in named):
             continue
         then, now = saved.get(key, "missing"), asked.get(key, "missing")
         if then != now and key not in MOVABLE and key.split(".")[0] not in ("logger", "sweep", "target"):
@@ -88,15 +131,74 @@ def result_of(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     return summary if summary.get("status") == "completed" else None
 
 
-def pinned(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that a run has to its end, by dotted key."""
-    free = CHANGEABLE | {"logger", "sweep", "resume", "trust"}
-    settings = flat(OmegaConf.to_container(cfg))
-    return {key: value for key, value in settings.items() if not any(f"{key}.".startswith(f"{name}.") for name in free)}
+def never_began(folder: Path) -> bool:
+    """Whether a run ended before its first checkpoint, so that it begins again at step 0."""
+    checkpoints = [path for pattern in ("step-*", "damaged-*") for path in (folder / "checkpoints").glob(pattern)]
+    if checkpoints or load(folder / "summary.json").get("steps"):
+        return False
+    log.info("The run in %s has no checkpoint yet; it begins at step 0.", folder)
+    return True
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether a job that was cut off left an undamaged checkpoint; one without begins at step 0."""
+    if not checkpoint.existing(folder / "checkpoints"):
+        return False
+    try:
+        checkpoint.latest(folder / "checkpoints")
+    except UserError:
+        return False  # the log says of each checkpoint what is wrong with it
+    return True
+
+
+def as_begun(cfg: DictConfig, folder: Path) -> DictConfig:
+    """A job's configuration without the settings that a later version added to parts that the job began with.
+
+    Without them the parts do what they did then; with them it would be another run from here on.
+    """
+    return OmegaConf.create(without_later(OmegaConf.to_container(cfg), OmegaConf.to_container(saved_in(folder))))
+
+
+def without_later(now: Any, then: Any) -> Any:
+    """``now`` without the settings that the same part (a mapping with a ``_target_``) does not have in ``then``."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        kept = {name: item for name, item in now.items() if name in then or "_target_" not in then}
+        return {name: without_later(item, then.get(name)) for name, item in kept.items()}
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        return [without_later(*pair) for pair in zip(now, then, strict=True)]
+    return now
+
+
+def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that ``resume`` names, with the changes that the command line may make to it.
+
+    Args:
+        cfg: as composed from the command line.
+        overrides: the command line's.
+    """
+    folder, changes = Path(cfg.resume), parse_all(overrides)
+    saved = saved_in(folder)
+    for key, value in changes.items():
+        if key not in CHANGEABLE | {"resume", "trust", "logger"} and not key.startswith("logger."):
+            rule = "a resumed run keeps its model, data, optimizer, batch and seed"
+            remedy = f"Leave it out; what may change is {', '.join(sorted(CHANGEABLE))} and logger"
+            raise UserError(key, value, rule, remedy)
+    own_logger = any(key.startswith("logger") for key in changes)
+    if own_logger and OmegaConf.is_dict(saved):
+        saved.pop("logger", None)
+    saved = trusted(saved, packages(cfg.trust))
+    refuse_edited(saved, folder)
+    if own_logger:
+        saved.logger = cfg.logger
+    else:
+        refuse_tracker(saved)
+    for key in CHANGEABLE & changes.keys():
+        OmegaConf.update(saved, key, OmegaConf.select(cfg, key), merge=False)
+    return saved
 
 
 def refuse_edited(saved: DictConfig, folder: Path) -> None:
-    """A configuration changed by hand is another run's; a setting that either side lacks is of another version."""
+    """Refuse a configuration that was edited by hand; settings that only one side has are of another version."""
     then, now = checkpoint.origin_of(folder / "checkpoints").get("settings") or {}, pinned(saved)
     for key in sorted(then.keys() & now.keys()):
         before = RENAMED.get(then[key], then[key]) if key.endswith("_target_") else then[key]
@@ -106,7 +208,7 @@ def refuse_edited(saved: DictConfig, folder: Path) -> None:
 
 
 def refuse_other_data(data: Any, folder: Path) -> None:
-    """A run goes on with the data that it began with; other machines may round generated real numbers differently."""
+    """Refuse other data than the run began with; real numbers that are generated may be rounded differently."""
     then = checkpoint.origin_of(folder / "checkpoints") or load(folder / "summary.json")
     fingerprint = then.get("data_fingerprint")
     if fingerprint in (None, data.fingerprint):
@@ -118,102 +220,8 @@ def refuse_other_data(data: Any, folder: Path) -> None:
     raise UserError("data", data.fingerprint, rule, "Put them back as they were, or start another run")
 
 
-def never_began(folder: Path) -> bool:
-    """Whether a run ended before its first checkpoint, so that all that was lost is made again from step 0."""
-    checkpoints = [path for pattern in ("step-*", "damaged-*") for path in (folder / "checkpoints").glob(pattern)]
-    if checkpoints or load(folder / "summary.json").get("steps"):
-        return False
-    log.info("The run in %s has no checkpoint yet; it begins at step 0.", folder)
-    return True
-
-
-def can_go_on(folder: Path) -> bool:
-    """Whether a job that was cut off left a whole checkpoint; one without begins anew."""
-    if not checkpoint.existing(folder / "checkpoints"):
-        return False
-    try:
-        checkpoint.latest(folder / "checkpoints")
-    except UserError:
-        return False  # the log has said of each what is wrong with it
-    return True
-
-
-def as_begun(cfg: DictConfig, folder: Path) -> DictConfig:
-    """The configuration of a job without the settings that came with a later version than its first part had.
-
-    What is not set is as it was then; what a later version sets would be another run from here on.
-    """
-    return OmegaConf.create(without_later(OmegaConf.to_container(cfg), OmegaConf.to_container(saved_in(folder))))
-
-
-def without_later(now: Any, then: Any) -> Any:
-    """``now`` without the settings of parts that ``then`` builds as well, but without them."""
-    if isinstance(now, dict) and isinstance(then, dict):
-        kept = {name: item for name, item in now.items() if name in then or "_target_" not in then}
-        return {name: without_later(item, then.get(name)) for name, item in kept.items()}
-    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        return [without_later(*pair) for pair in zip(now, then, strict=True)]
-    return now
-
-
-def saved_in(folder: Path, key: str = "resume") -> DictConfig:
-    """The configuration that a run folder keeps, as it was written: nothing in it is resolved.
-
-    Args:
-        folder: of the run.
-        key: the setting that names the folder.
-
-    Raises:
-        UserError: it is no run's.
-    """
-    remedy = "Name a folder that a run left in outputs/"
-    try:
-        cfg = OmegaConf.load(folder / CONFIG)
-        if OmegaConf.is_dict(cfg) and {"model", "data"} <= cfg.keys():
-            return up_to_date(cfg)
-        why = f"its {CONFIG} describes no run"
-    except FileNotFoundError:
-        why = f"there is no {CONFIG} in it" if folder.is_dir() else "there is no such folder"
-        if (folder / SWEEP).is_file():
-            why = "it is a whole sweep's"
-            remedy = "Name one of the folders in it; the sweep itself goes on with the command that began it"
-    except NotADirectoryError:
-        why = "it is a file"
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        why = f"{CONFIG} cannot be read ({type(error).__name__})"
-    raise UserError(key, folder, f"is no run folder: {why}", remedy)
-
-
-def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that ``resume`` names, with the changes that the command line may make to it.
-
-    Args:
-        cfg: as composed from the command line.
-        overrides: the command line's.
-    """
-    saved = saved_in(Path(cfg.resume))
-    keys = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
-    for key, value in keys.items():
-        if key not in CHANGEABLE | {"resume", "trust", "logger"} and not key.startswith("logger."):
-            rule = "a resumed run keeps its model, data, optimizer, batch and seed"
-            remedy = f"Leave it out; what may change is {', '.join(sorted(CHANGEABLE))} and logger"
-            raise UserError(key, value, rule, remedy)
-    own_logger = any(key.startswith("logger") for key in keys)
-    if own_logger and OmegaConf.is_dict(saved):
-        saved.pop("logger", None)
-    saved = trusted(saved, packages(cfg.trust))
-    refuse_edited(saved, Path(cfg.resume))
-    if own_logger:
-        saved.logger = cfg.logger
-    else:
-        refuse_tracker(saved)
-    for key in CHANGEABLE & set(keys):
-        OmegaConf.update(saved, key, OmegaConf.select(cfg, key), merge=False)
-    return saved
-
-
 def refuse_empty_changes(cfg: DictConfig, folder: Path, trainer: Trainer) -> None:
-    """Refuse what a resumed run would only be labelled with: a budget below what was done, or how to make no step.
+    """Refuse changes that no step would be made with: a budget below the steps made, or settings of steps at the end.
 
     Args:
         cfg: the configuration with the changes.
@@ -235,7 +243,7 @@ def refuse_empty_changes(cfg: DictConfig, folder: Path, trainer: Trainer) -> Non
 
 
 def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int, int], float]) -> list[dict[str, Any]]:
-    """The budgets that a run had before its present one, the last of which is said if it is another.
+    """The budgets that a run had before its present one; logs the last of them if the present one differs.
 
     Args:
         folder: the run folder, with the summary of before.
@@ -258,8 +266,3 @@ def earlier_budgets(folder: Path, step: int, total: int, schedule: Callable[[int
         said.append(f"the test split was read after {counted(summary['steps'], 'step')} and is read again at the end")
     log.info("%s.", "; ".join(said))
     return [*known, {"total_steps": before, "steps": summary.get("steps"), "test_read": read}]
-
-
-def keep(cfg: DictConfig, folder: Path) -> None:
-    """Put the configuration into the run folder, whole or not at all."""
-    write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg))

@@ -1,107 +1,135 @@
-"""What is known about a run besides its curves: ``summary.json``."""
+"""``summary.json``: what is known about a run besides its metrics over time."""
 
 import contextlib
 import json
 import os
-import platform
-import re
-import shlex
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+from omegaconf import DictConfig, OmegaConf
 
-from seqlab import __version__
-from seqlab.formatting import counted
+from seqlab.config.exceptions import message_of
+from seqlab.errors import Diverged, Interrupted, NoResult, Pruned
 from seqlab.jsonio import dump, finite, load
+from seqlab.models import expert_load, state_bytes
+from seqlab.models.counting import backends, count_parameters
+from seqlab.runs import extra_tests
+from seqlab.runs.environment import environment, peak_memory
+from seqlab.training import checkpoint
+from seqlab.training.evaluate import Evaluation
+from seqlab.training.optim import decayed_share
+from seqlab.training.trainer import Trainer
 
 Summary = dict[str, Any]
 
+STATUS = {
+    Interrupted: "interrupted",
+    KeyboardInterrupt: "interrupted",
+    Diverged: "diverged",
+    NoResult: "diverged",
+    Pruned: "pruned",
+}
+"""The status of a run by the exception that ended it; ``failed`` by any other."""
 
-def package_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def git_commit() -> str | None:
-    """The commit of the source tree, marked if files differ from it; ``None`` outside a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+OF_THE_STEPS = (
+    *("device", "device_name", "versions", "git_commit", "command", "scan_backend", "experts_backend"),
+    *("cuda_graph", "peak_memory_bytes"),
+)
+"""Facts of the machine and process that made a run's steps; they stay when a later process makes no step."""
 
 
-def cpu_model() -> str | None:
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> Summary:
+    """What is known of a run before it starts."""
+    return (
+        {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": os.path.relpath(folder)}
+        | ({"matched": OmegaConf.to_container(cfg.matched)} if "matched" in cfg else {})
+        | count_parameters(trainer.model)
+        | {
+            **backends(trainer.model, trainer.device),
+            "precision": trainer.config.precision,
+            "cuda_graph": trainer.cuda_graph,
+            "decayed_share": decayed_share(trainer.update.optimizers),
+            "batch_size": trainer.config.batch_size,
+            "length": trainer.data.length,
+            "state_bytes": state_bytes(trainer.model, trainer.data.length),
+            "data_description": trainer.data.description,
+            "data_fingerprint": trainer.data.fingerprint,
+            "chance": getattr(trainer.data, "chance", None),
+            "total_steps": trainer.total,
+            "evaluation_batches": trainer.config.evaluation_batches,
+            "further_tests_left_out": extra_tests.left_out(trainer),
+            "flops_per_token": trainer.flops_per_step / trainer.tokens_per_step,
+        }
+        | environment(trainer.device)
+    )
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{platform.processor() or platform.machine()}, {counted(threads, 'thread')}"
+def progress_of(trainer: Trainer) -> Summary:
+    """What a run has spent and reached so far.
 
-
-def environment(device: torch.device) -> Summary:
-    """The machine, the versions and the command."""
+    ``wall_seconds`` is all time from the first step, with validation, checkpoints and the test split. The time of
+    further tests, which differs between models, is apart in ``further_seconds``.
+    """
+    counters = trainer.counters
+    stop_reason = trainer.stop_reason if counters.step < trainer.total else None
     return {
-        "device": device.type,
-        "device_name": device_name(device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": package_version("triton"),
-            "seqlab": __version__,
-        },
-        "git_commit": git_commit(),
-        "command": os.environ.get("SEQLAB_COMMAND") or shlex.join(["python", *sys.argv]),
+        "steps": counters.step,
+        "samples": counters.step * trainer.config.batch_size,
+        "tokens": counters.step * trainer.tokens_per_step,
+        "flops": counters.step * trainer.flops_per_step,
+        "seconds": counters.seconds,
+        "data_wait_share": counters.data_seconds / counters.seconds if counters.seconds else None,
+        "wall_seconds": trainer.wall_seconds,
+        "tokens_per_second": counters.steps_per_second and counters.steps_per_second * trainer.tokens_per_step,
+        "peak_memory_bytes": peak_memory(trainer.device),
+        "skipped_steps": counters.skipped,
+        "stopped_early": stop_reason is not None,
+        "stop_reason": stop_reason,
+        "best_step": counters.best_step,
+        "best_validation_loss": counters.best_loss,
     }
 
 
-PROCESS = Path("/proc/self")  # on Linux
+def results_of(trainer: Trainer, test: Evaluation) -> Summary:
+    """The metrics of a run whose test split has been read, and whose further tests have not been made."""
+    load = expert_load(trainer.model)
+    return {
+        "best_validation": trainer.counters.best_metrics,
+        "test": test.metrics,
+        "test_loss_by_position": test.loss_by_position,
+        "test_slices": test.slices,
+        "further_tests": {},
+        "further_seconds": 0.0,
+    } | ({} if load is None else {"expert_load": load._asdict()})
 
 
-def reset_peak_memory() -> None:
-    """Begin to measure the peak anew, so that it is one job's and not the process's."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    if PROCESS.is_dir():
-        with contextlib.suppress(OSError):  # a kernel may refuse; the peak then includes earlier jobs
-            (PROCESS / "clear_refs").write_text("5")
+def ending_of(error: BaseException) -> Summary:
+    """Status and message of a run that an exception ends."""
+    return {"status": STATUS.get(type(error), "failed"), "error": message_of(error)}
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes: the allocator's peak on a GPU, the process's on a CPU under Linux, unknown elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if not PROCESS.is_dir():
-        return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())
-    return int(found.group(1)) * 1024 if found else None
+@contextmanager
+def failure_written(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """Where a run fails before its first step, write why to its folder; a summary of steps already made stays."""
+    before = load(folder / "summary.json")
+    try:
+        yield
+    except Exception as error:
+        if not before.get("steps") and not checkpoint.existing(folder / "checkpoints"):
+            known = {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed}
+            write_ending(folder, before | known | {"status": "failed", "error": message_of(error)})
+        raise
 
 
 def write(folder: Path, summary: Summary) -> None:
-    """Put ``summary.json`` in place whole."""
+    """Write ``summary.json``, whole or not at all."""
     dump(folder / "summary.json", without_nan(summary))
 
 
 def write_ending(folder: Path, summary: Summary) -> None:
-    """``write``, of a run that failed; on a full disk at least the status, over that of before."""
+    """Write the summary of a run that failed; on a full disk at least the status, in the summary of before."""
     try:
         write(folder, summary)
     except OSError:
@@ -110,13 +138,12 @@ def write_ending(folder: Path, summary: Summary) -> None:
 
 
 def overwrite_status(path: Path, status: str) -> None:
-    """Change the status in a summary without asking the disk for space."""
+    """Change the status in a summary in place, which takes no space on the disk."""
     before = load(path)
     if not before:
         return
     content = (json.dumps(before | {"status": status}) + "\n").encode()
-    size = path.stat().st_size
-    if len(content) <= size:  # it is, for without the indentation it is shorter by more than a status is long
+    if len(content) <= path.stat().st_size:  # always, since the indentation that is left out is longer than a status
         with path.open("r+b") as file:
             file.write(content)
             file.truncate()

@@ -38,8 +38,8 @@ class ShowSweep(Callback):
         before = hydra.cfg
         with contextlib.suppress(Exception):  # Hydra makes the folder next, and whatever is amiss is said then
             hydra.set_config(config)  # the folder's name refers to it
-            if config.resume is None:
-                leftovers.note(Path(config.hydra.run.dir), list(config.hydra.overrides.task))
+            folder, typed = Path(config.hydra.run.dir), list(config.hydra.overrides.task)
+            leftovers.note(folder, typed, config.hydra.output_subdir)
         hydra.cfg = before
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

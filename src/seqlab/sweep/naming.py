@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -21,14 +19,6 @@ from seqlab.sweep.points import union
 POINTS = "hydra_plugins.seqlab_points.PointsSweeper"
 """The sweeper that knows its jobs before the first one runs. It stands in for Hydra's own, which composes every job
 twice, once only to see whether that can be done."""
-
-Plugins.instance()  # which stores Hydra's sweeper, once, before ours takes its name
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="basic",
-    node={"_target_": POINTS, "points": None, "params": {}, "max_batch_size": None},
-    provider="seqlab",
-)
 
 LONGEST = 128
 """Bytes of a folder's name; file systems take 255, some with encryption 143."""

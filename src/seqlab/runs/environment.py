@@ -1,0 +1,89 @@
+"""The machine and the versions that a run, or a benchmark, is made with."""
+
+import contextlib
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqlab import __version__
+from seqlab.formatting import counted
+
+PROCESS = Path("/proc/self")  # on Linux
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The machine, the versions and the command."""
+    return {
+        "device": device.type,
+        "device_name": device_name(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": package_version("triton"),
+            "seqlab": __version__,
+        },
+        "git_commit": git_commit(),
+        "command": os.environ.get("SEQLAB_COMMAND") or shlex.join(["python", *sys.argv]),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def cpu_model() -> str | None:
+    """The processor's name, on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, marked if files differ from it; ``None`` outside a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def reset_peak_memory() -> None:
+    """Measure the peak from here on, so that it is one job's and not the process's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if PROCESS.is_dir():
+        with contextlib.suppress(OSError):  # a kernel may refuse; the peak then includes earlier jobs
+            (PROCESS / "clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the allocator's peak on a GPU, the process's on a CPU under Linux, unknown elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not PROCESS.is_dir():
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())
+    return int(found.group(1)) * 1024 if found else None
