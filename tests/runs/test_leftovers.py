@@ -94,10 +94,30 @@ def test_a_refused_sweep_leaves_no_folder(overrides, tmp_path):
 def test_a_refused_sweep_leaves_an_earlier_one_alone(tmp_path):
     folder = tmp_path / "sweep"
     assert run_sweep(folder, "model=linear", "schedule.warmup=9", "seed=1,2") == 1
-    before = sorted(folder.rglob("*"))
+    before, written = sorted(folder.rglob("*")), (folder / "sweep.json").read_text()
     assert any(folder.rglob("summary.json"))
     assert run_sweep(folder, "model=linear,mambo") == 2
     assert sorted(folder.rglob("*")) == before
+    assert (folder / "sweep.json").read_text() == written
+
+
+def test_a_refused_resume_leaves_nothing_of_its_own(train):
+    job = train("model=linear")
+    before = sorted(job.folder.rglob("*"))
+    assert train(f"resume={job.folder}", "model=lstm").status == 2
+    assert sorted(job.folder.rglob("*")) == before
+    assert train(f"resume={job.folder}", "trainer.steps=3").status == 0
+    assert list(job.folder.glob(".hydra/resumed_*/overrides.yaml"))
+
+
+def test_a_resumed_run_that_began_keeps_its_command(train, monkeypatch):
+    def refuse(self, bar):
+        raise torch.OutOfMemoryError("no memory")
+
+    job = train("model=linear")
+    monkeypatch.setattr(Trainer, "_train_step", refuse)
+    assert train(f"resume={job.folder}", "trainer.steps=3").status == 2
+    assert list(job.folder.glob(".hydra/resumed_*/overrides.yaml"))
 
 
 def test_a_folder_that_another_process_has_taken_up_stays(tmp_path):

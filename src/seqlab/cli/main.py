@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from seqlab import console
 from seqlab.cli import result_table
-from seqlab.cli.result_table import Summary
 from seqlab.config.command_line import in_order, parse_flags
 from seqlab.config.exceptions import message_of, report, translate
 from seqlab.config.options import help_text
@@ -80,9 +79,11 @@ def refuse_copies() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Imports make hundreds of thousands of objects that stay: to look through them for garbage again and again would
-    take a seventh of a start. In the end they are looked through, or Triton's binding would report them as leaks."""
-    if "torch" in sys.modules:  # a later job of a sweep, whose garbage is not to stay
+    """Import without looking for garbage among hundreds of thousands of objects that stay: a seventh of a start.
+
+    At exit it is looked for once, or Triton's binding would report the objects as leaks.
+    """
+    if "torch" in sys.modules:  # a later job of a sweep, which leaves real garbage
         yield
         return
     gc.disable()
@@ -94,12 +95,12 @@ def importing() -> Iterator[None]:
         atexit.register(gc.unfreeze)
 
 
-Task = Callable[..., Summary]
+Task = Callable[..., dict[str, Any]]
 """``experiment.run``: given the configuration, and a reporter of metrics, trains and returns the summary."""
 
 
 def job(task: Task, cfg: DictConfig) -> float:
-    """Run one job, alone or in a sweep; of one alone its table is shown.
+    """Run one job, alone or in a sweep; show the table of one alone.
 
     A job alone ends the process itself, before Hydra adds a line of its own to a mistake's message.
 
@@ -116,18 +117,18 @@ def job(task: Task, cfg: DictConfig) -> float:
     return best_loss(summary)
 
 
-def best_loss(summary: Summary) -> float:
-    """The best validation loss; infinite where a summary holds none, since JSON has no word for what is not finite."""
+def best_loss(summary: dict[str, Any]) -> float:
+    """The best validation loss; infinite where it was not finite, which JSON keeps as null."""
     loss = summary["best_validation_loss"]
     return math.inf if loss is None else loss
 
 
 def swept_job(task: Task, cfg: DictConfig) -> float:
-    """Run one job of a sweep. One that fails leaves the others alone; the wish to stop ends the process.
+    """Run one job of a sweep. One that fails leaves the others alone; a signal to stop ends the process.
 
     Returns:
-        What the task did; not a number if it failed, since with an exception Hydra would stop at the end of a batch,
-        and keep the frames of the job, which hold its memory.
+        The best validation loss; not a number if the job failed, since with an exception Hydra would stop at the end of
+        a batch, and keep the frames of the job, which hold its memory.
     """
     if not watch.watching():
         rich.get_console().quiet = True  # the screen belongs to the process that shows the sweep
