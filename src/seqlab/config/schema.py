@@ -44,14 +44,19 @@ def check_all(cfg: DictConfig) -> None:
             raise UserError(group, settings, "is a group of settings", f"Set {key}=...")
         if name in settings:  # an older run, which is continued, may lack some
             check_type(settings[name], annotation, key)
-    if (threads := resolved.get("threads")) is not None and threads > cores():
-        raise UserError("threads", threads, f"this machine has {cores()} cores", f"Give it {cores()} or fewer, or null")
+    refuse_more_than_cores(resolved.get("threads"))
     check(resolved, raw)
 
 
 def cores() -> int:
-    """The cores of the machine, of which a container or an affinity mask may leave fewer to this process."""
+    """All cores of the machine: those that a container leaves to this process bound its speed, not what it may ask."""
     return os.cpu_count() or 1
+
+
+def refuse_more_than_cores(threads: int | None) -> None:
+    """Refuse more CPU threads in a job than the machine has cores."""
+    if threads is not None and threads > cores():
+        raise UserError("threads", threads, f"this machine has {cores()} cores", f"Give it {cores()} or fewer, or null")
 
 
 def check(node: Any, raw: Any = None, key: str = "") -> None:

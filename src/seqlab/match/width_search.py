@@ -1,14 +1,16 @@
 """Which widths give a model a number of parameters: coarse steps first, finer ones where those miss it."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 WIDEST = 16
 """Times the width that was given; beyond that two models are not comparable by their width."""
 
 STEPS = (16, 8, 2, 1)
-"""Of a width, in which the heads have no part; matrix products run best at multiples of 8."""
+"""Of a width that no heads have to divide; matrix products run best at multiples of 8."""
 
 AROUND = range(-8, 9)
 """Steps to either side of a width at which the feed-forward is tried alone."""
@@ -35,11 +37,14 @@ class Unfit(Exception):
 Count = Callable[[Widths], int]
 """Parameters at widths, growing with each of them; raises ``Unfit``."""
 
+Candidate = tuple[Widths, int]
+"""Widths, and the number of parameters at them."""
+
 
 def nearest_widths(
     count: Count, target: int, tolerance: float, given: Widths, *, n_heads: int, holds_inner: bool
-) -> tuple[Widths, int]:
-    """The first candidate within a tolerance of the target, else the nearest of all, with its number of parameters.
+) -> Candidate:
+    """The first candidate within a tolerance of the target, else the nearest of all.
 
     Args:
         count: parameters at widths.
@@ -50,7 +55,7 @@ def nearest_widths(
         holds_inner: whether the model has mixers whose inner width can differ from the model's.
     """
     nearest = None
-    for widths, reached in candidates(count, target, given, n_heads=n_heads, holds_inner=holds_inner):
+    for widths, reached in Search(count, target, given, n_heads).candidates(holds_inner=holds_inner):
         if nearest is None or abs(reached - target) < abs(nearest[1] - target):
             nearest = widths, reached
         if abs(reached - target) <= tolerance * target:
@@ -58,93 +63,90 @@ def nearest_widths(
     return nearest
 
 
-def candidates(
-    count: Count, target: int, given: Widths, *, n_heads: int, holds_inner: bool
-) -> Iterator[tuple[Widths, int]]:
-    """Widths and parameters, from those that change least and run best to the finest.
+@dataclass(frozen=True)
+class Search:
+    """The candidates of a search; its fields are the arguments of ``nearest_widths``."""
 
-    First the widths as given; then, in steps of 16 and whole pairs a head, of pairs a head, of a head's width and from
-    16 down to 1, the two widths on either side of the target; then the feed-forward alone, at widths around those; last
-    the model's width in steps from 16 to 1, and the feed-forward, with the mixers as wide inside as the heads allow.
-    """
-    yield given, count(given)
-    around, finest = [given.d_model], 2 * n_heads
+    count: Count
+    target: int
+    given: Widths
+    n_heads: int
 
-    def proportional(width: int, inner: int | None = None) -> Widths:
-        return Widths(width, max(1, round(given.d_ff * width / given.d_model)), inner)
+    def candidates(self, *, holds_inner: bool) -> Iterator[Candidate]:
+        """Candidates from those that change least and run best to the finest.
 
-    for unit in sorted({*STEPS, math.lcm(16, 2 * n_heads), 2 * n_heads, n_heads}, reverse=True):
-        limit = max(1, WIDEST * given.d_model // unit)
-        crossing = first_reaching(lambda k, unit=unit: count(proportional(k * unit)), target, limit)
-        if not crossing:
-            continue
-        around, finest = [k * unit for k, _ in crossing], unit
-        yield from ((proportional(k * unit), reached) for k, reached in crossing)
-        if crossing[0][1] < target and crossing[0][0] == limit:
-            return  # the widest has too few
-    yield from feedforward_alone(count, target, [proportional(width) for width in steps_around(around[0], finest)])
-    if holds_inner:
-        yield from inner_held(count, target, around, proportional)
+        First the widths as given; then, in steps of 16 and whole pairs a head, of pairs a head, of a head's width and
+        from 16 down to 1, the two widths on either side of the target; then the feed-forward alone, at widths around
+        those; last the model's width in steps from 16 to 1, and the feed-forward, with the mixers as wide inside as the
+        heads allow.
+        """
+        yield self.given, self.count(self.given)
+        around, finest, pair = [self.given.d_model], 2 * self.n_heads, 2 * self.n_heads
+        for step in sorted({*STEPS, math.lcm(16, pair), pair, self.n_heads}, reverse=True):
+            widest = max(1, WIDEST * self.given.d_model // step) * step
+            found = self.by_width(step, widest)
+            if not found:
+                continue
+            around, finest = [widths.d_model for widths, _ in found], step
+            yield from found
+            if found[0][1] < self.target and found[0][0].d_model == widest:
+                return  # the widest has too few
+        yield from self.by_feedforward([self.proportional(width) for width in steps_around(around[0], finest)])
+        if holds_inner:
+            yield from self.with_inner_held(around)
 
+    def with_inner_held(self, around: list[int]) -> Iterator[Candidate]:
+        """With the mixers inside as at each of several widths, the model's width alone, then the feed-forward's too.
 
-def inner_held(
-    count: Count, target: int, around: list[int], proportional: Callable[[int, int], Widths]
-) -> Iterator[tuple[Widths, int]]:
-    """With the mixers inside as at each of several widths, the model's width alone, then the feed-forward's beside it.
+        The number of parameters then grows with the width and not with its square, so that a step of 1 is always fine.
+        """
+        nearest = dict.fromkeys(around, 0)
+        for step in STEPS:
+            for inner in around:
+                found = self.by_width(step, max(step, 2 * inner), inner)
+                nearest[inner] = found[0][0].d_model if found else nearest[inner]
+                yield from ((widths, reached) for widths, reached in found if 2 * widths.d_model >= inner)
+        for inner, width in nearest.items():
+            yield from self.by_feedforward(
+                [self.proportional(near, inner) for near in steps_around(width, 1) if 2 * near >= inner]
+            )
 
-    The number of parameters then grows with the width and not with its square, so that a step of 1 is always fine.
-    """
-    nearest = dict.fromkeys(around, 0)
-    for step in STEPS:
-        for inner in around:
+    def proportional(self, width: int, inner: int | None = None) -> Widths:
+        """A width with the feed-forward in the proportion that was given."""
+        return Widths(width, max(1, round(self.given.d_ff * width / self.given.d_model)), inner)
 
-            def count_at(k: int, inner: int = inner, step: int = step) -> int:
-                return count(proportional(k * step, inner))
+    def by_width(self, step: int, widest: int, inner: int | None = None) -> list[Candidate]:
+        """The multiples of a step, up to the widest, on either side of the target."""
+        return self.on_either_side(lambda k: self.proportional(k * step, inner), widest // step)
 
-            crossing = first_reaching(count_at, target, max(1, 2 * inner // step))
-            nearest[inner] = crossing[0][0] * step if crossing else nearest[inner]
-            yield from ((proportional(k * step, inner), reached) for k, reached in crossing if 2 * k * step >= inner)
-    for inner, width in nearest.items():
-        widths = [proportional(near, inner) for near in steps_around(width, 1) if 2 * near >= inner]
-        yield from feedforward_alone(count, target, widths)
+    def by_feedforward(self, around: list[Widths]) -> Iterator[Candidate]:
+        """At each of several widths, the feed-forward's on either side of the target, from half of it to twice."""
+        for widths in around:
+            least, most = (widths.d_ff + 1) // 2, 2 * widths.d_ff
+            found = self.on_either_side(lambda d_ff, widths=widths: widths._replace(d_ff=d_ff), most)
+            if found and self.count(widths._replace(d_ff=least)) == self.count(widths._replace(d_ff=most)):
+                return  # the model has no feed-forward
+            yield from ((widths, reached) for widths, reached in found if widths.d_ff >= least)
+
+    def on_either_side(self, widths_at: Callable[[int], Widths], limit: int) -> list[Candidate]:
+        """The last of the growing widths below the target and the first that are not; the nearer come first.
+
+        The widest alone where none up to the limit are enough, and nothing where the heads do not divide them.
+        """
+
+        def count_at(k: int) -> int:
+            return self.count(widths_at(k))
+
+        try:
+            if count_at(limit) < self.target:
+                return [(widths_at(limit), count_at(limit))]
+            first = bisect_left(range(limit), self.target, lo=1, key=count_at)
+            found = [(widths_at(k), count_at(k)) for k in (first - 1, first) if k >= 1]
+        except Unfit:
+            return []
+        return sorted(found, key=lambda candidate: abs(candidate[1] - self.target))
 
 
 def steps_around(width: int, step: int) -> list[int]:
     """Widths in steps to either side of one, the nearest first."""
     return [width + n * step for n in sorted(AROUND, key=abs) if width + n * step >= 1]
-
-
-def feedforward_alone(count: Count, target: int, around: list[Widths]) -> Iterator[tuple[Widths, int]]:
-    """At each of several widths, the feed-forward's on either side of the target, from half its proportion to twice."""
-    for widths in around:
-        least, most = (widths.d_ff + 1) // 2, 2 * widths.d_ff
-
-        def count_at(d_ff: int, widths: Widths = widths) -> int:
-            return count(widths._replace(d_ff=d_ff))
-
-        found = first_reaching(count_at, target, most)
-        if found and count_at(least) == count_at(most):
-            return  # the model has none
-        yield from ((widths._replace(d_ff=d_ff), reached) for d_ff, reached in found if d_ff >= least)
-
-
-def first_reaching(count: Callable[[int], int], target: int, limit: int) -> list[tuple[int, int]]:
-    """The last whole number at which a growing ``count`` is below the target and the first at which it is not.
-
-    Each with its count; the one nearer to the target comes first. The limit alone where none up to it is enough, and
-    nothing where one of the numbers does not fit.
-    """
-    try:
-        if count(limit) < target:
-            return [(limit, count(limit))]
-        low, high = 0, limit
-        while high - low > 1:
-            middle = (low + high) // 2
-            if count(middle) < target:
-                low = middle
-            else:
-                high = middle
-        found = [(k, count(k)) for k in (low, high) if k >= 1]
-    except Unfit:
-        return []
-    return sorted(found, key=lambda pair: abs(pair[1] - target))
