@@ -41,20 +41,15 @@ from seqlab.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 Reporter = Callable[[int, int], Callable[[dict[str, Any]], None]]
+"""Called with the steps between evaluations and the last step, returns what is called with each record of metrics."""
 
 
-def no_reporter(evaluate_every: int, total: int) -> Callable[[dict[str, Any]], None]:
-    """The reporter of a run whose metrics nobody follows while it trains."""
-    return lambda record: None
-
-
-def run(cfg: DictConfig, reporter: Reporter = no_reporter) -> Summary:
+def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
     """Train, select on validation, test once; leave the results in the run folder.
 
     Args:
         cfg: composed by Hydra, whose own configuration is the job's.
-        reporter: called with the steps between evaluations and the last step, returns what is called with each record
-            of metrics; that may raise ``Pruned``.
+        reporter: of metrics to a hyper-parameter search, which may raise ``Pruned``.
 
     Returns:
         What ``summary.json`` holds of the run when it is completed.
@@ -137,7 +132,7 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         return trainer, logger
 
 
-def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, reporter: Reporter) -> Summary:
+def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, reporter: Reporter | None) -> Summary:
     """Train to the end of the budget and test; ``summary.json`` holds the run's state at every moment.
 
     The summary of a completed run stays as it is until a new step has been made.
@@ -147,7 +142,7 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
     summary = facts.describe(cfg, trainer, folder)
     if budgets := resume.earlier_budgets(folder, first, trainer.total, trainer.config.schedule):
         summary["earlier_budgets"] = budgets
-    report = reporter(trainer.evaluate_every, trainer.total)
+    report = reporter(trainer.evaluate_every, trainer.total) if reporter else lambda values: None
     status = "failed"
 
     def record(values: dict[str, Any]) -> None:

@@ -23,13 +23,13 @@ def scaled(number: float, unit: str = "") -> str:
 
 
 def show(console: Console, summary: Summary) -> None:
-    """The end of a run on one screen; its folder stands below in a line that nothing breaks, to be copied."""
+    """Print a run's results, and below them its folder in a line that is not wrapped, to be copied."""
     console.print(table(summary))
     console.print(f"Run folder: {summary['folder']}", soft_wrap=True, markup=False, highlight=False)
 
 
 def table(summary: Summary) -> Table:
-    """All but the folder."""
+    """The results of a run, one row each."""
     rows = Table(title=f"{summary['model']} on {summary['data']}", show_header=False, title_justify="left")
     rows.add_column(style="bold")
     rows.add_column(overflow="fold")
@@ -67,7 +67,7 @@ def table(summary: Summary) -> Table:
 
 
 def left_out(summary: Summary) -> dict[str, str]:
-    """What was not measured, because the trainer's settings say so."""
+    """What the trainer's settings left unmeasured."""
     facts = {}
     if (most := summary.get("evaluation_batches")) is not None:
         facts["evaluation"] = f"at most {most:,} batches of validation and test (trainer.evaluation_batches)"
@@ -77,14 +77,14 @@ def left_out(summary: Summary) -> dict[str, str]:
 
 
 def parameters(summary: Summary) -> str:
-    """All of a model's, and those without lookup tables or without what a token leaves unused."""
+    """The number of all parameters, of those that a token uses, and of those outside lookup tables."""
     total, active = summary["parameters"], summary["active_parameters"]
     used = f"{active:,} active, " if active != total else ""
     return f"{total:,} ({used}{summary['parameters_without_embeddings']:,} without embeddings)"
 
 
 def wall_time(summary: Summary) -> str:
-    """All of it, the steps', and that of the further tests, which comes on top."""
+    """The whole, of which the training steps, and after it the further tests."""
     further = f", then {seconds:.1f} s in further tests" if (seconds := summary["further_seconds"]) else ""
     return f"{summary['wall_seconds']:.1f} s ({summary['seconds']:.1f} s in training steps){further}"
 
@@ -112,7 +112,7 @@ def results(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def in_one_line(values: dict[str, float | None], most: int = 24) -> str:
-    """``8: 1.000  16: 0.998``; of very many as many as fit, evenly chosen, the last among them."""
+    """``8: 1.000  16: 0.998``; at most ``most`` of them, evenly spaced, with the last."""
     names = list(values)
     step = -(-len(names) // most)
     chosen = names[::-1][::step][::-1]

@@ -41,7 +41,9 @@ def wrong_form(key: str, value: str) -> UserError:
     return UserError(key, value, WRONG_FORM, f"Give it {wanted_form(key, sys.argv[1:])}")
 
 
-def missing_folder(flag: str, folder: str) -> UserError:
+def missing_folder(which: str, folder: str) -> UserError:
+    """The error for a folder of configurations that does not exist."""
+    flag = {"Additional": "--config-dir", "Primary": "--config-path"}[which]
     remedy = "Name a folder with groups in it, as conf/ has (model/, data/, ...)"
     return UserError(flag, folder, "there is no such folder", remedy)
 
@@ -107,10 +109,7 @@ MEANINGS: dict[str, Callable[..., UserError]] = {
         "there is no configuration of this name",
         "Leave it out: the configuration is called config; your own is found with --config-dir",
     ),
-    r"Additional config directory '([^']+)' not found": lambda folder: missing_folder("--config-dir", folder),
-    r"Primary config directory not found\.\s+Check that the config directory '([^']+)'": lambda folder: missing_folder(
-        "--config-path", folder
-    ),
+    r"(?s)(Additional|Primary) config directory .*?'([^']+)'": missing_folder,
     r"Could not find 'hydra/([^']+)/([^'/]*)'": missing_plugin,
     r"Could not find '(\w+)/([^']*)'": no_option,
     r"Could not override '([^']+)'": no_setting,

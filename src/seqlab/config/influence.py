@@ -1,7 +1,7 @@
-"""Which settings change what: the one place that lists those without effect on a result, a run's steps or its name."""
+"""Lists of settings by what they have an effect on: a result, the steps of a run, the name of its folder."""
 
 MOVABLE = ("device", "threads", "debug", "data.dir", "data.cache_dir")
-"""Settings of the place where a run is, which another machine may have differently."""
+"""Settings of the machine that a run is on; another one may have other values."""
 
 CHANGEABLE = frozenset(
     {
@@ -11,8 +11,7 @@ CHANGEABLE = frozenset(
         *("data.tests", "data.n_further", "trainer.further_tests", "target", "trainer.cuda_graph"),
     }
 )
-"""Settings that leave the mathematics of the steps alone: the budget, how their kernels are launched, and what is
-measured when training is over. A resumed run may have them otherwise."""
+"""Settings that a resumed run may change: the budget, how kernels are launched, and what is measured after training."""
 
 OF_STEPS = tuple(
     f"trainer.{name}"
@@ -26,16 +25,16 @@ OF_STEPS = tuple(
         "log_every",
     )
 )
-"""The changeable settings that say how steps were made; changed with no step left, they would tell of none."""
+"""The changeable settings that act on steps; with no step left, a change would have no effect."""
 
 WITHOUT_INFLUENCE = ("data.dir", "data.cache_dir", "debug", "threads", "launcher", "sweep", "trust")
-"""Settings that change no result of a sweep's job."""
+"""Settings that do not change the result of a sweep's job."""
 
 UNNAMED = (*WITHOUT_INFLUENCE, "device")
-"""Settings that name no job's folder, unless its sweep varies them (``exclude_keys`` in config.yaml)."""
+"""Settings left out of the names of jobs' folders unless the sweep varies them (``exclude_keys`` in config.yaml)."""
 
 NOT_COMPARED = frozenset(
     {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
     | {"data.tests", "data.n_further", "trainer.further_tests"}
 )
-"""Settings of a run's parts that tell where it was, how it was watched and what was measured besides."""
+"""Settings by which the runs of a report are not told apart: places, intervals of logging, further tests."""

@@ -1,4 +1,4 @@
-"""Parts that have another name today than the run folders and configurations that name them."""
+"""Parts that were renamed or moved, whose old names stand in run folders and in users' configurations."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ RENAMED = {
     "torchmetrics.MeanSquaredError": "seqlab.training.metrics.MeanSquaredError",
     "torchmetrics.R2Score": "seqlab.training.metrics.R2Score",
 }
-"""The name that a ``_target_`` had, and the one that it has now."""
+"""Old names of targets, each with its present one."""
 
 
 def with_present_names(node: Any) -> Any:
@@ -28,7 +28,7 @@ def with_present_names(node: Any) -> Any:
 
 
 def up_to_date(cfg: DictConfig) -> DictConfig:
-    """The configuration in which every ``_target_`` has its present name: itself, where they all have."""
+    """The configuration in which every ``_target_`` has its present name; the same object if they all have already."""
     settings = OmegaConf.to_container(cfg, resolve=False)
     present = with_present_names(settings)
     return cfg if present == settings else OmegaConf.create(present, flags={"struct": OmegaConf.is_struct(cfg)})

@@ -1,4 +1,4 @@
-"""Equal parameters, by the width."""
+"""Equal parameters, by the width of the model."""
 
 import math
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from seqlab.match.width_search import Unfit, Widths, nearest_widths
 from seqlab.models.counting import count_parameters
 
 Tolerance = Annotated[float, Field(gt=0, lt=1)]
-FAR = 0.2  # a difference that no tolerance makes good
+FAR = 0.2  # a relative difference that no tolerance should allow
 
 
 class EqualParameters:
     """The width at which a model has as many parameters as the reference.
 
     The feed-forward keeps its proportion to the width. Coarse steps of the width come first, then finer ones down to
-    what the heads allow, then the feed-forward alone; last the width whatever the heads, with the mixers as wide inside
-    (``d_inner``) as at the nearest width that the heads allow.
+    what the heads allow, then the feed-forward alone; last any width, with the mixers as wide inside (``d_inner``) as at
+    the nearest width that the heads allow.
 
     Args:
         reference: a model's name.
@@ -58,7 +58,7 @@ class EqualParameters:
                 OmegaConf.update(cfg, key, value)
             try:
                 return self.number(model_of(cfg))
-            except InstantiationException as error:
+            except (InstantiationException, UserError) as error:
                 raise Unfit from error
 
         widths, reached = nearest_widths(
@@ -77,13 +77,13 @@ class EqualParameters:
         return record | ({"also": changes} if changes else {}) | {"target": target, "reached": reached}
 
     def number(self, model: nn.Module) -> int:
-        """What is to be equal."""
+        """The parameters of a model that count."""
         counts = count_parameters(model)
         number = counts["parameters_without_embeddings" if self.without_embeddings else "parameters"]
         return number - self.active * (counts["parameters"] - counts["active_parameters"])
 
     def missed(self, target: int, reached: int, settings: dict[str, int]) -> UserError:
-        """How near the nearest widths come, and what to do."""
+        """The error where the nearest widths are not near enough."""
         difference = reached / target - 1
         enough = math.ceil(100 * abs(difference)) / 100
         rule = (
@@ -98,14 +98,14 @@ class EqualParameters:
 
 
 def mixers_that_follow(cfg: DictConfig) -> dict[str, int]:
-    """Of the mixers in the pattern those whose inner width follows the model's, each with the one over the other."""
+    """Mixers in the pattern whose inner width follows the model's, each with the ratio of the inner one to it."""
     mixers = {name: cfg.model.mixers[name] for name in cfg.model.pattern}
     follow = {name: node for name, node in mixers.items() if "d_inner" in node and node.d_inner is None}
     return {name: node.get("expand", 1) for name, node in follow.items()}
 
 
 def settings_of(widths: Widths, followers: dict[str, int]) -> dict[str, int | None]:
-    """Every setting that widths mean, by its key."""
+    """The settings of widths, by key."""
     inner = {
         f"model.mixers.{name}.d_inner": None if widths.inner is None else times * widths.inner
         for name, times in followers.items()

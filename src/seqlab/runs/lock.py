@@ -1,4 +1,4 @@
-"""One process at a time in a run folder. The lock ends with the process, however that ends."""
+"""A lock, so that one process at a time runs in a run folder; the system releases it when the process ends."""
 
 import os
 import platform
@@ -19,19 +19,22 @@ LOCK = ".lock"
 INTERVAL = 0.2  # seconds between two tries
 
 GRACE = 10
-"""Seconds that a job of a sweep that was killed has for its step and a checkpoint (``seqlab.sweep.orphans``)."""
+"""Seconds that the jobs of a killed sweep have to end their step and write a checkpoint (``seqlab.sweep.orphans``)."""
 
 PATIENCE = GRACE + 5
-"""Seconds after which no such job holds its folder any more."""
+"""Seconds after which no such job holds its folder."""
 
 
 @contextmanager
 def only_process_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold a run folder; one that another process holds is refused. A file system without locks lets everybody in.
+    """Hold the lock of a run folder; on a file system without locks this does nothing.
 
     Args:
         folder: the run's.
         patience: seconds to wait for a process that may be about to end.
+
+    Raises:
+        UserError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
@@ -49,7 +52,7 @@ def only_process_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def taken(file: TextIO) -> bool:
-    """Whether this process has the lock now, or there are none to have."""
+    """Whether this process holds the lock now, or there are no locks here."""
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""What a job does to its process: global state is reset between jobs, and side by side each takes its share.
+"""The state of a job's process: global state is reset between jobs, and jobs side by side share CPUs and GPUs.
 
-This and the files in ``conf/launcher`` are all that knows of launchers; what a job computes does not depend on them.
+Only this and the files in ``conf/launcher`` depend on the launcher; what a job computes does not.
 """
 
 import ctypes
@@ -62,9 +62,9 @@ def reset_global_state(seed: int) -> None:
 
 
 def free_memory() -> None:
-    """Give back what an ended job held: cycles among its objects, the GPU's cached blocks, the heap's free pages.
+    """Free the memory of an ended job: cycles among its objects, the GPU's cached blocks, the heap's free pages.
 
-    An exception on its way holds the frames of the job, and these its tensors: let go of it first.
+    An exception that is still being handled holds the job's frames, and they its tensors, so call this after it.
     """
     kept_turns.cache_clear()
     gc.collect()
@@ -77,13 +77,13 @@ def free_memory() -> None:
 
 
 def take_share(device: torch.device, threads: int | None) -> None:
-    """Set the number of CPU threads, and turn to this job's GPU where jobs run beside each other.
+    """Set the number of CPU threads, and select a GPU where jobs run side by side: each the next, round robin.
 
-    The jobs of a sweep take the GPUs in turn, and several may be on one. On a cluster a job sees its own alone.
+    On a cluster a job sees only its own GPU.
 
     Args:
-        device: what the job runs on.
-        threads: of torch and of the CPU kernels; ``None`` is what this process began with.
+        device: of the job.
+        threads: of torch and of the CPU kernels; ``None`` for the number that this process started with.
     """
     torch.set_num_threads(threads or DEFAULT_THREADS)
     hydra = HydraConfig.get()

@@ -1,7 +1,7 @@
-"""What a run folder may have built: parts by name from a list, since a folder may come from anywhere.
+"""What the configuration in a run folder may name, since a folder may come from anyone (docs/security.md).
 
-A configuration is code: its ``_target_`` names what is imported and called. One that a person composes is that
-person's own; one that was read from a run folder is a stranger's, until its targets are known (docs/security.md).
+A configuration is code: its ``_target_`` names what is imported and called. What a user composes is the user's own
+code; what is read from a run folder is not trusted until all its targets are known.
 """
 
 import logging
@@ -97,20 +97,20 @@ GROUPS = ("model", "size", "data", "optimizer", "schedule", "trainer", "logger",
 """Folders of conf/ from which a run is composed; the others set how Hydra starts it."""
 
 NEVER = frozenset({*sys.stdlib_module_names, "hydra", "omegaconf", "seqlab"})
-"""Packages that nobody's own parts are in, and whose functions write files, run programs or import by name."""
+"""Packages that are not a user's own, whose functions write files, run programs or import by name."""
 
 REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 """An interpolation that is another setting's value; one with a colon calls a function, such as ``oc.env``."""
 
 
 def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
-    """A configuration that was read from a run folder, resolved, once all that it would have built is known.
+    """A configuration that was read from a run folder, resolved, if it names only targets that are known.
 
-    Nothing that it names is imported before every target is on the list; nothing of the environment goes into it.
+    Nothing that it names is imported before every target is known; no value of the environment goes into it.
 
     Args:
-        cfg: as it was read, of which nothing has been resolved.
-        own: packages or modules of the person's own (``trust=my_package``), whose parts it may name too.
+        cfg: as it was read, with nothing resolved.
+        own: packages or modules of the user's own (``trust=my_package``), whose parts it may name too.
 
     Raises:
         UserError: it names another target, or calls a function in an interpolation.
@@ -127,8 +127,8 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
         raise UserError("config.yaml", "this folder's", rule, "Name a folder that a training run left") from error
     refuse_functions(resolved)  # put together from pieces
     known = TARGETS | added()
-    found = list(targets_in(resolved))
-    foreign = [(key, target) for key, target in found if not (isinstance(target, str) and target in known)]
+    targets = [(key, value) for key, name, value in entries(resolved) if name == "_target_"]
+    foreign = [(key, target) for key, target in targets if not (isinstance(target, str) and target in known)]
     for key, target in foreign:
         if not within(target, own):
             raise untrusted(key, target)
@@ -139,23 +139,18 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
 
 
 def added(configurations: Path = CONFIG_FOLDER) -> set[str]:
-    """What the configurations here name: a part that somebody adds to seqlab is one file and one YAML."""
+    """The targets of the configurations in ``conf/``: a part that somebody adds to seqlab is one file and one YAML."""
     files = [path for group in GROUPS for path in (configurations / group).glob("*.yaml")]
     return {name for path in files for name in re.findall(r"\b_target_: *([\w.]+)", path.read_text(encoding="utf-8"))}
 
 
 def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The place, the name and the value of everything beneath a node of plain containers."""
+    """The whole key, the last part of it and the value of everything beneath a node of plain containers."""
     named = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in named:
-        place = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}".lstrip(".")
-        yield place, name, value
-        yield from entries(value, place)
-
-
-def targets_in(node: Any) -> Iterator[tuple[str, Any]]:
-    """Every target beneath a node, with its place; it may be of any type."""
-    return ((place, value) for place, name, value in entries(node) if name == "_target_")
+        full = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}".lstrip(".")
+        yield full, name, value
+        yield from entries(value, full)
 
 
 def refuse_functions(node: Any) -> None:
@@ -172,7 +167,7 @@ def within(target: Any, packages: Iterable[str]) -> bool:
 
 
 def refuse_another_under_that_name(key: str, target: str, own: Sequence[str]) -> None:
-    """Refuse what a person's own module merely imports, such as ``my_package.os.system``."""
+    """Refuse what a user's own module merely imports, such as ``my_package.os.system``."""
     try:
         found = get_object(target)
     except Exception:
@@ -194,7 +189,7 @@ def untrusted(key: str, target: Any, what: str = "other code") -> UserError:
 
 
 def check_package(name: str) -> None:
-    """Refuse to trust what is no package by its form, and those whose functions do anything for anyone."""
+    """Refuse to trust a name that is no package's, and the packages whose functions could run anything."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
         raise UserError("trust", name, "is no name of a package", "Write trust=my_package, the name that you import")
     if name.partition(".")[0] in NEVER:
@@ -211,7 +206,7 @@ def packages(trust: str | Sequence[str] | None) -> list[str]:
 
 
 def forget_foreign_cache(config: dict[str, Any]) -> None:
-    """Leave out a ``cache_dir`` where no cache of ours is: a folder names no new place to write downloads to."""
+    """Leave out a ``cache_dir`` without a cache of ours in it: a run folder does not decide where downloads go."""
     for node in [config, *(value for _, _, value in entries(config) if isinstance(value, dict))]:
         named = node.get("cache_dir")
         if named is not None and not is_cache(Path(str(named)).expanduser()):
@@ -220,14 +215,14 @@ def forget_foreign_cache(config: dict[str, Any]) -> None:
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether encoded text lies there, and nothing that leads elsewhere."""
+    """Whether a folder holds encoded text, and no links."""
     return any(folder.glob("tokens/*.tokens")) and not any(path.is_symlink() for path in folder.rglob("*"))
 
 
 def refuse_tracker(cfg: DictConfig) -> None:
-    """A run goes on with the tracker of the environment, or with one that the command line names, not with any other.
+    """Refuse a tracker that neither the environment nor the command line names.
 
-    To another one goes, with each figure, whatever the environment holds to prove who asks.
+    It would get, with the metrics, the credentials that the environment holds for another one.
     """
     logger = cfg.get("logger")
     uri = logger.get("tracking_uri") if isinstance(logger, DictConfig) else None

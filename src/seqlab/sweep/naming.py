@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from seqlab.config.influence import UNNAMED, WITHOUT_INFLUENCE
+from seqlab.config.overrides import sets_any
 from seqlab.sweep.entries import JobFolders
 from seqlab.sweep.jobs import key_of, varying
 from seqlab.sweep.points import union
@@ -47,15 +48,9 @@ def sweep_folder(resume: bool, overrides: Mapping[str, Sequence[str]], fresh: st
 
 def mark_of(overrides: Mapping[str, Sequence[str]]) -> str:
     """Eight characters that two sweeps share if their overrides do, in whatever order."""
-    jobs = [o for o in overrides["task"] if not begins(o, WITHOUT_INFLUENCE)]
-    jobs += [o for o in overrides["hydra"] if begins(o, SEARCH) and not begins(o, HOW_FAR)]
+    jobs = [o for o in overrides["task"] if not sets_any(o, WITHOUT_INFLUENCE)]
+    jobs += [o for o in overrides["hydra"] if sets_any(o, SEARCH) and not sets_any(o, HOW_FAR)]
     return hashlib.sha256(json.dumps(sorted(jobs)).encode()).hexdigest()[:8]
-
-
-def begins(override: str, keys: Iterable[str]) -> bool:
-    """Whether an override sets one of the keys, or something beneath it."""
-    key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-    return any(key == other or key.startswith(f"{other}.") for other in keys)
 
 
 def jobs_of(typed: Sequence[str], sweeper: DictConfig) -> list[list[str]] | None:
@@ -113,7 +108,7 @@ def job_folders_in(sweep: str, varies: tuple[str, ...]) -> JobFolders:
 
 def identity(overrides: Iterable[str], varies: Sequence[str]) -> tuple[str, ...]:
     """What makes a job this one and no other, in an order that does not depend on the command line's."""
-    return tuple(sorted(o for o in overrides if key_of(o) in varies or not begins(o, UNNAMED)))
+    return tuple(sorted(o for o in overrides if key_of(o) in varies or not sets_any(o, UNNAMED)))
 
 
 def named(parts: Sequence[str], mark: str, *, always: bool = False) -> str:

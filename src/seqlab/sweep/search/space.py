@@ -19,9 +19,9 @@ from optuna.distributions import (
 )
 
 from seqlab.config.influence import WITHOUT_INFLUENCE
+from seqlab.config.overrides import sets_any
 from seqlab.config.without_effect import reaches_nothing
 from seqlab.errors import UserError
-from seqlab.sweep.naming import begins
 
 log = logging.getLogger("seqlab")
 
@@ -51,7 +51,7 @@ class Arm:
     @property
     def fingerprint(self) -> str:
         """What must be the same for trials to belong to one study."""
-        fixed = sorted(override for override in self.fixed if not begins(override, WITHOUT_INFLUENCE))
+        fixed = sorted(override for override in self.fixed if not sets_any(override, WITHOUT_INFLUENCE))
         dimensions = {key: distribution_to_json(value) for key, value in sorted(self.dimensions.items())}
         return json.dumps([fixed, dimensions])
 
