@@ -22,8 +22,8 @@ class EqualParameters:
     """The width at which a model has as many parameters as the reference.
 
     The feed-forward keeps its proportion to the width. Coarse steps of the width come first, then finer ones down to
-    what the heads allow, then the feed-forward alone; last any width, with the mixers as wide inside (``d_inner``) as at
-    the nearest width that the heads allow.
+    what the heads allow, then the feed-forward alone; last any width, with the mixers as wide inside (``d_inner``) as
+    at the nearest width that the heads allow.
 
     Args:
         reference: a model's name.
