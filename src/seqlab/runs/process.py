@@ -20,12 +20,7 @@ SEQUENTIAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 DEFAULT_THREADS = torch.get_num_threads()  # the machine's cores, or what OMP_NUM_THREADS or a launcher says
 
 
-def deterministic() -> tuple[bool, bool]:
-    """Whether torch keeps to deterministic algorithms, and whether it then only warns of others."""
-    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-
-
-DETERMINISTIC = deterministic()
+DETERMINISTIC = torch.get_deterministic_debug_mode()  # 0 off, 1 warns of other algorithms, 2 refuses them
 CUDNN = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
 FULL_PRECISION = (
     torch.backends.cuda.matmul,
@@ -49,8 +44,10 @@ def reset_global_state(seed: int) -> None:
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
     torch.autograd.set_detect_anomaly(False)
-    if deterministic() != DETERMINISTIC:  # the call imports torch's compiler, a second of every start
-        torch.use_deterministic_algorithms(DETERMINISTIC[0], warn_only=DETERMINISTIC[1])
+    if (
+        torch.get_deterministic_debug_mode() != DETERMINISTIC
+    ):  # setting it imports torch's compiler, which takes a second
+        torch.use_deterministic_algorithms(DETERMINISTIC > 0, warn_only=DETERMINISTIC == 1)
     for name, value in CUDNN.items():
         setattr(torch.backends.cudnn, name, value)
     torch.set_float32_matmul_precision("highest")
