@@ -27,7 +27,7 @@ class Leftovers:
 
     Args:
         folder: the run's or the sweep's.
-        overrides: the command line's, by which a file of this command is told from those of another one.
+        overrides: the command line's, which distinguish the files of this command from those of another.
         hydra: where in the folder Hydra writes what it composed.
     """
 
@@ -45,10 +45,10 @@ class Leftovers:
         if new and in_use(self.folder):
             return
         with contextlib.suppress(OSError):
-            if self.sweep is not None and (self.folder / SWEEP).read_bytes() != self.sweep:
+            if self.sweep is not None:
                 (self.folder / SWEEP).write_bytes(self.sweep)
-            if self.hydra.exists() and not self.had_hydra:
-                shutil.rmtree(self.hydra)
+            if not self.had_hydra:
+                shutil.rmtree(self.hydra, ignore_errors=True)
             for path in (self.folder / name for name in names_in(self.folder) - self.names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             for path in self.to_make:
