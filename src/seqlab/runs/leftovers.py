@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from seqlab.errors import UserError
-from seqlab.jsonio import load
+from seqlab.jsonio import load, write_whole
 from seqlab.runs.folder import CONFIG, SWEEP
 from seqlab.runs.lock import LOCK, only_process_in
 
@@ -35,7 +35,7 @@ class Leftovers:
         self.folder, self.overrides, self.hydra = folder.absolute(), list(overrides), folder.absolute() / hydra
         self.names, self.times, self.had_hydra = names_in(folder), self.times_now(), self.hydra.exists()
         self.to_make = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self.sweep = (folder / SWEEP).read_bytes() if (folder / SWEEP).is_file() else None
+        self.sweep = (folder / SWEEP).read_text(encoding="utf-8") if (folder / SWEEP).is_file() else None
 
     def remove(self) -> None:
         """Undo what the command wrote, and remove the folders that it made, unless it has begun; raises nothing."""
@@ -46,9 +46,9 @@ class Leftovers:
             return
         with contextlib.suppress(OSError):
             if self.sweep is not None:
-                (self.folder / SWEEP).write_bytes(self.sweep)
-            if not self.had_hydra:
-                shutil.rmtree(self.hydra, ignore_errors=True)
+                write_whole(self.folder / SWEEP, self.sweep)
+            if self.hydra.exists() and not self.had_hydra:
+                shutil.rmtree(self.hydra)
             for path in (self.folder / name for name in names_in(self.folder) - self.names):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             for path in self.to_make:

@@ -78,11 +78,9 @@ def pinned(cfg: DictConfig) -> dict[str, Any]:
 
 def refuse_used_folder(folder: Path) -> None:
     """Refuse to write a fresh run into the folder of another."""
-    complete = (folder / CONFIG).exists()
-    if complete or (folder / "checkpoints").exists():
-        remedy = (
-            f"Continue it with {resume_command(folder)}, or name another folder" if complete else "Name another one"
-        )
+    saved = (folder / CONFIG).exists()
+    if saved or (folder / "checkpoints").exists():
+        remedy = f"Continue it with {resume_command(folder)}, or name another folder" if saved else "Name another one"
         raise UserError("run folder", folder, "holds a run already", remedy)
     for path in (folder / "metrics.jsonl", folder / "summary.json"):
         if path.exists() and path.stat().st_size and load(path).get("status") != "failed":
