@@ -42,7 +42,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         refuse_copies()
         sys.argv[1:] = in_order(sys.argv[1:])
         if parse_flags(sys.argv[1:]).help:
-            print(help_text())  # Hydra would list all groups of its own twice first
+            print(help_text(), flush=True)  # Hydra would list all groups of its own twice first
         else:
             main()
     except SystemExit as ending:

@@ -6,6 +6,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 
+from seqlab.config.overrides import parse
 from seqlab.errors import UserError
 
 
@@ -13,7 +14,7 @@ def refuse_empty(overrides: Iterable[Override]) -> None:
     """Refuse a range that holds nothing: the product with it is no job at all."""
     for override in overrides:
         if override.is_discrete_sweep() and not any(True for _ in override.sweep_string_iterator()):
-            key, _, typed = override.input_line.partition("=")
+            key, typed = parse(override.input_line)
             remedy = "A range ends before its stop: range(1,4) is 1, 2 and 3"
             if isinstance(override.value(), Glob):
                 remedy = f"No option of {key} is called so: python train.py --help lists all"
@@ -81,4 +82,4 @@ def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[
 def models_of(overrides: list[Override]) -> set[str]:
     """The models that overrides choose, none if they leave that open."""
     chosen = [override for override in overrides if override.get_key_element() == "model"]
-    return {job[0].partition("=")[2] for job in BasicSweeper.split_arguments(chosen, None)[0] if job}
+    return {parse(job[0])[1] for job in BasicSweeper.split_arguments(chosen, None)[0] if job}

@@ -19,7 +19,7 @@ from optuna.distributions import (
 )
 
 from seqlab.config.influence import WITHOUT_INFLUENCE
-from seqlab.config.overrides import sets_any
+from seqlab.config.overrides import parse, sets_any
 from seqlab.config.without_effect import reaches_nothing
 from seqlab.errors import UserError
 
@@ -79,7 +79,7 @@ def arms(overrides: Sequence[Override], each: Iterable[str], compose: Callable[[
     found = []
     for choice in itertools.product(*apart):
         cfg = compose([*fixed, *choice])
-        name = "_".join(override.partition("=")[2] for override in choice) or cfg.hydra.runtime.choices.model
+        name = "_".join(parse(override)[1] for override in choice) or cfg.hydra.runtime.choices.model
         own = {key: value for key, value in free.items() if has(cfg, key)}
         if left_out := sorted(free.keys() - own.keys()):
             log.info("%s has no %s: its trials leave that out.", name, ", ".join(left_out))
@@ -124,7 +124,7 @@ def shortened(value: Any) -> Any:
 
 def typed(override: Override) -> str:
     """An override's value as it stands on the command line."""
-    return override.input_line.partition("=")[2]
+    return parse(override.input_line)[1]
 
 
 def first(distribution: BaseDistribution) -> Any:
