@@ -19,14 +19,14 @@ from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
-from seqlab.errors import Diverged, Interrupted, NoResult, Pruned, UserError
+from seqlab.errors import Diverged, Interrupted, NoResult, Pruned, UserError, under
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models import expert_load, state_bytes
 from seqlab.models.counting import backends, count_parameters
 from seqlab.runs import extra_tests, targets
 from seqlab.runs import summary as facts
-from seqlab.runs.build import build_data, build_model, choose_device
+from seqlab.runs.build import build_data, build_model, build_trainer, choose_device
 from seqlab.runs.lock import PATIENCE, only_process_in
 from seqlab.runs.process import reset_global_state, take_share
 from seqlab.runs.resume import (
@@ -166,16 +166,16 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, resume: bool
             refuse_other_data(data, folder)
         targets.check_names(targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
-        backends(model, device)  # one that cannot run is refused before anything else is done
-        trainer = Trainer(
-            instantiate(cfg.trainer, _convert_="all"), model, data, device=device, seed=cfg.seed, folder=folder
-        )
+        with under("model", cfg.model):
+            backends(model, device)  # one that cannot run is refused before anything else is done
+        trainer = build_trainer(cfg, model, data, device=device, folder=folder)
         trainer.origin = {"settings": pinned(cfg), "data_fingerprint": data.fingerprint}
         if resume:
             trainer.restore()
             refuse_empty_changes(cfg, folder, trainer)
         else:
-            check_fits(trainer.config.schedule, trainer.total)
+            with under("schedule", cfg.schedule):
+                check_fits(trainer.config.schedule, trainer.total)
         logger = instantiate(cfg.logger)
         logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
         keep(cfg, folder)
@@ -283,7 +283,7 @@ def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> Summary:
             "state_bytes": state_bytes(trainer.model, trainer.data.length),
             "data_description": trainer.data.description,
             "data_fingerprint": trainer.data.fingerprint,
-            "chance": getattr(trainer.data, "chance", None),
+            "chance": trainer.data.chance,
             "total_steps": trainer.total,
             "evaluation_batches": trainer.config.evaluation_batches,
             "further_tests_left_out": extra_tests.left_out(trainer),

@@ -69,7 +69,7 @@ def test_a_full_disk_is_not_a_failed_download(monkeypatch):
 
 @pytest.mark.parametrize("source", [{}, {"hub": "a/b"}, {"url": "x", "revision": "y"}, {**HUB, "split": "train"}])
 def test_a_source_that_is_neither_is_refused(source):
-    with pytest.raises(UserError, match=r"data\.download=.*either `url`, or `hub` and `revision`"):
+    with pytest.raises(UserError, match=r"^download=.*either `url`, or `hub` and `revision`"):
         check_source(source)
 
 

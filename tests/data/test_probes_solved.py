@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from data.probe_cases import FIXED, FRESH, MIXED, RECALLED, SMALL, TASKS, many
 from data.probe_solvers import check_solved, solve
 from seqlab.config.schema import check
-from seqlab.data.probes.arrays import power_of_two
-from seqlab.data.probes.base import Probe
+from seqlab.data.probes.base import Probe, power_of_two
 from seqlab.data.probes.compression import Compression
 from seqlab.data.probes.copying import Copying, SelectiveCopying
 from seqlab.data.probes.induction_heads import InductionHeads
@@ -22,7 +21,7 @@ from seqlab.data.probes.memorization import Memorization
 from seqlab.data.probes.mqar import MQAR
 from seqlab.data.probes.recall import FuzzyRecall, NoisyRecall
 from seqlab.errors import UserError
-from support import compose_config
+from support import compose_config, configured_data
 
 
 @pytest.mark.parametrize(("task", "settings"), TASKS + MIXED)
@@ -210,7 +209,7 @@ def test_any_settings_are_refused_or_solved(draw):
     settings = {name: draw.draw(NUMBERS[name], label=name) for name in names}
     sizes = draw.draw(st.sampled_from([FRESH, FIXED]))
     try:
-        data = task(**sizes | settings)
+        data = configured_data(task, sizes | settings)
     except UserError:
         return
     check_solved(data.train_batch(draw.draw(st.integers(0, 10**6)), 5, draw.draw(st.integers(0, 2**40))), data)

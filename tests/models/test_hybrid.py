@@ -6,14 +6,16 @@ from functools import partial
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from seqlab.errors import UserError
+from seqlab.errors import UserError, under
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.feedforward import MLP, SwiGLU
 from seqlab.models.mixers import Attention, Dense, Mamba
 from seqlab.models.mixers.attention import Cache
 from seqlab.models.mixers.mamba import State
-from seqlab.models.pattern import check_pattern
+from seqlab.runs.build import build_model, shared_settings
+from seqlab.runs.load import TokenWidths
 from support import compose_config
 
 D_MODEL, VOCABULARY = 16, 11
@@ -75,15 +77,15 @@ class TestFeedforwards:
         ],
     )
     def test_that_cannot_be(self, feedforward, message):
-        with pytest.raises(UserError) as caught:
+        cfg = OmegaConf.create({"size": {"n_layers": 2}, "model": {"n_layers": 2, "feedforward": None}})
+        with pytest.raises(UserError, match=message), shared_settings(cfg), under("model", cfg.model):
             build(["dense"], feedforward, 2)
-        assert re.search(message, str(caught.value))
 
     @pytest.mark.parametrize("name", ["mamba", "transformer_moe", "lstm", "hybrid_jamba", "min_gru"])
     def test_no_layer_is_no_model_of_that_name(self, name):
-        cfg = compose_config(f"model={name}", "size.n_layers=0").model
+        cfg = compose_config(f"model={name}", "size.n_layers=0")
         with pytest.raises(UserError) as caught:
-            check_pattern(list(cfg.pattern), cfg.n_layers, cfg.mixers)
+            build_model(cfg, TokenWidths(VOCABULARY, VOCABULARY, 64), torch.device("cpu"))
         assert re.fullmatch(r"size\.n_layers=0: leaves no layer.*\nSet size\.n_layers=1 or more.*", str(caught.value))
 
     def test_a_model_without_layers_has_none(self):

@@ -43,5 +43,5 @@ def stop_at(trainer, step, number=signal.SIGTERM):
         return original(batch, rate)
 
     update.state_dict, update.load_state_dict = original.state_dict, original.load_state_dict
-    update.lr, update.figures = 0.0, original.figures
+    update.lr, update.values_to_log = 0.0, original.values_to_log
     trainer.update = update

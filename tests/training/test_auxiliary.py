@@ -1,4 +1,4 @@
-"""Losses of a model's parts in training: differentiated beside the data's loss, recorded apart from it."""
+"""Losses of a model's parts in training: differentiated beside the data's loss, logged apart from it."""
 
 import pytest
 import torch
@@ -116,36 +116,36 @@ def test_counting_draws_the_random_numbers_of_the_parts():
     assert torch.equal(after, torch.get_rng_state())
 
 
-def test_a_recording_cannot_count_first():
+def test_a_capture_cannot_count_first():
     """Of a part of its own whose numbers are drawn twice, on a GPU as on a machine without one."""
     cuda, usual = torch.device("cuda"), {"precision": "float32", "compile": False}
     net = model("transformer_moe")
     for layer in net.layers:
-        layer.feedforward.inner.why_not_recorded = lambda device: None  # as with the kernels of a GPU
+        layer.feedforward.inner.why_not_captured = lambda device: None  # as with the kernels of a GPU
     assert captures("auto", net, cuda, **usual)
     assert not captures("auto", net, cuda, accumulate=2, **usual)
-    with pytest.raises(UserError, match=r"trainer.cuda_graph=True: the visits of experts are counted before"):
+    with pytest.raises(UserError, match=r"^cuda_graph=True: the visits of experts are counted before"):
         captures(True, net, cuda, accumulate=2, **usual)
     assert captures("auto", model("transformer"), cuda, accumulate=2, **usual)
 
 
-def test_the_recorded_loss_does_not_know_the_weight():
+def test_the_logged_loss_does_not_know_the_weight():
     batch = Echo().train_batch(0, 8, 1)
     light, heavy = (update_of(model(weight=weight))(batch, 1.0) for weight in (0.01, 10.0))
     assert light.loss == heavy.loss
     assert heavy.auxiliary_loss == pytest.approx(1000 * light.auxiliary_loss, rel=1e-5)
 
 
-def test_what_is_recorded():
+def test_what_is_logged():
     net = model()
     update = update_of(net)
-    figures = update.figures(update(Echo().train_batch(0, 8, 1), 1.0))
+    values = update.values_to_log(update(Echo().train_batch(0, 8, 1), 1.0))
     load = expert_load(net)
-    assert figures["largest_expert_share"] == max(max(share) for share in load.shares)
-    assert figures["dead_experts"] == load.dead
-    assert 2 <= figures["auxiliary_loss"] < 16  # a layer's is 1 at perfect balance and 8 at the worst
+    assert values["largest_expert_share"] == max(max(share) for share in load.shares)
+    assert values["dead_experts"] == load.dead
+    assert 2 <= values["auxiliary_loss"] < 16  # a layer's is 1 at perfect balance and 8 at the worst
     plain = update_of(model("transformer"))
-    assert plain.figures(plain(Echo().train_batch(0, 8, 1), 1.0)) == {}
+    assert plain.values_to_log(plain(Echo().train_batch(0, 8, 1), 1.0)) == {}
 
 
 def test_the_weight_balances_the_experts():

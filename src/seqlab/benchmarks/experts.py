@@ -39,7 +39,7 @@ class LoopOfExperts(MixtureOfExperts):
             y = y.index_add(0, rows, (found * gates[rows, slots, None]).to(y.dtype))
         return y
 
-    def why_not_recorded(self, device: torch.device) -> str:
+    def why_not_captured(self, device: torch.device) -> str:
         return "how many tokens an expert has is known when the device has counted them"
 
 

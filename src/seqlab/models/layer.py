@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqlab.models.protocols import Mixer, Prefills
+
 
 class Branch(nn.Module):
     """Half a layer: x + dropout(inner(norm(x))), or inner(norm(x)) where there is no residual stream."""
@@ -32,9 +34,9 @@ class Branch(nn.Module):
         return self._join(x, y), state
 
 
-def prefill_mixer(mixer: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it, by steps where it has no ``prefill``."""
-    if hasattr(mixer, "prefill"):
+    if isinstance(mixer, Prefills):
         return mixer.prefill(x, state)
     outputs = []
     for position in x.unbind(dim=1):

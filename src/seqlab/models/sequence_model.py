@@ -3,6 +3,7 @@
 Symbols: B batch, L length, D model width.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -10,9 +11,11 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from seqlab.errors import under
 from seqlab.models.layer import Branch, Layer
-from seqlab.models.pattern import Factory, check_pattern, feedforward_pattern
+from seqlab.models.pattern import check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
+from seqlab.models.protocols import Factory
 
 CHUNK = 4096
 """Positions that ``prefill`` takes at a time, which bounds the memory for activations."""
@@ -84,12 +87,15 @@ class SequenceModel(nn.Module):
             self.positions = SinusoidalPositions(d_model)
         self.dropout = nn.Dropout(dropout)
 
-        def branch(inner: nn.Module) -> Branch:
+        def branch(path: str, factory: Factory) -> Branch:
+            with under(path, inspect.signature(factory).parameters):
+                inner = factory(d_model)
             return Branch(inner, norm(d_model) if norm else nn.Identity(), residual=residual, dropout=dropout)
 
         def layer(i: int) -> Layer:
-            mixer, feedforward = mixers[pattern[i % len(pattern)]], feedforwards[i % len(feedforwards)]
-            return Layer(branch(mixer(d_model)), branch(feedforward(d_model)) if feedforward else None)
+            name, feedforward = pattern[i % len(pattern)], feedforwards[i % len(feedforwards)]
+            mixer = branch(f"mixers.{name}", mixers[name])
+            return Layer(mixer, branch("feedforward", feedforward) if feedforward else None)
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
         self.norm = norm(d_model) if norm else nn.Identity()
@@ -111,8 +117,9 @@ class SequenceModel(nn.Module):
         branches = [b for layer in self.layers for b in (layer.mixer, layer.feedforward) if b is not None]
         with torch.no_grad():
             for branch in branches:
-                if hasattr(branch.inner, "out_proj"):
-                    branch.inner.out_proj.weight /= len(branches) ** 0.5
+                projection = getattr(branch.inner, "out_proj", None)
+                if projection is not None:
+                    projection.weight /= len(branches) ** 0.5
 
     def check_length(self, length: int) -> None:
         """Refuse a sequence that is longer than the learned positions, if those are what the model has."""

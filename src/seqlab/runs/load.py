@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from seqlab.config.options import CONFIG_FOLDER
 from seqlab.config.schema import check
+from seqlab.data import DataSet
 from seqlab.errors import UserError, nearest
-from seqlab.runs.build import build_model
+from seqlab.runs.build import build_data, build_model
 from seqlab.runs.resume import saved_in
 from seqlab.runs.trust import trusted
 from seqlab.training import checkpoint
@@ -27,7 +27,7 @@ class Trained(NamedTuple):
     """What a run left."""
 
     cfg: DictConfig
-    data: Any
+    data: DataSet
     model: nn.Module  # with the best weights by validation, in evaluation mode
     step: int  # of those weights
 
@@ -71,7 +71,7 @@ def load_run(
         check(OmegaConf.to_container(cfg[part], resolve=True), key=part)
     for key, value in (data or {}).items():
         OmegaConf.update(cfg, f"data.{key}", value)
-    known = instantiate(cfg.data, _convert_="all")
+    known = build_data(cfg)
     model = build_model(cfg, known, torch.device("cpu"))
     checkpoint.put_weights(weights, model)
     return Trained(cfg, known, model.to(device).eval(), step)

@@ -3,38 +3,24 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from seqlab.models import auxiliary_losses, expert_load
-from seqlab.models.auxiliary import balances, experts_of
+from seqlab.data import Batch, DataSet
+from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
+from seqlab.models.protocols import parts
 from seqlab.training.captured import CapturedGradient
+from seqlab.training.counters import Outcome
 from seqlab.training.precision import Precision, autocast
-
-
-class Outcome(NamedTuple):
-    """What an update did.
-
-    ``loss`` is the batch's mean, ``grad_norm`` the norm before clipping. The weights changed if it was ``taken``; if
-    not, it is ``hopeless`` unless fp16's loss scale can still come down. ``auxiliary_loss`` is what the model's parts
-    added to what was differentiated, ``None`` where they have nothing to add; ``loss`` is the data's alone, so that
-    models stay comparable.
-    """
-
-    loss: float
-    grad_norm: float
-    taken: bool
-    hopeless: bool
-    auxiliary_loss: float | None = None
 
 
 class Visits:
     """Sums the shares of visits of the experts over the parts of a batch; nothing where there are no experts."""
 
-    def __init__(self, experts: list[nn.Module]):
+    def __init__(self, experts: list[MixtureOfExperts]):
         self.shares = {module: torch.zeros_like(module.expert_share) for module in experts}
 
     def add(self, weight: float) -> None:
@@ -53,20 +39,20 @@ class Update:
 
     Args:
         model: on ``device``, in float32.
-        data: a data object.
+        data: states the loss and which positions count.
         optimizer: given the model, its torch optimizers.
         device, precision: where and in which arithmetic.
         accumulate: parts that a batch is cut into; the gradient is that of the whole. The loss that balances experts
             has the shares of the whole batch's visits for factors, so these are counted in a forward pass before.
         clip_norm: largest norm of the gradient, or ``None``.
         compile: go through ``torch.compile``.
-        cuda_graph: record the gradient's kernels once and replay them.
+        cuda_graph: capture the gradient's kernels once and replay them.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        data: Any,
+        data: DataSet,
         *,
         optimizer: Callable[[nn.Module], list[Optimizer]],
         device: torch.device,
@@ -78,7 +64,7 @@ class Update:
     ):
         self.data, self.device, self.precision = data, device, precision
         self.accumulate, self.clip_norm = accumulate, clip_norm or math.inf
-        self.experts = experts_of(model) if accumulate > 1 else []
+        self.experts = parts(model, MixtureOfExperts) if accumulate > 1 else []
         self.counts_first = accumulate > 1 and balances(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = optimizer(model)
@@ -94,13 +80,13 @@ class Update:
         """The rate of the first parameter group."""
         return self.optimizers[0].param_groups[0]["lr"]
 
-    def __call__(self, batch: Any, rate: float) -> Outcome:
+    def __call__(self, batch: Batch, rate: float) -> Outcome:
         """Train on one batch with every learning rate times ``rate``; unsound gradients are thrown away."""
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        found = self.gradient(*(part.to(self.device, non_blocking=True) for part in batch))
-        loss, norm, *auxiliary = found.tolist()  # in float32 and bf16 the only wait for the device
+        values = self.gradient(*(part.to(self.device, non_blocking=True) for part in batch))
+        loss, norm, *auxiliary = values.tolist()  # in float32 and bf16 the only wait for the device
         taken = math.isfinite(loss) and math.isfinite(norm)
         for optimizer in self.optimizers:
             if taken:
@@ -157,14 +143,14 @@ class Update:
         return visits.shares
 
     def release(self) -> None:
-        """Give the memory of recorded kernels back; a further update would begin anew."""
+        """Give the memory of captured kernels back; a further update would begin anew."""
         if isinstance(self.gradient, CapturedGradient):
             self.gradient = CapturedGradient(self._gradient, self.gradient.model)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def figures(self, outcome: Outcome) -> dict[str, float]:
-        """What to record of an update besides loss and norm: of a model with experts, how busy they were."""
+    def values_to_log(self, outcome: Outcome) -> dict[str, float]:
+        """What to log of an update besides loss and norm: of a model with experts, how busy they were."""
         load = expert_load(self.model)
         busy = {} if load is None else {"largest_expert_share": load.largest_share, "dead_experts": load.dead}
         return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy

@@ -6,12 +6,14 @@ Symbols: N examples, L length, T pairs of a key and its value, C different keys.
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from seqlab.data.probes.base import Examples, Probe, Setting
 from seqlab.data.probes.draws import Draw
-from seqlab.data.text import IGNORED
+from seqlab.data.protocol import IGNORED
 from seqlab.errors import UserError
 
 
@@ -38,34 +40,28 @@ class MADRecall(Probe):
 
     name = "mad_recall"
 
-    vocab_size: int
-    noise_vocab_size: int = 0
-    noise: float = 0.0
+    noise_vocab_size: NonNegativeInt = 0
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         self.n_keys = (self.vocab_size - self.noise_vocab_size) // 2
         self.n_values = self.vocab_size - self.noise_vocab_size - self.n_keys
-        if self.noise_vocab_size < 0 or self.n_keys < 2:
-            rule = f"leaves fewer than four tokens besides the noise, data.noise_vocab_size={self.noise_vocab_size}"
-            remedy = f"Set data.vocab_size={4 + self.noise_vocab_size} or more"
-            raise UserError("data.vocab_size", self.vocab_size, rule, remedy)
-        if not 0 <= self.noise < 1 or (self.noise > 0 and not self.noise_vocab_size):
+        if self.n_keys < 2:
+            rule = f"leaves fewer than four tokens besides the noise, noise_vocab_size={self.noise_vocab_size}"
+            raise UserError("vocab_size", self.vocab_size, rule, f"Set vocab_size={4 + self.noise_vocab_size} or more")
+        if self.noise and not self.noise_vocab_size:
             rule = "must be 0, or below 1 with noise tokens in the vocabulary"
-            raise UserError("data.noise", self.noise, rule, "mad-lab takes data.noise=0.2 data.noise_vocab_size=16")
+            raise UserError("noise", self.noise, rule, "mad-lab takes noise=0.2 noise_vocab_size=16")
         super().__post_init__()
 
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         if setting["length"] % 2 == 0 or setting["length"] < 3:
             rule = "must be odd and at least 3: pairs, but for the last value, which is no input"
             longer = max(3, setting["length"] + 1)
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={longer}")
+            raise UserError("length", setting["length"], rule, f"Set length={longer}")
 
     def answers(self, setting: Setting) -> int:
         return setting["length"]
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:
@@ -124,9 +120,8 @@ class MADFuzzyRecall(Probe):
 
     name = "mad_fuzzy_recall"
 
-    vocab_size: int
-    key_tokens: int
-    value_tokens: int
+    key_tokens: PositiveInt
+    value_tokens: PositiveInt
 
     def __post_init__(self) -> None:
         self.n_keys = (self.vocab_size - 1) // 2
@@ -134,21 +129,17 @@ class MADFuzzyRecall(Probe):
         for name, tokens in (("key_tokens", self.n_keys), ("value_tokens", self.n_values)):
             if not 1 <= getattr(self, name) <= tokens:
                 rule = f"must lie between 1 and the {tokens} different tokens that there are"
-                raise UserError(f"data.{name}", getattr(self, name), rule, "Change it, or give a larger vocab_size")
+                raise UserError(name, getattr(self, name), rule, "Change it, or give a larger vocab_size")
         super().__post_init__()
 
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         least = 3 * (self.key_tokens + self.value_tokens)
         if setting["length"] < least:
             rule = f"must be at least {least}: the probe twice, and room for another pair"
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={least} or more")
+            raise UserError("length", setting["length"], rule, f"Set length={least} or more")
 
     def answers(self, setting: Setting) -> int:
         return setting["length"]
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:

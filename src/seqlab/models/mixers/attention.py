@@ -43,12 +43,12 @@ class Attention(nn.Module):
         if d_inner % n_heads:
             divisors = [str(h) for h in range(1, min(d_inner, 64) + 1) if d_inner % h == 0]
             raise UserError(
-                "size.n_heads", n_heads, f"must divide {width}={d_inner}", f"Choose one of {', '.join(divisors)}"
+                "n_heads", n_heads, f"must divide {width}={d_inner}", f"Choose one of {', '.join(divisors)}"
             )
         d_head = d_inner // n_heads
         if rotary and d_head % 2:
             rule = f"rotary positions turn pairs, and {width} / n_heads = {d_head} is odd"
-            raise UserError("size.n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
+            raise UserError("n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
         self.d_inner, self.n_heads, self.window = d_inner, n_heads, window
         self.rotary, self.rotary_base = rotary, rotary_base
         self.in_proj = nn.Linear(d_model, 3 * d_inner, bias=bias)

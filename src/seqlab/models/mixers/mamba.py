@@ -37,11 +37,11 @@ def log_uniform_step_bias(width: int, smallest: float, largest: float) -> Tensor
     return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
-def check_range(key: str, smallest: float, largest: float) -> None:
-    """Refuse a range ``<key>_min`` to ``<key>_max`` whose ends are the wrong way round."""
+def check_range(name: str, smallest: float, largest: float) -> None:
+    """Refuse a range ``<name>_min`` to ``<name>_max`` whose ends are the wrong way round."""
     if smallest > largest:
-        rule = f"is above the largest, {key.rpartition('.')[2]}_max={largest}"
-        raise UserError(f"{key}_min", smallest, rule, f"Lower it, or raise {key}_max")
+        rule = f"is above the largest, {name}_max={largest}"
+        raise UserError(f"{name}_min", smallest, rule, f"Lower it, or set {name}_max={smallest} or more")
 
 
 def decay(A_log: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Mamba(nn.Module):
         scan_backend: str = "auto",
     ):
         super().__init__()
-        check_range("model.mixers.mamba.dt", dt_min, dt_max)
+        check_range("dt", dt_min, dt_max)
         d_inner = expand * d_model if d_inner is None else d_inner
         self.d_inner, self.d_state, self.scan_backend = d_inner, d_state, scan_backend
         self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)

@@ -82,10 +82,10 @@ class Mamba2(nn.Module):
         super().__init__()
         inner = "expand * d_model" if d_inner is None else "d_inner"
         self.d_inner = d_inner = expand * d_model if d_inner is None else d_inner
-        _check_divides("size.n_heads", n_heads, d_inner, inner)
-        _check_divides("mamba2.n_groups", n_groups, n_heads, "n_heads")
-        check_range("model.mixers.mamba2.dt", dt_min, dt_max)
-        check_range("model.mixers.mamba2.A", A_min, A_max)
+        _check_divides("n_heads", n_heads, d_inner, inner)
+        _check_divides("n_groups", n_groups, n_heads, "n_heads")
+        check_range("dt", dt_min, dt_max)
+        check_range("A", A_min, A_max)
         self.n_heads, self.d_state, self.n_groups, self.scan_backend = n_heads, d_state, n_groups, scan_backend
         self.d_mixed = d_inner + 2 * n_groups * d_state  # x, B and C side by side
 
