@@ -17,13 +17,16 @@ def transformer(*overrides):
     return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all")
 
 
-def build(tmp_path, *, model=None, data=None, optimizer=adamw, schedule=constant, **settings):
-    settings = {"batch_size": 4, "steps": 6, "evaluate_every": 3, "log_every": 1} | settings
+def config_of(*, optimizer=adamw, schedule=constant, batch_size=4, **settings):
+    return TrainerConfig(optimizer=optimizer, schedule=schedule, batch_size=batch_size, **settings)
+
+
+def build(tmp_path, *, model=None, data=None, **settings):
+    settings = {"steps": 6, "evaluate_every": 3, "log_every": 1} | settings
     if model is None:
         torch.manual_seed(0)
         model = transformer()
-    config = TrainerConfig(optimizer=optimizer, schedule=schedule, **settings)
-    return Trainer(config, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path)
+    return Trainer(config_of(**settings), model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path)
 
 
 def run(trainer, record=lambda values: None, stop=None):

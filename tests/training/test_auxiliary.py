@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fits import config_of
 from hydra.utils import instantiate
 from torch import nn
 
@@ -26,9 +27,8 @@ def model(name: str = "transformer_moe", weight: float = 1.0) -> nn.Module:
 
 def update_of(net: nn.Module, **settings) -> Update:
     """Plain descent of rate 1, whose step is the gradient."""
-    usual = {"precision": "float32", "accumulate": 1, "clip_norm": None, "compile": False, "device": CPU}
-    optimizer = settings.pop("optimizer", lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False))
-    return Update(net, Echo(), optimizer=optimizer, **(usual | settings))
+    usual = {"clip_norm": None, "optimizer": lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False)}
+    return Update(config_of(batch_size=12, **usual | settings), net, Echo(), device=CPU)
 
 
 def routers(net: nn.Module) -> torch.Tensor:
@@ -118,15 +118,15 @@ def test_counting_draws_the_random_numbers_of_the_parts():
 
 def test_a_capture_cannot_count_first():
     """Of a part of its own whose numbers are drawn twice, on a GPU as on a machine without one."""
-    cuda, usual = torch.device("cuda"), {"precision": "float32", "compile": False}
+    cuda = torch.device("cuda")
     net = model("transformer_moe")
     for layer in net.layers:
         layer.feedforward.inner.why_not_captured = lambda device: None  # as with the kernels of a GPU
-    assert captures("auto", net, cuda, **usual)
-    assert not captures("auto", net, cuda, accumulate=2, **usual)
+    assert captures(config_of(), net, cuda)
+    assert not captures(config_of(accumulate=2), net, cuda)
     with pytest.raises(UserError, match=r"^cuda_graph=True: the visits of experts are counted before"):
-        captures(True, net, cuda, accumulate=2, **usual)
-    assert captures("auto", model("transformer"), cuda, accumulate=2, **usual)
+        captures(config_of(cuda_graph=True, accumulate=2), net, cuda)
+    assert captures(config_of(accumulate=2), model("transformer"), cuda)
 
 
 def test_the_logged_loss_does_not_know_the_weight():

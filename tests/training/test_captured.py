@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from fits import config_of
 
 from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import MixtureOfExperts
@@ -33,30 +34,28 @@ class TestWhere:
     )
     def test_what_cannot_be_captured_is_left_by_auto_and_refused_if_asked_for(self, device, precision, compile):
         how = {"precision": precision, "compile": compile}
-        assert captures("auto", Plain(), device, **how) is False
-        assert captures(False, Plain(), device, **how) is False
+        assert captures(config_of(**how), Plain(), device) is False
+        assert captures(config_of(cuda_graph=False, **how), Plain(), device) is False
         with pytest.raises(UserError, match=r"^cuda_graph=True"):
-            captures(True, Plain(), device, **how)
+            captures(config_of(cuda_graph=True, **how), Plain(), device)
 
     @pytest.mark.parametrize("precision", ["float32", "bf16"])
     def test_the_rest_is_captured_unless_told_not_to(self, precision):
-        choices = [
-            captures(setting, Plain(), GPU, precision=precision, compile=False) for setting in ("auto", True, False)
-        ]
+        configs = [config_of(cuda_graph=setting, precision=precision) for setting in ("auto", True, False)]
+        choices = [captures(config, Plain(), GPU) for config in configs]
         assert choices == [True, True, False]
 
     def test_a_part_that_waits_for_the_device_keeps_the_model_from_it(self):
-        how = {"precision": "bf16", "compile": False}
         model = torch.nn.Sequential(Plain(), Waits())
-        assert captures("auto", model, GPU, **how) is False
+        assert captures(config_of(precision="bf16"), model, GPU) is False
         with pytest.raises(UserError, match="it asks the device how it went"):
-            captures(True, model, GPU, **how)
+            captures(config_of(precision="bf16", cuda_graph=True), model, GPU)
 
     @pytest.mark.parametrize("backend, captured", [("grouped", False), ("reference", False), ("triton", True)])
     def test_experts_wait_unless_on_triton(self, monkeypatch, backend, captured):
         monkeypatch.setattr("seqlab.ops.backends.resolve", lambda package, order, backend, device, dtype: backend)
         model = MixtureOfExperts(8, d_ff=16, backend=backend)
-        assert captures("auto", model, GPU, precision="bf16", compile=False) is captured
+        assert captures(config_of(precision="bf16"), model, GPU) is captured
 
     def test_throughput_leaves_the_capture_out(self):
         assert EAGER + 1 <= STARTING

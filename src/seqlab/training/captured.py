@@ -5,7 +5,6 @@ device to run it. A graph is captured once and replayed with one call; its kerne
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import balances
 from seqlab.models.protocols import WaitsForDevice, parts
+from seqlab.training.settings import TrainerConfig
 
 EAGER = 3
 """Updates before the capture, in which libraries set themselves up and kernels are compiled."""
@@ -21,29 +21,21 @@ Gradient = Callable[[Tensor, Tensor], Tensor]
 """Given inputs and targets on the device, leaves the gradient in the parameters and returns the values to log."""
 
 
-def captures(
-    setting: Literal["auto"] | bool,
-    model: nn.Module,
-    device: torch.device,
-    *,
-    precision: str,
-    compile: bool,
-    accumulate: int = 1,
-) -> bool:
+def captures(config: TrainerConfig, model: nn.Module, device: torch.device) -> bool:
     """Whether to capture; ``auto`` does so wherever it can be done, and what cannot be done is refused if asked for."""
     if device.type != "cuda":
         obstacle = "CUDA graphs need a CUDA device"
-    elif precision == "fp16":
+    elif config.precision == "fp16":
         obstacle = "fp16's loss scale is decided in Python in the midst of a step"
-    elif compile:
+    elif config.compile:
         obstacle = "torch.compile makes its own kernels and captures them itself if asked to"
-    elif accumulate > 1 and balances(model):
+    elif config.accumulate > 1 and balances(model):
         obstacle = "the visits of experts are counted before a batch's parts, whose random numbers are then drawn again"
     else:
         obstacle = next(filter(None, (part.why_not_captured(device) for part in parts(model, WaitsForDevice))), None)
-    if setting is True and obstacle:
+    if config.cuda_graph is True and obstacle:
         raise UserError("cuda_graph", True, obstacle, "Use cuda_graph=auto")
-    return setting is not False and obstacle is None
+    return config.cuda_graph is not False and obstacle is None
 
 
 class CapturedGradient:

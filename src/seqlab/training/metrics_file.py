@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -12,13 +11,6 @@ from seqlab.errors import UserError
 from seqlab.jsonio import Record, finite, record_of
 
 log = logging.getLogger(__name__)
-
-BLOCK = 1 << 18
-"""Bytes of lines that are looked at together."""
-
-NUMBER = rb"(?:-?\d++(?:\.\d++)?+(?:e[+-]?\d++)?+|null)"
-WHOLE = re.compile(rb'(?:\{"step": \d++, "split": "\w++"(?:, "[^"\\\n]++": %s)*+\}\n)++' % NUMBER)
-"""Lines as ``MetricsFile`` writes them; five times sooner checked than parsed."""
 
 
 class MetricsFile:
@@ -54,19 +46,20 @@ def settle(path: Path, keep: Callable[[Record], bool]) -> None:
     Nothing is copied where what is dropped is the end of the file, as it is where no line is damaged. Otherwise the
     file as it was stays beside, as ``metrics.jsonl.damaged``.
     """
-    first = kept = damaged = 0  # bytes up to the first gap, bytes kept in all, lines
-    size = path.stat().st_size
-    for begin, line, good in sieve(path, keep):
-        first += len(line) if begin == first and good else 0
+    beginning = kept = damaged = 0  # bytes before the first line that is dropped, bytes kept in all, damaged lines
+    dropped = False
+    for line, good in lines_of(path, keep):
+        dropped |= not good
+        beginning += 0 if dropped else len(line)
         kept += len(line) if good else 0
         damaged += good is None
-    if kept == first <= size and not damaged:
-        os.truncate(path, first)
+    if kept == beginning <= path.stat().st_size and not damaged:
+        os.truncate(path, kept)
         return
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            file.writelines(line for _, line, good in sieve(path, keep) if good)
+            file.writelines(line for line, good in lines_of(path, keep) if good)
         if damaged:
             beside = free_name(path)
             path.rename(beside)
@@ -77,26 +70,18 @@ def settle(path: Path, keep: Callable[[Record], bool]) -> None:
         raise
 
 
-def sieve(path: Path, keep: Callable[[Record], bool]) -> Iterator[tuple[int, bytes, bool | None]]:
-    """A metrics file in pieces, which end with a line: where each begins, what is in it, and whether it is kept.
+def lines_of(path: Path, keep: Callable[[Record], bool]) -> Iterator[tuple[bytes, bool | None]]:
+    """Each line of a metrics file, and whether it is kept; ``None`` for one that is no record.
 
-    Records come in the order of the steps, so where a block's last one is kept, all are. A piece is several lines then,
-    and one otherwise; ``None`` for a line that is no record. A last line that a crash cut short is dropped like a
-    record to be made again.
+    A last line that a crash cut short is dropped like a record to be made again.
     """
-    begin = 0
     with path.open("rb") as file:
-        while lines := file.readlines(BLOCK):
-            block = b"".join(lines)
-            if WHOLE.fullmatch(block) and keep(json.loads(lines[-1])):
-                lines = [block]
-            for line in lines:
-                record = None if line is block else record_of(line)
-                if line is block or (record is not None and keep(record)):
-                    yield begin, line if line.endswith(b"\n") else line + b"\n", True
-                else:
-                    yield begin, line, None if record is None and line.endswith(b"\n") else False
-                begin += len(line)
+        for line in file:
+            record, whole = record_of(line), line.endswith(b"\n")
+            if record is None:
+                yield line, None if whole else False
+            else:
+                yield line if whole else line + b"\n", keep(record)
 
 
 def free_name(path: Path) -> Path:

@@ -64,25 +64,8 @@ class Trainer:
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.tokens_per_step = config.batch_size * data.length
         self.flops_per_step = config.batch_size * training_flops(model, data)
-        self.cuda_graph = captures(
-            config.cuda_graph,
-            model,
-            device,
-            precision=config.precision,
-            compile=config.compile,
-            accumulate=config.accumulate,
-        )
-        self.update = Update(
-            model,
-            data,
-            optimizer=config.optimizer,
-            device=device,
-            precision=config.precision,
-            accumulate=config.accumulate,
-            clip_norm=config.clip_norm,
-            compile=config.compile,
-            cuda_graph=self.cuda_graph,
-        )
+        self.cuda_graph = captures(config, model, device)
+        self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph)
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None

@@ -2,19 +2,18 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.counters import Outcome
-from seqlab.training.precision import Precision, autocast
+from seqlab.training.precision import autocast
+from seqlab.training.settings import TrainerConfig
 
 
 class Visits:
@@ -38,41 +37,29 @@ class Update:
     """Everything that changes a model's weights.
 
     Args:
+        config: the optimizer, and in which arithmetic and how many parts a batch is taken. The loss that balances
+            experts has the shares of the whole batch's visits for factors, so these are counted in a forward pass
+            before, if there are several parts.
         model: on ``device``, in float32.
         data: states the loss and which positions count.
-        optimizer: given the model, its torch optimizers.
-        device, precision: where and in which arithmetic.
-        accumulate: parts that a batch is cut into; the gradient is that of the whole. The loss that balances experts
-            has the shares of the whole batch's visits for factors, so these are counted in a forward pass before.
-        clip_norm: largest norm of the gradient, or ``None``.
-        compile: go through ``torch.compile``.
-        cuda_graph: capture the gradient's kernels once and replay them.
+        device: where to train.
+        cuda_graph: whether the gradient's kernels are captured once and replayed (``captures``).
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        data: DataSet,
-        *,
-        optimizer: Callable[[nn.Module], list[Optimizer]],
-        device: torch.device,
-        precision: Precision,
-        accumulate: int,
-        clip_norm: float | None,
-        compile: bool,
-        cuda_graph: bool = False,
+        self, config: TrainerConfig, model: nn.Module, data: DataSet, *, device: torch.device, cuda_graph: bool = False
     ):
-        self.data, self.device, self.precision = data, device, precision
-        self.accumulate, self.clip_norm = accumulate, clip_norm or math.inf
-        self.experts = parts(model, MixtureOfExperts) if accumulate > 1 else []
-        self.counts_first = accumulate > 1 and balances(model)
+        self.data, self.device, self.precision = data, device, config.precision
+        self.accumulate, self.clip_norm = config.accumulate, config.clip_norm or math.inf
+        self.experts = parts(model, MixtureOfExperts) if config.accumulate > 1 else []
+        self.counts_first = config.accumulate > 1 and balances(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizers = optimizer(model)
+        self.optimizers = config.optimizer(model)
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        if compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        if config.compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        self.model = torch.compile(model) if compile else model
+        self.model = torch.compile(model) if config.compile else model
         self.gradient = CapturedGradient(self._gradient, model) if cuda_graph else self._gradient
 
     @property
