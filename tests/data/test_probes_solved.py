@@ -10,16 +10,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data.probe_cases import FIXED, FRESH, MIXED, RECALLED, SMALL, TASKS, many
-from data.probe_solvers import check_solved, solve
+from data.probe_cases import CASES, FIXED, FRESH, MIXED, PROBES, RECALLED, SMALL, TASKS, check_solved, many, solve
 from seqlab.config.schema import check
 from seqlab.data.probes.base import Probe, power_of_two
 from seqlab.data.probes.compression import Compression
-from seqlab.data.probes.copying import Copying, SelectiveCopying
-from seqlab.data.probes.induction_heads import InductionHeads
+from seqlab.data.probes.copying import SelectiveCopying
 from seqlab.data.probes.memorization import Memorization
 from seqlab.data.probes.mqar import MQAR
-from seqlab.data.probes.recall import FuzzyRecall, NoisyRecall
 from seqlab.errors import UserError
 from support import compose_config, configured_data
 
@@ -35,19 +32,7 @@ def test_every_target_follows_from_the_inputs(task, settings, sizes):
         check_solved(batch, data)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "selective_copying",
-        "copying",
-        "induction_heads",
-        "mqar",
-        "fuzzy_recall",
-        "noisy_recall",
-        "compression",
-        "memorization",
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_shipped_is_solved_in_training_and_beyond(name):
     cfg = compose_config(f"data={name}", "data.n_test=2", "data.n_further=2")
     if cfg.data.n_train:
@@ -66,21 +51,6 @@ def test_what_is_shipped_is_solved_in_training_and_beyond(name):
 
 
 SYMBOLS = {"_": 0, ".": -100}
-DRAWN = {
-    Copying: {"length": 10, "data_tokens": 3, "vocab_size": 6},
-    SelectiveCopying: {"length": 10, "data_tokens": 3, "vocab_size": 6},
-    InductionHeads: {"length": 9, "vocab_size": 6},
-    MQAR: {"length": 14, "pairs": 3, "vocab_size": 13, "alpha": 0.01},
-    FuzzyRecall: {
-        "length": 16,
-        "pairs": 2,
-        "key_tokens": 2,
-        "value_tokens": 2,
-        "vocab_size": 6,
-        "noise_vocab_size": 1,
-    },
-    NoisyRecall: {"length": 14, "pairs": 2, "vocab_size": 6, "noise_vocab_size": 3},
-}
 
 
 def drawn(task: type[Probe], last: int) -> tuple[list[int], list[int]]:
@@ -94,9 +64,10 @@ def drawn(task: type[Probe], last: int) -> tuple[list[int], list[int]]:
     return inputs, targets
 
 
-@pytest.mark.parametrize(("task", "settings"), DRAWN.items(), ids=lambda v: getattr(v, "name", ""))
-def test_the_example_in_the_docstring(task, settings):
-    data = task(**settings, **FRESH)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.example])
+def test_the_example_in_the_docstring(name):
+    task = PROBES[name]
+    data = task(**CASES[name].example, **FRESH)
     inputs, targets = drawn(task, data.d_input - 1)
     assert len(inputs) == len(targets) == data.length
     assert {t: token for t, token in enumerate(targets) if token != -100} == {
