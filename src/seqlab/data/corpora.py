@@ -28,42 +28,27 @@ class CorpusFile:
     tokens: int | None = None
 
 
+@dataclass
 class Corpus:
-    """Files that are split into training, validation and test text.
+    """Files that are split into training, validation and test text. The fields are what ``TextData`` is given."""
 
-    Args:
-        name: in messages and in the cache.
-        unit: what a token is.
-        folder: of the files, below ``dir``.
-        files: ``file``, ``sha256`` and ``tokens`` of either each split or, with ``fractions``, of the one file
-            ``all``; without a checksum the file is taken as it is.
-        fractions: share of the characters that goes to training, validation and test, one after the other.
-        vocab_size: how many different tokens there must be.
-        source: where to download the files, as ``download.fetch`` takes it.
-        dir: holds the folder; where it does not, or is None, the files are downloaded.
-        cache_dir: keeps downloaded files and encoded tokens; None for the default.
-    """
+    name: str
+    unit: Unit
+    folder: str
+    files: Mapping[str, Mapping[str, Any]]
+    fractions: list[float] | None
+    vocab_size: int | None
+    source: Mapping[str, Any] | None
+    dir: str | None
+    cache_dir: str | None
 
-    def __init__(
-        self,
-        name: str,
-        unit: Unit,
-        folder: str,
-        files: Mapping[str, Mapping[str, Any]],
-        fractions: list[float] | None,
-        vocab_size: int | None,
-        source: Mapping[str, Any] | None,
-        dir: str | None,
-        cache_dir: str | None,
-    ):
-        self.name, self.unit, self.folder, self.vocab_size = name, unit, folder, vocab_size
-        self.files = _parse_files(files, fractions)
-        self.fractions = None if fractions is None else _parse_fractions(fractions)
-        self.source = source
-        if source is not None:
-            download.check_source(source)
-        self.dir = None if dir is None else Path(dir).expanduser()
-        self.cache = cache_folder(cache_dir)
+    def __post_init__(self) -> None:
+        self.files = _parse_files(self.files, self.fractions)
+        self.fractions = None if self.fractions is None else _parse_fractions(self.fractions)
+        if self.source is not None:
+            download.check_source(self.source)
+        self.dir = None if self.dir is None else Path(self.dir).expanduser()
+        self.cache = cache_folder(self.cache_dir)
 
     def encoded(self) -> tuple[str, Encoded]:
         """A key that stands for the encoded corpus, and the corpus: from the cache if that has it whole.
@@ -89,18 +74,18 @@ class Corpus:
             for role, content in given.items():
                 self._check_sum(role, content, self.dir / self.folder)
             return given
-        kept = self._read(self.cache / "files")
+        root = self.cache / "files"
+        kept = self._read(root)
         if kept is not None and all(self._has_sum(role, content) for role, content in kept.items()):
             return kept
-        root = self.cache / "files"
-        targets = {
+        places = {
             role: below(root, Path(self.folder, spec.file), f"files.{role}.file") for role, spec in self.files.items()
         }
         fetched = self._fetch()
         for role, content in fetched.items():
             self._check_sum(role, content, "the download")
         for role, content in fetched.items():
-            write_whole(targets[role], content)
+            write_whole(places[role], content)
         return fetched
 
     def _paths(self, root: Path) -> dict[str, Path]:

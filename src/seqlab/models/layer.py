@@ -3,6 +3,7 @@
 Symbols: B batch, L length, D model width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,28 +11,13 @@ from torch import Tensor, nn
 
 from seqlab.models.protocols import Mixer, Prefills
 
+Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
+"""How a mixer goes on from a state: ``step_mixer`` or ``prefill_mixer``."""
 
-class Branch(nn.Module):
-    """Half a layer: x + dropout(inner(norm(x))), or inner(norm(x)) where there is no residual stream."""
 
-    def __init__(self, inner: nn.Module, norm: nn.Module, *, residual: bool, dropout: float):
-        super().__init__()
-        self.norm, self.inner, self.residual = norm, inner, residual
-        self.dropout = nn.Dropout(dropout)
-
-    def _join(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + self.dropout(y) if self.residual else self.dropout(y)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._join(x, self.inner(self.norm(x)))
-
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        y, state = self.inner.step(self.norm(x), state)
-        return self._join(x, y), state
-
-    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        y, state = prefill_mixer(self.inner, self.norm(x), state)
-        return self._join(x, y), state
+def step_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """A mixer's output (B, D) for one position x (B, D), and the state after it."""
+    return mixer.step(x, state)
 
 
 def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -45,6 +31,26 @@ def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return torch.stack(outputs, dim=1), state
 
 
+class Branch(nn.Module):
+    """Half a layer: x + dropout(inner(norm(x))), or dropout(inner(norm(x))) where there is no residual stream."""
+
+    def __init__(self, inner: nn.Module, norm: nn.Module, *, residual: bool, dropout: float):
+        super().__init__()
+        self.norm, self.inner, self.residual = norm, inner, residual
+        self.dropout = nn.Dropout(dropout)
+
+    def _join(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.dropout(y) if self.residual else self.dropout(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._join(x, self.inner(self.norm(x)))
+
+    def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
+        """The output for x (B, D) or (B, L, D) after what the mixer's state remembers, and the state after it."""
+        y, state = read(self.inner, self.norm(x), state)
+        return self._join(x, y), state
+
+
 class Layer(nn.Module):
     """A mixer, then a feed-forward if there is one."""
 
@@ -56,10 +62,7 @@ class Layer(nn.Module):
         x = self.mixer(x)
         return x if self.feedforward is None else self.feedforward(x)
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        x, state = self.mixer.step(x, state)
-        return x if self.feedforward is None else self.feedforward(x), state
-
-    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        x, state = self.mixer.prefill(x, state)
+    def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
+        """As of ``Branch``."""
+        x, state = self.mixer.advance(x, state, read)
         return x if self.feedforward is None else self.feedforward(x), state

@@ -4,7 +4,6 @@ Symbols: B batch, L length, D model width.
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import under
-from seqlab.models.layer import Branch, Layer
+from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.pattern import check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
 from seqlab.models.protocols import Factory
@@ -151,7 +150,7 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
-        x, state = self._advance(Layer.step, inputs, state, 1)  # (B, D)
+        x, state = self._advance(step_mixer, inputs, state, 1)  # (B, D)
         return self._read(x), state
 
     @torch.no_grad()
@@ -179,19 +178,17 @@ class SequenceModel(nn.Module):
         """
         seen = []
         for piece in inputs.split(chunk, dim=1):
-            x, state = self._advance(Layer.prefill, piece, state, piece.shape[1])  # (B, L, D)
+            x, state = self._advance(prefill_mixer, piece, state, piece.shape[1])  # (B, L, D)
             if every or places is not None:
                 seen.append(x)
         return self._read(torch.cat(seen, dim=1) if seen else x[:, -1], places), state
 
-    def _advance(
-        self, take: Callable[..., tuple[Tensor, Any]], inputs: Tensor, state: ModelState, length: int
-    ) -> tuple[Tensor, ModelState]:
-        """The residual stream after all layers, and the state; ``take`` is what a layer does with the positions."""
+    def _advance(self, read: Read, inputs: Tensor, state: ModelState, length: int) -> tuple[Tensor, ModelState]:
+        """The residual stream after all layers for ``length`` positions, and the state after them."""
         end = state.position + length
         x = self._embed(inputs, state.position, end)  # (B, D) or (B, L, D)
         after = []
         for layer, before in zip(self.layers, state.layers, strict=True):
-            x, layer_state = take(layer, x, before)
+            x, layer_state = layer.advance(x, before, read)
             after.append(layer_state)
         return x, ModelState(end, after)

@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
-from seqlab.models.mixers.cache import Cache, WindowCache
+from seqlab.models.mixers.cache import Cache
 from seqlab.models.mixers.rotary import rotate
 from seqlab.models.mixers.softmax import attend_last, attend_window
 
@@ -69,16 +69,16 @@ class Attention(nn.Module):
             return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self._merge(attend_window(q, k, v, self.window))
 
-    def initial_state(self, batch_size: int) -> Cache | WindowCache:
+    def initial_state(self, batch_size: int) -> Cache:
         empty = self.in_proj.weight.new_empty(batch_size, self.n_heads, 0, self.d_inner // self.n_heads)
-        return Cache(empty, empty, 0) if self.window is None else WindowCache(empty, empty, 0, self.window)
+        return Cache(empty, empty, 0, self.window)
 
-    def step(self, x: Tensor, state: Cache | WindowCache) -> tuple[Tensor, Cache | WindowCache]:
+    def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         q, k, v = self._project(x[:, None], start=state.length)
         state = state.extended(k, v)
         return self._merge(F.scaled_dot_product_attention(q, *state.filled))[:, 0], state
 
-    def prefill(self, x: Tensor, state: Cache | WindowCache) -> tuple[Tensor, Cache | WindowCache]:
+    def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         q, k, v = self._project(x, start=state.length)
         if self.window is None:
             state = state.extended(k, v)
