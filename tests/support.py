@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from seqlab.config.schema import check
 from seqlab.data import Batch, DataSet
 from seqlab.errors import UserError
-from seqlab.runs.build import build_data
+from seqlab.models import SequenceModel
+from seqlab.runs.build import build_data, build_model
+from seqlab.runs.load import TokenWidths
 from seqlab.training import checkpoint
 from seqlab.training.precision import Precision, check_precision
 
@@ -128,6 +130,15 @@ def script(*arguments: str, environment: dict[str, str], folder: Path) -> subpro
     """``python train.py`` in a process of its own."""
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def built_model(
+    *overrides: str, d_input: int = 7, d_output: int | None = None, length: int = 8, tokens: bool = True, seed: int = 0
+) -> SequenceModel:
+    """The model of a command line at these widths, on the CPU."""
+    torch.manual_seed(seed)
+    widths = TokenWidths(d_input, d_output or d_input, length, tokens)
+    return build_model(compose_config(*overrides), widths, torch.device("cpu"))
 
 
 def configured_data(kind: type[DataSet], settings: dict[str, Any]) -> DataSet:

@@ -1,19 +1,17 @@
 """What a probe is for: a model without memory stays at chance where one with memory learns the task."""
 
 import torch
-from hydra.utils import instantiate
 
 from seqlab.data.probes.induction_heads import InductionHeads
-from support import compose_config
+from support import built_model
 
 DATA = InductionHeads(length=12, vocab_size=8, n_train=None, epoch_size=10**6, n_validation=512, n_test=1, seed=0)
 
 
 def accuracy_after(model: str, steps: int, lr: float) -> float:
     """Validation accuracy of a tiny model after training."""
-    cfg = compose_config(f"model={model}", "size=tiny", "size.d_model=32", "size.n_layers=2")
-    torch.manual_seed(0)
-    network = instantiate(cfg.model, tokens=True, d_input=8, d_output=8, max_length=DATA.length, _convert_="all")
+    size = "size=tiny", "size.d_model=32", "size.n_layers=2"
+    network = built_model(f"model={model}", *size, d_input=8, length=DATA.length)
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     for step in range(steps):
         inputs, targets = DATA.train_batch(step, 32, 1)

@@ -5,13 +5,12 @@ import inspect
 import pytest
 import torch
 import transformers
-from hydra.utils import instantiate
 from torch import nn
 
 from seqlab.errors import UserError, under
 from seqlab.models.counting import scan_backend, training_flops
 from seqlab.models.mixers import Mamba, Mamba2
-from support import compose_config
+from support import built_model
 
 VOCABULARY, LENGTH, LAYERS, D_MODEL = 97, 75, 3, 48
 MIXER = {
@@ -28,13 +27,9 @@ SIZES = pytest.mark.parametrize(("n_heads", "n_groups", "d_state"), [(4, 1, 64),
 
 
 def ours(n_heads: int, n_groups: int, d_state: int) -> nn.Module:
-    torch.manual_seed(0)
     mixer = [f"model.mixers.mamba2.n_groups={n_groups}", f"model.mixers.mamba2.d_state={d_state}"]
     size = [f"size.d_model={D_MODEL}", f"size.n_layers={LAYERS}", f"size.n_heads={n_heads}"]
-    cfg = compose_config("model=mamba2", *size, *mixer)
-    model = instantiate(
-        cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=LENGTH, _convert_="all"
-    )
+    model = built_model("model=mamba2", *size, *mixer, d_input=VOCABULARY, length=LENGTH)
     with torch.no_grad():
         for layer in model.layers:
             layer.mixer.inner.norm.weight.uniform_(0.5, 1.5)  # ones at the start, which would hide where they act

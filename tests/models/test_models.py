@@ -5,9 +5,7 @@ import torch
 from torch import nn
 
 from seqlab.errors import UserError
-from seqlab.runs.build import build_model
-from seqlab.runs.load import TokenWidths
-from support import architectures, compose_config, depth
+from support import architectures, built_model, compose_config, depth
 
 MODELS = architectures()
 SMALLEST = ["size.d_model=16", "size.n_heads=2", "size.d_ff=40"]
@@ -15,9 +13,8 @@ D_INPUT, D_OUTPUT, LENGTH = 11, 11, 9
 
 
 def build(name: str, *, tokens: bool = True, overrides: tuple[str, ...] = (), length: int = LENGTH) -> nn.Module:
-    torch.manual_seed(0)
-    cfg = compose_config(f"model={name}", *SMALLEST, f"size.n_layers={depth(name)}", *overrides)
-    return build_model(cfg, TokenWidths(D_INPUT, D_OUTPUT, length, tokens), torch.device("cpu")).eval()
+    size = [*SMALLEST, f"size.n_layers={depth(name)}"]
+    return built_model(f"model={name}", *size, *overrides, d_input=D_INPUT, length=length, tokens=tokens).eval()
 
 
 def inputs(*, tokens: bool, length: int = LENGTH) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from fits import config_of
-from hydra.utils import instantiate
 from torch import nn
 
 from seqlab.errors import UserError
@@ -12,17 +11,15 @@ from seqlab.ops.routed_experts import resolve_backend
 from seqlab.training.captured import captures
 from seqlab.training.optim import adamw, sgd
 from seqlab.training.update import Update
-from support import Echo, compose_config
+from support import Echo, built_model
 
 CPU = torch.device("cpu")
 
 
 def model(name: str = "transformer_moe", weight: float = 1.0) -> nn.Module:
-    torch.manual_seed(0)
     size = ["size.d_model=16", "size.n_heads=2", "size.d_ff=24", "size.n_layers=2"]
     routing = [f"model.feedforward.balance_weight={weight}", "model.feedforward.dropout=0"] if "moe" in name else []
-    cfg = compose_config(f"model={name}", *size, *routing)
-    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all").train()
+    return built_model(f"model={name}", *size, *routing).train()
 
 
 def update_of(net: nn.Module, **settings) -> Update:
