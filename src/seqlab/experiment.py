@@ -177,7 +177,8 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, resume: bool
             with under("schedule", cfg.schedule):
                 check_fits(trainer.config.schedule, trainer.total)
         logger = instantiate(cfg.logger)
-        logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
+        with under("logger", cfg.logger):
+            logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
         keep(cfg, folder)
         return trainer, logger
 

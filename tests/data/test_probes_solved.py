@@ -18,7 +18,7 @@ from seqlab.data.probes.copying import SelectiveCopying
 from seqlab.data.probes.memorization import Memorization
 from seqlab.data.probes.mqar import MQAR
 from seqlab.errors import UserError
-from support import compose_config, configured_data
+from support import built_model, compose_config, configured_data
 
 
 @pytest.mark.parametrize(("task", "settings"), TASKS + MIXED)
@@ -186,3 +186,30 @@ def test_any_settings_are_refused_or_solved(draw):
     check_solved(data.train_batch(draw.draw(st.integers(0, 10**6)), 5, draw.draw(st.integers(0, 2**40))), data)
     check_solved(many(data, 7), data)
     data.slices(many(data, 7))
+
+
+ENDLESS = PROBES["induction_heads"](
+    length=12, vocab_size=8, n_train=None, epoch_size=10**6, n_validation=512, n_test=1, seed=0
+)
+
+
+def accuracy_after(model: str, steps: int, lr: float) -> float:
+    """Validation accuracy of a tiny model after training."""
+    size = "size=tiny", "size.d_model=32", "size.n_layers=2"
+    network = built_model(f"model={model}", *size, d_input=8, length=ENDLESS.length)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    for step in range(steps):
+        inputs, targets = ENDLESS.train_batch(step, 32, 1)
+        loss = ENDLESS.loss(network(inputs), targets).sum() / ENDLESS.mask(targets).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    inputs, targets = next(ENDLESS.evaluation_batches("validation", 512))
+    with torch.no_grad():
+        right = network(inputs).argmax(dim=-1) == targets
+    return right[ENDLESS.mask(targets)].float().mean().item()
+
+
+def test_memory_is_what_the_probe_measures():
+    assert accuracy_after("mlp", steps=200, lr=3e-3) < ENDLESS.chance + 0.08
+    assert accuracy_after("mamba", steps=150, lr=7e-3) > 0.95

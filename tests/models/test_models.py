@@ -140,6 +140,15 @@ def test_patterns_that_cannot_be(overrides, message):
         build("mamba", overrides=overrides)
 
 
+def test_a_mixer_that_could_never_generate_is_refused():
+    mixers = (
+        "model.pattern=[dense]",
+        "+model.mixers.dense={_target_: torch.nn.Linear, _partial_: true, out_features: 16}",
+    )
+    with pytest.raises(UserError, match=r"^model\.mixers\.dense=Linear: has no initial_state\(batch_size\) and step"):
+        build("mamba", overrides=mixers)
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match=r"size\.n_heads=3: must divide d_model=16.*\n.*1, 2, 4, 8, 16"):
         build("transformer", overrides=("size.n_heads=3",))

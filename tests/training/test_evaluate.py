@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from fits import build
 from hydra.utils import instantiate
 from torch import nn
 
@@ -230,6 +231,30 @@ def test_a_model_that_could_only_step_goes_whole(monkeypatch):
     monkeypatch.setattr(module, "LONG", 4)
     monkeypatch.setattr(module, "PIECE_ON_CPU", 4)
     assert measured(OftenRight(), Sliced()).metrics["loss"] > 0
+
+
+@pytest.mark.parametrize(("most", "read"), [(1, 1), (2, 2), (9, 2), (None, 2)])
+def test_no_more_batches_are_read_than_asked_for(tmp_path, most, read):
+    trainer = build(tmp_path, evaluation_batches=most)
+    seen = []
+
+    class Bar:
+        def begin_evaluation(self, split, batches):
+            seen.append(batches)
+
+        def evaluated_batch(self):
+            seen.append("read")
+
+        def end_evaluation(self):
+            pass
+
+    trainer.stop = type("Stop", (), {"signal": None})()
+    found = trainer.evaluate("validation", Bar()).metrics["loss"]
+    assert seen == [read] + ["read"] * read
+    data = Echo()
+    data.evaluation_batches = lambda split, size: list(Echo().evaluation_batches(split, size))[:read]
+    settings = {"batch_size": 4, "device": torch.device("cpu"), "autocast": torch.no_grad}
+    assert found == evaluate(trainer.model, data, "validation", **settings).metrics["loss"]
 
 
 @pytest.mark.gpu

@@ -15,22 +15,14 @@ from seqlab.training.counters import Outcome
 from seqlab.training.precision import autocast
 from seqlab.training.settings import TrainerConfig
 
+Visits = dict[nn.Module, Tensor]
+"""The share of a batch's visits that each expert has, (E,), by the part that has the experts."""
 
-class Visits:
-    """Sums the shares of visits of the experts over the parts of a batch; nothing where there are no experts."""
 
-    def __init__(self, experts: list[MixtureOfExperts]):
-        self.shares = {module: torch.zeros_like(module.expert_share) for module in experts}
-
-    def add(self, weight: float) -> None:
-        """What the last forward pass had, of so much of the batch."""
-        for module, share in self.shares.items():
-            share.add_(module.expert_share, alpha=weight)
-
-    def keep(self) -> None:
-        """Leave the batch's shares where those of the last part are."""
-        for module, share in self.shares.items():
-            module.expert_share.copy_(share)
+def add_visits(visits: Visits, weight: float) -> None:
+    """Add those of the last forward pass, which saw this share of the batch."""
+    for part, share in visits.items():
+        share.add_(part.expert_share, alpha=weight)
 
 
 class Update:
@@ -93,7 +85,7 @@ class Update:
         count = self.data.mask(targets).sum()
         loss, added = torch.zeros((), device=self.device), None
         shares = self._count_visits(inputs) if self.counts_first else None
-        visits = Visits(self.experts)
+        visits = self._no_visits()
         for part_inputs, part_targets in zip(
             inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True
         ):
@@ -102,32 +94,36 @@ class Update:
             part_loss = self.data.loss(outputs, part_targets).sum() / count
             loss += part_loss.detach()
             weight = len(part_inputs) / len(inputs)
-            visits.add(weight)
+            add_visits(visits, weight)
             auxiliary = auxiliary_losses(self.model, shares)
             if auxiliary is not None:
                 auxiliary = auxiliary * weight
                 part_loss = part_loss + auxiliary
                 added = auxiliary.detach() if added is None else added + auxiliary.detach()
             self.scaler.scale(part_loss).backward()
-        visits.keep()
+        for part, share in visits.items():
+            part.expert_share.copy_(share)  # in the place of the last part's
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         return torch.stack((loss, norm) if added is None else (loss, norm, added))
 
-    def _count_visits(self, inputs: Tensor) -> dict[nn.Module, Tensor]:
+    def _count_visits(self, inputs: Tensor) -> Visits:
         """The share of the whole batch's visits that each expert has, in each part with experts.
 
         The passes are those that follow, their random numbers and (as a gradient could be taken) their kernels too.
         """
-        visits = Visits(self.experts)
+        visits = self._no_visits()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
             for part in inputs.chunk(self.accumulate):
                 with autocast(self.device, self.precision):
                     self.model(part)
                 auxiliary_losses(self.model)  # taken, so that no graph stays
-                visits.add(len(part) / len(inputs))
-        return visits.shares
+                add_visits(visits, len(part) / len(inputs))
+        return visits
+
+    def _no_visits(self) -> Visits:
+        return {part: torch.zeros_like(part.expert_share) for part in self.experts}
 
     def release(self) -> None:
         """Give the memory of captured kernels back; a further update would begin anew."""
