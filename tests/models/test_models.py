@@ -145,7 +145,7 @@ def test_a_mixer_that_could_never_generate_is_refused():
         "model.pattern=[dense]",
         "+model.mixers.dense={_target_: torch.nn.Linear, _partial_: true, out_features: 16}",
     )
-    with pytest.raises(UserError, match=r"^model\.mixers\.dense=Linear: has no initial_state\(batch_size\) and step"):
+    with pytest.raises(UserError, match=r"^model\.mixers\.dense=Linear: has no initial_state and step"):
         build("mamba", overrides=mixers)
 
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seqlab.errors import UserError
 from seqlab.models.layer import prefill_mixer
-from seqlab.models.protocols import CountsFlops, CountsInactive, Mixer, RoutesExperts, Scans, parts
+from seqlab.models.mixture_of_experts import MixtureOfExperts
+from seqlab.models.protocols import CountsFlops, CountsInactive, Mixer, Scans, parts
 from seqlab.models.sequence_model import SequenceModel
 
 Shape = tuple[int, ...]
@@ -114,7 +115,7 @@ def backends(model: nn.Module, device: torch.device) -> dict[str, str | None]:
     Raises:
         UserError: a backend cannot run there.
     """
-    experts = [(part, part.experts_backend) for part in parts(model, RoutesExperts)]
+    experts = [(part, part.experts_backend) for part in parts(model, MixtureOfExperts)]
     chosen = {"experts_backend": chosen_backends(experts, device, "feedforward.backend")} if experts else {}
     return {"scan_backend": scan_backend(model, device)} | chosen
 
@@ -124,7 +125,7 @@ def scan_backend(model: nn.Module, device: torch.device) -> str | None:
     return chosen_backends([(part, part.scan_backend) for part in parts(model, Scans)], device, "scan_backend")
 
 
-def chosen_backends(asked: list[tuple[Scans | RoutesExperts, str]], device: torch.device, key: str) -> str | None:
+def chosen_backends(asked: list[tuple[Scans | MixtureOfExperts, str]], device: torch.device, key: str) -> str | None:
     """What the names that parts ask for come to on a device in float32; ``key`` is the setting's."""
     try:
         chosen = {part.resolve_backend(name, device, torch.float32) for part, name in asked}

@@ -1,7 +1,9 @@
 """Which mixer and which feed-forward each layer has: lists that repeat over the depth."""
 
+from torch import nn
+
 from seqlab.errors import UserError, nearest
-from seqlab.models.protocols import Factory
+from seqlab.models.protocols import Factory, Mixer
 
 
 def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:
@@ -20,6 +22,13 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
         rule = f"leaves no layer, so that nothing of pattern={list(pattern)} would be in the model"
         raise UserError("n_layers", 0, rule, "Set n_layers=1 or more, or take model=linear, which has none")
     check_fits("pattern", list(pattern), "mixers", n_layers)
+
+
+def check_mixer(name: str, mixer: nn.Module) -> None:
+    """Refuse a mixer that could be trained but never generate."""
+    if not isinstance(mixer, Mixer):
+        rule = "has no initial_state and step, by which a model generates"
+        raise UserError(f"mixers.{name}", type(mixer).__name__, rule, "Write them (seqlab.models.protocols.Mixer)")
 
 
 def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_layers: int) -> list[Factory | None]:

@@ -39,54 +39,34 @@ class Mixer(Protocol):
 
 @runtime_checkable
 class Prefills(Protocol):
-    """A mixer or model that can read many positions at once and keep what it remembers of them."""
-
     def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """L positions, (B, L, D) to (B, L, D), and the state after them: what as many calls of ``step`` give."""
 
 
 @runtime_checkable
 class CountsFlops(Protocol):
-    """A part whose arithmetic torch's FLOP counter does not see, or not all of it."""
-
     def uncounted_flops(self, batch_size: int, length: int) -> int:
-        """Forward FLOPs of that arithmetic for ``batch_size`` sequences of ``length`` positions."""
+        """Forward FLOPs that torch's counter does not see, of ``batch_size`` sequences of ``length`` positions."""
 
 
 @runtime_checkable
 class CountsInactive(Protocol):
-    """A part of which a token meets only some parameters."""
-
     def inactive_parameters(self) -> int:
-        """How many parameters a token does not meet."""
+        """How many of its parameters a token does not meet."""
 
 
 @runtime_checkable
 class WaitsForDevice(Protocol):
-    """A part that waits for the device in a training step, or may: no CUDA graph can hold it then."""
-
     def why_not_captured(self, device: torch.device) -> str | None:
-        """Why a CUDA graph cannot hold it on this device; ``None`` if it can."""
+        """Why no CUDA graph can hold it there: it waits for the device in a step, or may. ``None`` if one can."""
 
 
 @runtime_checkable
 class Scans(Protocol):
-    """A mixer whose scan runs on one of several backends."""
-
     scan_backend: str
 
     def resolve_backend(self, backend: str, device: torch.device, dtype: torch.dtype) -> str:
         """What a backend's name, ``auto`` among them, comes to on a device; ValueError for one that cannot run."""
-
-
-@runtime_checkable
-class RoutesExperts(Protocol):
-    """A part whose experts run on one of several backends."""
-
-    experts_backend: str
-
-    def resolve_backend(self, backend: str, device: torch.device, dtype: torch.dtype) -> str:
-        """As of ``Scans``."""
 
 
 Kind = TypeVar("Kind")

@@ -10,11 +10,11 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from seqlab.errors import UserError, under
+from seqlab.errors import under
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
-from seqlab.models.pattern import check_pattern, feedforward_pattern
+from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
-from seqlab.models.protocols import Factory, Mixer
+from seqlab.models.protocols import Factory
 
 CHUNK = 4096
 """Positions that ``prefill`` takes at a time, which bounds the memory for activations."""
@@ -94,11 +94,7 @@ class SequenceModel(nn.Module):
         def layer(i: int) -> Layer:
             name, feedforward = pattern[i % len(pattern)], feedforwards[i % len(feedforwards)]
             mixer = branch(f"mixers.{name}", mixers[name])
-            if not isinstance(mixer.inner, Mixer):
-                rule = "has no initial_state(batch_size) and step(x, state), by which a model generates"
-                raise UserError(
-                    f"mixers.{name}", type(mixer.inner).__name__, rule, "Write them (seqlab.models.protocols)"
-                )
+            check_mixer(name, mixer.inner)
             return Layer(mixer, branch("feedforward", feedforward) if feedforward else None)
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
