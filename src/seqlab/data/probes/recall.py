@@ -96,26 +96,17 @@ class Recall(Probe):
         k = is_value.to(torch.uint8).argmax(dim=1) - is_key.to(torch.uint8).argmax(dim=1)  # (B,)
         v = k * is_value.sum(dim=1) // is_key.sum(dim=1)  # (B,)
         distance = torch.ones_like(inputs)
-        for key_tokens, value_tokens in {*zip(k.tolist(), v.tolist(), strict=True)}:
-            rows = (k == key_tokens) & (v == value_tokens)
-            distance[rows] = self._distances(inputs[rows], key_tokens, value_tokens)
+        examples = zip(distance, inputs.tolist(), k.tolist(), v.tolist(), strict=True)
+        for row, tokens, key_tokens, value_tokens in examples:
+            first, group = {}, key_tokens + value_tokens
+            for start in range(0, len(tokens) - group + 1, group):
+                key = tuple(tokens[start : start + key_tokens])
+                if key in first:
+                    row[start : start + group] = start - first[key]
+                elif key[0] < self.n_keys:
+                    first[key] = start
         pairs = asked.sum(dim=1) // v
         return {"distance": power_of_two(distance), "pairs": pairs[:, None].expand_as(inputs)}
-
-    def _distances(self, inputs: Tensor, key_tokens: int, value_tokens: int) -> Tensor:
-        """Positions back to the slot before that has the same key, else 1: (B, L)."""
-        group, length = key_tokens + value_tokens, inputs.shape[1]
-        slots = length // group
-        grid = inputs[:, : slots * group].unflatten(1, (slots, group))  # (B, T, g)
-        digits = self.n_keys ** torch.arange(key_tokens, device=inputs.device)
-        codes = (grid[..., :key_tokens] * digits).sum(dim=2)  # (B, T)
-        own = -1 - torch.arange(slots, device=inputs.device)  # a code for each slot of noise
-        codes = codes.where(grid[..., 0] < self.n_keys, own)
-        ordered, slot = codes.sort(dim=1, stable=True)
-        back = torch.where(ordered[:, 1:] == ordered[:, :-1], (slot[:, 1:] - slot[:, :-1]) * group, 1)
-        distance = torch.ones_like(codes).scatter(1, slot[:, 1:], back)  # (B, T)
-        rest = torch.ones_like(inputs[:, slots * group :])
-        return torch.cat([distance.repeat_interleave(group, dim=1), rest], dim=1)  # (B, L)
 
 
 @dataclass(kw_only=True, eq=False)
