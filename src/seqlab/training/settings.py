@@ -29,7 +29,7 @@ class TrainerConfig:
         clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
         precision: of the model's arithmetic; parameters are always float32.
         compile: train through ``torch.compile``.
-        cuda_graph: capture the kernels of a step once and replay them, which a GPU needs for small models; ``auto`` is
+        cuda_graph: capture the kernels of a step once and replay them, which small models need on a GPU; ``auto`` does
             so on CUDA in float32 and bf16 without ``compile``.
         evaluate_every: steps between evaluations; ``None`` is an epoch.
         checkpoint_every: steps between checkpoints, besides those of each better validation loss and of the end;
