@@ -105,11 +105,12 @@ def test_without_files_or_network_the_real_libraries_give_up_at_once(tmp_path, e
         import sys, yaml
         from pathlib import Path
         from seqlab.data.text import TextData
-        from seqlab.errors import UserError
+        from seqlab.errors import UserError, under
         settings = yaml.safe_load(Path(sys.argv[1]).read_text())
         del settings["_target_"]
         try:
-            TextData(**settings | {"dir": sys.argv[2], "cache_dir": sys.argv[2], "metrics": {}})
+            with under("data", settings):
+                TextData(**settings | {"dir": sys.argv[2], "cache_dir": sys.argv[2], "metrics": {}})
         except UserError as error:
             print(error)
     """
