@@ -7,18 +7,22 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from seqlab.data import Batch
+from seqlab.config.schema import check
+from seqlab.data import Batch, DataSet
 from seqlab.errors import UserError
+from seqlab.models import SequenceModel
+from seqlab.runs.build import build_data, build_model
+from seqlab.runs.load import TokenWidths
 from seqlab.training import checkpoint
 from seqlab.training.precision import Precision, check_precision
 
@@ -128,10 +132,27 @@ def script(*arguments: str, environment: dict[str, str], folder: Path) -> subpro
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-class Echo:
+def built_model(
+    *overrides: str, d_input: int = 7, d_output: int | None = None, length: int = 8, tokens: bool = True, seed: int = 0
+) -> SequenceModel:
+    """The model of a command line at these widths, on the CPU."""
+    torch.manual_seed(seed)
+    widths = TokenWidths(d_input, d_output or d_input, length, tokens)
+    return build_model(compose_config(*overrides), widths, torch.device("cpu"))
+
+
+def configured_data(kind: type[DataSet], settings: dict[str, Any]) -> DataSet:
+    """A data object as the command line makes it: its settings are checked, and errors name their keys."""
+    node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **settings}
+    check(node, key="data")
+    return build_data(OmegaConf.create({"data": node}))
+
+
+class Echo(DataSet):
     """The smallest data object: the target is the input token, one in eight is masked."""
 
-    tokens, d_input, d_output, length, unit, train_size = True, 7, 7, 8, "token", 64
+    tokens, d_input, d_output, length, train_size = True, 7, 7, 8, 64
+    fingerprint, description = "0" * 12, "echo"
 
     def __init__(self, metrics: dict | None = None):
         self.metrics = metrics or {}
@@ -139,9 +160,6 @@ class Echo:
     def _batch(self, seed: int, batch_size: int) -> Batch:
         tokens = torch.randint(7, (batch_size, 8), generator=torch.Generator().manual_seed(seed))
         return Batch(tokens, tokens.where(torch.arange(8) > 0, -100))
-
-    def check_batch_size(self, batch_size: int) -> None:
-        pass
 
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
         return self._batch(1000 * seed + index, batch_size)
@@ -151,9 +169,6 @@ class Echo:
 
     def evaluation_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         return (self._batch(-seed - (split == "test"), batch_size) for seed in (10, 20))
-
-    def mask(self, targets: Tensor) -> Tensor:
-        return targets != -100
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs.float().transpose(1, 2), targets, reduction="none")

@@ -3,7 +3,8 @@
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 """Characters that a terminal takes for commands, each as it is written in Python."""
 
 IN_TEXT = {code: CONTROLS[code] for code in CONTROLS if chr(code) not in "\n\t"}
+
+
+SETTING = re.compile(r"(?<![\w.\]])([A-Za-z_]\w*)(?:\.\w+|\[\w+\])*")
+"""A setting's key, and its first name; the key is absolute unless that is a parameter of the part being built."""
 
 
 def printable(text: str) -> str:
@@ -67,6 +72,29 @@ class UserError(Exception):
     def __str__(self) -> str:
         lines = f"{self.key}={self.value}: {sentence(self.rule)}", sentence(self.remedy)
         return "\n".join(line.translate(CONTROLS) for line in lines)
+
+
+@contextmanager
+def under(path: str, names: Container[str]) -> Iterator[None]:
+    """Give a ``UserError`` about a part's parameters the keys that its user types.
+
+    A part knows its parameters and not where it stands in the configuration: ``length=0 ... Set length=1 or more``,
+    raised within ``under("data", ["length", "seed"])``, becomes ``data.length=0 ... Set data.length=1 or more``.
+
+    Args:
+        path: where the part stands.
+        names: its parameters; other names in the key, and before an equals sign in the remedy, stay as they are.
+    """
+
+    def full(match: re.Match[str]) -> str:
+        return f"{path}.{match[0]}" if match[1] in names else match[0]
+
+    try:
+        yield
+    except UserError as error:
+        error.key = SETTING.sub(full, error.key)
+        error.remedy = re.sub(f"{SETTING.pattern}(?==)", full, error.remedy)
+        raise
 
 
 class Diverged(Exception):

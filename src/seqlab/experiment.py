@@ -21,13 +21,13 @@ from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
-from seqlab.errors import NoResult, UserError
+from seqlab.errors import NoResult, UserError, under
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
 from seqlab.runs import extra_tests, resume, targets
 from seqlab.runs import summary as facts
-from seqlab.runs.build import build_data, build_model, choose_device
+from seqlab.runs.build import build_data, build_model, build_trainer, choose_device
 from seqlab.runs.lock import PATIENCE, only_process_in
 from seqlab.runs.process import reset_global_state, take_share
 from seqlab.runs.summary import Summary
@@ -117,17 +117,19 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
             resume.refuse_other_data(data, folder)
         targets.check_names(targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
-        backends(model, device)  # refuses one that cannot run before anything else is done
-        config = instantiate(cfg.trainer, _convert_="all")
-        trainer = Trainer(config, model, data, device=device, seed=cfg.seed, folder=folder)
+        with under("model", cfg.model):
+            backends(model, device)  # refuses one that cannot run before anything else is done
+        trainer = build_trainer(cfg, model, data, device=device, folder=folder)
         trainer.origin = {"settings": resume.pinned(cfg), "data_fingerprint": data.fingerprint}
         if goes_on:
             trainer.restore()
             resume.refuse_empty_changes(cfg, folder, trainer)
         else:
-            check_fits(config.schedule, trainer.total)
+            with under("schedule", cfg.schedule):
+                check_fits(trainer.config.schedule, trainer.total)
         logger = instantiate(cfg.logger)
-        logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
+        with under("logger", cfg.logger):
+            logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
         resume.keep(cfg, folder)
         return trainer, logger
 

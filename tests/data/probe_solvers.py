@@ -64,37 +64,3 @@ def solve_recall(inputs: list[int], data: Any) -> Answers:
             stored[key] = inputs[middle:t], begin
     assert not stored
     return answers
-
-
-SOLVERS = {
-    "copying": solve_copying,
-    "selective_copying": solve_copying,
-    "induction_heads": solve_induction_heads,
-    "mqar": solve_mqar,
-    "fuzzy_recall": solve_recall,
-    "noisy_recall": solve_recall,
-}
-
-
-def solve(inputs: list[int], data: Any) -> Answers:
-    """The answers of one example of a task whose answers stand in its sequence."""
-    return SOLVERS[data.name](inputs, data)
-
-
-def check_solved(batch: Any, data: Any) -> None:
-    """Every target follows from the inputs alone, and nothing else is a target."""
-    inputs, targets = (part.tolist() for part in batch)
-    if data.name == "compression":
-        for row, asked in zip(inputs, targets, strict=True):
-            assert row[-1] == data.vocab_size - 1
-            assert asked[-1] == [token for token in row[:-1] if token != 0]
-            assert all(token == -100 for answers in asked[:-1] for token in answers)
-    elif data.name == "memorization":
-        for row, asked in zip(inputs, targets, strict=True):
-            assert row[1::2] == [data.vocab_size - 1] * len(row[1::2])
-            assert asked[::2] == [-100] * len(asked[::2])
-            assert max(row[::2]) < data.n_facts <= min(asked[1::2])
-    else:
-        for row, asked in zip(inputs, targets, strict=True):
-            expected = {t: answer for t, (answer, _) in solve(row, data).items()}
-            assert {t: token for t, token in enumerate(asked) if token != -100} == expected

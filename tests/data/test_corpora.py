@@ -9,6 +9,7 @@ from seqlab.data import corpora, download
 from seqlab.data.corpora import Corpus, split_text
 from seqlab.data.text import TextData
 from seqlab.errors import UserError
+from support import configured_data
 
 
 def contents(settings: dict) -> dict[str, bytes]:
@@ -38,19 +39,19 @@ def test_fractions_cut_words_at_the_end_of_a_line():
 @pytest.mark.parametrize("fractions", [[0.8, 0.2], [0.8, 0.1, 0.2], [1.0, 0.0, 0.0], [1.2, -0.1, -0.1]])
 def test_bad_fractions_are_refused(characters, fractions):
     with pytest.raises(UserError, match=r"data\.fractions=\[.*\]: must be three positive shares"):
-        TextData(**characters(fractions=fractions))
+        configured_data(TextData, characters(fractions=fractions))
 
 
 def test_files_and_fractions_must_agree(characters, words):
-    with pytest.raises(UserError, match=r"data\.files=all: must be train, validation, test when data\.fractions=null"):
-        TextData(**characters(fractions=None))
-    with pytest.raises(UserError, match=r"data\.files=train, validation, test: must be all when data\.fractions="):
-        TextData(**words(fractions=[0.8, 0.1, 0.1]))
+    with pytest.raises(UserError, match=r"data\.files=all: must be train, validation, test when fractions=null"):
+        configured_data(TextData, characters(fractions=None))
+    with pytest.raises(UserError, match=r"data\.files=train, validation, test: must be all when fractions="):
+        configured_data(TextData, words(fractions=[0.8, 0.1, 0.1]))
 
 
 def test_a_file_without_a_name_is_refused(characters):
     with pytest.raises(UserError, match=r"data\.files\.all=.*must give `file`"):
-        TextData(**characters(files={"all": {"path": "all.txt"}}))
+        configured_data(TextData, characters(files={"all": {"path": "all.txt"}}))
 
 
 def test_checksums_and_counts_that_agree_pass(words, characters):
@@ -74,7 +75,7 @@ def test_a_wrong_checksum_names_file_sums_and_remedy(words):
     path.write_bytes(path.read_bytes().replace(b"cat", b"cow", 1))
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(UserError) as info:
-        TextData(**settings)
+        configured_data(TextData, settings)
     message = str(info.value)
     assert message.startswith(f"data.files.test.sha256={expected[:12]}...: test.txt in {path.parent} has the SHA-256")
     assert found[:12] in message
@@ -92,7 +93,7 @@ def test_wrong_counts_are_refused_before_and_after_caching(words, key, cached):
     else:
         settings["files"]["validation"]["tokens"] = 3
     with pytest.raises(UserError, match=rf"{key}=3: toy has \d+ by words\.\nSet {key}=\d+, or null"):
-        TextData(**settings)
+        configured_data(TextData, settings)
     assert cached or not (Path(settings["cache_dir"]) / "tokens").exists()
 
 
@@ -100,7 +101,7 @@ def test_text_that_is_not_utf8_is_refused(words):
     settings = words()
     (Path(settings["dir"]) / "toy" / "validation.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(UserError, match=r"data\.files\.validation\.file=validation\.txt: is not UTF-8 text \(byte 3\)"):
-        TextData(**settings)
+        configured_data(TextData, settings)
 
 
 def test_a_word_that_training_lacks_is_refused_without_unk(words):
@@ -108,7 +109,7 @@ def test_a_word_that_training_lacks_is_refused_without_unk(words):
     for name, text in {"train": "a b\n" * 50, "validation": "a\nnew\n", "test": "b\n"}.items():
         (Path(settings["dir"]) / "toy" / f"{name}.txt").write_text(text)
     with pytest.raises(UserError, match=r"data\.files\.validation=validation\.txt: holds the word 'new'"):
-        TextData(**settings)
+        configured_data(TextData, settings)
 
 
 def test_a_last_line_without_an_end_counts_as_a_line(words):
@@ -122,26 +123,26 @@ def test_a_last_line_without_an_end_counts_as_a_line(words):
 def test_missing_files_without_a_network(words, no_network, tmp_path):
     settings = words(dir=str(tmp_path / "elsewhere"), download={"url": "https://example.org/toy"})
     with pytest.raises(UserError) as info:
-        TextData(**settings)
+        configured_data(TextData, settings)
     assert str(info.value) == (
         f"data.dir={tmp_path}/elsewhere: toy/train.txt, toy/validation.txt, toy/test.txt not found in "
         f"{tmp_path}/elsewhere, and the download failed (ConnectionError: no route to host).\n"
         "Set data.dir=... or SEQLAB_DATA_DIR to the folder that holds toy/, or connect to the network."
     )
     with pytest.raises(UserError, match=rf"data\.dir=null: .* not found in {tmp_path}/cache/files, and the download"):
-        TextData(**{**settings, "dir": None})
+        configured_data(TextData, {**settings, "dir": None})
 
 
 def test_only_the_files_that_are_missing_are_named(words, no_network):
     settings = words(download={"url": "https://example.org/toy"})
     (Path(settings["dir"]) / "toy" / "test.txt").unlink()
     with pytest.raises(UserError, match=r"data\.dir=.*: toy/test\.txt not found in "):
-        TextData(**settings)
+        configured_data(TextData, settings)
 
 
 def test_missing_files_without_a_download(words):
     with pytest.raises(UserError, match=r"data\.dir=null: toy/train\.txt, .*, and no download is described\.\nSet"):
-        TextData(**words(dir=None))
+        configured_data(TextData, words(dir=None))
 
 
 def test_downloads_are_checked_and_kept(words, monkeypatch, tmp_path):
@@ -161,7 +162,7 @@ def test_downloads_are_checked_and_kept(words, monkeypatch, tmp_path):
 
     settings["files"]["test"]["sha256"] = "0" * 64
     with pytest.raises(UserError, match=r"data\.files\.test\.sha256=000000000000\.\.\.: test\.txt in the download"):
-        TextData(**settings)
+        configured_data(TextData, settings)
 
 
 def test_a_corpus_is_encoded_once(words, characters, monkeypatch):

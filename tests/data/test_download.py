@@ -69,7 +69,7 @@ def test_a_full_disk_is_not_a_failed_download(monkeypatch):
 
 @pytest.mark.parametrize("source", [{}, {"hub": "a/b"}, {"url": "x", "revision": "y"}, {**HUB, "split": "train"}])
 def test_a_source_that_is_neither_is_refused(source):
-    with pytest.raises(UserError, match=r"data\.download=.*either `url`, or `hub` and `revision`"):
+    with pytest.raises(UserError, match=r"^download=.*either `url`, or `hub` and `revision`"):
         check_source(source)
 
 
@@ -105,11 +105,12 @@ def test_without_files_or_network_the_real_libraries_give_up_at_once(tmp_path, e
         import sys, yaml
         from pathlib import Path
         from seqlab.data.text import TextData
-        from seqlab.errors import UserError
+        from seqlab.errors import UserError, under
         settings = yaml.safe_load(Path(sys.argv[1]).read_text())
         del settings["_target_"]
         try:
-            TextData(**settings | {"dir": sys.argv[2], "cache_dir": sys.argv[2], "metrics": {}})
+            with under("data", settings):
+                TextData(**settings | {"dir": sys.argv[2], "cache_dir": sys.argv[2], "metrics": {}})
         except UserError as error:
             print(error)
     """

@@ -10,19 +10,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data.probe_cases import FIXED, FRESH, MIXED, RECALLED, SMALL, TASKS, many
-from data.probe_solvers import check_solved, solve
+from data.probe_cases import CASES, FIXED, FRESH, MIXED, PROBES, RECALLED, SMALL, TASKS, check_solved, many, solve
 from seqlab.config.schema import check
-from seqlab.data.probes.arrays import power_of_two
-from seqlab.data.probes.base import Probe
+from seqlab.data.probes.base import Probe, power_of_two
 from seqlab.data.probes.compression import Compression
-from seqlab.data.probes.copying import Copying, SelectiveCopying
-from seqlab.data.probes.induction_heads import InductionHeads
+from seqlab.data.probes.copying import SelectiveCopying
 from seqlab.data.probes.memorization import Memorization
 from seqlab.data.probes.mqar import MQAR
-from seqlab.data.probes.recall import FuzzyRecall, NoisyRecall
 from seqlab.errors import UserError
-from support import compose_config
+from support import built_model, compose_config, configured_data
 
 
 @pytest.mark.parametrize(("task", "settings"), TASKS + MIXED)
@@ -36,19 +32,7 @@ def test_every_target_follows_from_the_inputs(task, settings, sizes):
         check_solved(batch, data)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "selective_copying",
-        "copying",
-        "induction_heads",
-        "mqar",
-        "fuzzy_recall",
-        "noisy_recall",
-        "compression",
-        "memorization",
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_shipped_is_solved_in_training_and_beyond(name):
     cfg = compose_config(f"data={name}", "data.n_test=2", "data.n_further=2")
     if cfg.data.n_train:
@@ -67,21 +51,6 @@ def test_what_is_shipped_is_solved_in_training_and_beyond(name):
 
 
 SYMBOLS = {"_": 0, ".": -100}
-DRAWN = {
-    Copying: {"length": 10, "data_tokens": 3, "vocab_size": 6},
-    SelectiveCopying: {"length": 10, "data_tokens": 3, "vocab_size": 6},
-    InductionHeads: {"length": 9, "vocab_size": 6},
-    MQAR: {"length": 14, "pairs": 3, "vocab_size": 13, "alpha": 0.01},
-    FuzzyRecall: {
-        "length": 16,
-        "pairs": 2,
-        "key_tokens": 2,
-        "value_tokens": 2,
-        "vocab_size": 6,
-        "noise_vocab_size": 1,
-    },
-    NoisyRecall: {"length": 14, "pairs": 2, "vocab_size": 6, "noise_vocab_size": 3},
-}
 
 
 def drawn(task: type[Probe], last: int) -> tuple[list[int], list[int]]:
@@ -95,9 +64,10 @@ def drawn(task: type[Probe], last: int) -> tuple[list[int], list[int]]:
     return inputs, targets
 
 
-@pytest.mark.parametrize(("task", "settings"), DRAWN.items(), ids=lambda v: getattr(v, "name", ""))
-def test_the_example_in_the_docstring(task, settings):
-    data = task(**settings, **FRESH)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.example])
+def test_the_example_in_the_docstring(name):
+    task = PROBES[name]
+    data = task(**CASES[name].example, **FRESH)
     inputs, targets = drawn(task, data.d_input - 1)
     assert len(inputs) == len(targets) == data.length
     assert {t: token for t, token in enumerate(targets) if token != -100} == {
@@ -210,9 +180,36 @@ def test_any_settings_are_refused_or_solved(draw):
     settings = {name: draw.draw(NUMBERS[name], label=name) for name in names}
     sizes = draw.draw(st.sampled_from([FRESH, FIXED]))
     try:
-        data = task(**sizes | settings)
+        data = configured_data(task, sizes | settings)
     except UserError:
         return
     check_solved(data.train_batch(draw.draw(st.integers(0, 10**6)), 5, draw.draw(st.integers(0, 2**40))), data)
     check_solved(many(data, 7), data)
     data.slices(many(data, 7))
+
+
+ENDLESS = PROBES["induction_heads"](
+    length=12, vocab_size=8, n_train=None, epoch_size=10**6, n_validation=512, n_test=1, seed=0
+)
+
+
+def accuracy_after(model: str, steps: int, lr: float) -> float:
+    """Validation accuracy of a tiny model after training."""
+    size = "size=tiny", "size.d_model=32", "size.n_layers=2"
+    network = built_model(f"model={model}", *size, d_input=8, length=ENDLESS.length)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    for step in range(steps):
+        inputs, targets = ENDLESS.train_batch(step, 32, 1)
+        loss = ENDLESS.loss(network(inputs), targets).sum() / ENDLESS.mask(targets).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    inputs, targets = next(ENDLESS.evaluation_batches("validation", 512))
+    with torch.no_grad():
+        right = network(inputs).argmax(dim=-1) == targets
+    return right[ENDLESS.mask(targets)].float().mean().item()
+
+
+def test_memory_is_what_the_probe_measures():
+    assert accuracy_after("mlp", steps=200, lr=3e-3) < ENDLESS.chance + 0.08
+    assert accuracy_after("mamba", steps=150, lr=7e-3) > 0.95

@@ -5,8 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from seqlab.data.streams import bits, check_batch_size, epoch_items, integers, permutation, uniform
-from seqlab.errors import UserError
+from seqlab.data.streams import bits, epoch_items, integers, permutation, uniform
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
@@ -74,9 +73,3 @@ def test_a_batch_is_the_same_in_whatever_order_it_is_asked_for():
     forwards = [epoch_items(i, 8, 0, 50)[1].tolist() for i in range(40)]
     backwards = [epoch_items(i, 8, 0, 50)[1].tolist() for i in reversed(range(40))]
     assert forwards == backwards[::-1]
-
-
-@pytest.mark.parametrize("batch_size", [0, 11])
-def test_a_batch_that_an_epoch_cannot_fill_is_refused(batch_size):
-    with pytest.raises(UserError, match=rf"trainer\.batch_size={batch_size}: .* 10 samples"):
-        check_batch_size(batch_size, 10, "samples")

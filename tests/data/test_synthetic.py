@@ -6,6 +6,7 @@ import torch
 
 from seqlab.data.synthetic import Regression
 from seqlab.errors import UserError
+from support import configured_data
 
 SMALL = {
     "length": 12,
@@ -148,7 +149,7 @@ def test_evaluation_hands_out_a_split_once_and_in_order(batch_size):
 def test_the_interface():
     data = Regression(**SMALL, metrics={"m": 1})
     assert not data.tokens
-    assert (data.d_input, data.d_output, data.length, data.unit, data.train_size) == (4, 2, 12, "sample", 30)
+    assert (data.d_input, data.d_output, data.length, data.items, data.train_size) == (4, 2, 12, "samples", 30)
     assert data.metrics == {"m": 1}
     assert data.description == "regression: 30 + 7 + 5 samples of 12 positions, 4 features to 2 outputs, seed 0"
 
@@ -175,12 +176,12 @@ def test_the_loss_is_the_mean_squared_error_of_a_position():
     ],
 )
 def test_settings_out_of_range_are_refused(key, value):
-    with pytest.raises(UserError, match=rf"^data\.{key}={value}: must "):
-        Regression(**SMALL | {key: value})
+    with pytest.raises(UserError, match=rf"^data\.{key}={value}: (must|input should) be "):
+        configured_data(Regression, SMALL | {key: value})
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():
     data = Regression(**SMALL)
     data.check_batch_size(30)
-    with pytest.raises(UserError, match=r"trainer\.batch_size=31: .* 30 samples"):
+    with pytest.raises(UserError, match=r"^batch_size=31: .* 30 samples"):
         data.train_batch(0, 31, 0)

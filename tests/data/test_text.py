@@ -9,6 +9,7 @@ import torch
 from seqlab.data import Batch
 from seqlab.data.text import TextData
 from seqlab.errors import UserError
+from support import configured_data
 
 
 def stream(data: TextData, split: str) -> torch.Tensor:
@@ -164,7 +165,7 @@ def test_the_loss_is_float32_whatever_the_logits(words):
 def test_a_window_that_no_split_could_hold_is_refused(words, length):
     size = len(stream(TextData(**words(length=1)), "validation"))
     with pytest.raises(UserError) as info:
-        TextData(**words(length=length))
+        configured_data(TextData, words(length=length))
     assert str(info.value) == (
         f"data.length={length}: the validation split of toy holds {size} words.\nTake a length from 1 to {size - 1}."
     )
@@ -174,7 +175,7 @@ def test_a_window_that_no_split_could_hold_is_refused(words, length):
 def test_an_empty_split_is_refused(words, tmp_path):
     (tmp_path / "data" / "toy" / "test.txt").write_text("")
     with pytest.raises(UserError, match=r"data\.length=16: the test split of toy holds 0 words\.\nGive it more text"):
-        TextData(**words())
+        configured_data(TextData, words())
 
 
 def test_a_batch_larger_than_an_epoch_is_refused(words):
@@ -182,5 +183,5 @@ def test_a_batch_larger_than_an_epoch_is_refused(words):
     most = data.train_size
     data.check_batch_size(most)
     for refuse in (data.check_batch_size, lambda size: data.train_batch(0, size, 0)):
-        with pytest.raises(UserError, match=rf"trainer\.batch_size={most + 1}: .* the {most} windows"):
+        with pytest.raises(UserError, match=rf"^batch_size={most + 1}: .* the {most} windows"):
             refuse(most + 1)

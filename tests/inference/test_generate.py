@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +10,7 @@ from seqlab.errors import UserError
 from seqlab.inference.generate import generate_text, generate_tokens, pieces, until
 from seqlab.inference.sampling import Sampling
 from seqlab.models import SequenceModel
-from support import compose_config, depth, models
+from support import built_model, depth, models
 
 VOCABULARY, LONGEST = 23, 40
 SMALLEST = ["size.d_model=16", "size.n_heads=2", "size.d_ff=40"]
@@ -20,16 +19,8 @@ GREEDY = Sampling(temperature=0)
 
 def build(name: str, vocabulary: int = VOCABULARY) -> SequenceModel:
     """A small model whose likeliest token depends on what came before: a tied head would repeat its input."""
-    torch.manual_seed(0)
-    cfg = compose_config(
-        f"model={name}",
-        *SMALLEST,
-        f"size.n_layers={depth(name)}",
-        "model.embedding_std=1.0",
-        "model.tie_embeddings=false",
-    )
-    widths = {"tokens": True, "d_input": vocabulary, "d_output": vocabulary, "max_length": LONGEST}
-    return instantiate(cfg.model, **widths, _convert_="all").eval()
+    own = f"size.n_layers={depth(name)}", "model.embedding_std=1.0", "model.tie_embeddings=false"
+    return built_model(f"model={name}", *SMALLEST, *own, d_input=vocabulary, length=LONGEST).eval()
 
 
 def prompt(length: int = 7, batch: int = 3) -> torch.Tensor:

@@ -3,20 +3,16 @@
 import pytest
 import torch
 import transformers
-from hydra.utils import instantiate
 from torch import nn
 
-from support import compose_config
+from support import built_model
 
 VOCABULARY, LENGTH = 97, 33
 
 
 def ours(name: str, **size: int) -> nn.Module:
-    torch.manual_seed(0)
-    cfg = compose_config(f"model={name}", *(f"size.{key}={value}" for key, value in size.items()))
-    return instantiate(
-        cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=LENGTH, _convert_="all"
-    ).eval()
+    sizes = (f"size.{key}={value}" for key, value in size.items())
+    return built_model(f"model={name}", *sizes, d_input=VOCABULARY, length=LENGTH).eval()
 
 
 def tokens() -> torch.Tensor:

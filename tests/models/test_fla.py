@@ -20,7 +20,7 @@ from seqlab.errors import UserError
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import bytes_of, mixer_state_bytes, training_flops
 from seqlab.models.mixers.fla import FlaLayer
-from support import compose_config, options
+from support import built_model, compose_config, options
 
 D_MODEL, HEADS, LENGTH, VOCABULARY = 16, 2, 23, 11
 NAMES = [name for name in options("model") if name.startswith("fla_")]
@@ -239,10 +239,7 @@ def real_mixer(name: str, d_model: int, n_heads: int) -> FlaLayer:
 
 
 def real_model(name: str) -> SequenceModel:
-    torch.manual_seed(0)
-    cfg = compose_config(f"model={name}", "size=small")
-    widths = {"tokens": True, "d_input": VOCABULARY, "d_output": VOCABULARY, "max_length": 200}
-    return instantiate(cfg.model, **widths, _convert_="all")
+    return built_model(f"model={name}", "size=small", d_input=VOCABULARY, length=200)
 
 
 @pytest.fixture

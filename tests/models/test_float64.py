@@ -5,21 +5,18 @@ from functools import cache
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
 from seqlab.models import SequenceModel
-from support import architectures, compose_config, depth
+from support import architectures, built_model, depth
 
-WIDTHS = {"tokens": False, "d_input": 5, "d_output": 7, "max_length": 40}
 ROUNDING = torch.finfo(torch.float32).eps
 
 
 @cache
 def build(name: str) -> SequenceModel:
-    torch.manual_seed(0)
     size = ["size.d_model=16", "size.n_heads=2", "size.d_ff=40", f"size.n_layers={depth(name)}"]
-    return instantiate(compose_config(f"model={name}", *size).model, **WIDTHS, _convert_="all").eval()
+    return built_model(f"model={name}", *size, tokens=False, d_input=5, d_output=7, length=40).eval()
 
 
 def inputs() -> Tensor:

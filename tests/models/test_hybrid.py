@@ -5,16 +5,16 @@ from functools import partial
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from seqlab.errors import UserError
+from seqlab.errors import UserError, under
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.feedforward import MLP, SwiGLU
 from seqlab.models.mixers import Attention, Dense, Mamba
 from seqlab.models.mixers.attention import Cache
 from seqlab.models.mixers.mamba import State
-from seqlab.models.pattern import check_pattern
-from support import compose_config
+from seqlab.runs.build import shared_settings
+from support import built_model, compose_config
 
 D_MODEL, VOCABULARY = 16, 11
 MIXERS = {"dense": Dense, "attention": partial(Attention, n_heads=2), "mamba": Mamba}
@@ -75,15 +75,14 @@ class TestFeedforwards:
         ],
     )
     def test_that_cannot_be(self, feedforward, message):
-        with pytest.raises(UserError) as caught:
+        cfg = OmegaConf.create({"size": {"n_layers": 2}, "model": {"n_layers": 2, "feedforward": None}})
+        with pytest.raises(UserError, match=message), shared_settings(cfg), under("model", cfg.model):
             build(["dense"], feedforward, 2)
-        assert re.search(message, str(caught.value))
 
     @pytest.mark.parametrize("name", ["mamba", "transformer_moe", "lstm", "hybrid_jamba", "min_gru"])
     def test_no_layer_is_no_model_of_that_name(self, name):
-        cfg = compose_config(f"model={name}", "size.n_layers=0").model
         with pytest.raises(UserError) as caught:
-            check_pattern(list(cfg.pattern), cfg.n_layers, cfg.mixers)
+            built_model(f"model={name}", "size.n_layers=0")
         assert re.fullmatch(r"size\.n_layers=0: leaves no layer.*\nSet size\.n_layers=1 or more.*", str(caught.value))
 
     def test_a_model_without_layers_has_none(self):
@@ -126,10 +125,8 @@ class TestWhatIsShipped:
     @pytest.mark.parametrize("pattern", ["mamba2,mamba2,attention", "gru,min_gru,mamba", "attention,lstm,mamba2"])
     def test_any_pattern_of_them_trains_and_generates(self, pattern):
         smallest = ["size.d_model=16", "size.n_heads=2", "size.n_layers=3"]
-        cfg = compose_config("model=hybrid", f"model.pattern=[{pattern}]", *smallest, "model.embedding_std=1.0")
-        torch.manual_seed(0)
-        widths = {"tokens": True, "d_input": VOCABULARY, "d_output": VOCABULARY, "max_length": 32}
-        model = instantiate(cfg.model, **widths, _convert_="all").eval()
+        own = f"model.pattern=[{pattern}]", "model.embedding_std=1.0"
+        model = built_model("model=hybrid", *own, *smallest, d_input=VOCABULARY, length=32).eval()
         tokens = torch.randint(VOCABULARY, (2, 32))
         whole = model(tokens)
         whole.square().sum().backward()

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seqlab.models.counting import bytes_of, mixer_state_bytes
 from seqlab.models.mixers import Attention
-from seqlab.models.mixers.cache import WindowCache
+from seqlab.models.mixers.cache import Cache
 from seqlab.models.mixers.softmax import attend_window
 
 D_MODEL = 16
@@ -103,7 +103,7 @@ class TestCost:
             _, state = attention.step(random(1, D_MODEL), state)
             places.add((state.k.data_ptr(), state.v.data_ptr()))
         assert len(places) == 1
-        assert isinstance(state, WindowCache) and state.length == 40
+        assert isinstance(state, Cache) and (state.length, state.window) == (40, 8)
 
     @pytest.mark.parametrize("window", [64, 100])
     def test_grows_with_the_length_alone(self, window):

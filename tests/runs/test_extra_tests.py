@@ -16,7 +16,7 @@ from seqlab.models.counting import count_parameters
 from seqlab.runs import extra_tests
 from seqlab.runs.targets import check_names
 from seqlab.training import progress
-from support import CONF, compose_config
+from support import CONF, Echo, compose_config
 
 SMALL = [
     "data=induction_heads",
@@ -236,7 +236,7 @@ def test_any_other_error_is_raised(ending):
 
 def test_data_without_further_tests():
     trainer = OneTest({})
-    trainer.data = object()
+    trainer.data = Echo()
     assert extra_tests.measure(trainer) == {}
 
 

@@ -7,6 +7,7 @@ import pytest
 from seqlab.errors import UserError
 from seqlab.report.rows import outcomes
 from seqlab.runs.targets import check_names, check_targets, judged, value_at, verdict
+from support import Echo
 
 SUMMARY = {
     "model": "mamba",
@@ -21,8 +22,8 @@ SUMMARY = {
 }
 
 
-class Text:
-    metrics: ClassVar = {"perplexity": None}
+class Text(Echo):
+    """Data without further tests and difficulties."""
 
 
 class Probe:
@@ -79,7 +80,7 @@ SOUND = {
 def test_names_that_the_data_has():
     check_names(None, Probe(), "mamba")
     check_names(SOUND, Probe(), "mamba")
-    check_names({"test.perplexity": {"at_most": 30}}, Text(), "mamba")
+    check_names({"test.perplexity": {"at_most": 30}}, Text({"perplexity": None}), "mamba")
 
 
 @pytest.mark.parametrize(
@@ -104,9 +105,9 @@ def test_a_name_that_the_data_lacks_is_refused_for_the_models_that_it_is_for(pat
 
 def test_data_without_difficulties_has_no_names():
     with pytest.raises(UserError, match=r"no further test 'length=8'\.\nThere is none\."):
-        check_names({"further_tests.length=8.loss": {"at_most": 1}}, Text(), "mamba")
+        check_names({"further_tests.length=8.loss": {"at_most": 1}}, Text({"perplexity": None}), "mamba")
     with pytest.raises(UserError, match=r"no difficulty among its slices 'distance'\.\nThere is none\."):
-        check_names({"test_slices.distance.8.loss": {"at_most": 1}}, Text(), "mamba")
+        check_names({"test_slices.distance.8.loss": {"at_most": 1}}, Text({"perplexity": None}), "mamba")
 
 
 @pytest.mark.parametrize(

@@ -3,27 +3,32 @@
 import signal
 
 import torch
-from hydra.utils import instantiate
 
 from seqlab.training.optim import adamw
 from seqlab.training.schedule import constant
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Trainer, TrainerConfig
-from support import Echo, compose_config
+from support import Echo, built_model
 
 
 def transformer(*overrides):
-    cfg = compose_config("model=transformer", "size.d_model=16", "size.n_heads=2", "size.d_ff=32", *overrides)
-    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all")
+    return built_model("model=transformer", "size.d_model=16", "size.n_heads=2", "size.d_ff=32", *overrides)
 
 
-def build(tmp_path, *, model=None, data=None, optimizer=adamw, schedule=constant, **settings):
-    settings = {"batch_size": 4, "steps": 6, "evaluate_every": 3, "log_every": 1} | settings
-    if model is None:
-        torch.manual_seed(0)
-        model = transformer()
-    config = TrainerConfig(optimizer=optimizer, schedule=schedule, **settings)
-    return Trainer(config, model, data or Echo(), device=torch.device("cpu"), seed=1, folder=tmp_path)
+def config_of(*, optimizer=adamw, schedule=constant, batch_size=4, **settings):
+    return TrainerConfig(optimizer=optimizer, schedule=schedule, batch_size=batch_size, **settings)
+
+
+def build(tmp_path, *, model=None, data=None, **settings):
+    settings = {"steps": 6, "evaluate_every": 3, "log_every": 1} | settings
+    return Trainer(
+        config_of(**settings),
+        model or transformer(),
+        data or Echo(),
+        device=torch.device("cpu"),
+        seed=1,
+        folder=tmp_path,
+    )
 
 
 def run(trainer, record=lambda values: None, stop=None):
@@ -43,5 +48,5 @@ def stop_at(trainer, step, number=signal.SIGTERM):
         return original(batch, rate)
 
     update.state_dict, update.load_state_dict = original.state_dict, original.load_state_dict
-    update.lr, update.figures = 0.0, original.figures
+    update.lr, update.values_to_log = 0.0, original.values_to_log
     trainer.update = update

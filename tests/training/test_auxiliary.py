@@ -1,8 +1,8 @@
-"""Losses of a model's parts in training: differentiated beside the data's loss, recorded apart from it."""
+"""Losses of a model's parts in training: differentiated beside the data's loss, logged apart from it."""
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from fits import config_of
 from torch import nn
 
 from seqlab.errors import UserError
@@ -11,24 +11,21 @@ from seqlab.ops.routed_experts import resolve_backend
 from seqlab.training.captured import captures
 from seqlab.training.optim import adamw, sgd
 from seqlab.training.update import Update
-from support import Echo, compose_config
+from support import Echo, built_model
 
 CPU = torch.device("cpu")
 
 
 def model(name: str = "transformer_moe", weight: float = 1.0) -> nn.Module:
-    torch.manual_seed(0)
     size = ["size.d_model=16", "size.n_heads=2", "size.d_ff=24", "size.n_layers=2"]
     routing = [f"model.feedforward.balance_weight={weight}", "model.feedforward.dropout=0"] if "moe" in name else []
-    cfg = compose_config(f"model={name}", *size, *routing)
-    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all").train()
+    return built_model(f"model={name}", *size, *routing).train()
 
 
 def update_of(net: nn.Module, **settings) -> Update:
     """Plain descent of rate 1, whose step is the gradient."""
-    usual = {"precision": "float32", "accumulate": 1, "clip_norm": None, "compile": False, "device": CPU}
-    optimizer = settings.pop("optimizer", lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False))
-    return Update(net, Echo(), optimizer=optimizer, **(usual | settings))
+    usual = {"clip_norm": None, "optimizer": lambda m: sgd(m, lr=1.0, momentum=0.0, nesterov=False)}
+    return Update(config_of(batch_size=12, **usual | settings), net, Echo(), device=CPU)
 
 
 def routers(net: nn.Module) -> torch.Tensor:
@@ -116,36 +113,36 @@ def test_counting_draws_the_random_numbers_of_the_parts():
     assert torch.equal(after, torch.get_rng_state())
 
 
-def test_a_recording_cannot_count_first():
+def test_a_capture_cannot_count_first():
     """Of a part of its own whose numbers are drawn twice, on a GPU as on a machine without one."""
-    cuda, usual = torch.device("cuda"), {"precision": "float32", "compile": False}
+    cuda = torch.device("cuda")
     net = model("transformer_moe")
     for layer in net.layers:
-        layer.feedforward.inner.why_not_recorded = lambda device: None  # as with the kernels of a GPU
-    assert captures("auto", net, cuda, **usual)
-    assert not captures("auto", net, cuda, accumulate=2, **usual)
-    with pytest.raises(UserError, match=r"trainer.cuda_graph=True: the visits of experts are counted before"):
-        captures(True, net, cuda, accumulate=2, **usual)
-    assert captures("auto", model("transformer"), cuda, accumulate=2, **usual)
+        layer.feedforward.inner.why_not_captured = lambda device: None  # as with the kernels of a GPU
+    assert captures(config_of(), net, cuda)
+    assert not captures(config_of(accumulate=2), net, cuda)
+    with pytest.raises(UserError, match=r"^cuda_graph=True: the visits of experts are counted before"):
+        captures(config_of(cuda_graph=True, accumulate=2), net, cuda)
+    assert captures(config_of(accumulate=2), model("transformer"), cuda)
 
 
-def test_the_recorded_loss_does_not_know_the_weight():
+def test_the_logged_loss_does_not_know_the_weight():
     batch = Echo().train_batch(0, 8, 1)
     light, heavy = (update_of(model(weight=weight))(batch, 1.0) for weight in (0.01, 10.0))
     assert light.loss == heavy.loss
     assert heavy.auxiliary_loss == pytest.approx(1000 * light.auxiliary_loss, rel=1e-5)
 
 
-def test_what_is_recorded():
+def test_what_is_logged():
     net = model()
     update = update_of(net)
-    figures = update.figures(update(Echo().train_batch(0, 8, 1), 1.0))
+    values = update.values_to_log(update(Echo().train_batch(0, 8, 1), 1.0))
     load = expert_load(net)
-    assert figures["largest_expert_share"] == max(max(share) for share in load.shares)
-    assert figures["dead_experts"] == load.dead
-    assert 2 <= figures["auxiliary_loss"] < 16  # a layer's is 1 at perfect balance and 8 at the worst
+    assert values["largest_expert_share"] == max(max(share) for share in load.shares)
+    assert values["dead_experts"] == load.dead
+    assert 2 <= values["auxiliary_loss"] < 16  # a layer's is 1 at perfect balance and 8 at the worst
     plain = update_of(model("transformer"))
-    assert plain.figures(plain(Echo().train_batch(0, 8, 1), 1.0)) == {}
+    assert plain.values_to_log(plain(Echo().train_batch(0, 8, 1), 1.0)) == {}
 
 
 def test_the_weight_balances_the_experts():

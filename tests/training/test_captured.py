@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from fits import config_of
 
 from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import MixtureOfExperts
@@ -23,7 +24,7 @@ class Plain(torch.nn.Linear):
 
 
 class Waits(Plain):
-    def why_not_recorded(self, device):
+    def why_not_captured(self, device):
         return "it asks the device how it went"
 
 
@@ -31,34 +32,32 @@ class TestWhere:
     @pytest.mark.parametrize(
         "device, precision, compile", [(CPU, "bf16", False), (GPU, "fp16", False), (GPU, "bf16", True)]
     )
-    def test_what_cannot_be_recorded_is_left_by_auto_and_refused_if_asked_for(self, device, precision, compile):
+    def test_what_cannot_be_captured_is_left_by_auto_and_refused_if_asked_for(self, device, precision, compile):
         how = {"precision": precision, "compile": compile}
-        assert captures("auto", Plain(), device, **how) is False
-        assert captures(False, Plain(), device, **how) is False
-        with pytest.raises(UserError, match=r"trainer\.cuda_graph=True"):
-            captures(True, Plain(), device, **how)
+        assert captures(config_of(**how), Plain(), device) is False
+        assert captures(config_of(cuda_graph=False, **how), Plain(), device) is False
+        with pytest.raises(UserError, match=r"^cuda_graph=True"):
+            captures(config_of(cuda_graph=True, **how), Plain(), device)
 
     @pytest.mark.parametrize("precision", ["float32", "bf16"])
-    def test_the_rest_is_recorded_unless_told_not_to(self, precision):
-        choices = [
-            captures(setting, Plain(), GPU, precision=precision, compile=False) for setting in ("auto", True, False)
-        ]
+    def test_the_rest_is_captured_unless_told_not_to(self, precision):
+        configs = [config_of(cuda_graph=setting, precision=precision) for setting in ("auto", True, False)]
+        choices = [captures(config, Plain(), GPU) for config in configs]
         assert choices == [True, True, False]
 
     def test_a_part_that_waits_for_the_device_keeps_the_model_from_it(self):
-        how = {"precision": "bf16", "compile": False}
         model = torch.nn.Sequential(Plain(), Waits())
-        assert captures("auto", model, GPU, **how) is False
+        assert captures(config_of(precision="bf16"), model, GPU) is False
         with pytest.raises(UserError, match="it asks the device how it went"):
-            captures(True, model, GPU, **how)
+            captures(config_of(precision="bf16", cuda_graph=True), model, GPU)
 
-    @pytest.mark.parametrize("backend, recorded", [("grouped", False), ("reference", False), ("triton", True)])
-    def test_experts_wait_unless_on_triton(self, monkeypatch, backend, recorded):
+    @pytest.mark.parametrize("backend, captured", [("grouped", False), ("reference", False), ("triton", True)])
+    def test_experts_wait_unless_on_triton(self, monkeypatch, backend, captured):
         monkeypatch.setattr("seqlab.ops.backends.resolve", lambda package, order, backend, device, dtype: backend)
         model = MixtureOfExperts(8, d_ff=16, backend=backend)
-        assert captures("auto", model, GPU, precision="bf16", compile=False) is recorded
+        assert captures(config_of(precision="bf16"), model, GPU) is captured
 
-    def test_throughput_leaves_the_recording_out(self):
+    def test_throughput_leaves_the_capture_out(self):
         assert EAGER + 1 <= STARTING
 
     def test_a_run_says_what_it_did(self, train):
@@ -112,10 +111,10 @@ class TestOnAGpu:
         sizes = [4] * (EAGER + 3) + [2, 4]  # the last batch but one is of another shape
         for seed, size in enumerate(sizes):
             x, y = torch.randn(2, size, 5, device=GPU, generator=torch.Generator(GPU).manual_seed(seed))
-            told = captured(x, y[:, :3].contiguous())
+            values = captured(x, y[:, :3].contiguous())
             with torch.no_grad():
                 off = layer(x) - y[:, :3]
-            torch.testing.assert_close(told, off.square().sum().expand(2))
+            torch.testing.assert_close(values, off.square().sum().expand(2))
             torch.testing.assert_close(layer.weight.grad, 2 * off.T @ x)
             assert unused.grad is None
             with torch.no_grad():
@@ -146,7 +145,7 @@ class TestOnAGpu:
             captured(x, x)
 
     def test_a_step_that_waits_for_the_device_is_refused_with_its_reason(self):
-        """In a process of its own: PyTorch may be unusable after a recording that failed."""
+        """In a process of its own: PyTorch may be unusable after a capture that failed."""
         code = (
             "import torch; from seqlab.training.captured import CapturedGradient\n"
             "captured = CapturedGradient(lambda x, y: x * x.sum().item(), torch.nn.Linear(1, 1).cuda())\n"
@@ -154,7 +153,7 @@ class TestOnAGpu:
             "for _ in range(9): captured(x, x)\n"
         )
         ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert "a step cannot be recorded" in ended.stderr
+        assert "a step cannot be captured" in ended.stderr
         assert "Use trainer.cuda_graph=false" in ended.stderr
 
     @pytest.mark.parametrize("dropout", [0.0, 0.1])

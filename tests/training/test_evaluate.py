@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from fits import build
 from hydra.utils import instantiate
 from torch import nn
 
@@ -14,7 +15,7 @@ from seqlab.training import evaluate as module
 from seqlab.training.evaluate import evaluate
 from seqlab.training.metrics import ExactSequences, top_k_accuracy
 from seqlab.training.update import autocast
-from support import Echo, compose_config, skip_where_refused
+from support import Echo, built_model, compose_config, skip_where_refused
 
 CPU = torch.device("cpu")
 
@@ -110,9 +111,8 @@ def probe(length=60):
 
 
 def model_of(name, max_length):
-    torch.manual_seed(1)
-    cfg = compose_config(f"model={name}", "size=tiny", "size.d_model=16", "size.n_heads=2", "size.d_ff=32")
-    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=max_length, _convert_="all")
+    size = "size=tiny", "size.d_model=16", "size.n_heads=2", "size.d_ff=32"
+    return built_model(f"model={name}", *size, length=max_length, seed=1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -184,9 +184,8 @@ def test_pieces_with_many_answers(monkeypatch):
 def test_values_in_pieces(monkeypatch, name):
     """A regression, whose metrics take its values one by one."""
     data = instantiate(compose_config("data=synthetic", "data.length=23", "data.n_test=6").data, _convert_="all")
-    widths = {"tokens": False, "d_input": data.d_input, "d_output": data.d_output, "max_length": 23}
-    torch.manual_seed(1)
-    model = instantiate(compose_config(f"model={name}", "size=tiny").model, **widths, _convert_="all")
+    widths = {"tokens": False, "d_input": data.d_input, "d_output": data.d_output, "length": 23}
+    model = built_model(f"model={name}", "size=tiny", **widths, seed=1)
     whole = measured(model, data)
     monkeypatch.setattr(module, "LONG", 8)
     monkeypatch.setattr(module, "PIECE_ON_CPU", 15)
@@ -232,6 +231,30 @@ def test_a_model_that_could_only_step_goes_whole(monkeypatch):
     monkeypatch.setattr(module, "LONG", 4)
     monkeypatch.setattr(module, "PIECE_ON_CPU", 4)
     assert measured(OftenRight(), Sliced()).metrics["loss"] > 0
+
+
+@pytest.mark.parametrize(("most", "read"), [(1, 1), (2, 2), (9, 2), (None, 2)])
+def test_no_more_batches_are_read_than_asked_for(tmp_path, most, read):
+    trainer = build(tmp_path, evaluation_batches=most)
+    seen = []
+
+    class Bar:
+        def begin_evaluation(self, split, batches):
+            seen.append(batches)
+
+        def evaluated_batch(self):
+            seen.append("read")
+
+        def end_evaluation(self):
+            pass
+
+    trainer.stop = type("Stop", (), {"signal": None})()
+    found = trainer.evaluate("validation", Bar()).metrics["loss"]
+    assert seen == [read] + ["read"] * read
+    data = Echo()
+    data.evaluation_batches = lambda split, size: list(Echo().evaluation_batches(split, size))[:read]
+    settings = {"batch_size": 4, "device": torch.device("cpu"), "autocast": torch.no_grad}
+    assert found == evaluate(trainer.model, data, "validation", **settings).metrics["loss"]
 
 
 @pytest.mark.gpu

@@ -6,13 +6,12 @@ that nothing asks for the gradient of the data itself.
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlab.models.counting import training_flops
 from seqlab.ops import selective_scan_flops
-from support import compose_config, depth
+from support import built_model, depth
 
 D, D_FF, LAYERS, HEADS, VOCABULARY = 32, 96, 3, 4, 50
 
@@ -40,11 +39,8 @@ def counted(name: str, length: int) -> int:
         f"size.n_heads={HEADS}",
         f"size.d_ff={D_FF}",
     ]
-    cfg, data = compose_config(f"model={name}", *size), Tokens(length)
-    model = instantiate(
-        cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=length, _convert_="all"
-    )
-    return training_flops(model, data)
+    model = built_model(f"model={name}", *size, d_input=VOCABULARY, length=length)
+    return training_flops(model, Tokens(length))
 
 
 def linear(length: int, d_in: int, d_out: int) -> int:
@@ -121,8 +117,7 @@ def test_six_times_parameters_times_tokens_in_the_limit():
 
 
 def test_the_model_is_left_alone():
-    cfg = compose_config("model=mamba", f"size.d_model={D}")
-    model = instantiate(cfg.model, tokens=True, d_input=VOCABULARY, d_output=VOCABULARY, max_length=8, _convert_="all")
+    model = built_model("model=mamba", f"size.d_model={D}", d_input=VOCABULARY)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     training_flops(model, Tokens(8))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -133,7 +128,7 @@ def test_the_model_is_left_alone():
 def test_a_recurrence_is_counted_as_torch_runs_it(name, monkeypatch):
     """Position by position, as it is not on the meta device."""
     expected = counted(name, 9)
-    monkeypatch.setattr(f"seqlab.models.mixers.{name}.products_alone", lambda layer, x: layer(x)[0])
+    monkeypatch.setattr("seqlab.models.mixers.recurrent.products_alone", lambda layer, x: layer(x)[0])
     assert counted(name, 9) == expected
 
 

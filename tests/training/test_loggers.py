@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from seqlab.errors import UserError
+from seqlab.errors import UserError, under
 from seqlab.training.loggers import MLflow, NoLogger, only_process_at
 from seqlab.training.trainer import Trainer
 
@@ -58,7 +58,8 @@ def test_a_store_that_mlflow_refuses_is_named_without_its_password(tmp_path, mon
     store = Store("postgresql://me:secret@host/runs")
     monkeypatch.setitem(sys.modules, "mlflow", store)
     monkeypatch.setattr(store, "set_experiment", lambda name: 1 / 0)
-    with pytest.raises(UserError, match=r"logger\.tracking_uri=postgresql://\.\.\.@host/runs: MLflow refuses it \(div"):
+    message = r"logger\.tracking_uri=postgresql://\.\.\.@host/runs: MLflow refuses it \(div"
+    with pytest.raises(UserError, match=message), under("logger", ["tracking_uri"]):
         MLflow().start(tmp_path, {}, 0)
 
 

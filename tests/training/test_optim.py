@@ -7,15 +7,13 @@ from torch import nn
 
 from seqlab.training.muon_of_stacks import MuonOfStacks
 from seqlab.training.optim import adamw, decayed_share, muon
-from support import compose_config, models, options
+from support import built_model, compose_config, models, options
 
 SIZE = ["size.d_model=16", "size.n_heads=2", "size.d_ff=32"]
 
 
 def model(name: str = "mamba", *overrides: str) -> nn.Module:
-    torch.manual_seed(0)
-    cfg = compose_config(f"model={name}", *SIZE, *overrides)
-    return instantiate(cfg.model, tokens=True, d_input=7, d_output=7, max_length=8, _convert_="all")
+    return built_model(f"model={name}", *SIZE, *overrides)
 
 
 def names_of(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:

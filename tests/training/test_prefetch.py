@@ -20,7 +20,7 @@ def numbered(number):
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def makes(made, count):
@@ -93,14 +93,14 @@ def test_a_fit_asks_for_each_batch_once_and_leaves_no_thread(tmp_path):
     with pytest.raises(Interrupted):
         run(trainer)
     assert not threads()
-    assert data.asked == [(n, 4, "prefetch") for n in range(len(data.asked))]
+    assert data.asked == [(n, 4, "prefetch_0") for n in range(len(data.asked))]
     assert len(data.asked) <= 4 + AHEAD
     data.asked.clear()
     again = build(tmp_path, data=data, steps=9)
     again.restore()
     data.asked.clear()
     run(again)
-    assert data.asked == [(n, 4, "prefetch") for n in range(4, 9)]
+    assert data.asked == [(n, 4, "prefetch_0") for n in range(4, 9)]
     assert not threads()
 
 

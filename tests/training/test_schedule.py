@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from seqlab.errors import UserError
+from seqlab.errors import UserError, under
 from seqlab.training import schedule
 from support import options
 
@@ -62,7 +62,8 @@ def test_shortest_runs(shape, total):
     ],
 )
 def test_phases_longer_than_the_run_are_refused(shape, settings, words):
-    with pytest.raises(UserError, match=f"schedule.warmup.*: {words} do(es)? not fit into a run of 100 steps"):
+    message = f"schedule.warmup.*: {words} do(es)? not fit into a run of 100 steps"
+    with pytest.raises(UserError, match=message), under("schedule", ["warmup", "decay"]):
         schedule.check_fits(partial(shape, **settings), 100)
 
 

@@ -1,9 +1,10 @@
-"""Ending before the budget: when validation is good enough, or no better for long."""
+"""Ending before the budget, when validation is good enough or no better for long; and what is counted of updates."""
 
 import pytest
 from fits import build, run
 
 from seqlab.errors import UserError
+from seqlab.training.counters import Counters, Outcome
 from seqlab.training.metrics import PositionMean
 from seqlab.training.optim import adamw
 from support import Echo
@@ -80,3 +81,18 @@ def test_the_metric_may_be_any_kind(tmp_path):
     one = build(tmp_path, data=data, stop_above={"metric": "accuracy", "value": -1.0})
     run(one)
     assert one.counters.step == 3
+
+
+TAKEN = Outcome(loss=1.0, grad_norm=1.0, taken=True, hopeless=False)
+
+
+def test_the_rate_leaves_out_the_updates_after_each_start():
+    counters = Counters()
+    assert counters.steps_per_second is None
+    counters.updated(TAKEN, 30.0, 0.0, starting=True)
+    assert counters.steps_per_second == pytest.approx(1 / 30)  # there is nothing else yet
+    for _ in range(4):
+        counters.updated(TAKEN, 0.5, 0.0, starting=False)
+    counters.updated(TAKEN, 20.0, 0.0, starting=True)  # it was stopped, and goes on
+    assert counters.steps_per_second == pytest.approx(2.0)
+    assert counters.seconds == 52.0

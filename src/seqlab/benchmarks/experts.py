@@ -18,9 +18,11 @@ from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.ops.routed_experts import resolve_backend
 from seqlab.runs.build import choose_device
 from seqlab.runs.load import fresh_model
+from seqlab.training import TrainerConfig
 from seqlab.training.captured import EAGER, captures
 from seqlab.training.optim import adamw
 from seqlab.training.precision import DTYPES, autocast
+from seqlab.training.schedule import constant
 from seqlab.training.update import Update
 
 VOCABULARY, LENGTH = 10_000, 256
@@ -39,7 +41,7 @@ class LoopOfExperts(MixtureOfExperts):
             y = y.index_add(0, rows, (found * gates[rows, slots, None]).to(y.dtype))
         return y
 
-    def why_not_recorded(self, device: torch.device) -> str:
+    def why_not_captured(self, device: torch.device) -> str:
         return "how many tokens an expert has is known when the device has counted them"
 
 
@@ -86,10 +88,9 @@ def model_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> nn.Modul
 def training_step(kind: type[MixtureOfExperts], args: argparse.Namespace) -> Callable[[], None]:
     """One update of a whole model."""
     model = model_of(kind, args)
-    settings = {"precision": args.precision, "compile": False}
-    recorded = captures("auto", model, args.device, **settings)
-    how = {"optimizer": adamw, "device": args.device, "accumulate": 1, "clip_norm": 1.0, "cuda_graph": recorded}
-    update = Update(model, RandomTokens(), **how, **settings)
+    config = TrainerConfig(optimizer=adamw, schedule=constant, batch_size=1, precision=args.precision)
+    captured = captures(config, model, args.device)
+    update = Update(config, model, RandomTokens(), device=args.device, cuda_graph=captured)
     batch = torch.randint(VOCABULARY, (2, max(1, args.tokens // LENGTH), min(args.tokens, LENGTH)))
     return lambda: update(tuple(batch), 1.0)
 

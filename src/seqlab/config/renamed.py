@@ -7,6 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 RENAMED = {
     "seqlab.matching.EqualFlops": "seqlab.match.flops.EqualFlops",
     "seqlab.matching.EqualParameters": "seqlab.match.parameters.EqualParameters",
+    "seqlab.models.mixers.gru.GRU": "seqlab.models.mixers.recurrent.GRU",
+    "seqlab.models.mixers.lstm.LSTM": "seqlab.models.mixers.recurrent.LSTM",
     "seqlab.training.Trainer": "seqlab.training.TrainerConfig",
     "seqlab.training.settings.Trainer": "seqlab.training.settings.TrainerConfig",
     "torchmetrics.MeanAbsoluteError": "seqlab.training.metrics.MeanAbsoluteError",

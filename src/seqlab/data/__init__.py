@@ -1,5 +1,5 @@
 """Data sets. A data object states its task: inputs, targets, loss and metrics."""
 
-from seqlab.data.batch import Batch
+from seqlab.data.protocol import Batch, DataSet
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "DataSet"]

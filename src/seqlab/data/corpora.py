@@ -28,42 +28,27 @@ class CorpusFile:
     tokens: int | None = None
 
 
+@dataclass
 class Corpus:
-    """Files that are split into training, validation and test text.
+    """Files that are split into training, validation and test text. The fields are what ``TextData`` is given."""
 
-    Args:
-        name: in messages and in the cache.
-        unit: what a token is.
-        folder: of the files, below ``dir``.
-        files: ``file``, ``sha256`` and ``tokens`` of either each split or, with ``fractions``, of the one file
-            ``all``; without a checksum the file is taken as it is.
-        fractions: share of the characters that goes to training, validation and test, one after the other.
-        vocab_size: how many different tokens there must be.
-        source: where to download the files, as ``download.fetch`` takes it.
-        dir: holds the folder; where it does not, or is None, the files are downloaded.
-        cache_dir: keeps downloaded files and encoded tokens; None for the default.
-    """
+    name: str
+    unit: Unit
+    folder: str
+    files: Mapping[str, Mapping[str, Any]]
+    fractions: list[float] | None
+    vocab_size: int | None
+    source: Mapping[str, Any] | None
+    dir: str | None
+    cache_dir: str | None
 
-    def __init__(
-        self,
-        name: str,
-        unit: Unit,
-        folder: str,
-        files: Mapping[str, Mapping[str, Any]],
-        fractions: list[float] | None,
-        vocab_size: int | None,
-        source: Mapping[str, Any] | None,
-        dir: str | None,
-        cache_dir: str | None,
-    ):
-        self.name, self.unit, self.folder, self.vocab_size = name, unit, folder, vocab_size
-        self.files = _parse_files(files, fractions)
-        self.fractions = None if fractions is None else _parse_fractions(fractions)
-        self.source = source
-        if source is not None:
-            download.check_source(source)
-        self.dir = None if dir is None else Path(dir).expanduser()
-        self.cache = cache_folder(cache_dir)
+    def __post_init__(self) -> None:
+        self.files = _parse_files(self.files, self.fractions)
+        self.fractions = None if self.fractions is None else _parse_fractions(self.fractions)
+        if self.source is not None:
+            download.check_source(self.source)
+        self.dir = None if self.dir is None else Path(self.dir).expanduser()
+        self.cache = cache_folder(self.cache_dir)
 
     def encoded(self) -> tuple[str, Encoded]:
         """A key that stands for the encoded corpus, and the corpus: from the cache if that has it whole.
@@ -73,7 +58,7 @@ class Corpus:
         texts = {role: self._decode(role, content) for role, content in self._contents().items()}
         sums = {role: hashlib.sha256(text.encode()).hexdigest() for role, text in texts.items()}
         key = hashlib.sha256(json.dumps([FORMAT, self.unit, self.fractions, sums]).encode()).hexdigest()
-        entry = below(self.cache / "tokens", f"{self.name}-{key[:16]}.tokens", "data.name")
+        entry = below(self.cache / "tokens", f"{self.name}-{key[:16]}.tokens", "name")
         cached = load(entry)
         encoded = cached or self._encode(texts)
         self._check_counts(encoded)
@@ -89,19 +74,18 @@ class Corpus:
             for role, content in given.items():
                 self._check_sum(role, content, self.dir / self.folder)
             return given
-        kept = self._read(self.cache / "files")
+        root = self.cache / "files"
+        kept = self._read(root)
         if kept is not None and all(self._has_sum(role, content) for role, content in kept.items()):
             return kept
-        root = self.cache / "files"
-        targets = {
-            role: below(root, Path(self.folder, spec.file), f"data.files.{role}.file")
-            for role, spec in self.files.items()
+        places = {
+            role: below(root, Path(self.folder, spec.file), f"files.{role}.file") for role, spec in self.files.items()
         }
         fetched = self._fetch()
         for role, content in fetched.items():
             self._check_sum(role, content, "the download")
         for role, content in fetched.items():
-            write_whole(targets[role], content)
+            write_whole(places[role], content)
         return fetched
 
     def _paths(self, root: Path) -> dict[str, Path]:
@@ -120,15 +104,15 @@ class Corpus:
         missing = [path for path in paths if not path.is_file()] or paths
         names = ", ".join(str(path.relative_to(where)) for path in missing)
         value = "null" if self.dir is None else self.dir
-        give = f"Set data.dir=... or SEQLAB_DATA_DIR to the folder that holds {self.folder}/"
+        give = f"Set dir=... or SEQLAB_DATA_DIR to the folder that holds {self.folder}/"
         if self.source is None:
-            raise UserError("data.dir", value, f"{names} not found in {where}, and no download is described", give)
+            raise UserError("dir", value, f"{names} not found in {where}, and no download is described", give)
         log.info("Downloading %s (%s)", self.name, names)
         try:
             return download.fetch(self.source, {role: spec.file for role, spec in self.files.items()})
         except download.DownloadError as error:
             rule = f"{names} not found in {where}, and the download failed ({error})"
-            raise UserError("data.dir", value, rule, f"{give}, or connect to the network") from error
+            raise UserError("dir", value, rule, f"{give}, or connect to the network") from error
 
     def _has_sum(self, role: str, content: bytes) -> bool:
         expected = self.files[role].sha256
@@ -139,10 +123,8 @@ class Corpus:
             return
         expected, found = self.files[role].sha256, hashlib.sha256(content).hexdigest()
         rule = f"{self.files[role].file} in {where} has the SHA-256 {found[:12]}..., so it is not the published file"
-        remedy = (
-            f"Get the published file, or set data.files.{role}.sha256=null (tokens and vocab_size too) to take this one"
-        )
-        raise UserError(f"data.files.{role}.sha256", f"{expected[:12]}...", rule, remedy)
+        remedy = f"Get the published file, or set files.{role}.sha256=null (tokens and vocab_size too) to take this one"
+        raise UserError(f"files.{role}.sha256", f"{expected[:12]}...", rule, remedy)
 
     def _encode(self, texts: dict[str, str]) -> Encoded:
         if self.unit == "word":
@@ -153,7 +135,7 @@ class Corpus:
         tokens = {}
         for split in SPLITS:
             role = split if self.fractions is None else "all"
-            tokens[split] = vocabulary.encode(texts[split], f"data.files.{role}", self.files[role].file)
+            tokens[split] = vocabulary.encode(texts[split], f"files.{role}", self.files[role].file)
         return Encoded(vocabulary.symbols, tokens)
 
     def _decode(self, role: str, content: bytes) -> str:
@@ -162,14 +144,14 @@ class Corpus:
         except UnicodeDecodeError as error:
             rule = f"is not UTF-8 text (byte {error.start:,})"
             remedy = "Convert the file to UTF-8"
-            raise UserError(f"data.files.{role}.file", self.files[role].file, rule, remedy) from error
+            raise UserError(f"files.{role}.file", self.files[role].file, rule, remedy) from error
 
     def _check_counts(self, encoded: Encoded) -> None:
         counts = {split: len(tokens) for split, tokens in encoded.splits.items()}
         if self.fractions is not None:
             counts = {"all": sum(counts.values())}
-        expected = {f"data.files.{role}.tokens": (spec.tokens, counts[role]) for role, spec in self.files.items()}
-        expected["data.vocab_size"] = (self.vocab_size, len(encoded.vocabulary))
+        expected = {f"files.{role}.tokens": (spec.tokens, counts[role]) for role, spec in self.files.items()}
+        expected["vocab_size"] = (self.vocab_size, len(encoded.vocabulary))
         for key, (wanted, found) in expected.items():
             if wanted not in (None, found):
                 rule = f"{self.name} has {found:,} by {self.unit}s"
@@ -188,15 +170,15 @@ def split_text(text: str, fractions: tuple[float, ...], unit: Unit) -> dict[str,
 def _parse_files(files: Mapping[str, Mapping[str, Any]], fractions: list[float] | None) -> dict[str, CorpusFile]:
     roles = SPLITS if fractions is None else ("all",)
     if set(files) != set(roles):
-        rule = f"must be {', '.join(roles)} when data.fractions={'null' if fractions is None else fractions}"
-        remedy = "Give either train, validation and test, or one file `all` and data.fractions=[0.8,0.1,0.1]"
-        raise UserError("data.files", ", ".join(files), rule, remedy)
+        rule = f"must be {', '.join(roles)} when fractions={'null' if fractions is None else fractions}"
+        remedy = "Give either train, validation and test, or one file `all` and fractions=[0.8,0.1,0.1]"
+        raise UserError("files", ", ".join(files), rule, remedy)
     parsed = {}
     for role in roles:
         spec = files[role]
         if not {"file"} <= set(spec) <= {"file", "sha256", "tokens"}:
             rule = "must give `file`, and may give `sha256` and `tokens`"
-            raise UserError(f"data.files.{role}", dict(spec), rule, "Correct the data YAML")
+            raise UserError(f"files.{role}", dict(spec), rule, "Correct the data YAML")
         parsed[role] = CorpusFile(**spec)
     return parsed
 
@@ -204,5 +186,5 @@ def _parse_files(files: Mapping[str, Mapping[str, Any]], fractions: list[float] 
 def _parse_fractions(fractions: list[float]) -> tuple[float, ...]:
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         rule = "must be three positive shares (training, validation, test) that add up to 1"
-        raise UserError("data.fractions", list(fractions), rule, "For example data.fractions=[0.8,0.1,0.1]")
+        raise UserError("fractions", list(fractions), rule, "For example fractions=[0.8,0.1,0.1]")
     return tuple(fractions)

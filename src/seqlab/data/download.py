@@ -25,8 +25,8 @@ def check_source(source: Mapping[str, Any]) -> None:
     """Refuse a description that is neither an address nor a data set on the hub."""
     if set(source) != URL_KEYS and not {"hub", "revision"} <= set(source) <= HUB_KEYS:
         rule = "must be either `url`, or `hub` and `revision` (and if need be config, blank_row, row_end)"
-        remedy = "Correct the data YAML, or set data.download=null and give the files with data.dir=..."
-        raise UserError("data.download", dict(source), rule, remedy)
+        remedy = "Correct the data YAML, or set download=null and give the files with dir=..."
+        raise UserError("download", dict(source), rule, remedy)
 
 
 def fetch(source: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, bytes]:

@@ -9,8 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from seqlab.errors import UserError
-
 
 def bits(seed: int, purpose: str, index: int, shape: int | tuple[int, ...], start: int = 0) -> np.ndarray:
     """Independent uniform 64-bit words of the given shape.
@@ -60,14 +58,3 @@ def epoch_items(index: int, batch_size: int, seed: int, size: int) -> tuple[np.n
         here = epochs == epoch
         items[here] = permutation(seed, "order of an epoch", epoch, size)[places[here]]
     return epochs, items
-
-
-def check_batch_size(batch_size: int, train_size: int, unit: str) -> None:
-    """Refuse a batch that is empty or that one epoch cannot fill."""
-    if not 1 <= batch_size <= train_size:
-        raise UserError(
-            "trainer.batch_size",
-            batch_size,
-            f"must lie between 1 and the {train_size:,} {unit} that the training split holds",
-            "Take a smaller batch, or more training data",
-        )

@@ -3,18 +3,21 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from seqlab.data.batch import Batch
-from seqlab.data.streams import check_batch_size, epoch_items, uniform
+from seqlab.data.protocol import Batch, DataSet
+from seqlab.data.streams import epoch_items, uniform
 from seqlab.errors import UserError
 
+AtLeastTwo = Annotated[int, Field(ge=2)]
 
-class Regression:
+
+class Regression(DataSet):
     """Outputs that depend on the values at the last marked position, a variable distance back.
 
     Each position carries a marker and ``d_input - 1`` values, uniform on [-1, 1). With r the last marked position up
@@ -39,7 +42,7 @@ class Regression:
         d_output: width of the outputs, at most ``d_input - 1``.
         n_train: samples to train on.
         n_validation: samples to select by.
-        n_test: samples for the final figures.
+        n_test: samples for the final metrics.
         marker_probability: that a position after the first is marked; its inverse is the mean distance of markers.
         noise: standard deviation of what is added to the outputs (uniform).
         seed: of the data; the order of batches has its own.
@@ -47,19 +50,19 @@ class Regression:
     """
 
     tokens = False
-    unit = "sample"
+    items = "samples"
 
     def __init__(
         self,
         *,
-        length: int,
-        d_input: int,
-        d_output: int,
-        n_train: int,
-        n_validation: int,
-        n_test: int,
-        marker_probability: float,
-        noise: float,
+        length: PositiveInt,
+        d_input: Annotated[int, Field(ge=3)],
+        d_output: PositiveInt,
+        n_train: AtLeastTwo,
+        n_validation: AtLeastTwo,
+        n_test: AtLeastTwo,
+        marker_probability: Annotated[float, Field(ge=0, le=1)],
+        noise: NonNegativeFloat,
         seed: int,
         metrics: dict[str, Any] | None = None,
     ):
@@ -67,23 +70,11 @@ class Regression:
         self.marker_probability, self.noise, self.seed = marker_probability, noise, seed
         self.metrics = metrics or {}
         self.train_size = n_train
+        if d_output >= d_input:
+            rule = f"must be at most d_input - 1 = {d_input - 1}, for each output has a value of its own"
+            raise UserError("d_output", d_output, rule, f"Set d_output={d_input - 1} or less")
         sizes = {"train": n_train, "validation": n_validation, "test": n_test}
-        self._check(sizes)
         self._splits = {split: self._generate(split, size) for split, size in sizes.items()}
-
-    def _check(self, sizes: dict[str, int]) -> None:
-        least = {"length": (self.length, 1), "d_input": (self.d_input, 3), "noise": (self.noise, 0)}
-        least |= {f"n_{split}": (size, 2) for split, size in sizes.items()}
-        for key, (value, bound) in least.items():
-            if value < bound:
-                raise UserError(f"data.{key}", value, f"must be at least {bound}", f"Set data.{key}={bound} or more")
-        if not 1 <= self.d_output < self.d_input:
-            rule = f"must lie between 1 and d_input - 1 = {self.d_input - 1}, for each output has a value of its own"
-            raise UserError("data.d_output", self.d_output, rule, f"Set data.d_output={self.d_input - 1} or less")
-        if not 0 <= self.marker_probability <= 1:
-            rule = "must lie between 0 and 1"
-            remedy = "For example data.marker_probability=0.125"
-            raise UserError("data.marker_probability", self.marker_probability, rule, remedy)
 
     def _generate(self, split: str, size: int) -> Batch:
         """The samples of a split: (n, L, d_input) and (n, L, d_output)."""
@@ -125,14 +116,9 @@ class Regression:
 
     @property
     def description(self) -> str:
-        """The data set in one line."""
         sizes = " + ".join(f"{len(inputs):,}" for inputs, _ in self._splits.values())
         widths = f"{self.d_input} features to {self.d_output} outputs"
         return f"regression: {sizes} samples of {self.length:,} positions, {widths}, seed {self.seed}"
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Refuse a batch that one epoch cannot fill."""
-        check_batch_size(batch_size, self.train_size, "samples")
 
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
         """Batch number ``index`` of the endless training stream: (B, L, d_input) and (B, L, d_output)."""
@@ -143,12 +129,10 @@ class Regression:
         return Batch(inputs[chosen], targets[chosen])
 
     def evaluation_batches(self, split: Literal["validation", "test"], batch_size: int) -> Iterator[Batch]:
-        """A split once, in order; the last batch may be smaller."""
         inputs, targets = self._splits[split]
         yield from map(Batch, inputs.split(batch_size), targets.split(batch_size))
 
     def evaluation_size(self, split: Literal["validation", "test"], batch_size: int) -> int:
-        """How many batches ``evaluation_batches`` yields."""
         return -(-len(self._splits[split].inputs) // batch_size)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

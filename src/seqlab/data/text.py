@@ -6,18 +6,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor
 
-from seqlab.data.batch import Batch
 from seqlab.data.corpora import Corpus
 from seqlab.data.encoding import Vocabulary, plain
-from seqlab.data.streams import check_batch_size, epoch_items, integers
+from seqlab.data.protocol import Batch, DataSet
+from seqlab.data.streams import epoch_items, integers
 from seqlab.errors import UserError
 
-IGNORED = -100
 
-
-class TextData:
+class TextData(DataSet):
     """A text corpus, described by its YAML alone, as windows of tokens and the tokens that follow them.
 
     By characters and with ``length`` 4, the text "To be, or" holds such windows as::
@@ -48,6 +47,7 @@ class TextData:
     """
 
     tokens = True
+    items = "windows"
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class TextData:
         length: int,
         windows: Literal["sampled", "contiguous"],
         fractions: list[float] | None = None,
-        vocab_size: int | None = None,
+        vocab_size: PositiveInt | None = None,
         download: dict[str, Any] | None = None,
         dir: str | None = None,
         cache_dir: str | None = None,
@@ -72,16 +72,13 @@ class TextData:
         self.name, self.unit, self.length, self.windows = name, unit, length, windows
         self.metrics = metrics or {}
         self.d_input = self.d_output = len(encoded.vocabulary)
-        self._check_length()
-        self.train_size = len(self._splits["train"]) // length
-
-    def _check_length(self) -> None:
         split, tokens = min(self._splits.items(), key=lambda item: len(item[1]))
-        if not 1 <= self.length < len(tokens):
+        if not 1 <= length < len(tokens):
             count = len(tokens)
-            rule = f"the {split} split of {self.name} holds {count:,} {self.unit}s"
+            rule = f"the {split} split of {name} holds {count:,} {unit}s"
             remedy = f"Take a length from 1 to {count - 1:,}" if count > 1 else "Give it more text"
-            raise UserError("data.length", self.length, rule, remedy)
+            raise UserError("length", length, rule, remedy)
+        self.train_size = len(self._splits["train"]) // length
 
     @property
     def vocabulary(self) -> list[str]:
@@ -95,7 +92,6 @@ class TextData:
 
     @property
     def description(self) -> str:
-        """The data set in one line."""
         sizes = " + ".join(f"{len(tokens):,}" for tokens in self._splits.values())
         vocabulary = f"vocabulary {self.d_input:,}"
         return f"{self.name}: {sizes} {self.unit}s, {vocabulary}, {self.windows} windows of {self.length:,}"
@@ -107,10 +103,6 @@ class TextData:
     def decode(self, ids: Iterable[int] | Tensor) -> str:
         """The text that token ids (N,) stand for."""
         return self._vocabulary.decode(ids.tolist() if isinstance(ids, Tensor) else ids)
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Refuse a batch that one epoch cannot fill."""
-        check_batch_size(batch_size, self.train_size, "windows")
 
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
         """Batch number ``index`` of the endless training stream: (B, L) and (B, L)."""
@@ -141,19 +133,13 @@ class TextData:
             yield _windows(tokens, full * self.length, 1, rest)
 
     def evaluation_size(self, split: Literal["validation", "test"], batch_size: int) -> int:
-        """How many batches ``evaluation_batches`` yields."""
         full, rest = divmod(len(self._splits[split]) - 1, self.length)
         return -(-full // batch_size) + (rest > 0)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats, in float32: logits (B, L, V) and ids (B, L) to (B, L); 0 where masked."""
         logits = outputs.float().flatten(0, 1)  # (B L, V)
-        loss = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)  # (B L,)
-        return loss.view_as(targets)
-
-    def mask(self, targets: Tensor) -> Tensor:
-        """The positions that count, (B, L)."""
-        return targets != IGNORED
+        return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
 
 
 def _windows(tokens: np.ndarray, start: int, rows: int, length: int) -> Batch:

@@ -1,7 +1,7 @@
 """Sampling text from a language model, token by token."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,16 @@ from torch import Tensor, nn
 from seqlab.inference.sampling import Sampling
 
 LINE_END = "\n"
+
+
+class Text(Protocol):
+    """A data object of text: what turns it into token ids and back."""
+
+    def encode(self, text: str) -> Tensor:
+        """The token ids of a text, (N,) int64; UserError for a symbol that the vocabulary lacks."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that token ids stand for."""
 
 
 def generate_tokens(
@@ -46,7 +56,7 @@ def _tokens(model: nn.Module, prompt: Tensor, sampling: Sampling, max_new_tokens
 
 def generate_text(
     model: nn.Module,
-    data: Any,
+    data: Text,
     prompt: str,
     sampling: Sampling,
     *,
@@ -73,7 +83,7 @@ def generate_text(
     return until(stop, pieces(data, int(ids[-1]), (int(token) for token in tokens)))
 
 
-def pieces(data: Any, previous: int, tokens: Iterator[int]) -> Iterator[str]:
+def pieces(data: Text, previous: int, tokens: Iterator[int]) -> Iterator[str]:
     """What each token adds to the text that came before it, a word with the space that parts it from the last."""
     for token in tokens:
         yield data.decode([previous, token])[len(data.decode([previous])) :]

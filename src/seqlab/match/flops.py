@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from seqlab.errors import UserError
+from seqlab.data import DataSet
+from seqlab.errors import UserError, under
 from seqlab.match.parameters import Tolerance
 from seqlab.models.counting import training_flops
-from seqlab.training.budget import total_steps
+from seqlab.runs.build import built
 
 
 class EqualFlops:
@@ -25,13 +25,15 @@ class EqualFlops:
         self.reference, self.tolerance = reference, tolerance
 
     def __call__(
-        self, cfg: DictConfig, reference: DictConfig, data: Any, model_of: Callable[[DictConfig], nn.Module]
+        self, cfg: DictConfig, reference: DictConfig, data: DataSet, model_of: Callable[[DictConfig], nn.Module]
     ) -> dict[str, Any]:
         """Set the budget of ``cfg`` to a number of steps; returns what was done."""
 
         def cost(cfg: DictConfig) -> tuple[int, int]:
-            trainer = instantiate(cfg.trainer, _convert_="all")
-            return total_steps(trainer, data), trainer.batch_size * training_flops(model_of(cfg), data)
+            trainer = built(cfg, "trainer")
+            with under("trainer", cfg.trainer):
+                steps = trainer.total_steps(data)
+            return steps, trainer.batch_size * training_flops(model_of(cfg), data)
 
         steps_of_reference, flops_of_reference = cost(reference)
         before, flops = cost(cfg)

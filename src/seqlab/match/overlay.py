@@ -14,6 +14,7 @@ from torch import nn
 from seqlab.config.options import model_options
 from seqlab.config.overrides import compose_in_job, parse
 from seqlab.config.renamed import up_to_date
+from seqlab.data import DataSet
 from seqlab.errors import UserError, nearest
 from seqlab.runs.build import build_model
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 META = torch.device("meta")
 
 
-def matched(cfg: DictConfig, data: Any) -> DictConfig:
+def matched(cfg: DictConfig, data: DataSet | None) -> DictConfig:
     """The configuration after its ``match`` overlay, or as it is where there is none.
 
     Args:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from torch import nn
 
+from seqlab.data import DataSet
 from seqlab.errors import UserError
 from seqlab.match.width_search import Unfit, Widths, nearest_widths
 from seqlab.models.counting import count_parameters
@@ -45,7 +46,7 @@ class EqualParameters:
         self.counted = f"{'active_' * active}parameters{'_without_embeddings' * self.without_embeddings}"
 
     def __call__(
-        self, cfg: DictConfig, reference: DictConfig, data: Any, model_of: Callable[[DictConfig], nn.Module]
+        self, cfg: DictConfig, reference: DictConfig, data: DataSet, model_of: Callable[[DictConfig], nn.Module]
     ) -> dict[str, Any]:
         """Set ``size.d_model``, ``size.d_ff`` and the mixers' ``d_inner`` of ``cfg``; returns what was done."""
         target = self.number(model_of(reference))

@@ -3,14 +3,36 @@
 Symbols: B batch, L length, D model width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from seqlab.models.protocols import Mixer, Prefills
+
+Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
+"""How a mixer goes on from a state: ``step_mixer`` or ``prefill_mixer``."""
+
+
+def step_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """A mixer's output (B, D) for one position x (B, D), and the state after it."""
+    return mixer.step(x, state)
+
+
+def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it, by steps where it has no ``prefill``."""
+    if isinstance(mixer, Prefills):
+        return mixer.prefill(x, state)
+    outputs = []
+    for position in x.unbind(dim=1):
+        y, state = mixer.step(position, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
 
 class Branch(nn.Module):
-    """Half a layer: x + dropout(inner(norm(x))), or inner(norm(x)) where there is no residual stream."""
+    """Half a layer: x + dropout(inner(norm(x))), or dropout(inner(norm(x))) where there is no residual stream."""
 
     def __init__(self, inner: nn.Module, norm: nn.Module, *, residual: bool, dropout: float):
         super().__init__()
@@ -23,24 +45,10 @@ class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self._join(x, self.inner(self.norm(x)))
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        y, state = self.inner.step(self.norm(x), state)
+    def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
+        """The output for x (B, D) or (B, L, D) after what the mixer's state remembers, and the state after it."""
+        y, state = read(self.inner, self.norm(x), state)
         return self._join(x, y), state
-
-    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        y, state = prefill_mixer(self.inner, self.norm(x), state)
-        return self._join(x, y), state
-
-
-def prefill_mixer(mixer: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it, by steps where it has no ``prefill``."""
-    if hasattr(mixer, "prefill"):
-        return mixer.prefill(x, state)
-    outputs = []
-    for position in x.unbind(dim=1):
-        y, state = mixer.step(position, state)
-        outputs.append(y)
-    return torch.stack(outputs, dim=1), state
 
 
 class Layer(nn.Module):
@@ -54,10 +62,7 @@ class Layer(nn.Module):
         x = self.mixer(x)
         return x if self.feedforward is None else self.feedforward(x)
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        x, state = self.mixer.step(x, state)
-        return x if self.feedforward is None else self.feedforward(x), state
-
-    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        x, state = self.mixer.prefill(x, state)
+    def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
+        """As of ``Branch``."""
+        x, state = self.mixer.advance(x, state, read)
         return x if self.feedforward is None else self.feedforward(x), state

@@ -15,7 +15,7 @@ The output is the sum over a token's experts of gate times expert. There is no c
 """
 
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models.feedforward import swiglu_width
+from seqlab.models.protocols import parts
 from seqlab.ops.routed_experts import resolve_backend, routed_experts, routed_experts_flops
 
 
@@ -37,13 +38,27 @@ class ExpertMaps(nn.Module):
         return ", ".join(map(str, self.weight.shape))
 
 
-class MixtureOfExperts(nn.Module):
+class HasAuxiliaryLoss(nn.Module):
+    """A part with a loss of its own besides the data's.
+
+    At each forward pass in training it leaves that loss, a scalar times its weight, in ``auxiliary_loss``.
+    """
+
+    auxiliary_loss: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no part in the graph that the auxiliary loss belongs to."""
+        return self.__dict__ | {"auxiliary_loss": None}
+
+
+class MixtureOfExperts(HasAuxiliaryLoss):
     """Experts of which each is a ``SwiGLU``, and the router that sends each token to ``top_k`` of them.
 
     In training it leaves ``balance_weight`` E sum_e f_e P_e, which is ``balance_weight`` where all experts are equally
     busy (Fedus et al. 2022, equations 4 to 6; for k = 2 as in GShard, Lepikhin et al. 2021, section 2.2), plus
     ``z_weight`` times the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5) in ``auxiliary_loss``,
-    f in ``expert_share`` and the derivative of that loss by f in ``loss_by_share``.
+    f in ``expert_share`` (E,), and in ``loss_by_share`` (E,) the derivative of that loss by f. It is linear in f, which
+    gives the loss of a part of a batch under the shares of the whole.
 
     Args:
         d_model: width D.
@@ -76,7 +91,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         if top_k > n_experts:
             rule = f"a token cannot visit more than the n_experts={n_experts} that there are"
-            raise UserError("model.feedforward.top_k", top_k, rule, "Lower it, or raise model.feedforward.n_experts")
+            raise UserError("top_k", top_k, rule, f"Lower it, or set n_experts={top_k} or more")
         self.top_k, self.balance_weight, self.z_weight = top_k, balance_weight, z_weight
         self.renormalise = renormalise and top_k > 1
         self.experts_backend = backend
@@ -86,7 +101,6 @@ class MixtureOfExperts(nn.Module):
         self.out_proj = ExpertMaps(n_experts, d_hidden, d_model)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("expert_share", torch.zeros(n_experts))
-        self.auxiliary_loss: Tensor | None = None
         self.loss_by_share: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +108,7 @@ class MixtureOfExperts(nn.Module):
         logits, p, experts, gates = self._route(tokens)
         y = self._visit(tokens, experts, gates)
         if self.training:
-            self._note(logits, p, experts)
+            self._leave_losses(logits, p, experts)
         return self.dropout(y).view(x.shape)  # (B, L, D) or (B, D)
 
     def _route(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -114,7 +128,7 @@ class MixtureOfExperts(nn.Module):
         maps = self.in_proj.weight, self.out_proj.weight
         return routed_experts(tokens, *maps, experts, gates, backend=self.experts_backend)
 
-    def _note(self, logits: Tensor, p: Tensor, experts: Tensor) -> None:
+    def _leave_losses(self, logits: Tensor, p: Tensor, experts: Tensor) -> None:
         """Leave the auxiliary loss and the experts' load."""
         everyone = torch.arange(logits.shape[1], device=experts.device)
         share = (experts.flatten()[:, None] == everyone).to(logits.dtype).mean(dim=0)  # (E,)
@@ -127,13 +141,12 @@ class MixtureOfExperts(nn.Module):
             loss = loss + self.z_weight * z_loss(logits)
         self.auxiliary_loss = loss
 
-    def why_not_recorded(self, device: torch.device) -> str | None:
-        """Why a CUDA graph cannot hold it, if it cannot."""
+    def why_not_captured(self, device: torch.device) -> str | None:
         chosen = self.resolve_backend(self.experts_backend, device, torch.float32)
         return None if chosen == "triton" else f"the experts' backend {chosen!r} waits for the device"
 
     def inactive_parameters(self) -> int:
-        """How many parameters a token does not meet: those of the experts that it does not visit."""
+        """Those of the experts that a token does not visit."""
         every = sum(p.numel() for maps in (self.in_proj, self.out_proj) for p in maps.parameters())
         n_experts = len(self.expert_share)
         return every // n_experts * (n_experts - self.top_k)
@@ -144,8 +157,7 @@ class MixtureOfExperts(nn.Module):
         return routed_experts_flops(batch_size * length * self.top_k, d_model, d_hidden)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has no part in the graph that the auxiliary loss belongs to."""
-        return self.__dict__ | {"auxiliary_loss": None, "loss_by_share": None}
+        return super().__getstate__() | {"loss_by_share": None}
 
 
 def balance_loss(p: Tensor, share: Tensor) -> Tensor:
@@ -156,3 +168,49 @@ def balance_loss(p: Tensor, share: Tensor) -> Tensor:
 def z_loss(logits: Tensor) -> Tensor:
     """The mean over tokens of logsumexp(logits)^2."""
     return logits.logsumexp(dim=-1).square().mean()
+
+
+def auxiliary_losses(model: nn.Module, shares: dict[nn.Module, Tensor] | None = None) -> Tensor | None:
+    """The sum of what the parts left in the last forward pass, or ``None``; it is taken, so that no graph stays.
+
+    Args:
+        model: all of it.
+        shares: of the visits, (E,), to take for those of the pass, by the part that has experts.
+    """
+    total = None
+    for part in parts(model, HasAuxiliaryLoss):
+        loss, part.auxiliary_loss = part.auxiliary_loss, None
+        if isinstance(part, MixtureOfExperts):
+            by_share, part.loss_by_share = part.loss_by_share, None
+            if shares and by_share is not None:
+                loss = loss + torch.dot(shares[part] - part.expert_share, by_share)
+        if loss is not None:
+            total = loss if total is None else total + loss
+    return total
+
+
+def balances(model: nn.Module) -> bool:
+    """Whether some part has a loss of the shares of visits."""
+    return any(part.balance_weight for part in parts(model, MixtureOfExperts))
+
+
+class ExpertLoad(NamedTuple):
+    """How the visits spread over the experts, of all layers that have any.
+
+    largest_share: of the visits of one layer that one expert had; 1 / n_experts is perfect balance.
+    dead: experts that nobody visited, in all layers together.
+    shares: of each layer, of each expert.
+    """
+
+    largest_share: float
+    dead: int
+    shares: list[list[float]]
+
+
+def expert_load(model: nn.Module) -> ExpertLoad | None:
+    """The load in the last training pass, or of its whole batch; ``None`` without experts. Waits for the device."""
+    layers = [part.expert_share for part in parts(model, MixtureOfExperts)]
+    if not layers:
+        return None
+    shares = [share.tolist() for share in torch.cat(layers).cpu().split([len(layer) for layer in layers])]
+    return ExpertLoad(max(map(max, shares)), sum(share.count(0.0) for share in shares), shares)

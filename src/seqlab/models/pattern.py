@@ -1,12 +1,9 @@
 """Which mixer and which feed-forward each layer has: lists that repeat over the depth."""
 
-from collections.abc import Callable
-
 from torch import nn
 
 from seqlab.errors import UserError, nearest
-
-Factory = Callable[..., nn.Module]
+from seqlab.models.protocols import Factory, Mixer
 
 
 def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:
@@ -17,16 +14,21 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
         remedy = nearest(unknown, mixers)
         if not remedy.startswith("Did you mean"):
             remedy = f"Use {names}, describe {unknown!r} there, or take model=hybrid, which has several"
-        raise UserError("model.pattern", list(pattern), f"{unknown!r} is not under model.mixers", remedy)
-    if n_layers < 0:
-        raise UserError("model.n_layers", n_layers, "must not be negative", "Set size.n_layers=0 or more")
+        raise UserError("pattern", list(pattern), f"{unknown!r} is not under model.mixers", remedy)
     if n_layers > 0 and not pattern:
         rule = f"needs at least one mixer, as n_layers={n_layers} repeats it"
-        raise UserError("model.pattern", [], rule, f"Name {names}, or set size.n_layers=0")
+        raise UserError("pattern", [], rule, f"Name {names}, or set n_layers=0")
     if n_layers == 0 and pattern:
         rule = f"leaves no layer, so that nothing of pattern={list(pattern)} would be in the model"
-        raise UserError("size.n_layers", 0, rule, "Set size.n_layers=1 or more, or take model=linear, which has none")
-    check_fits("model.pattern", list(pattern), "mixers", n_layers)
+        raise UserError("n_layers", 0, rule, "Set n_layers=1 or more, or take model=linear, which has none")
+    check_fits("pattern", list(pattern), "mixers", n_layers)
+
+
+def check_mixer(name: str, mixer: nn.Module) -> None:
+    """Refuse a mixer that could be trained but never generate."""
+    if not isinstance(mixer, Mixer):
+        rule = "has no initial_state and step, by which a model generates"
+        raise UserError(f"mixers.{name}", type(mixer).__name__, rule, "Write them (seqlab.models.protocols.Mixer)")
 
 
 def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_layers: int) -> list[Factory | None]:
@@ -34,9 +36,9 @@ def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_la
     if not isinstance(feedforward, list):
         return [feedforward]
     if not feedforward:
-        raise UserError("model.feedforward", [], "an empty list has nothing to repeat", "Write null for none at all")
+        raise UserError("feedforward", [], "an empty list has nothing to repeat", "Write null for none at all")
     shown = [None if factory is None else getattr(factory, "func", factory).__name__ for factory in feedforward]
-    check_fits("model.feedforward", shown, "feed-forwards", n_layers)
+    check_fits("feedforward", shown, "feed-forwards", n_layers)
     return feedforward
 
 
@@ -47,5 +49,5 @@ def check_fits(key: str, value: list, things: str, n_layers: int) -> None:
             key,
             value,
             f"{len(value)} {things} do not fit into n_layers={n_layers}, so the last would never be built",
-            f"Set size.n_layers={len(value)} or more, or shorten the list",
+            f"Set n_layers={len(value)} or more, or shorten the list",
         )

@@ -3,16 +3,18 @@
 Symbols: B batch, L length, D model width.
 """
 
-from collections.abc import Callable
+import inspect
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from seqlab.models.layer import Branch, Layer
-from seqlab.models.pattern import Factory, check_pattern, feedforward_pattern
+from seqlab.errors import under
+from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
+from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
+from seqlab.models.protocols import Factory
 
 CHUNK = 4096
 """Positions that ``prefill`` takes at a time, which bounds the memory for activations."""
@@ -84,12 +86,16 @@ class SequenceModel(nn.Module):
             self.positions = SinusoidalPositions(d_model)
         self.dropout = nn.Dropout(dropout)
 
-        def branch(inner: nn.Module) -> Branch:
+        def branch(path: str, factory: Factory) -> Branch:
+            with under(path, inspect.signature(factory).parameters):
+                inner = factory(d_model)
             return Branch(inner, norm(d_model) if norm else nn.Identity(), residual=residual, dropout=dropout)
 
         def layer(i: int) -> Layer:
-            mixer, feedforward = mixers[pattern[i % len(pattern)]], feedforwards[i % len(feedforwards)]
-            return Layer(branch(mixer(d_model)), branch(feedforward(d_model)) if feedforward else None)
+            name, feedforward = pattern[i % len(pattern)], feedforwards[i % len(feedforwards)]
+            mixer = branch(f"mixers.{name}", mixers[name])
+            check_mixer(name, mixer.inner)
+            return Layer(mixer, branch("feedforward", feedforward) if feedforward else None)
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
         self.norm = norm(d_model) if norm else nn.Identity()
@@ -111,8 +117,9 @@ class SequenceModel(nn.Module):
         branches = [b for layer in self.layers for b in (layer.mixer, layer.feedforward) if b is not None]
         with torch.no_grad():
             for branch in branches:
-                if hasattr(branch.inner, "out_proj"):
-                    branch.inner.out_proj.weight /= len(branches) ** 0.5
+                projection = getattr(branch.inner, "out_proj", None)
+                if projection is not None:
+                    projection.weight /= len(branches) ** 0.5
 
     def check_length(self, length: int) -> None:
         """Refuse a sequence that is longer than the learned positions, if those are what the model has."""
@@ -144,7 +151,7 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
-        x, state = self._advance(Layer.step, inputs, state, 1)  # (B, D)
+        x, state = self._advance(step_mixer, inputs, state, 1)  # (B, D)
         return self._read(x), state
 
     @torch.no_grad()
@@ -172,19 +179,17 @@ class SequenceModel(nn.Module):
         """
         seen = []
         for piece in inputs.split(chunk, dim=1):
-            x, state = self._advance(Layer.prefill, piece, state, piece.shape[1])  # (B, L, D)
+            x, state = self._advance(prefill_mixer, piece, state, piece.shape[1])  # (B, L, D)
             if every or places is not None:
                 seen.append(x)
         return self._read(torch.cat(seen, dim=1) if seen else x[:, -1], places), state
 
-    def _advance(
-        self, take: Callable[..., tuple[Tensor, Any]], inputs: Tensor, state: ModelState, length: int
-    ) -> tuple[Tensor, ModelState]:
-        """The residual stream after all layers, and the state; ``take`` is what a layer does with the positions."""
+    def _advance(self, read: Read, inputs: Tensor, state: ModelState, length: int) -> tuple[Tensor, ModelState]:
+        """The residual stream after all layers for ``length`` positions, and the state after them."""
         end = state.position + length
         x = self._embed(inputs, state.position, end)  # (B, D) or (B, L, D)
         after = []
         for layer, before in zip(self.layers, state.layers, strict=True):
-            x, layer_state = take(layer, x, before)
+            x, layer_state = layer.advance(x, before, read)
             after.append(layer_state)
         return x, ModelState(end, after)

@@ -1,13 +1,20 @@
-"""The parts of a run from its configuration: the device, the data, the model."""
+"""The parts of a run from its configuration: the device, the data, the model, the trainer."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from seqlab.errors import UserError
+from seqlab.data.protocol import DataSet, Widths, missing_from
+from seqlab.errors import UserError, under
+from seqlab.training.trainer import Trainer
 
 
 def choose_device(name: str) -> torch.device:
@@ -19,19 +26,63 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(cfg: DictConfig, data: Any, device: torch.device) -> nn.Module:
+def built(cfg: DictConfig, part: str, **given: Any) -> Any:
+    """What the group ``part`` of the configuration describes.
+
+    Raises:
+        UserError: the constructor's own, which Hydra hides in another exception, with the keys that one types.
+    """
+    with under(part, cfg[part]):
+        try:
+            return instantiate(cfg[part], **given, _convert_="all")
+        except InstantiationException as error:
+            refusal = error.__cause__
+            if not isinstance(refusal, UserError):
+                raise
+        raise refusal
+
+
+def build_data(cfg: DictConfig) -> DataSet:
+    """The configured data object, which tells the model its widths.
+
+    Raises:
+        UserError: a setting cannot be used, or the class lacks a part of the contract.
+    """
+    data = built(cfg, "data")
+    if missing := missing_from(data):
+        remedy = "Let it inherit from seqlab.data.DataSet, which has all that is optional, and write the rest"
+        raise UserError("data._target_", cfg.data["_target_"], f"it has no {', '.join(missing)}", remedy)
+    return data
+
+
+def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Module:
     """The configured model at the widths of the data, initialised on the CPU: the same weights on every device."""
-    model = instantiate(
-        cfg.model,
-        tokens=data.tokens,
-        d_input=data.d_input,
-        d_output=data.d_output,
-        max_length=data.length,
-        _convert_="all",
-    )
-    return model.to(device)
+    widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": data.length}
+    with shared_settings(cfg):
+        return built(cfg, "model", **widths).to(device)
 
 
-def build_data(cfg: DictConfig) -> Any:
-    """The configured data object, which tells the model its widths."""
-    return instantiate(cfg.data, _convert_="all")
+@contextmanager
+def shared_settings(cfg: DictConfig) -> Iterator[None]:
+    """Give a ``UserError`` about a model's setting whose name and value are one's in ``size`` the key of that one.
+
+    There it is changed for all parts together; of a resolved configuration that is all there is to know of its origin.
+    """
+    size = cfg.get("size") or {}
+
+    def origin(match: re.Match[str]) -> str:
+        name = match[0].rpartition(".")[2]
+        return f"size.{name}" if name in size and OmegaConf.select(cfg, match[0]) == size[name] else match[0]
+
+    try:
+        yield
+    except UserError as error:
+        error.key, error.remedy = (re.sub(r"model\.[\w.\[\]]+\b", origin, text) for text in (error.key, error.remedy))
+        raise
+
+
+def build_trainer(cfg: DictConfig, model: nn.Module, data: DataSet, *, device: torch.device, folder: Path) -> Trainer:
+    """The trainer of a model on a device, whose checkpoints go into the run folder."""
+    config = built(cfg, "trainer")
+    with under("trainer", cfg.trainer):
+        return Trainer(config, model, data, device=device, seed=cfg.seed, folder=folder)

@@ -18,7 +18,7 @@ def measure(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
     Why may be a model whose learned positions are too few, memory, or a kernel that does not take so much.
     """
-    names = getattr(trainer.data, "further_tests", ())
+    names = trainer.data.further_tests
     if left_out(trainer):
         log.info("Left out (trainer.further_tests=false): further tests %s.", ", ".join(names))
     if not names or left_out(trainer):
@@ -29,7 +29,7 @@ def measure(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
 def left_out(trainer: Trainer) -> list[str]:
     """The further tests that the trainer's settings leave out."""
-    return [] if trainer.config.further_tests else list(getattr(trainer.data, "further_tests", ()))
+    return [] if trainer.config.further_tests else list(trainer.data.further_tests)
 
 
 def measured(trainer: Trainer, name: str, bar: ProgressBar, place: str) -> dict[str, Any]:

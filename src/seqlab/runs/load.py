@@ -13,6 +13,7 @@ from seqlab.config.options import options_of
 from seqlab.config.overrides import compose
 from seqlab.config.schema import check
 from seqlab.config.without_effect import own_size
+from seqlab.data import DataSet
 from seqlab.errors import UserError, nearest
 from seqlab.runs.build import build_data, build_model
 from seqlab.runs.resume import saved_in
@@ -26,7 +27,7 @@ class Trained(NamedTuple):
     """What a run left."""
 
     cfg: DictConfig
-    data: Any
+    data: DataSet
     model: nn.Module  # with the best weights by validation, in evaluation mode
     step: int  # of those weights
 

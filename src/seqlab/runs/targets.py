@@ -12,9 +12,12 @@ A missed target changes nothing in how a run ends.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqlab.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from seqlab.data import DataSet  # which brings torch, and the command line shows its help without
 
 PARTS = ("test", "best_validation", "further_tests", "test_slices")
 NUMBERS = (
@@ -80,7 +83,7 @@ def check_rule(rule: Any, key: str, run: str) -> None:
                 raise UserError(place, model, "is no option of model", nearest(model, options))
 
 
-def check_names(targets: dict[str, Any] | None, data: Any, model: str) -> None:
+def check_names(targets: dict[str, Any] | None, data: "DataSet", model: str) -> None:
     """Refuse a target on what will not be measured, as far as the data tells before a run.
 
     Args:
@@ -95,7 +98,7 @@ def check_names(targets: dict[str, Any] | None, data: Any, model: str) -> None:
         part, _, rest = path.partition(".")
         name, _, metric = rest.rpartition(".")  # a name may have dots itself
         if part == "further_tests":
-            check_name(path, rule, name, getattr(data, "further_tests", ()), "further test")
+            check_name(path, rule, name, data.further_tests, "further test")
         elif part == "test_slices":
             name, _, value = name.partition(".")
             check_name(path, rule, name, difficulties_of(data), "difficulty among its slices")
@@ -113,9 +116,9 @@ def check_name(path: str, rule: Any, name: str, names: Sequence[str], kind: str)
         raise UserError(f"target.{path}", rule, f"this data has no {kind} {name!r}", nearest(name, names))
 
 
-def difficulties_of(data: Any) -> list[str]:
+def difficulties_of(data: "DataSet") -> list[str]:
     """What the test split is sliced by, found from its first example."""
-    return list(data.slices(next(data.evaluation_batches("test", 1)))) if hasattr(data, "slices") else []
+    return list(data.slices(next(data.evaluation_batches("test", 1))))
 
 
 def is_for(rule: dict[str, Any], model: str) -> bool:

@@ -1,52 +1,41 @@
 """The gradient of a batch as a CUDA graph: the device is given a whole step's kernels at once.
 
 A small model's step is hundreds of kernels of a few microseconds each, and Python takes longer to ask for one than the
-device to run it. A graph is recorded once and asked for with one call; its kernels and their results are the same.
+device to run it. A graph is captured once and replayed with one call; its kernels and their results are the same.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
-from seqlab.models.auxiliary import balances
+from seqlab.models.mixture_of_experts import balances
+from seqlab.models.protocols import WaitsForDevice, parts
+from seqlab.training.settings import TrainerConfig
 
 EAGER = 3
-"""Updates before the recording, in which libraries set themselves up and kernels are compiled."""
+"""Updates before the capture, in which libraries set themselves up and kernels are compiled."""
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-"""Given inputs and targets on the device, leaves the gradient in the parameters and returns what is to be told."""
+"""Given inputs and targets on the device, leaves the gradient in the parameters and returns the values to log."""
 
 
-def captures(
-    setting: Literal["auto"] | bool,
-    model: nn.Module,
-    device: torch.device,
-    *,
-    precision: str,
-    compile: bool,
-    accumulate: int = 1,
-) -> bool:
-    """Whether to record; ``auto`` does so wherever it can be done, and what cannot be done is refused if asked for.
-
-    A part of the model that waits for the device, or may, says why in ``why_not_recorded(device)``.
-    """
-    parts = (part for part in model.modules() if hasattr(part, "why_not_recorded"))
+def captures(config: TrainerConfig, model: nn.Module, device: torch.device) -> bool:
+    """Whether to capture; ``auto`` does so wherever it can be done, and what cannot be done is refused if asked for."""
     if device.type != "cuda":
         obstacle = "CUDA graphs need a CUDA device"
-    elif precision == "fp16":
+    elif config.precision == "fp16":
         obstacle = "fp16's loss scale is decided in Python in the midst of a step"
-    elif compile:
-        obstacle = "torch.compile makes its own kernels and records them itself if asked to"
-    elif accumulate > 1 and balances(model):
+    elif config.compile:
+        obstacle = "torch.compile makes its own kernels and captures them itself if asked to"
+    elif config.accumulate > 1 and balances(model):
         obstacle = "the visits of experts are counted before a batch's parts, whose random numbers are then drawn again"
     else:
-        obstacle = next(filter(None, (part.why_not_recorded(device) for part in parts)), None)
-    if setting is True and obstacle:
-        raise UserError("trainer.cuda_graph", True, obstacle, "Use trainer.cuda_graph=auto")
-    return setting is not False and obstacle is None
+        obstacle = next(filter(None, (part.why_not_captured(device) for part in parts(model, WaitsForDevice))), None)
+    if config.cuda_graph is True and obstacle:
+        raise UserError("cuda_graph", True, obstacle, "Use cuda_graph=auto")
+    return config.cuda_graph is not False and obstacle is None
 
 
 class CapturedGradient:
@@ -55,14 +44,14 @@ class CapturedGradient:
     A batch of another shape than the first goes the ordinary way. The gradients' memory is the graph's own, and is
     given to the parameters again after each replay, so that whoever used them may set them to ``None``.
 
-    What Python does between the kernels is done once, in recording: a part of the model may write into its buffers in
+    What Python does between the kernels is done once, in the capture: a part of the model may write into its buffers in
     a forward pass, but not put others in their place, nor count calls.
     """
 
     def __init__(self, gradient: Gradient, model: nn.Module):
         self.gradient, self.model = gradient, model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.stream = torch.cuda.Stream()  # recording needs another than the default one, in the steps before it too
+        self.stream = torch.cuda.Stream()  # a capture needs another than the default one, in the steps before it too
         self.eager_left = EAGER
         self.shapes: tuple[torch.Size, torch.Size] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -80,18 +69,18 @@ class CapturedGradient:
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
-        return self.found
+        return self.values
 
     def _eagerly(self, inputs: Tensor, targets: Tensor) -> Tensor:
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            found = self.gradient(inputs, targets)
+            values = self.gradient(inputs, targets)
         current.wait_stream(self.stream)
-        return found
+        return values
 
     def _capture(self, inputs: Tensor, targets: Tensor) -> None:
-        """Record; nothing is computed yet. Other threads, such as that which makes batches, go on meanwhile."""
+        """Capture; nothing is computed yet. Other threads, such as that which makes batches, go on meanwhile."""
         self.inputs, self.targets = inputs.clone(), targets.clone()
         for parameter in self.parameters:
             parameter.grad = None
@@ -99,13 +88,13 @@ class CapturedGradient:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.found = self.gradient(self.inputs, self.targets)
+                self.values = self.gradient(self.inputs, self.targets)
         except RuntimeError as error:
-            cause = error.__context__ or error  # which the end of the recording hides behind its own failure
+            cause = error.__context__ or error  # which the end of the capture hides behind its own failure
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
             why = (str(cause).splitlines() or [type(cause).__name__])[0]
-            raise refusal(f"a step cannot be recorded ({why})") from cause
+            raise refusal(f"a step cannot be captured ({why})") from cause
         for name, buffer in self.model.named_buffers():
             if buffer is not buffers[name]:
                 raise refusal(f"the forward pass puts another tensor in the place of {name}")

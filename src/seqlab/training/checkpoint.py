@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,6 @@ def step_of(path: Path) -> int:
 def existing(folder: Path) -> list[Path]:
     """All checkpoints by name, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_through(path: Path, content: bytes) -> None:
@@ -139,16 +133,29 @@ def sums_of(path: Path) -> dict[str, str]:
     return sums if isinstance(sums, dict) and set(sums) == {WEIGHTS, STATE} else {}
 
 
-def damage(path: Path, names: Iterable[str] = (WEIGHTS, STATE)) -> str | None:
-    """What is wrong with a checkpoint's files, or ``None``."""
-    sums = sums_of(path)
-    if not sums:
-        return f"{MANIFEST} is missing or damaged"
+def whole_file(path: Path, name: str) -> bytes:
+    """One of a checkpoint's files, from the very bytes that were held against the manifest; raises UserError."""
+    expected = sums_of(path).get(name)
     try:
-        wrong = [name for name in names if digest(path / name) != sums[name]]
+        content = b"" if expected is None else (path / name).read_bytes()
     except OSError as error:
-        return str(error)
-    return f"{', '.join(wrong)} changed after it was written" if wrong else None
+        problem = str(error)
+    else:
+        if hashlib.sha256(content).hexdigest() == expected:
+            return content
+        problem = f"{MANIFEST} is missing or damaged" if expected is None else f"{name} changed after it was written"
+    remedy = "Use another checkpoint, or run again without resume"
+    raise UserError("checkpoint", path, f"it cannot be used ({problem})", remedy)
+
+
+def damage(path: Path) -> str | None:
+    """Why a checkpoint cannot be used, or ``None``."""
+    try:
+        for name in (WEIGHTS, STATE):
+            whole_file(path, name)
+    except UserError as error:
+        return error.rule
+    return None
 
 
 def latest(folder: Path) -> Path:
@@ -158,7 +165,7 @@ def latest(folder: Path) -> Path:
         problem = damage(path) or (damage(path_of(folder, best)) if best is not None else None)
         if problem is None:
             return path
-        log.warning("Checkpoint %s cannot be used (%s); trying the one before it.", path, problem)
+        log.warning("Checkpoint %s %s; trying the one before it.", path, problem.removeprefix("it "))
         path.rename(path.with_name(f"damaged-{path.name}"))
     raise UserError(
         "resume",
@@ -168,27 +175,13 @@ def latest(folder: Path) -> Path:
     )
 
 
-def damaged(path: Path, problem: str) -> UserError:
-    """That a checkpoint is not what was written."""
-    remedy = "Use another checkpoint, or run again without resume"
-    return UserError("checkpoint", path, f"it cannot be used ({problem})", remedy)
-
-
 def whole_weights(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights, from the very bytes that were held against the manifest; raises UserError.
+    """A checkpoint's weights; what else belongs to it may be missing, as where the weights alone were copied.
 
-    What else belongs to it may be missing, as where the weights alone were copied.
+    Raises:
+        UserError: they are not what was written.
     """
-    expected = sums_of(path).get(WEIGHTS)
-    if expected is None:
-        raise damaged(path, f"{MANIFEST} is missing or damaged")
-    try:
-        content = (path / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise damaged(path, str(error)) from error
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise damaged(path, f"{WEIGHTS} changed after it was written")
-    return tensors_of(content)
+    return tensors_of(whole_file(path, WEIGHTS))
 
 
 def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
@@ -197,13 +190,11 @@ def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """The same, of a checkpoint that is whole; raises UserError."""
-    problem = damage(path, [STATE])
-    if problem is not None:
-        raise damaged(path, problem)
+    """Put the weights of a checkpoint that is whole into a model; raises UserError if it is not."""
+    whole_file(path, STATE)
     put_weights(whole_weights(path), model)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Everything beside the weights, on the CPU."""
-    return torch.load(path / STATE, map_location="cpu", weights_only=True)
+    """Everything beside the weights, on the CPU; raises UserError if it is not what was written."""
+    return torch.load(io.BytesIO(whole_file(path, STATE)), map_location="cpu", weights_only=True)

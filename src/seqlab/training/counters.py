@@ -1,12 +1,27 @@
-"""Where a run stands: plain numbers, saved with every checkpoint."""
+"""What an update did, and where a run stands: plain numbers, saved with every checkpoint."""
 
 import dataclasses
 import math
-
-from seqlab.training.update import Outcome
+from typing import NamedTuple
 
 STARTING = 5
 """Updates after a start in which kernels are compiled and caches filled."""
+
+
+class Outcome(NamedTuple):
+    """What an update did.
+
+    ``loss`` is the batch's mean, ``grad_norm`` the norm before clipping. The weights changed if it was ``taken``; if
+    not, it is ``hopeless`` unless fp16's loss scale can still come down. ``auxiliary_loss`` is what the model's parts
+    added to what was differentiated, ``None`` where they have nothing to add; ``loss`` is the data's alone, so that
+    models stay comparable.
+    """
+
+    loss: float
+    grad_norm: float
+    taken: bool
+    hopeless: bool
+    auxiliary_loss: float | None = None
 
 
 @dataclasses.dataclass

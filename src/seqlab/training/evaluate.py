@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seqlab.training.metrics import Metrics
-from seqlab.training.slices import Slices, SliceTable
+from seqlab.data import DataSet
+from seqlab.models.protocols import Prefills
+from seqlab.models.sequence_model import SequenceModel
+from seqlab.training.metrics import Metrics, Slices, SliceTable
 
 LONG = 8192
 """Positions up to which sequences go through the model at once. Longer ones go in pieces, the model's state passed on
@@ -25,10 +27,7 @@ GPU's would gain nothing, and keep the wish to stop waiting for minutes."""
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, the mean loss at each position of the window, and metrics by difficulty.
-
-    ``slices`` is ``{name: {value: {loss, accuracy, count}}}``, empty where the data states no difficulty.
-    """
+    """Metrics by name, the mean loss at each position of the window, and metrics by difficulty if the data has any."""
 
     metrics: dict[str, float]
     loss_by_position: list[float]
@@ -60,7 +59,7 @@ class LossByPosition:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    data: Any,
+    data: DataSet,
     split: str,
     *,
     batch_size: int,
@@ -74,7 +73,7 @@ def evaluate(
 
     Args:
         model: maps inputs to outputs, on ``device``.
-        data: a data object.
+        data: has the split, its loss and its metrics.
         split: ``validation``, ``test`` or one of the data's further tests.
         batch_size: windows at a time; it changes the speed and not the result of a whole split.
         most: read this many batches at most; None is the whole split.
@@ -103,9 +102,8 @@ def evaluate(
                 on_piece()
             answers = seen[0] if len(seen) == 1 else {k: torch.cat([part[k] for part in seen]) for k in seen[0]}
             metrics.update(**answers, sequence=in_answers(numbered(mask), mask, size).to(device, non_blocking=True))
-            if hasattr(data, "slices"):
-                values = {name: in_answers(value, mask, size) for name, value in data.slices(batch).items()}
-                slices.update(values, **answers)
+            values = {name: in_answers(value, mask, size) for name, value in data.slices(batch).items()}
+            slices.update(values, **answers)
             on_batch()
     finally:
         model.train(training)
@@ -114,8 +112,8 @@ def evaluate(
 
 def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, most: int) -> int:
     """How many positions of the sequences go through the model at once; all where it would go on step by step."""
-    layers = getattr(model, "layers", ())
-    by_pieces = hasattr(model, "prefill") and all(hasattr(layer.mixer.inner, "prefill") for layer in layers)
+    layers = model.layers if isinstance(model, SequenceModel) else ()
+    by_pieces = isinstance(model, Prefills) and all(isinstance(layer.mixer.inner, Prefills) for layer in layers)
     return max(1, min(most, LOGITS // d_output) // batch_size) if by_pieces and length > LONG else length
 
 
@@ -128,7 +126,7 @@ def pieces(
     """
     length = inputs.shape[1]
     if size >= length:
-        few = hasattr(model, "prefill") and 2 * mask.sum() <= mask.numel()
+        few = isinstance(model, Prefills) and 2 * mask.sum() <= mask.numel()
         places = places_of(mask, inputs.device) if few else None
         with autocast():
             outputs = model(inputs) if places is None else model(inputs, places)
@@ -143,7 +141,9 @@ def pieces(
         yield start, places, outputs
 
 
-def at_every_position(data: Any, outputs: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def at_every_position(
+    data: DataSet, outputs: Tensor, targets: Tensor, mask: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses (B, L), and in a row what metrics see, the positions under the mask (B, L), which is on the CPU."""
     loss = data.loss(outputs, targets)
     parts = [part.flatten(0, 1) for part in (outputs, targets, loss)]  # (B L, ...) each
@@ -153,7 +153,7 @@ def at_every_position(data: Any, outputs: Tensor, targets: Tensor, mask: Tensor)
     return loss, in_a_row(*parts)
 
 
-def at_places(data: Any, outputs: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def at_places(data: DataSet, outputs: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The same of outputs (P, ...) at ``places`` alone, with each answer as a sequence of its own: a data object need
     not know of pieces."""
     target = targets.flatten(0, 1)[places]

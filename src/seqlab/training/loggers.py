@@ -115,8 +115,8 @@ class MLflow(NoLogger):
                 self._start_run(folder)
         except self.mlflow.MlflowException as error:
             rule = f"MLflow refuses it ({error})"
-            remedy = "Name another store, for example logger.tracking_uri=sqlite:///mlflow.db, or use logger=none"
-            raise UserError("logger.tracking_uri", re.sub("//[^/]*@", "//...@", uri), rule, remedy) from error
+            remedy = "Name another store, for example tracking_uri=sqlite:///mlflow.db, or use logger=none"
+            raise UserError("tracking_uri", re.sub("//[^/]*@", "//...@", uri), rule, remedy) from error
         self.mlflow.log_dict(config, "config.json")
 
     def _start_run(self, folder: Path) -> None:

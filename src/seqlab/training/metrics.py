@@ -1,4 +1,5 @@
-"""Metrics: objects that are updated batch by batch, or plain functions whose values are averaged over positions.
+"""Metrics: objects that are updated batch by batch, or plain functions whose values are averaged over positions; and
+loss and accuracy by difficulty.
 
 A data set's YAML names its metrics, those here or any class of torchmetrics. Each is updated with what its signature
 asks for of
@@ -14,11 +15,15 @@ Sums begin as the number 0 and become tensors on the device of what is added.
 import copy
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+SliceTable = dict[str, dict[str, dict[str, float]]]
+"""``{difficulty: {value: {loss, accuracy, count}}}``: how far back an answer lies, how many pairs there are, ..."""
 
 PositionFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -173,3 +178,39 @@ class Metrics:
 
     def compute(self) -> dict[str, float]:
         return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+
+
+class Slices:
+    """Sums over the answers of each difficulty's values. The device is waited for once, in ``compute``."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+
+    def update(self, difficulty: dict[str, Tensor], *, preds: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Add a batch's answers.
+
+        Args:
+            difficulty: by name, values (P,) int64 on the CPU.
+            preds, target, loss: logits (P, V), ids (P,) and losses (P,) of the same answers, on the device.
+        """
+        if not difficulty:
+            return
+        measured = torch.stack((loss.double(), (preds.argmax(dim=-1) == target).double()), dim=1)  # (P, 2)
+        for name, values in difficulty.items():
+            found, place, count = values.unique(return_inverse=True, return_counts=True)
+            sums = torch.zeros(len(found), 2, dtype=torch.float64, device=loss.device)
+            sums.index_add_(0, place.to(loss.device, non_blocking=True), measured)
+            self.parts[name].append((found, count, sums))
+
+    def compute(self) -> SliceTable:
+        """For each difficulty and each of its values, as text in ascending order: mean loss, accuracy, answers."""
+        return {name: table_of(*map(torch.cat, zip(*parts, strict=True))) for name, parts in self.parts.items()}
+
+
+def table_of(values: Tensor, counts: Tensor, sums: Tensor) -> dict[str, dict[str, float]]:
+    """The means over everything with one value: values (S,), counts (S,), sums of loss and hits (S, 2)."""
+    found, place = values.unique(return_inverse=True)
+    count = torch.zeros(len(found), dtype=torch.int64).index_add_(0, place, counts)
+    loss, accuracy = torch.zeros(len(found), 2, dtype=torch.float64).index_add_(0, place, sums.cpu()).T / count
+    rows = zip(found.tolist(), loss.tolist(), accuracy.tolist(), count.tolist(), strict=True)
+    return {str(value): {"loss": a, "accuracy": b, "count": c} for value, a, b, c in rows}

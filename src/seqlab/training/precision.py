@@ -25,7 +25,7 @@ def check_precision(model: nn.Module, device: torch.device, precision: Precision
         why = obstacle(part, device, precision)
         if why is not None:
             rule = f"torch cannot compute {name} layers in {precision} on this {device.type} ({why})"
-            raise UserError("trainer.precision", precision, rule, "Use trainer.precision=float32")
+            raise UserError("precision", precision, rule, "Use precision=float32")
 
 
 def obstacle(layer: nn.RNNBase, device: torch.device, precision: Precision) -> str | None:

@@ -1,8 +1,8 @@
 """Batches made ahead of their steps by a thread of their own, so that the device need not wait for them."""
 
-import threading
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import torch
@@ -28,42 +28,32 @@ class Prefetch:
     """
 
     def __init__(self, make: Callable[[int], Batch], first: int, end: int, *, device: torch.device):
-        self.make, self.numbers = make, range(first, end)
+        self.make, self.numbers = make, iter(range(first, end))
         self._gpu = torch.cuda.current_device() if device.type == "cuda" else None
-        self._ready: SimpleQueue[Batch | BaseException] = SimpleQueue()
-        self._room = threading.Semaphore(AHEAD)
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._pending: deque[Future[Batch]] = deque()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for _ in range(AHEAD):
+            self._submit()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._closed = True
-        self._room.release()
-        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
 
     def take(self) -> Batch:
         """The next batch, as soon as it is made; never asked for more often than there are batches."""
-        batch = self._ready.get()
-        self._room.release()
-        if isinstance(batch, BaseException):
-            raise batch
+        batch = self._pending.popleft().result()
+        self._submit()
         return batch
 
-    def _work(self) -> None:
-        try:
-            if self._gpu is not None:
-                torch.cuda.set_device(self._gpu)  # a thread begins on the machine's first
-            for number in self.numbers:
-                self._room.acquire()
-                if self._closed:
-                    return
-                self._ready.put(self._made(number))
-        except BaseException as error:
-            self._ready.put(error)
+    def _submit(self) -> None:
+        number = next(self.numbers, None)
+        if number is not None:
+            self._pending.append(self._pool.submit(self._made, number))
 
     def _made(self, number: int) -> Batch:
-        batch = self.make(number)
-        return batch if self._gpu is None else Batch(*(part.pin_memory() for part in batch))
+        if self._gpu is None:
+            return self.make(number)
+        torch.cuda.set_device(self._gpu)  # a thread begins on the machine's first
+        return Batch(*(part.pin_memory() for part in self.make(number)))

@@ -22,7 +22,7 @@ def check_fits(schedule: Callable[[int, int], float], total: int) -> None:
     steps = {name: amount * total if amount < 1 else amount for name, amount in phases.items()}
     if sum(steps.values()) > total * (1 + 1e-9):
         raise UserError(
-            ", ".join(f"schedule.{name}" for name in phases),
+            ", ".join(phases),
             ", ".join(f"{amount:g}" for amount in phases.values()),
             f"{' and '.join(f'a {name} of {n:g} steps' for name, n in steps.items())} "
             f"{'do' if len(steps) > 1 else 'does'} not fit into a run of {total} steps",

@@ -1,6 +1,7 @@
-"""The settings of a training run; ``conf/trainer`` holds their values."""
+"""The settings of a training run, and how long it is by them; ``conf/trainer`` holds their values."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,7 +9,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
 
-from seqlab.errors import UserError
+from seqlab.data import DataSet
+from seqlab.errors import UserError, nearest
+from seqlab.training.counters import Counters
 from seqlab.training.precision import Precision
 
 
@@ -26,7 +29,7 @@ class TrainerConfig:
         clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
         precision: of the model's arithmetic; parameters are always float32.
         compile: train through ``torch.compile``.
-        cuda_graph: record the kernels of a step once and replay them, which a GPU needs for small models; ``auto`` does
+        cuda_graph: capture the kernels of a step once and replay them, which small models need on a GPU; ``auto`` does
             so on CUDA in float32 and bf16 without ``compile``.
         evaluate_every: steps between evaluations; ``None`` is an epoch.
         checkpoint_every: steps between checkpoints, besides those of each better validation loss and of the end;
@@ -64,8 +67,52 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulate:
             raise UserError(
-                "trainer.accumulate",
+                "accumulate",
                 self.accumulate,
                 f"must divide batch_size={self.batch_size}, so that the parts are alike",
                 "Change one of the two",
             )
+
+    def total_steps(self, data: DataSet) -> int:
+        """The number of updates that the budget allows on this data, rounded up.
+
+        Raises:
+            UserError: there is not exactly one of ``steps``, ``epochs`` and ``tokens``.
+        """
+        budgets = {"steps": self.steps, "epochs": self.epochs, "tokens": self.tokens}
+        given = {name: value for name, value in budgets.items() if value is not None}
+        if len(given) != 1:
+            raise UserError(
+                ", ".join(given or budgets),
+                ", ".join(map(str, given.values())) or "null",
+                "the budget is exactly one of steps, epochs and tokens",
+                "Set one and leave the others null, for example steps=1000 epochs=null",
+            )
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is not None:
+            return math.ceil(self.epochs * data.train_size / self.batch_size)
+        return math.ceil(self.tokens / (self.batch_size * data.length))
+
+    def check_stop_above(self, data: DataSet) -> None:
+        """Refuse a ``stop_above`` that names no metric of the data's, or no number, with a ``UserError``."""
+        rule = self.stop_above
+        if rule is None:
+            return
+        metric, value = rule.get("metric"), rule.get("value")
+        if set(rule) != {"metric", "value"} or isinstance(value, str):
+            wanted = "must name a metric of the validation split and a number"
+            raise UserError("stop_above", rule, wanted, "For example stop_above={metric:accuracy,value:0.99}")
+        if metric not in data.metrics:
+            raise UserError("stop_above.metric", metric, "is no metric of this data", nearest(metric, data.metrics))
+
+    def stop_reason(self, counters: Counters) -> str | None:
+        """Why a run that stands here ends before its budget; ``None`` if it goes on."""
+        if self.stop_above is not None:
+            metric, value = self.stop_above["metric"], self.stop_above["value"]
+            reached = counters.last_metrics.get(metric, -math.inf)
+            if reached > value:
+                return f"validation {metric} {reached:.4g} is above {value:g}"
+        if self.patience is not None and counters.evaluations_without_gain >= self.patience:
+            return f"no better validation loss in {self.patience} evaluations"
+        return None

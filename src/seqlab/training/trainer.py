@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from seqlab.data import Batch
+from seqlab.data import Batch, DataSet
 from seqlab.errors import Diverged, Interrupted
 from seqlab.models.counting import training_flops
 from seqlab.training import checkpoint
-from seqlab.training.budget import total_steps
 from seqlab.training.captured import captures
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
@@ -28,7 +27,6 @@ from seqlab.training.prefetch import Prefetch
 from seqlab.training.progress import ProgressBar
 from seqlab.training.settings import TrainerConfig
 from seqlab.training.signals import StopRequest
-from seqlab.training.stopping import check_stop_above, stop_reason
 from seqlab.training.update import Update
 
 log = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ class Trainer:
     Args:
         config: the settings.
         model: on ``device``, in float32.
-        data: a data object.
+        data: what to train and test it on.
         device: where to train.
         seed: of the order of the data.
         folder: the run folder; checkpoints go beneath it.
@@ -50,7 +48,7 @@ class Trainer:
         self,
         config: TrainerConfig,
         model: nn.Module,
-        data: Any,
+        data: DataSet,
         *,
         device: torch.device,
         seed: int,
@@ -59,32 +57,15 @@ class Trainer:
         self.config, self.model, self.data, self.device, self.seed = config, model, data, device, seed
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         data.check_batch_size(config.batch_size)
-        check_stop_above(config.stop_above, data)
+        config.check_stop_above(data)
         check_precision(model, device, config.precision)
-        self.total = total_steps(config, data)
+        self.total = config.total_steps(data)
         self.evaluate_every = config.evaluate_every or -(-data.train_size // config.batch_size)
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.tokens_per_step = config.batch_size * data.length
         self.flops_per_step = config.batch_size * training_flops(model, data)
-        self.cuda_graph = captures(
-            config.cuda_graph,
-            model,
-            device,
-            precision=config.precision,
-            compile=config.compile,
-            accumulate=config.accumulate,
-        )
-        self.update = Update(
-            model,
-            data,
-            optimizer=config.optimizer,
-            device=device,
-            precision=config.precision,
-            accumulate=config.accumulate,
-            clip_norm=config.clip_norm,
-            compile=config.compile,
-            cuda_graph=self.cuda_graph,
-        )
+        self.cuda_graph = captures(config, model, device)
+        self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph)
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
@@ -136,7 +117,7 @@ class Trainer:
         return result
 
     def progress(self, description: str) -> ProgressBar:
-        """A bar that stands where the training does."""
+        """A progress bar at the present step."""
         return ProgressBar(description, total=self.total, completed=self.counters.step)
 
     @property
@@ -151,7 +132,7 @@ class Trainer:
     @property
     def stop_reason(self) -> str | None:
         """Why training ends before its budget, if it does."""
-        return stop_reason(self.counters, patience=self.config.patience, stop_above=self.config.stop_above)
+        return self.config.stop_reason(self.counters)
 
     @property
     def is_over(self) -> bool:
@@ -178,7 +159,7 @@ class Trainer:
         counters.updated(outcome, time.perf_counter() - began, waited, starting=starting)
         if counters.step % self.config.log_every == 0 or counters.step == self.total:
             loss, norm = counters.take_mean_loss(), outcome.grad_norm
-            more = self.update.figures(outcome)
+            more = self.update.values_to_log(outcome)
             self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
         bar.step(counters.step, outcome.loss, counters.best_loss)
         if counters.skipped_in_a_row >= self.config.max_skipped:
@@ -195,15 +176,12 @@ class Trainer:
         metrics = self.evaluate("validation", bar).metrics
         self._record("validation", **metrics)
         counters.evaluated(metrics)
-        told = counters.step, self.total, metrics["loss"], counters.best_loss
-        log.info("Step %d of %d: validation loss %.4f, best %.4f.", *told)
+        values = counters.step, self.total, metrics["loss"], counters.best_loss
+        log.info("Step %d of %d: validation loss %.4f, best %.4f.", *values)
 
     def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
         """Measure the model as it is now on a whole split."""
-        size = self.config.evaluation_batch_size or self.config.batch_size
-        if hasattr(self.data, "largest_batch"):
-            size = self.data.largest_batch(split, size)
-
+        size = self.data.largest_batch(split, self.config.evaluation_batch_size or self.config.batch_size)
         batches, most = self.data.evaluation_size(split, size), self.config.evaluation_batches
         bar.begin_evaluation(split, batches if most is None else min(batches, most))
         result = evaluate(

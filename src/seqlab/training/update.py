@@ -2,91 +2,56 @@
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from seqlab.models import auxiliary_losses, expert_load
-from seqlab.models.auxiliary import balances, experts_of
+from seqlab.data import Batch, DataSet
+from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
+from seqlab.models.protocols import parts
 from seqlab.training.captured import CapturedGradient
-from seqlab.training.precision import Precision, autocast
+from seqlab.training.counters import Outcome
+from seqlab.training.precision import autocast
+from seqlab.training.settings import TrainerConfig
+
+Visits = dict[nn.Module, Tensor]
+"""The share of a batch's visits that each expert has, (E,), by the part that has the experts."""
 
 
-class Outcome(NamedTuple):
-    """What an update did.
-
-    ``loss`` is the batch's mean, ``grad_norm`` the norm before clipping. The weights changed if it was ``taken``; if
-    not, it is ``hopeless`` unless fp16's loss scale can still come down. ``auxiliary_loss`` is what the model's parts
-    added to what was differentiated, ``None`` where they have nothing to add; ``loss`` is the data's alone, so that
-    models stay comparable.
-    """
-
-    loss: float
-    grad_norm: float
-    taken: bool
-    hopeless: bool
-    auxiliary_loss: float | None = None
-
-
-class Visits:
-    """Sums the shares of visits of the experts over the parts of a batch; nothing where there are no experts."""
-
-    def __init__(self, experts: list[nn.Module]):
-        self.shares = {module: torch.zeros_like(module.expert_share) for module in experts}
-
-    def add(self, weight: float) -> None:
-        """What the last forward pass had, of so much of the batch."""
-        for module, share in self.shares.items():
-            share.add_(module.expert_share, alpha=weight)
-
-    def keep(self) -> None:
-        """Leave the batch's shares where those of the last part are."""
-        for module, share in self.shares.items():
-            module.expert_share.copy_(share)
+def add_visits(visits: Visits, weight: float) -> None:
+    """Add those of the last forward pass, which saw this share of the batch."""
+    for part, share in visits.items():
+        share.add_(part.expert_share, alpha=weight)
 
 
 class Update:
     """Everything that changes a model's weights.
 
     Args:
+        config: the optimizer, and in which arithmetic and how many parts a batch is taken. The loss that balances
+            experts has the shares of the whole batch's visits for factors, so these are counted in a forward pass
+            before, if there are several parts.
         model: on ``device``, in float32.
-        data: a data object.
-        optimizer: given the model, its torch optimizers.
-        device, precision: where and in which arithmetic.
-        accumulate: parts that a batch is cut into; the gradient is that of the whole. The loss that balances experts
-            has the shares of the whole batch's visits for factors, so these are counted in a forward pass before.
-        clip_norm: largest norm of the gradient, or ``None``.
-        compile: go through ``torch.compile``.
-        cuda_graph: record the gradient's kernels once and replay them.
+        data: states the loss and which positions count.
+        device: where to train.
+        cuda_graph: whether the gradient's kernels are captured once and replayed (``captures``).
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        *,
-        optimizer: Callable[[nn.Module], list[Optimizer]],
-        device: torch.device,
-        precision: Precision,
-        accumulate: int,
-        clip_norm: float | None,
-        compile: bool,
-        cuda_graph: bool = False,
+        self, config: TrainerConfig, model: nn.Module, data: DataSet, *, device: torch.device, cuda_graph: bool = False
     ):
-        self.data, self.device, self.precision = data, device, precision
-        self.accumulate, self.clip_norm = accumulate, clip_norm or math.inf
-        self.experts = experts_of(model) if accumulate > 1 else []
-        self.counts_first = accumulate > 1 and balances(model)
+        self.data, self.device, self.precision = data, device, config.precision
+        self.accumulate, self.clip_norm = config.accumulate, config.clip_norm or math.inf
+        self.experts = parts(model, MixtureOfExperts) if config.accumulate > 1 else []
+        self.counts_first = config.accumulate > 1 and balances(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizers = optimizer(model)
+        self.optimizers = config.optimizer(model)
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        if compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        if config.compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        self.model = torch.compile(model) if compile else model
+        self.model = torch.compile(model) if config.compile else model
         self.gradient = CapturedGradient(self._gradient, model) if cuda_graph else self._gradient
 
     @property
@@ -94,13 +59,13 @@ class Update:
         """The rate of the first parameter group."""
         return self.optimizers[0].param_groups[0]["lr"]
 
-    def __call__(self, batch: Any, rate: float) -> Outcome:
+    def __call__(self, batch: Batch, rate: float) -> Outcome:
         """Train on one batch with every learning rate times ``rate``; unsound gradients are thrown away."""
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        found = self.gradient(*(part.to(self.device, non_blocking=True) for part in batch))
-        loss, norm, *auxiliary = found.tolist()  # in float32 and bf16 the only wait for the device
+        values = self.gradient(*(part.to(self.device, non_blocking=True) for part in batch))
+        loss, norm, *auxiliary = values.tolist()  # in float32 and bf16 the only wait for the device
         taken = math.isfinite(loss) and math.isfinite(norm)
         for optimizer in self.optimizers:
             if taken:
@@ -120,7 +85,7 @@ class Update:
         count = self.data.mask(targets).sum()
         loss, added = torch.zeros((), device=self.device), None
         shares = self._count_visits(inputs) if self.counts_first else None
-        visits = Visits(self.experts)
+        visits = self._no_visits()
         for part_inputs, part_targets in zip(
             inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True
         ):
@@ -129,42 +94,46 @@ class Update:
             part_loss = self.data.loss(outputs, part_targets).sum() / count
             loss += part_loss.detach()
             weight = len(part_inputs) / len(inputs)
-            visits.add(weight)
+            add_visits(visits, weight)
             auxiliary = auxiliary_losses(self.model, shares)
             if auxiliary is not None:
                 auxiliary = auxiliary * weight
                 part_loss = part_loss + auxiliary
                 added = auxiliary.detach() if added is None else added + auxiliary.detach()
             self.scaler.scale(part_loss).backward()
-        visits.keep()
+        for part, share in visits.items():
+            part.expert_share.copy_(share)  # in the place of the last part's
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         return torch.stack((loss, norm) if added is None else (loss, norm, added))
 
-    def _count_visits(self, inputs: Tensor) -> dict[nn.Module, Tensor]:
+    def _count_visits(self, inputs: Tensor) -> Visits:
         """The share of the whole batch's visits that each expert has, in each part with experts.
 
         The passes are those that follow, their random numbers and (as a gradient could be taken) their kernels too.
         """
-        visits = Visits(self.experts)
+        visits = self._no_visits()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
             for part in inputs.chunk(self.accumulate):
                 with autocast(self.device, self.precision):
                     self.model(part)
                 auxiliary_losses(self.model)  # taken, so that no graph stays
-                visits.add(len(part) / len(inputs))
-        return visits.shares
+                add_visits(visits, len(part) / len(inputs))
+        return visits
+
+    def _no_visits(self) -> Visits:
+        return {part: torch.zeros_like(part.expert_share) for part in self.experts}
 
     def release(self) -> None:
-        """Give the memory of recorded kernels back; a further update would begin anew."""
+        """Give the memory of captured kernels back; a further update would begin anew."""
         if isinstance(self.gradient, CapturedGradient):
             self.gradient = CapturedGradient(self._gradient, self.gradient.model)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def figures(self, outcome: Outcome) -> dict[str, float]:
-        """What to record of an update besides loss and norm: of a model with experts, how busy they were."""
+    def values_to_log(self, outcome: Outcome) -> dict[str, float]:
+        """What to log of an update besides loss and norm: of a model with experts, how busy they were."""
         load = expert_load(self.model)
         busy = {} if load is None else {"largest_expert_share": load.largest_share, "dead_experts": load.dead}
         return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy

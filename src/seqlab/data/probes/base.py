@@ -5,7 +5,7 @@ Symbols: B batch, L length, V vocabulary, K answers in an example.
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -14,14 +14,13 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from seqlab.data.batch import Batch
 from seqlab.data.probes.draws import Draw
-from seqlab.data.streams import check_batch_size, epoch_items
-from seqlab.data.text import IGNORED
-from seqlab.errors import UserError
+from seqlab.data.protocol import IGNORED, Batch, DataSet
+from seqlab.data.streams import epoch_items
+from seqlab.errors import UserError, under
 
 EVALUATED_TOKENS = 2**20
 EVALUATED_LOGITS = 2**28
@@ -34,7 +33,7 @@ Examples = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(kw_only=True, eq=False)
-class Probe(ABC):
+class Probe(DataSet):
     """A task whose examples are generated from the seed; the targets are IGNORED except at the answers.
 
     Example number i of a stream depends on the data's seed, the stream's name and i alone. Training, validation, test
@@ -43,10 +42,11 @@ class Probe(ABC):
 
     Args:
         length: positions in an example.
+        vocab_size: how many tokens there are; a task says which.
         n_train: training examples, handed out in a new order each epoch; None generates fresh ones without end.
         epoch_size: examples that count as an epoch of fresh data; a fixed set is an epoch itself.
         n_validation: examples to select by.
-        n_test: examples for the final figures.
+        n_test: examples for the final metrics.
         n_further: examples of each further test; None is ``n_test``.
         seed: of the data.
         tests: further tests, each by what it changes of the difficulty: ``[{length: 512}, {length: 1024}]``.
@@ -57,30 +57,31 @@ class Probe(ABC):
     name: ClassVar[str]
     difficulty: ClassVar[tuple[str, ...]] = ("length",)
     tokens: ClassVar[bool] = True
-    unit: ClassVar[str] = "token"
 
-    length: int
-    n_train: int | None
-    epoch_size: int
-    n_validation: int
-    n_test: int
-    n_further: int | None = None
+    length: PositiveInt
+    vocab_size: PositiveInt
+    n_train: PositiveInt | None
+    epoch_size: PositiveInt
+    n_validation: PositiveInt
+    n_test: PositiveInt
+    n_further: PositiveInt | None = None
     seed: int
-    tests: Annotated[list[dict[str, int]] | None, Field(examples=["[{length: 512}, {length: 1024}]"])] = None
-    mixture: Annotated[list[dict[str, int]] | None, Field(examples=["[{pairs: 4}, {pairs: 8}]"])] = None
+    tests: Annotated[list[dict[str, PositiveInt]] | None, Field(examples=["[{length: 512}, {length: 1024}]"])] = None
+    mixture: Annotated[list[dict[str, PositiveInt]] | None, Field(examples=["[{pairs: 4}, {pairs: 8}]"])] = None
     metrics: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.metrics = self.metrics or {}
-        self._check_sizes()
         base = {name: getattr(self, name) for name in self.difficulty}
-        self._check(base, "data")
+        self.check_setting(base)
         self._settings = self._overridden(base, "mixture") or [base]
         for i, setting in enumerate(self._settings):
             if setting["length"] != self.length:
-                rule = f"all examples of a batch have length {self.length}"
-                remedy = "Change data.length, or leave it out of data.mixture"
-                raise UserError(f"data.mixture[{i}].length", setting["length"], rule, remedy)
+                rule, remedy = (
+                    f"all examples of a batch have length {self.length}",
+                    "Change length=..., or leave it out",
+                )
+                raise UserError(f"mixture[{i}].length", setting["length"], rule, remedy)
         tests = self._overridden(base, "tests")
         self._further = {label(changed): s for changed, s in zip(self.tests or [], tests, strict=True)}
         self._answers: dict[int, int] = {}
@@ -88,35 +89,22 @@ class Probe(ABC):
             length = setting["length"]
             self._answers[length] = max(self.answers(setting), self._answers.get(length, 0))
 
-    def _check_sizes(self) -> None:
-        for name in ("length", "n_train", "epoch_size", "n_validation", "n_test", "n_further"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}", value, "must be at least 1", f"Set data.{name}=1 or more")
-
     def _overridden(self, base: Setting, name: str) -> list[Setting]:
         """The base setting under each of the changes in ``tests`` or ``mixture``."""
         settings = []
         for i, changed in enumerate(getattr(self, name) or []):
-            key = f"data.{name}[{i}]"
+            key, remedy = f"{name}[{i}]", f"It may change {' and '.join(base)}"
             if name == "tests" and not changed:
-                raise UserError(key, changed, "changes nothing", f"It may change {' and '.join(base)}, or leave it out")
+                raise UserError(key, changed, "changes nothing", f"{remedy}, or leave it out")
             for unknown in set(changed) - set(base):
-                remedy = f"It may change {' and '.join(base)}"
                 raise UserError(f"{key}.{unknown}", changed[unknown], "is no difficulty of this task", remedy)
             settings.append(base | changed)
-            self._check(settings[-1], key)
+            with under(key, base):
+                self.check_setting(settings[-1])
         return settings
 
-    def _check(self, setting: Setting, key: str) -> None:
-        for name, value in setting.items():
-            if value < 1:
-                raise UserError(f"{key}.{name}", value, "must be at least 1", f"Set {key}.{name}=1 or more")
-        self.check_setting(setting, key)
-
-    @abstractmethod
-    def check_setting(self, setting: Setting, key: str) -> None:
-        """Refuse a difficulty that cannot be generated; ``key`` is where it stands."""
+    def check_setting(self, setting: Setting) -> None:
+        """Refuse a difficulty that cannot be generated, with a ``UserError``."""
 
     @abstractmethod
     def answers(self, setting: Setting) -> int:
@@ -131,13 +119,11 @@ class Probe(ABC):
         return self.generate(draw, **setting)
 
     @property
-    @abstractmethod
     def d_input(self) -> int:
-        """The size of the vocabulary."""
+        return self.vocab_size
 
     @property
     def d_output(self) -> int:
-        """How many logits a position has."""
         return self.d_input
 
     @property
@@ -147,12 +133,10 @@ class Probe(ABC):
 
     @property
     def train_size(self) -> int:
-        """Examples in an epoch."""
         return self.n_train or self.epoch_size
 
     @property
     def further_tests(self) -> tuple[str, ...]:
-        """The names of the tests beyond training, each a split."""
         return tuple(self._further)
 
     @cached_property
@@ -168,17 +152,12 @@ class Probe(ABC):
 
     @property
     def description(self) -> str:
-        """The data set in one line."""
         given = {name: getattr(self, name) for name in self.difficulty} | {"vocabulary": self.d_input}
         what = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in given.items())
         mixed = f" (mixture of {len(self._settings)})" if len(self._settings) > 1 else ""
         train = f"{self.n_train:,}" if self.n_train else f"fresh ({self.epoch_size:,} an epoch)"
         sizes = f"{train} + {self.n_validation:,} + {self.n_test:,} examples"
         return f"{self.name}: {sizes}, {what}{mixed}, seed {self.seed}, chance {self.chance:.2g}"
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Refuse a batch that one epoch cannot fill."""
-        check_batch_size(batch_size, self.train_size, "examples")
 
     def _examples(self, stream: str, first: int, count: int, settings: list[Setting]) -> Examples:
         """Examples of a stream from number ``first`` on; they take the settings in turn."""
@@ -231,20 +210,14 @@ class Probe(ABC):
             yield Batch(*map(torch.from_numpy, examples))
 
     def evaluation_size(self, split: str, batch_size: int) -> int:
-        """How many batches ``evaluation_batches`` yields."""
         return -(-self._split(split)[0] // batch_size)
 
     def largest_batch(self, split: str, batch_size: int) -> int:
-        """The batch size to take for a split instead of the usual one, so that long sequences fit into memory."""
         length = max(setting["length"] for setting in self._split(split)[1])
         if length <= self.length:
             return batch_size
         tokens = min(EVALUATED_TOKENS, EVALUATED_LOGITS // self.d_output)
         return max(1, min(batch_size, max(tokens, batch_size * self.length) // length))
-
-    def slices(self, batch: Batch) -> dict[str, Tensor]:
-        """The difficulty of each answer, found from the batch alone: by name (B, L) int64, anything elsewhere."""
-        return {}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats, in float32: logits (B, L, V) and ids (B, L) to (B, L); 0 where masked.
@@ -257,15 +230,27 @@ class Probe(ABC):
         places = (targets != IGNORED).to(torch.uint8).topk(most, dim=1, sorted=False).indices  # (B, K)
         chosen = outputs.gather(1, places[..., None].expand(-1, -1, outputs.shape[-1]))  # (B, K, V)
         asked = targets.gather(1, places)  # (B, K)
-        loss = F.cross_entropy(chosen.float().flatten(0, 1), asked.flatten(), reduction="none", ignore_index=IGNORED)
+        loss = F.cross_entropy(chosen.float().flatten(0, 1), asked.flatten(), reduction="none")
         zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
         return zeros.scatter(1, places, loss.view_as(asked))
-
-    def mask(self, targets: Tensor) -> Tensor:
-        """The answers, (B, L)."""
-        return targets != IGNORED
 
 
 def label(setting: Setting) -> str:
     """A setting as text: ``length=512,pairs=64``."""
     return ",".join(f"{name}={value}" for name, value in setting.items())
+
+
+def blank(count: int, length: int) -> Examples:
+    """Inputs of zeros and targets without an answer: (N, L) and (N, L) int64.
+
+    They share a block of memory, because the C library keeps one such block for the next batch, but gives two back to
+    the system, which takes more time than filling them.
+    """
+    both = np.empty((2, count, length), dtype=np.int64)
+    both[0], both[1] = 0, IGNORED
+    return both[0], both[1]
+
+
+def power_of_two(distance: Tensor) -> Tensor:
+    """Positive integers rounded up to powers of two: the coarse scale of difficulties in ``slices``."""
+    return 2 ** torch.frexp((distance - 1).clamp(min=0).double()).exponent.long()

@@ -4,16 +4,16 @@ Symbols: B batch, L length, n data tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from seqlab.data.probes.arrays import ignored
 from seqlab.data.probes.base import Examples, Probe, Setting
 from seqlab.data.probes.draws import Draw
-from seqlab.data.text import IGNORED
+from seqlab.data.protocol import IGNORED
 from seqlab.errors import UserError
 
 BLANK = 0
@@ -50,41 +50,28 @@ class Compression(Probe):
 
     name = "compression"
 
-    vocab_size: int
-    data_tokens: int
+    vocab_size: Annotated[int, Field(ge=4)]
+    data_tokens: PositiveInt
     variant: Literal["mad"] | None = None
 
-    def __post_init__(self) -> None:
-        least = {"vocab_size": 4, "data_tokens": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                value, rule = getattr(self, name), f"must be at least {bound}"
-                raise UserError(f"data.{name}", value, rule, f"Set data.{name}={bound} or more")
-        super().__post_init__()
-
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         if setting["length"] <= self.data_tokens:
             rule = f"must leave room for {self.data_tokens} data tokens and the compression token"
-            remedy = f"Set {key}.length={self.data_tokens + 1} or more"
-            raise UserError(f"{key}.length", setting["length"], rule, remedy)
+            raise UserError("length", setting["length"], rule, f"Set length={self.data_tokens + 1} or more")
         if self.variant == "mad" and setting["length"] != self.data_tokens + 1:
             rule = f"has no blanks to fill, and {self.data_tokens} data tokens and the compression token"
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={self.data_tokens + 1}")
+            raise UserError("length", setting["length"], rule, f"Set length={self.data_tokens + 1}")
 
     def answers(self, setting: Setting) -> int:
         return 1
 
     @property
-    def d_input(self) -> int:
-        return self.vocab_size
-
-    @property
     def d_output(self) -> int:
-        return self.told * self.vocab_size
+        return self.n_scored * self.vocab_size
 
     @property
-    def told(self) -> int:
-        """Tokens that the last output tells."""
+    def n_scored(self) -> int:
+        """How many tokens the last output gives logits for."""
         return self.data_tokens + (self.variant == "mad")
 
     @property
@@ -97,15 +84,15 @@ class Compression(Probe):
         inputs = np.full((draw.count, length), BLANK, dtype=np.int64)
         np.put_along_axis(inputs, draw.subset("places", self.data_tokens, length - 1), data, axis=1)
         inputs[:, -1] = self.vocab_size - 1
-        targets = ignored(draw.count, length * self.told).reshape(draw.count, length, self.told)
+        targets = np.full((draw.count, length, self.n_scored), IGNORED, dtype=np.int64)
         targets[:, -1] = inputs if self.variant == "mad" else data
         return inputs, targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats, averaged over the data tokens: (B, L, n V) and (B, L, n) to (B, L)."""
-        logits = outputs[:, -1].float().unflatten(1, (self.told, self.vocab_size))  # (B, n, V)
+        logits = outputs[:, -1].float().unflatten(1, (self.n_scored, self.vocab_size))  # (B, n, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets[:, -1].flatten(), reduction="none")  # (B n,)
-        mean = loss.view(-1, self.told).mean(dim=1, keepdim=True)  # (B, 1)
+        mean = loss.view(-1, self.n_scored).mean(dim=1, keepdim=True)  # (B, 1)
         return F.pad(mean, (targets.shape[1] - 1, 0))
 
     def mask(self, targets: Tensor) -> Tensor:

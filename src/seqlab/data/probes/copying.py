@@ -1,16 +1,16 @@
 """Copying: give back, in order, the data tokens of a sequence; at its start, or scattered over it (selective)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from seqlab.data.batch import Batch
-from seqlab.data.probes.arrays import blank, power_of_two
-from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.base import Examples, Probe, Setting, blank, power_of_two
 from seqlab.data.probes.draws import Draw
+from seqlab.data.protocol import Batch
 from seqlab.errors import UserError
 
 BLANK = 0
@@ -37,28 +37,18 @@ class Copying(Probe):
     name = "copying"
     difficulty = ("length", "data_tokens")
 
-    vocab_size: int
-    data_tokens: int
+    vocab_size: Annotated[int, Field(ge=4)]
+    data_tokens: PositiveInt
 
-    def __post_init__(self) -> None:
-        if self.vocab_size < 4:
-            rule = "must be at least 4: the blank, the marker and two data tokens"
-            raise UserError("data.vocab_size", self.vocab_size, rule, "Set data.vocab_size=4 or more")
-        super().__post_init__()
-
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         length, tokens = setting["length"], setting["data_tokens"]
         if length < 2 * tokens:
             rule = f"{tokens} data tokens and {tokens} markers do not fit into length {length}"
-            remedy = f"Set {key}.length={2 * tokens} or more, or fewer data tokens"
-            raise UserError(f"{key}.data_tokens", tokens, rule, remedy)
+            remedy = f"Set length={2 * tokens} or more, or fewer data tokens"
+            raise UserError("data_tokens", tokens, rule, remedy)
 
     def answers(self, setting: Setting) -> int:
         return setting["data_tokens"]
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:
@@ -117,11 +107,11 @@ class SelectiveCopying(Copying):
 
     variant: Literal["mad"] | None = None
 
-    def check_setting(self, setting: Setting, key: str) -> None:
-        super().check_setting(setting, key)
+    def check_setting(self, setting: Setting) -> None:
+        super().check_setting(setting)
         if self.variant == "mad" and setting["length"] < (least := 2 * setting["data_tokens"] + 2):
             rule = "must leave room for the marker and a blank besides data tokens and answers"
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={least} or more")
+            raise UserError("length", setting["length"], rule, f"Set length={least} or more")
 
     def places(self, draw: Draw, context: int, data_tokens: int) -> np.ndarray:
         if self.variant is None:

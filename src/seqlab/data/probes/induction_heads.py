@@ -1,15 +1,16 @@
 """Induction heads: what followed this token when it last stood here?"""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from seqlab.data.batch import Batch
-from seqlab.data.probes.arrays import ignored, power_of_two
-from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.base import Examples, Probe, Setting, power_of_two
 from seqlab.data.probes.draws import Draw
+from seqlab.data.protocol import IGNORED, Batch
 from seqlab.errors import UserError
 
 
@@ -32,25 +33,15 @@ class InductionHeads(Probe):
 
     name = "induction_heads"
 
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=3)]
 
-    def __post_init__(self) -> None:
-        if self.vocab_size < 3:
-            rule = "must be at least 3: the special token and two ordinary ones"
-            raise UserError("data.vocab_size", self.vocab_size, rule, "Set data.vocab_size=3 or more")
-        super().__post_init__()
-
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         if setting["length"] < 3:
             rule = "must be at least 3: the special token, its follower and the special token again"
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length=3 or more")
+            raise UserError("length", setting["length"], rule, "Set length=3 or more")
 
     def answers(self, setting: Setting) -> int:
         return 1
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:
@@ -62,7 +53,7 @@ class InductionHeads(Probe):
         place = draw.below("place", 1, length - 2)[:, 0]  # (N,)
         inputs[rows, place] = special
         inputs[:, -1] = special
-        targets = ignored(draw.count, length)
+        targets = np.full_like(inputs, IGNORED)
         targets[:, -1] = inputs[rows, place + 1]
         return inputs, targets
 

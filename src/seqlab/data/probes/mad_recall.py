@@ -6,12 +6,14 @@ Symbols: N examples, L length, T pairs of a key and its value, C different keys.
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from seqlab.data.probes.base import Examples, Probe, Setting
 from seqlab.data.probes.draws import Draw
-from seqlab.data.text import IGNORED
+from seqlab.data.protocol import IGNORED
 from seqlab.errors import UserError
 
 
@@ -38,34 +40,28 @@ class MADRecall(Probe):
 
     name = "mad_recall"
 
-    vocab_size: int
-    noise_vocab_size: int = 0
-    noise: float = 0.0
+    noise_vocab_size: NonNegativeInt = 0
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         self.n_keys = (self.vocab_size - self.noise_vocab_size) // 2
         self.n_values = self.vocab_size - self.noise_vocab_size - self.n_keys
-        if self.noise_vocab_size < 0 or self.n_keys < 2:
-            rule = f"leaves fewer than four tokens besides the noise, data.noise_vocab_size={self.noise_vocab_size}"
-            remedy = f"Set data.vocab_size={4 + self.noise_vocab_size} or more"
-            raise UserError("data.vocab_size", self.vocab_size, rule, remedy)
-        if not 0 <= self.noise < 1 or (self.noise > 0 and not self.noise_vocab_size):
+        if self.n_keys < 2:
+            rule = f"leaves fewer than four tokens besides the noise, noise_vocab_size={self.noise_vocab_size}"
+            raise UserError("vocab_size", self.vocab_size, rule, f"Set vocab_size={4 + self.noise_vocab_size} or more")
+        if self.noise and not self.noise_vocab_size:
             rule = "must be 0, or below 1 with noise tokens in the vocabulary"
-            raise UserError("data.noise", self.noise, rule, "mad-lab takes data.noise=0.2 data.noise_vocab_size=16")
+            raise UserError("noise", self.noise, rule, "mad-lab takes noise=0.2 noise_vocab_size=16")
         super().__post_init__()
 
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         if setting["length"] % 2 == 0 or setting["length"] < 3:
             rule = "must be odd and at least 3: pairs, but for the last value, which is no input"
             longer = max(3, setting["length"] + 1)
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={longer}")
+            raise UserError("length", setting["length"], rule, f"Set length={longer}")
 
     def answers(self, setting: Setting) -> int:
         return setting["length"]
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:
@@ -124,9 +120,8 @@ class MADFuzzyRecall(Probe):
 
     name = "mad_fuzzy_recall"
 
-    vocab_size: int
-    key_tokens: int
-    value_tokens: int
+    key_tokens: PositiveInt
+    value_tokens: PositiveInt
 
     def __post_init__(self) -> None:
         self.n_keys = (self.vocab_size - 1) // 2
@@ -134,21 +129,17 @@ class MADFuzzyRecall(Probe):
         for name, tokens in (("key_tokens", self.n_keys), ("value_tokens", self.n_values)):
             if not 1 <= getattr(self, name) <= tokens:
                 rule = f"must lie between 1 and the {tokens} different tokens that there are"
-                raise UserError(f"data.{name}", getattr(self, name), rule, "Change it, or give a larger vocab_size")
+                raise UserError(name, getattr(self, name), rule, "Change it, or give a larger vocab_size")
         super().__post_init__()
 
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         least = 3 * (self.key_tokens + self.value_tokens)
         if setting["length"] < least:
             rule = f"must be at least {least}: the probe twice, and room for another pair"
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={least} or more")
+            raise UserError("length", setting["length"], rule, f"Set length={least} or more")
 
     def answers(self, setting: Setting) -> int:
         return setting["length"]
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:
@@ -170,73 +161,57 @@ class MADFuzzyRecall(Probe):
 
     def _drawn(self, draw: Draw, length: int, least: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (N, L + 1) with keys of ``least`` tokens or more, and which of them evaluation asks for."""
-        rows, steps = np.arange(draw.count), length // (least + 1) + 1
+        steps = length // (least + 1) + 1
         keys, values = self.keys.draw(draw, "key", steps, least), self.values.draw(draw, "value", steps, 1)  # (N, T)
-        probe_key, probe_value = keys[:, -1], values[:, -1]  # (N,), no pair gets as far as the last step
-        probe_size = self.keys.sizes[probe_key] + self.values.sizes[probe_value]
-        probe_from = (draw.words("place", 1)[:, 0].astype(np.int64) * (length - 2 * probe_size)) >> 32
-        room = length - probe_size - self.key_tokens - self.value_tokens
-        row = Row(draw.count, length + 1, self.vocab_size - 1)
-        value_of = np.full((draw.count, len(self.keys.sizes)), -1)  # (N, C)
-        added = np.zeros(draw.count, dtype=bool)
-        for step in range(steps):
-            active = row.end < room
-            if not active.any():
+        places = draw.words("place", 1)[:, 0].tolist()
+        tokens = np.full((draw.count, length + 1), self.vocab_size - 1, dtype=np.int64)
+        asked = np.zeros(tokens.shape, dtype=bool)
+        for row, drawn in enumerate(zip(keys.tolist(), values.tolist(), places, strict=True)):
+            sequence, asks = self._sequence(*drawn, length)
+            tokens[row, -len(sequence) :], asked[row, -len(sequence) :] = sequence, asks
+        return tokens, asked
+
+    def _sequence(self, keys: list[int], values: list[int], place: int, length: int) -> tuple[list[int], list[bool]]:
+        """The tokens of an example without its padding, and which of them evaluation asks for.
+
+        The last of the keys and values, as far as which no pair gets, are the probe's.
+        """
+        probe = keys[-1]
+        size = len(self.keys.motifs[probe]) + len(self.values.motifs[values[-1]])
+        probe_from, room = place * (length - 2 * size) >> 32, length - size - self.key_tokens - self.value_tokens
+        tokens: list[int] = []
+        asked: list[bool] = []
+        value_of: dict[int, int] = {}
+        for key, value in zip([*keys, probe], [*values, values[-1]], strict=True):
+            at_end = len(tokens) >= room
+            if at_end or (len(tokens) >= probe_from and probe not in value_of):
+                key = probe
+            known = at_end or key in value_of
+            value = value_of.setdefault(key, values[-1] if key == probe else value)
+            key_tokens, value_tokens = self.keys.motifs[key], self.values.motifs[value]
+            tokens += [*key_tokens, *value_tokens]
+            asked += [False] * len(key_tokens) + [known] * len(value_tokens)
+            if at_end:
                 break
-            due = (row.end >= probe_from) & ~added
-            key = np.where(due, probe_key, keys[:, step])
-            is_probe, known = key == probe_key, value_of[rows, key]
-            value = np.where(is_probe, probe_value, np.where(known < 0, values[:, step], known))
-            added |= active & is_probe
-            value_of[rows[active], key[active]] = value[active]
-            row.append(self.keys, key, active)
-            row.append(self.values, value, active, asked=known >= 0)
-        row.append(self.keys, probe_key, ~np.zeros_like(added))
-        row.append(self.values, probe_value, ~np.zeros_like(added), asked=~np.zeros_like(added))
-        return row.padded()
+        return tokens, asked
 
 
 class Motifs:
     """Every choice in order of one to ``most`` different tokens, the shorter ones first.
 
-    ``tokens`` is (C, most), with anything beyond ``sizes`` (C,); ``counts`` and ``begins`` are those of each size.
+    ``counts`` and ``begins`` are how many there are of each size and the first one's number.
     """
 
     def __init__(self, first: int, vocabulary: int, most: int):
         each = [list(permutations(range(first, first + vocabulary), size)) for size in range(1, most + 1)]
+        self.motifs = [motif for motifs in each for motif in motifs]
         self.counts = np.array([len(motifs) for motifs in each])
         self.begins = self.counts.cumsum() - self.counts
-        self.sizes = np.repeat(np.arange(1, most + 1), self.counts)
-        self.tokens = np.array([motif + (0,) * (most - len(motif)) for motifs in each for motif in motifs])
 
     def draw(self, draw: Draw, what: str, count: int, least: int) -> np.ndarray:
         """Numbers of motifs of ``least`` tokens or more, first the size and then one of that, evenly: (N, count)."""
         size = draw.below(f"{what} size", count, len(self.counts) - least + 1) + least - 1
         return self.begins[size] + (draw.words(what, count).astype(np.int64) * self.counts[size] >> 32)
-
-
-class Row:
-    """Sequences (N, L) that grow at their ends, and which of their tokens are asked for."""
-
-    def __init__(self, count: int, length: int, padding: int):
-        self.tokens = np.full((count, length), padding, dtype=np.int64)
-        self.asked = np.zeros((count, length), dtype=bool)
-        self.end = np.zeros(count, dtype=np.int64)
-
-    def append(self, motifs: Motifs, which: np.ndarray, active: np.ndarray, asked: np.ndarray | None = None) -> None:
-        """Add a motif (N,) to the sequences that are ``active`` (N,), ``asked`` (N,) or not."""
-        for i in range(motifs.tokens.shape[1]):
-            rows = (active & (motifs.sizes[which] > i)).nonzero()[0]
-            self.tokens[rows, self.end[rows]] = motifs.tokens[which[rows], i]
-            if asked is not None:
-                self.asked[rows, self.end[rows]] = asked[rows]
-            self.end[rows] += 1
-
-    def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """The sequences with their padding before them."""
-        length = self.tokens.shape[1]
-        places = (np.arange(length) + self.end[:, None]) % length
-        return np.take_along_axis(self.tokens, places, axis=1), np.take_along_axis(self.asked, places, axis=1)
 
 
 def evaluated(tokens: np.ndarray, asked: np.ndarray) -> Examples:

@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from seqlab.data.batch import Batch
-from seqlab.data.probes.arrays import ignored, power_of_two
-from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.base import Examples, Probe, Setting, power_of_two
 from seqlab.data.probes.draws import Draw
+from seqlab.data.protocol import IGNORED, Batch
 from seqlab.errors import UserError
 
 
@@ -33,26 +34,20 @@ class Memorization(Probe):
 
     name = "memorization"
 
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=5)]
 
-    def __post_init__(self) -> None:
-        if self.vocab_size < 5:
-            rule = "must be at least 5: two keys, two values and the asking token"
-            raise UserError("data.vocab_size", self.vocab_size, rule, "Set data.vocab_size=5 or more")
-        self.n_facts = (self.vocab_size - 1) // 2
-        super().__post_init__()
+    @property
+    def n_facts(self) -> int:
+        """How many keys there are, and values that they have."""
+        return (self.vocab_size - 1) // 2
 
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         if setting["length"] % 2:
             rule = "must be even: a key and the asking token take two positions"
-            raise UserError(f"{key}.length", setting["length"], rule, f"Set {key}.length={setting['length'] + 1}")
+            raise UserError("length", setting["length"], rule, f"Set length={setting['length'] + 1}")
 
     def answers(self, setting: Setting) -> int:
         return setting["length"] // 2
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:
@@ -67,7 +62,7 @@ class Memorization(Probe):
         keys = draw.below("keys", length // 2, self.n_facts)  # (N, L / 2)
         inputs = np.full((draw.count, length), self.vocab_size - 1, dtype=np.int64)
         inputs[:, ::2] = keys
-        targets = ignored(draw.count, length)
+        targets = np.full_like(inputs, IGNORED)
         targets[:, 1::2] = self.facts[keys]
         return inputs, targets
 

@@ -5,12 +5,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from seqlab.data.batch import Batch
-from seqlab.data.probes.arrays import blank, power_of_two
-from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.base import Examples, Probe, Setting, blank, power_of_two
 from seqlab.data.probes.draws import Draw, power_law
+from seqlab.data.protocol import Batch
 from seqlab.errors import UserError
 
 
@@ -43,37 +43,28 @@ class MQAR(Probe):
     name = "mqar"
     difficulty = ("length", "pairs")
 
-    vocab_size: int
-    pairs: int
-    alpha: float
-    fillers: int = 1
+    pairs: PositiveInt
+    alpha: NonNegativeFloat
+    fillers: PositiveInt = 1
     fill: Literal["random"] | None = None
 
     def __post_init__(self) -> None:
-        if self.fillers < 1:
-            raise UserError("data.fillers", self.fillers, "must be at least 1", "Set data.fillers=1 or more")
-        if self.alpha < 0:
-            raise UserError("data.alpha", self.alpha, "must not be negative", "Zoology takes data.alpha=0.01")
         self.n_keys = (self.vocab_size - self.fillers) // 2
         self.n_values = self.vocab_size - self.fillers - self.n_keys
         super().__post_init__()
 
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         length, pairs = setting["length"], setting["pairs"]
         if 4 * pairs > length:
             rule = f"each takes four positions, and the length is {length}"
-            raise UserError(f"{key}.pairs", pairs, rule, f"Set {key}.length={4 * pairs} or more, or fewer pairs")
+            raise UserError("pairs", pairs, rule, f"Set length={4 * pairs} or more, or fewer pairs")
         if pairs > self.n_keys:
             rule = f"there are {self.n_keys} keys in the vocabulary of {self.vocab_size}, and each comes once"
-            remedy = f"Set data.vocab_size={2 * pairs + self.fillers} or more, or fewer pairs"
-            raise UserError(f"{key}.pairs", pairs, rule, remedy)
+            remedy = f"Set vocab_size={2 * pairs + self.fillers} or more, or fewer pairs"
+            raise UserError("pairs", pairs, rule, remedy)
 
     def answers(self, setting: Setting) -> int:
         return setting["pairs"]
-
-    @property
-    def d_input(self) -> int:
-        return self.vocab_size
 
     @property
     def chance(self) -> float:

@@ -4,15 +4,16 @@ Symbols: N examples, L length, P pairs, k and v tokens of a key and a value, g =
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from seqlab.data.batch import Batch
-from seqlab.data.probes.arrays import ignored, power_of_two
-from seqlab.data.probes.base import Examples, Probe, Setting
+from seqlab.data.probes.base import Examples, Probe, Setting, power_of_two
 from seqlab.data.probes.draws import Draw
+from seqlab.data.protocol import IGNORED, Batch
 from seqlab.errors import UserError
 
 
@@ -26,8 +27,8 @@ class Recall(Probe):
     is an answer: the first at the last token of the key, and each further one at the value token before it.
 
     Args:
-        vocab_size: keys and values, half each.
-        noise_vocab_size: tokens besides those that only stand between the slots that matter.
+        vocab_size: keys and values, half each and two at least.
+        noise_vocab_size: tokens besides those, one at least, that only stand between the slots that matter.
         pairs: how many pairs there are.
         key_tokens: tokens of a key.
         value_tokens: tokens of a value.
@@ -35,32 +36,26 @@ class Recall(Probe):
 
     difficulty = ("length", "pairs", "key_tokens", "value_tokens")
 
-    vocab_size: int
-    noise_vocab_size: int
-    pairs: int
-    key_tokens: int = 1
-    value_tokens: int = 1
+    vocab_size: Annotated[int, Field(ge=4)]
+    noise_vocab_size: PositiveInt
+    pairs: PositiveInt
+    key_tokens: PositiveInt = 1
+    value_tokens: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 4:
-            rule = "must be at least 4: two tokens for keys and two for values"
-            raise UserError("data.vocab_size", self.vocab_size, rule, "Set data.vocab_size=4 or more")
-        if self.noise_vocab_size < 1:
-            rule = "must be at least 1: noise fills what the pairs leave over"
-            raise UserError("data.noise_vocab_size", self.noise_vocab_size, rule, "Set data.noise_vocab_size=1 or more")
         self.n_keys = self.vocab_size // 2
         self.n_values = self.vocab_size - self.n_keys
         super().__post_init__()
 
-    def check_setting(self, setting: Setting, key: str) -> None:
+    def check_setting(self, setting: Setting) -> None:
         pairs, k, length = setting["pairs"], setting["key_tokens"], setting["length"]
         least = 2 * pairs * (k + setting["value_tokens"])
         if least > length:
             rule = f"each takes {least // pairs} positions, and the length is {length}"
-            raise UserError(f"{key}.pairs", pairs, rule, f"Set {key}.length={least} or more, or fewer pairs")
+            raise UserError("pairs", pairs, rule, f"Set length={least} or more, or fewer pairs")
         if not pairs <= self.n_keys**k < 2**31:
             rule = f"{k} tokens of {self.n_keys} give {self.n_keys**k:,} keys; there must be {pairs} to 2^31"
-            raise UserError(f"{key}.key_tokens", k, rule, "Change data.vocab_size, key_tokens or pairs")
+            raise UserError("key_tokens", k, rule, "Change vocab_size=..., key_tokens=... or pairs=...")
 
     def answers(self, setting: Setting) -> int:
         return setting["pairs"] * setting["value_tokens"]
@@ -84,7 +79,7 @@ class Recall(Probe):
         asked = np.take_along_axis(shown, order[..., None], axis=1)  # (N, P, g)
         taken = draw.subset("slots", 2 * pairs, slots)  # (N, 2 P)
         inputs = draw.below("noise", length, self.noise_vocab_size) + self.vocab_size  # (N, L)
-        targets = ignored(count, length)
+        targets = np.full_like(inputs, IGNORED)
         places = (taken * group)[..., None] + np.arange(group)  # (N, 2 P, g)
         both = np.concatenate([shown, asked], axis=1)  # (N, 2 P, g)
         width = 2 * pairs * group
@@ -101,26 +96,17 @@ class Recall(Probe):
         k = is_value.to(torch.uint8).argmax(dim=1) - is_key.to(torch.uint8).argmax(dim=1)  # (B,)
         v = k * is_value.sum(dim=1) // is_key.sum(dim=1)  # (B,)
         distance = torch.ones_like(inputs)
-        for key_tokens, value_tokens in {*zip(k.tolist(), v.tolist(), strict=True)}:
-            rows = (k == key_tokens) & (v == value_tokens)
-            distance[rows] = self._distances(inputs[rows], key_tokens, value_tokens)
+        examples = zip(distance, inputs.tolist(), k.tolist(), v.tolist(), strict=True)
+        for row, tokens, key_tokens, value_tokens in examples:
+            first, group = {}, key_tokens + value_tokens
+            for start in range(0, len(tokens) - group + 1, group):
+                key = tuple(tokens[start : start + key_tokens])
+                if key in first:
+                    row[start : start + group] = start - first[key]
+                elif key[0] < self.n_keys:
+                    first[key] = start
         pairs = asked.sum(dim=1) // v
         return {"distance": power_of_two(distance), "pairs": pairs[:, None].expand_as(inputs)}
-
-    def _distances(self, inputs: Tensor, key_tokens: int, value_tokens: int) -> Tensor:
-        """Positions back to the slot before that has the same key, else 1: (B, L)."""
-        group, length = key_tokens + value_tokens, inputs.shape[1]
-        slots = length // group
-        grid = inputs[:, : slots * group].unflatten(1, (slots, group))  # (B, T, g)
-        digits = self.n_keys ** torch.arange(key_tokens, device=inputs.device)
-        codes = (grid[..., :key_tokens] * digits).sum(dim=2)  # (B, T)
-        own = -1 - torch.arange(slots, device=inputs.device)  # a code for each slot of noise
-        codes = codes.where(grid[..., 0] < self.n_keys, own)
-        ordered, slot = codes.sort(dim=1, stable=True)
-        back = torch.where(ordered[:, 1:] == ordered[:, :-1], (slot[:, 1:] - slot[:, :-1]) * group, 1)
-        distance = torch.ones_like(codes).scatter(1, slot[:, 1:], back)  # (B, T)
-        rest = torch.ones_like(inputs[:, slots * group :])
-        return torch.cat([distance.repeat_interleave(group, dim=1), rest], dim=1)  # (B, L)
 
 
 @dataclass(kw_only=True, eq=False)

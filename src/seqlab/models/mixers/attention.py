@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
-from seqlab.models.mixers.cache import Cache, WindowCache
+from seqlab.models.mixers.cache import Cache
 from seqlab.models.mixers.rotary import rotate
 from seqlab.models.mixers.softmax import attend_last, attend_window
 
@@ -43,12 +43,12 @@ class Attention(nn.Module):
         if d_inner % n_heads:
             divisors = [str(h) for h in range(1, min(d_inner, 64) + 1) if d_inner % h == 0]
             raise UserError(
-                "size.n_heads", n_heads, f"must divide {width}={d_inner}", f"Choose one of {', '.join(divisors)}"
+                "n_heads", n_heads, f"must divide {width}={d_inner}", f"Choose one of {', '.join(divisors)}"
             )
         d_head = d_inner // n_heads
         if rotary and d_head % 2:
             rule = f"rotary positions turn pairs, and {width} / n_heads = {d_head} is odd"
-            raise UserError("size.n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
+            raise UserError("n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
         self.d_inner, self.n_heads, self.window = d_inner, n_heads, window
         self.rotary, self.rotary_base = rotary, rotary_base
         self.in_proj = nn.Linear(d_model, 3 * d_inner, bias=bias)
@@ -69,16 +69,16 @@ class Attention(nn.Module):
             return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self._merge(attend_window(q, k, v, self.window))
 
-    def initial_state(self, batch_size: int) -> Cache | WindowCache:
+    def initial_state(self, batch_size: int) -> Cache:
         empty = self.in_proj.weight.new_empty(batch_size, self.n_heads, 0, self.d_inner // self.n_heads)
-        return Cache(empty, empty, 0) if self.window is None else WindowCache(empty, empty, 0, self.window)
+        return Cache(empty, empty, 0, self.window)
 
-    def step(self, x: Tensor, state: Cache | WindowCache) -> tuple[Tensor, Cache | WindowCache]:
+    def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         q, k, v = self._project(x[:, None], start=state.length)
         state = state.extended(k, v)
         return self._merge(F.scaled_dot_product_attention(q, *state.filled))[:, 0], state
 
-    def prefill(self, x: Tensor, state: Cache | WindowCache) -> tuple[Tensor, Cache | WindowCache]:
+    def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         q, k, v = self._project(x, start=state.length)
         if self.window is None:
             state = state.extended(k, v)

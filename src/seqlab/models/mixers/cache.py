@@ -1,8 +1,6 @@
 """Keys and values that attention keeps of the positions so far: of all of them, or of the last W alone.
 
 Symbols: B batch, L new positions, H heads, P width of a head, C positions that a buffer has room for, W window.
-Both caches write into the room that there is, so one can be continued once: what is continued from it again takes the
-same room. A buffer grows by an eighth, so that a position costs the same however many there are.
 """
 
 from typing import NamedTuple
@@ -15,58 +13,42 @@ SPARE = 256
 
 
 class Cache(NamedTuple):
-    """Keys and values of all positions so far."""
+    """Keys and values of all positions so far, or of the last W in a ring, where position t stands at t mod W.
 
-    k: Tensor  # (B, H, C, P), the first ``length`` of the C positions filled
+    What comes next is written into the room that there is, so a cache can be continued once: what is continued from it
+    again takes the same room. A buffer grows by an eighth, so that a position costs the same however many there are.
+    """
+
+    k: Tensor  # (B, H, C, P); those of ``filled`` come first
     v: Tensor
     length: int
+    window: int | None
 
     def extended(self, k: Tensor, v: Tensor) -> "Cache":
-        """The cache with the keys and values (B, H, L, P) of the next L positions."""
+        """The cache with the keys and values (B, H, L, P) of the next L positions, of which a window keeps the last."""
         end = self.length + k.shape[2]
-        k_buffer, v_buffer = (with_room(old, self.length, end, new) for old, new in ((self.k, k), (self.v, v)))
-        k_buffer[:, :, self.length : end] = k
-        v_buffer[:, :, self.length : end] = v
-        return Cache(k_buffer, v_buffer, end)
-
-    @property
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the positions so far, each (B, H, length, P)."""
-        return self.k[:, :, : self.length], self.v[:, :, : self.length]
-
-
-class WindowCache(NamedTuple):
-    """Keys and values of the last W positions: a ring, where position t stands at t mod W."""
-
-    k: Tensor  # (B, H, C, P), C at most W
-    v: Tensor
-    length: int
-    window: int
-
-    def extended(self, k: Tensor, v: Tensor) -> "WindowCache":
-        """The cache with the keys and values (B, H, L, P) of the next L positions, those that last alone."""
-        end = self.length + k.shape[2]
-        first = max(self.length, end - self.window)  # of the new positions that are kept
-        place = first % self.window
-        unwrapped = min(end - first, self.window - place)  # those before the ring's end; the others stand at its start
-        k_buffer, v_buffer = (
-            with_room(old, self.length, min(end, self.window), new, most=self.window)
-            for old, new in ((self.k, k), (self.v, v))
-        )
-        for buffer, new in ((k_buffer, k), (v_buffer, v)):
+        window = self.window or end
+        first = max(self.length, end - window)  # of the new positions that are kept
+        place = first % window
+        unwrapped = min(end - first, window - place)  # those before the ring's end; the others stand at its start
+        buffers = []
+        for buffer, new in ((self.k, k), (self.v, v)):
+            buffer = with_room(buffer, self.length, min(end, window), new, most=self.window)
             new = new[:, :, first - self.length :]
             buffer[:, :, place : place + unwrapped] = new[:, :, :unwrapped]
-            buffer[:, :, : end - first - unwrapped] = new[:, :, unwrapped:]
-        return WindowCache(k_buffer, v_buffer, end, self.window)
+            if unwrapped < end - first:
+                buffer[:, :, : end - first - unwrapped] = new[:, :, unwrapped:]
+            buffers.append(buffer)
+        return Cache(*buffers, end, self.window)
 
     @property
     def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values that are kept, each (B, H, min(length, W), P), in the ring's order."""
-        count = min(self.length, self.window)
+        """Keys and values that are kept, each (B, H, length, P) or (B, H, min(length, W), P) in the ring's order."""
+        count = self.length if self.window is None else min(self.length, self.window)
         return self.k[:, :, :count], self.v[:, :, :count]
 
     def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values that are kept, oldest first, and behind them those (B, H, L, P) of the next positions."""
+        """The keys and values that a window keeps, oldest first, and behind them those (B, H, L, P) of what is next."""
         if self.length == 0:
             return k, v
         oldest = self.length % self.window if self.length > self.window else 0

@@ -99,8 +99,8 @@ class FlaLayer(nn.Module):
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
 
-    def why_not_recorded(self, device: torch.device) -> str:
-        """Why a CUDA graph cannot hold it: nobody says that the library's layers never wait for the device."""
+    def why_not_captured(self, device: torch.device) -> str:
+        """Nobody says that the library's layers never wait for the device."""
         return f"flash-linear-attention's {self.name} may wait for the device"
 
     def _run(self, x: Tensor, **arguments: Any) -> Tensor:

@@ -37,11 +37,11 @@ def log_uniform_step_bias(width: int, smallest: float, largest: float) -> Tensor
     return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
-def check_range(key: str, smallest: float, largest: float) -> None:
-    """Refuse a range ``<key>_min`` to ``<key>_max`` whose ends are the wrong way round."""
+def check_range(name: str, smallest: float, largest: float) -> None:
+    """Refuse a range ``<name>_min`` to ``<name>_max`` whose ends are the wrong way round."""
     if smallest > largest:
-        rule = f"is above the largest, {key.rpartition('.')[2]}_max={largest}"
-        raise UserError(f"{key}_min", smallest, rule, f"Lower it, or raise {key}_max")
+        rule = f"is above the largest, {name}_max={largest}"
+        raise UserError(f"{name}_min", smallest, rule, f"Lower it, or set {name}_max={smallest} or more")
 
 
 def decay(A_log: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Mamba(nn.Module):
         scan_backend: str = "auto",
     ):
         super().__init__()
-        check_range("model.mixers.mamba.dt", dt_min, dt_max)
+        check_range("dt", dt_min, dt_max)
         d_inner = expand * d_model if d_inner is None else d_inner
         self.d_inner, self.d_state, self.scan_backend = d_inner, d_state, scan_backend
         self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)
@@ -108,6 +108,10 @@ class Mamba(nn.Module):
     def A(self) -> Tensor:  # noqa: N802
         return decay(self.A_log)
 
+    def _convolve(self, u: Tensor, **states: Any) -> Any:
+        """The causal convolution of u (B, L, E); ``states`` as ``causal_conv1d`` takes them."""
+        return causal_conv1d(u, self.conv_weight, self.conv_bias, activation="silu", **states)
+
     def _scan(self, u: Tensor, z: Tensor, **states: Any) -> Any:
         """The selective scan of u, gated by z, both (B, L, E); ``states`` as ``selective_scan`` takes them."""
         delta, B, C = self._select(u)
@@ -116,8 +120,7 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
-        u = causal_conv1d(u, self.conv_weight, self.conv_bias, activation="silu")
-        return self.out_proj(self._scan(u, z))
+        return self.out_proj(self._scan(self._convolve(u), z))
 
     def initial_state(self, batch_size: int) -> State:
         weight = self.conv_weight
@@ -137,14 +140,7 @@ class Mamba(nn.Module):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
-        u, conv = causal_conv1d(
-            u,
-            self.conv_weight,
-            self.conv_bias,
-            activation="silu",
-            initial_state=state.conv,
-            return_final_state=True,
-        )
+        u, conv = self._convolve(u, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(u, z, initial_state=state.ssm, return_final_state=True)
         return self.out_proj(y), State(conv, ssm)
 

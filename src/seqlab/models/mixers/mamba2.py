@@ -82,10 +82,10 @@ class Mamba2(nn.Module):
         super().__init__()
         inner = "expand * d_model" if d_inner is None else "d_inner"
         self.d_inner = d_inner = expand * d_model if d_inner is None else d_inner
-        _check_divides("size.n_heads", n_heads, d_inner, inner)
-        _check_divides("mamba2.n_groups", n_groups, n_heads, "n_heads")
-        check_range("model.mixers.mamba2.dt", dt_min, dt_max)
-        check_range("model.mixers.mamba2.A", A_min, A_max)
+        _check_divides("n_heads", n_heads, d_inner, inner)
+        _check_divides("n_groups", n_groups, n_heads, "n_heads")
+        check_range("dt", dt_min, dt_max)
+        check_range("A", A_min, A_max)
         self.n_heads, self.d_state, self.n_groups, self.scan_backend = n_heads, d_state, n_groups, scan_backend
         self.d_mixed = d_inner + 2 * n_groups * d_state  # x, B and C side by side
 
@@ -114,6 +114,10 @@ class Mamba2(nn.Module):
         B, C = (part.unflatten(-1, (self.n_groups, self.d_state)) for part in (B, C))
         return x.unflatten(-1, (self.n_heads, -1)), B, C
 
+    def _convolve(self, mixed: Tensor, **states: Any) -> Any:
+        """The causal convolution of mixed (B, L, E + 2 G N); ``states`` as ``causal_conv1d`` takes them."""
+        return causal_conv1d(mixed, self.conv_weight, self.conv_bias, activation="silu", **states)
+
     def _scan(self, mixed: Tensor, dt: Tensor, **states: Any) -> Any:
         """``ssd`` of mixed (B, L, E + 2 G N); ``states`` as it takes them."""
         x, B, C = self._select(mixed)
@@ -126,8 +130,7 @@ class Mamba2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z, mixed, dt = self._project(x)
-        mixed = causal_conv1d(mixed, self.conv_weight, self.conv_bias, activation="silu")
-        return self._leave(self._scan(mixed, dt), z)
+        return self._leave(self._scan(self._convolve(mixed), dt), z)
 
     def initial_state(self, batch_size: int) -> State:
         weight = self.conv_weight
@@ -148,14 +151,7 @@ class Mamba2(nn.Module):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         z, mixed, dt = self._project(x)
-        mixed, conv = causal_conv1d(
-            mixed,
-            self.conv_weight,
-            self.conv_bias,
-            activation="silu",
-            initial_state=state.conv,
-            return_final_state=True,
-        )
+        mixed, conv = self._convolve(mixed, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(mixed, dt, initial_state=state.ssm, return_final_state=True)
         return self._leave(y, z), State(conv, ssm)
 

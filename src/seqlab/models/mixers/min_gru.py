@@ -5,6 +5,8 @@ and h~ candidate, both from the input alone, so that the recurrence h_t = (1 - z
 is linear in h. k is z before its sigmoid, and dt = softplus(k) the step that the scan takes.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
@@ -70,9 +72,14 @@ class MinGRU(nn.Module):
         u = (candidate * gate_over_step(k.to(dtype))).to(k.dtype)
         return u, k, k.new_ones(*k.shape[:-1], 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _scan(self, x: Tensor, **states: Any) -> Any:
+        """The scan of x (B, L, D); ``states`` as ``selective_scan`` takes them."""
         u, k, one = self._inputs(x)
-        return self.out_proj(selective_scan(u, k, self.A, one, one, delta_softplus=True, backend=self.scan_backend))
+        settings = {"delta_softplus": True, "backend": self.scan_backend}
+        return selective_scan(u, k, self.A, one, one, **settings, **states)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(self._scan(x))
 
     def initial_state(self, batch_size: int) -> Tensor:
         dtype = torch.promote_types(self.in_proj.weight.dtype, torch.float32)
@@ -84,18 +91,7 @@ class MinGRU(nn.Module):
         return self.out_proj(y), state
 
     def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        u, k, one = self._inputs(x)
-        y, state = selective_scan(
-            u,
-            k,
-            self.A,
-            one,
-            one,
-            delta_softplus=True,
-            backend=self.scan_backend,
-            initial_state=state,
-            return_final_state=True,
-        )
+        y, state = self._scan(x, initial_state=state, return_final_state=True)
         return self.out_proj(y), state
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:
