@@ -20,7 +20,7 @@ from seqlab import console
 from seqlab.data.corpora import Corpus
 from seqlab.errors import CONTROLS, UserError
 from seqlab.runs.load import load_run
-from seqlab.runs.trust import TARGETS, added, packages, refuse_links, refuse_tracker, trusted
+from seqlab.runs.trust import TARGETS, known_targets, packages, refuse_links, refuse_tracker, trusted
 from support import CONF, SMALL, compose_config
 
 MODULE = """
@@ -240,13 +240,14 @@ def targets_of_configurations() -> set[str]:
     return found
 
 
-def test_the_list_names_what_configurations_name():
+def test_what_configurations_name_is_known():
     found = targets_of_configurations()
     assert len(found) > 40
-    assert found <= TARGETS
+    assert known_targets() == found | TARGETS
+    assert not found & TARGETS
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", sorted(known_targets()))
 def test_the_list_names_what_there_is(target):
     assert callable(get_object(target))
 
@@ -256,8 +257,7 @@ def test_parts_that_somebody_adds(tmp_path):
     for name in ("model/mine.yaml", "search/mine.yaml"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(f"# a: _target_\nx: [{{_target_: seqlab.{name.partition('/')[0]}.Mine, y: 1}}]\n")
-    assert added(tmp_path) == {"seqlab.model.Mine"}
-    assert targets_of_configurations() == added()
+    assert known_targets(tmp_path) == TARGETS | {"seqlab.model.Mine"}
 
 
 def test_fresh_configurations_are_free(train, stranger, tmp_path):

@@ -23,75 +23,22 @@ log = logging.getLogger(__name__)
 
 TARGETS = frozenset(
     {
-        "seqlab.data.probes.compression.Compression",
-        "seqlab.data.probes.compression.token_accuracy",
-        "seqlab.data.probes.copying.Copying",
-        "seqlab.data.probes.copying.SelectiveCopying",
-        "seqlab.data.probes.induction_heads.InductionHeads",
-        "seqlab.data.probes.mad_recall.MADFuzzyRecall",
-        "seqlab.data.probes.mad_recall.MADRecall",
-        "seqlab.data.probes.memorization.Memorization",
-        "seqlab.data.probes.mqar.MQAR",
-        "seqlab.data.probes.recall.FuzzyRecall",
-        "seqlab.data.probes.recall.NoisyRecall",
-        "seqlab.data.synthetic.Regression",
-        "seqlab.data.text.TextData",
-        "seqlab.match.flops.EqualFlops",
-        "seqlab.match.parameters.EqualParameters",
-        "seqlab.models.SequenceModel",
-        "seqlab.models.feedforward.MLP",
-        "seqlab.models.feedforward.SwiGLU",
-        "seqlab.models.mixers.Attention",
-        "seqlab.models.mixers.Dense",
-        "seqlab.models.mixers.GRU",
-        "seqlab.models.mixers.LSTM",
-        "seqlab.models.mixers.Mamba",
-        "seqlab.models.mixers.Mamba2",
-        "seqlab.models.mixers.MinGRU",
         "seqlab.models.mixers.attention.Attention",
         "seqlab.models.mixers.dense.Dense",
-        "seqlab.models.mixers.fla.FlaLayer",
         "seqlab.models.mixers.mamba.Mamba",
         "seqlab.models.mixers.mamba2.Mamba2",
         "seqlab.models.mixers.min_gru.MinGRU",
         "seqlab.models.mixers.recurrent.GRU",
         "seqlab.models.mixers.recurrent.LSTM",
-        "seqlab.models.mixture_of_experts.MixtureOfExperts",
         "seqlab.models.sequence_model.SequenceModel",
-        "seqlab.training.TrainerConfig",
-        "seqlab.training.loggers.MLflow",
-        "seqlab.training.loggers.NoLogger",
-        "seqlab.training.loggers.TensorBoard",
-        "seqlab.training.loggers.WandB",
-        "seqlab.training.metrics.BitsPerCharacter",
-        "seqlab.training.metrics.CalibrationError",
         "seqlab.training.metrics.ExactSequences",
-        "seqlab.training.metrics.MeanAbsoluteError",
-        "seqlab.training.metrics.MeanSquaredError",
-        "seqlab.training.metrics.Perplexity",
-        "seqlab.training.metrics.R2Score",
-        "seqlab.training.metrics.top_k_accuracy",
-        "seqlab.training.metrics.within_tolerance",
-        "seqlab.training.optim.adam",
-        "seqlab.training.optim.adamw",
-        "seqlab.training.optim.muon",
-        "seqlab.training.optim.sgd",
-        "seqlab.training.schedule.constant",
-        "seqlab.training.schedule.cosine",
-        "seqlab.training.schedule.linear",
-        "seqlab.training.schedule.warmup_stable_decay",
         "seqlab.training.settings.TrainerConfig",
-        "torch.nn.LayerNorm",
-        "torch.nn.RMSNorm",
         "torchmetrics.MeanAbsoluteError",
         "torchmetrics.MeanSquaredError",
         "torchmetrics.R2Score",
     }
 )
-"""Every part that a run folder may name, by the exact names under which configurations know them.
-
-Whole names, as Hydra's whitelist for ``instantiate`` takes them too: none stands for a module with all that it holds.
-"""
+"""Parts that a run folder may name though no file of ``conf/`` does: other names of the same parts, older ones."""
 
 GROUPS = ("model", "size", "data", "optimizer", "schedule", "trainer", "logger", "match", "experiment")
 """Folders of conf/ from which a run is composed; the others set how Hydra starts it."""
@@ -126,7 +73,7 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
         rule = f"its references lead nowhere ({type(error).__name__})"
         raise UserError("config.yaml", "this folder's", rule, "Name a folder that a training run left") from error
     refuse_functions(resolved)  # put together from pieces
-    known = TARGETS | added()
+    known = known_targets()
     targets = [(key, value) for key, name, value in entries(resolved) if name == "_target_"]
     foreign = [(key, target) for key, target in targets if not (isinstance(target, str) and target in known)]
     for key, target in foreign:
@@ -138,10 +85,15 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
     return OmegaConf.create(resolved)
 
 
-def added(configurations: Path = CONFIG_FOLDER) -> set[str]:
-    """The targets of the configurations in ``conf/``: a part that somebody adds to seqlab is one file and one YAML."""
+def known_targets(configurations: Path = CONFIG_FOLDER) -> set[str]:
+    """Every part that a run folder may name, by the exact names under which configurations know them.
+
+    They are those of ``conf/``, so that a new part is one file and one YAML, and ``TARGETS``. Whole names, as Hydra's
+    whitelist for ``instantiate`` takes them too: none stands for a module with all that it holds.
+    """
     files = [path for group in GROUPS for path in (configurations / group).glob("*.yaml")]
-    return {name for path in files for name in re.findall(r"\b_target_: *([\w.]+)", path.read_text(encoding="utf-8"))}
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    return TARGETS.union(*(re.findall(r"\b_target_: *([\w.]+)", text) for text in texts))
 
 
 def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -173,7 +125,7 @@ def refuse_another_under_that_name(key: str, target: str, own: Sequence[str]) ->
     except Exception:
         return  # the check of settings says why it cannot be used
     name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    if name not in TARGETS and not within(name, own):
+    if name not in known_targets() and not within(name, own):
         raise untrusted(key, target, f"{name}, which is not of {' or '.join(own)}")
 
 
