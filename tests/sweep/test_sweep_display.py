@@ -69,7 +69,7 @@ def test_jobs_are_read_from_their_folders(tmp_path):
     earlier = Entry(9, "old", ["seed=9"])
     earlier.write(tmp_path)
     os.utime(next((tmp_path / ".jobs").iterdir()), ns=(0, 0))
-    watched = Progress(tmp_path, None, write_sweep(tmp_path, ["seed=1,2,3"]))
+    watched = Progress(tmp_path, [], write_sweep(tmp_path, ["seed=1,2,3"]))
     for number in (1, 2, 3):
         Entry(number, f"s/{number}", ["model=mamba", f"seed={number}"]).write(tmp_path)
         (tmp_path / "s" / str(number)).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Where Hydra tells that a run or a sweep begins."""
+"""The callback that Hydra calls when a run or a sweep begins."""
 
 import contextlib
 import sys
@@ -6,32 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import rich
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab.config.exceptions import report
 from seqlab.config.without_effect import size_note
+from seqlab.console import say
 from seqlab.runs import leftovers
 from seqlab.runs.folder import SWEEP
 from seqlab.sweep import watch
 from seqlab.sweep.entries import ENTRIES
-from seqlab.sweep.naming import jobs_of
 
 
 class ShowSweep(Callback):
     """Starts the display in the process that was called; ``seqlab.cli.main.run`` ends it, however the sweep ends.
 
-    It also notes the folder, that of a single run too, as it was before, for ``seqlab.runs.leftovers``. It keeps
-    nothing itself, since launchers send it to other processes.
+    It also notes what is in the folder of the run or sweep beforehand, for ``seqlab.runs.leftovers``.
 
     Args:
-        varies: the keys that tell the sweep's jobs apart.
+        varies: the keys that differ between the sweep's jobs; read from the configuration, where jobs find them too.
     """
 
     def __init__(self, varies: Sequence[str] = ()):
-        pass  # it is the configuration that they are kept in
+        pass
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra = HydraConfig.instance()
@@ -60,8 +58,6 @@ class ShowSweep(Callback):
         else:
             said = f"A new sweep in {folder}."
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
-        _ = config.hydra.callbacks.show_sweep.varies  # kept from this reading on, for jobs do not know of each other
-        watched = watch.Watch(folder, typed, jobs_of(typed, config.hydra.sweeper))
+        watch.begin(folder, typed, list(config.hydra.callbacks.show_sweep.varies))
         for line in filter(None, (said, size_note(models, typed))):
-            rich.get_console().print(line, soft_wrap=True, markup=False, highlight=False)
-        watch.begin(watched)
+            say(line)

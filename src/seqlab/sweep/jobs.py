@@ -3,11 +3,10 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from seqlab.jsonio import load, record_of
+from seqlab.jsonio import Record, load, record_of
 from seqlab.sweep.entries import RUNNING, Entry, read
 
 COMPLETED, EARLIER, CUT_OFF, INTERRUPTED = "completed", "kept", "cut off", "interrupted"
@@ -67,9 +66,7 @@ class Job:
     @property
     def work(self) -> tuple[float, float]:
         """The parts of this job that this sweep has done, and that it has had to do."""
-        if self.status == EARLIER:
-            return 0.0, 0.0
-        if not self.total:
+        if self.status == EARLIER or not self.total:
             return 0.0, 0.0 if self.ended else 1.0
         done, before = self.step / self.total, self.began_at / self.total
         return done - before, (done if self.ended else 1.0) - before
@@ -86,84 +83,74 @@ def key_of(override: str) -> str:
 
 
 class Progress:
-    """The jobs that one invocation of a sweep has started, resumed or skipped.
+    """Reads the state of the jobs that one invocation of a sweep has started, resumed or skipped.
 
     Args:
         sweep: the sweep's folder.
-        keys: the settings that vary, ``None`` to find them from the jobs so far.
-        since: when the invocation began, in nanoseconds by the file system's clock; older entries are of earlier ones.
+        keys: the settings that vary; without any, those that vary among the jobs so far.
+        since: when the invocation began, in nanoseconds by the file system's clock; older entries are ignored.
     """
 
-    def __init__(self, sweep: Path, keys: Sequence[str] | None, since: int):
+    def __init__(self, sweep: Path, keys: Sequence[str], since: int):
         self.sweep, self.keys, self.since = sweep, keys, since
-        self.entries: dict[Path, Entry] = {}
         self.began_at: dict[str, int] = {}
-        self.ended: dict[str, tuple[int, Job]] = {}
+        self.ended: dict[tuple[str, int], Job] = {}
 
     def now(self) -> list[Job]:
-        """Every job so far, as it is now."""
-        entries = [entry for entry in read(self.sweep, self.entries) if entry.written >= self.since]
-        keys = varying([entry.overrides for entry in entries]) if self.keys is None else self.keys
-        return [self.job(entry, keys) for entry in entries]
+        """The present state of every job so far."""
+        entries = [entry for entry in read(self.sweep) if entry.written >= self.since]
+        keys = self.keys or varying([entry.overrides for entry in entries])
+        jobs = []
+        for entry in entries:
+            version = entry.folder, entry.written
+            job = self.ended.get(version) or self.read(entry)
+            if job.ended:
+                self.ended[version] = job
+            values = dict(override.partition("=")[::2] for override in entry.overrides)
+            jobs.append(replace(job, settings={key: values[key] for key in keys if key in values}))
+        return jobs
 
-    def job(self, entry: Entry, keys: Sequence[str]) -> Job:
-        values = dict(override.partition("=")[::2] for override in entry.overrides)
-        settings = {key: values[key] for key in keys if key in values}
+    def read(self, entry: Entry) -> Job:
+        """The state of one job, without its settings."""
         folder = self.sweep / entry.folder
-        if entry.outcome == RUNNING:
-            return self.running(entry, settings, folder)
-        written, job = self.ended.get(entry.folder, (0, None))
-        if job is None or written != entry.written or job.settings != settings:
-            job = self.end_of(entry, settings, folder)
-            self.ended[entry.folder] = entry.written, job
-        return job
-
-    def running(self, entry: Entry, settings: dict[str, str], folder: Path) -> Job:
-        summary, last = load(folder / "summary.json"), last_records(folder / "metrics.jsonl")
-        if summary.get("status") != RUNNING:
-            summary, last = {}, {}  # they are of an earlier attempt
-        began_at = summary.get("steps", 0)
-        self.began_at[entry.folder] = began_at
+        summary, status = load(folder / "summary.json"), entry.outcome
+        if status == COMPLETED and modified(folder / "summary.json") < self.since:
+            status = EARLIER
+        if summary.get("status") != entry.outcome:
+            summary = {}  # of another attempt
+        steps = summary.get("steps", 0)  # of a running job, those that it began with
+        if status == RUNNING:
+            records = last_records(folder / "metrics.jsonl") if summary else {}
+            self.began_at[entry.folder] = steps
+            steps = max([steps, *(record["step"] for record in records.values())])
+            validation = records.get("validation", {}).get("loss")
+            seconds = max(0.0, time.time() - entry.written / 1e9)
+        else:
+            validation, seconds = summary.get("best_validation_loss"), summary.get("wall_seconds", 0.0)
         return Job(
-            settings,
+            {},
             folder,
-            RUNNING,
-            began_at=began_at,
-            step=max((line.get("step", 0) for line in last.values()), default=0),
-            total=summary.get("total_steps", 0),
-            validation=last.get("validation", {}).get("loss"),
-            seconds=max(0.0, time.time() - entry.written / 1e9),
-        )
-
-    def end_of(self, entry: Entry, settings: dict[str, str], folder: Path) -> Job:
-        summary = load(folder / "summary.json")
-        earlier = entry.outcome == COMPLETED and modified(folder / "summary.json") < self.since
-        if entry.outcome != summary.get("status"):
-            summary = {}  # it is of another attempt than this entry
-        steps = summary.get("steps", 0)
-        return Job(
-            settings,
-            folder,
-            EARLIER if earlier else entry.outcome,
+            status,
             began_at=min(self.began_at.get(entry.folder, 0), steps),
             step=steps,
             total=summary.get("total_steps", 0),
-            validation=summary.get("best_validation_loss"),
+            validation=validation,
             test=(summary.get("test") or {}).get("loss"),
-            seconds=summary.get("wall_seconds", 0.0),
+            seconds=seconds,
             error=entry.error,
         )
 
 
 def modified(path: Path) -> int:
+    """Modification time of a file in nanoseconds, 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
 
 
-def last_records(path: Path) -> dict[str, dict[str, Any]]:
-    """The last whole entry of each split, as far as they stand near the end of a metrics file."""
+def last_records(path: Path) -> dict[str, Record]:
+    """The last record of each split, as far as they are near the end of a metrics file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -171,11 +158,8 @@ def last_records(path: Path) -> dict[str, dict[str, Any]]:
             lines = file.read().split(b"\n")[:-1]
     except OSError:
         return {}
-    last: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        if record := record_of(line):  # the first may be cut off by the place where reading began
-            last[record["split"]] = record
-    return last
+    records = filter(None, map(record_of, lines))  # the first line may be the end of one
+    return {record["split"]: record for record in records}
 
 
 def seconds_left(jobs: Sequence[Job], total: int | None, elapsed: float) -> float | None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 
 from seqlab.config.influence import UNNAMED, WITHOUT_INFLUENCE
 from seqlab.config.overrides import sets_any
-from seqlab.sweep.entries import JobFolders
+from seqlab.sweep.entries import read
 from seqlab.sweep.jobs import key_of, varying
 from seqlab.sweep.points import union
 
@@ -53,62 +52,57 @@ def mark_of(overrides: Mapping[str, Sequence[str]]) -> str:
     return hashlib.sha256(json.dumps(sorted(jobs)).encode()).hexdigest()[:8]
 
 
-def jobs_of(typed: Sequence[str], sweeper: DictConfig) -> list[list[str]] | None:
-    """The overrides of each job, ``None`` if only the sweeper knows.
+def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
+    """The keys that differ between a sweep's jobs; none for a single job, or where only the sweeper knows the jobs.
 
     Args:
         typed: the command line's overrides.
         sweeper: ``hydra.sweeper``.
     """
     if sweeper.get("_target_") != POINTS:
-        return None
+        return []
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
-        return union(sweeper.get("points"), parser.parse_overrides([*params, *typed]))
+        return varying(union(sweeper.get("points"), parser.parse_overrides([*params, *typed])))
     except HydraException:
-        return None  # the sweeper refuses it with a message of its own
-
-
-def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
-    """The keys that tell a sweep's jobs apart; none where that is not known or there is one job alone."""
-    return varying(jobs_of(typed, sweeper) or [])
+        return []  # the sweeper refuses it with a message of its own
 
 
 def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Sequence[str]) -> str:
     """The name of a job's folder, beneath its sweep's.
 
-    A job that has one in the sweep's folder keeps it, whatever it is called: its record says so, or, where there is
-    none, its having been named by all overrides, as was once done. Otherwise it gets a name that no other job has.
+    A job that has one in the sweep's folder keeps it, whatever it is called: its entry names it, or, where there is
+    none, its name is made of all overrides, as was once done. Otherwise it gets a name that no other job has.
 
     Args:
         sweep: the sweep's folder.
         overrides: the job's.
         dirname: all of them as Hydra makes a name of them.
-        varies: the keys that tell the sweep's jobs apart; without any, all overrides are the name.
+        varies: the keys that differ between the sweep's jobs; without any, all overrides are the name.
     """
-    folders = job_folders_in(sweep, tuple(varies))
-    folders.refresh()
-    if folder := folders.of(list(overrides)):
-        return folder
-    own, others = identity(overrides, varies), folders.taken
+    entries = read(Path(sweep))
+    for entry in entries:
+        if same_job(entry.overrides, overrides, varies) and (Path(sweep) / entry.folder).is_dir():
+            return entry.folder
+    others = {entry.folder for entry in entries}
     if dirname and dirname not in others and len(dirname.encode()) < 256 and (Path(sweep) / dirname).is_dir():
         return dirname
+    own = sorted(override for override in overrides if names_job(override, varies))
     parts = [override for override in own if key_of(override) in varies] if varies else own
     mark = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
     name = named(parts, mark)
     return name if name not in others else named(parts, mark, always=True)
 
 
-@lru_cache(maxsize=8)
-def job_folders_in(sweep: str, varies: tuple[str, ...]) -> JobFolders:
-    """The folders of a sweep's jobs, kept from one job of this process to the next."""
-    return JobFolders(Path(sweep), lambda overrides: identity(overrides, varies))
+def same_job(overrides: Iterable[str], others: Iterable[str], varies: Sequence[str]) -> bool:
+    """Whether two lists of overrides, in whatever order, are those of one job."""
+    return not any(names_job(override, varies) for override in set(overrides) ^ set(others))
 
 
-def identity(overrides: Iterable[str], varies: Sequence[str]) -> tuple[str, ...]:
-    """What makes a job this one and no other, in an order that does not depend on the command line's."""
-    return tuple(sorted(o for o in overrides if key_of(o) in varies or not sets_any(o, UNNAMED)))
+def names_job(override: str, varies: Sequence[str]) -> bool:
+    """Whether jobs that differ in an override are different ones."""
+    return key_of(override) in varies or not sets_any(override, UNNAMED)
 
 
 def named(parts: Sequence[str], mark: str, *, always: bool = False) -> str:

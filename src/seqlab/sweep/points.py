@@ -1,6 +1,7 @@
 """A sweep as a list of products of settings, each of which may be what is typed alone; planned in seconds."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,14 +32,11 @@ def representatives(jobs: Iterable[Sequence[str]], is_group: Callable[[str], boo
         jobs: the overrides of each.
         is_group: whether a key chooses an option of a group.
     """
-    kinds: dict[str, tuple[str, bool]] = {}
+    kind = cache(lambda override: kind_of(override, is_group))
     seen: set[tuple[str, str]] = set()
     found = []
     for job in jobs:
-        for override in job:
-            if override not in kinds:
-                kinds[override] = kind_of(override, is_group)
-        new = set(pairs(kinds[override] for override in job)) - seen
+        new = pairs([kind(override) for override in job]) - seen
         if new or not found:
             found.append(job)
             seen |= new
@@ -53,11 +51,10 @@ def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
     return (override if value == "null" or "$" in value else f"{key}={value[:1] if value[:1] in '[{' else ''}"), False
 
 
-def pairs(kinds: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, str]]:
+def pairs(kinds: Sequence[tuple[str, bool]]) -> set[tuple[str, str]]:
     """Each override beside each chosen option."""
-    ordered = list(kinds)
-    options = [kind for kind, is_option in ordered if is_option] or [""]
-    return ((option, kind) for option in options for kind, _ in ordered)
+    options = [kind for kind, is_option in kinds if is_option] or [""]
+    return {(option, kind) for option in options for kind, _ in kinds}
 
 
 def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:
