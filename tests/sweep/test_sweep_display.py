@@ -90,7 +90,7 @@ def test_jobs_are_read_from_their_folders(tmp_path):
     first, second, third = watched.now()
     assert (first.name, first.status, first.step, first.validation, first.test) == ("seed=1", "completed", 8, 0.5, 0.25)
     assert (second.status, second.began_at, second.step, second.validation) == ("running", 2, 6, 0.75)
-    assert second.work == (0.5, 0.75)
+    assert (second.work, second.done) == (0.5, 0.75)
     assert (third.status, third.error, third.validation) == ("failed", "seed=3: another run", None)
     write_sweep(tmp_path, ["seed=1,2,3"])
     listed = json.loads((tmp_path / "sweep.json").read_text())["jobs"]

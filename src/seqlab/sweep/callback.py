@@ -34,7 +34,7 @@ class ShowSweep(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra = HydraConfig.instance()
         before = hydra.cfg
-        with contextlib.suppress(Exception):  # Hydra makes the folder next, and whatever is amiss is said then
+        with contextlib.suppress(Exception):  # Hydra makes the folder next, and raises the same error then
             hydra.set_config(config)  # the folder's name refers to it
             folder, typed = Path(config.hydra.run.dir), list(config.hydra.overrides.task)
             leftovers.note(folder, typed, config.hydra.output_subdir)
@@ -43,21 +43,21 @@ class ShowSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             self.begin(config)
-        except Exception as error:  # Hydra would make a warning of it, and run the jobs unseen
+        except Exception as error:  # Hydra would only warn, and run the jobs without a display
             sys.exit(report(error, debug=config.debug is True))
 
     def begin(self, config: DictConfig) -> None:
-        """Say which folder the sweep is in, and start to watch it."""
+        """Print which folder the sweep is in, and start the display."""
         folder = Path(config.hydra.sweep.dir)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
         leftovers.note(folder, typed)
         if any((folder / name).exists() for name in (SWEEP, ENTRIES, "multirun.yaml")):
             named = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
             anew = "another hydra.sweep.dir" if named else "sweep.resume=false"
-            said = f"Going on with the sweep in {folder} ({anew} starts anew)."
+            where = f"Going on with the sweep in {folder} ({anew} starts anew)."
         else:
-            said = f"A new sweep in {folder}."
+            where = f"A new sweep in {folder}."
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
         watch.begin(folder, typed, list(config.hydra.callbacks.show_sweep.varies))
-        for line in filter(None, (said, size_note(models, typed))):
+        for line in filter(None, (where, size_note(models, typed))):
             say(line)

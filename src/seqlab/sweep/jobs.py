@@ -1,4 +1,4 @@
-"""The progress of each job of a sweep, read from its entry, ``summary.json`` and the end of ``metrics.jsonl``."""
+"""The state of each job of a sweep, read from its entry, ``summary.json`` and the end of ``metrics.jsonl``."""
 
 import math
 import time
@@ -59,17 +59,12 @@ class Job:
     @property
     def done(self) -> float:
         """The part of this job that is done, by whichever sweep."""
-        if self.ended:
-            return 1.0
-        return self.step / self.total if self.total else 0.0
+        return 1.0 if self.ended else self.step / max(1, self.total)
 
     @property
-    def work(self) -> tuple[float, float]:
-        """The parts of this job that this sweep has done, and that it has had to do."""
-        if self.status == EARLIER or not self.total:
-            return 0.0, 0.0 if self.ended else 1.0
-        done, before = self.step / self.total, self.began_at / self.total
-        return done - before, (done if self.ended else 1.0) - before
+    def work(self) -> float:
+        """The part of this job that this sweep has done."""
+        return (self.step - self.began_at) / self.total if self.total and self.status != EARLIER else 0.0
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
@@ -113,8 +108,9 @@ class Progress:
     def read(self, entry: Entry) -> Job:
         """The state of one job, without its settings."""
         folder = self.sweep / entry.folder
-        summary, status = load(folder / "summary.json"), entry.outcome
-        if status == COMPLETED and modified(folder / "summary.json") < self.since:
+        path, status = folder / "summary.json", entry.outcome
+        summary = load(path)
+        if status == COMPLETED and not (path.exists() and path.stat().st_mtime_ns >= self.since):
             status = EARLIER
         if summary.get("status") != entry.outcome:
             summary = {}  # of another attempt
@@ -141,14 +137,6 @@ class Progress:
         )
 
 
-def modified(path: Path) -> int:
-    """Modification time of a file in nanoseconds, 0 if it does not exist."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
 def last_records(path: Path) -> dict[str, Record]:
     """The last record of each split, as far as they are near the end of a metrics file."""
     try:
@@ -164,8 +152,7 @@ def last_records(path: Path) -> dict[str, Record]:
 
 def seconds_left(jobs: Sequence[Job], total: int | None, elapsed: float) -> float | None:
     """An estimate of the time left from the share of work done so far; ``None`` before there is any."""
-    if total is None:
+    done = math.fsum(job.work for job in jobs)
+    if total is None or done <= 0:
         return None
-    done = math.fsum(job.work[0] for job in jobs)
-    left = math.fsum(job.work[1] - job.work[0] for job in jobs) + total - len(jobs)
-    return elapsed * left / done if done > 0 and left >= 0 else None
+    return elapsed * max(0.0, total - math.fsum(job.done for job in jobs)) / done

@@ -23,12 +23,11 @@ twice, once only to see whether that can be done."""
 LONGEST = 128
 """Bytes of a folder's name; file systems take 255, some with encryption 143."""
 
-
 SEARCH = ("hydra/sweeper", "hydra.sweeper")
 """Of Hydra's own settings, those that choose the jobs."""
 
 HOW_FAR = ("hydra.sweeper.trials", "hydra.sweeper.max_batch_size")
-"""Of these, those that say how far and how fast: a search may be taken further."""
+"""Of these, the number of jobs and of those at a time: a search may be continued with more."""
 
 
 def sweep_folder(resume: bool, overrides: Mapping[str, Sequence[str]], fresh: str) -> str:
@@ -39,17 +38,16 @@ def sweep_folder(resume: bool, overrides: Mapping[str, Sequence[str]], fresh: st
         overrides: ``task`` and ``hydra``, as typed.
         fresh: what a new folder is called, without the mark of its overrides.
     """
-    mark = mark_of(overrides)
-    parent, name = Path(fresh).parent, Path(fresh).name.partition("_")[0]
+    jobs = [o for o in overrides["task"] if not sets_any(o, WITHOUT_INFLUENCE)]
+    jobs += [o for o in overrides["hydra"] if sets_any(o, SEARCH) and not sets_any(o, HOW_FAR)]
+    parent, name, mark = Path(fresh).parent, Path(fresh).name.partition("_")[0], mark_of(jobs)
     earlier = sorted(path for path in parent.glob(f"{name}_*_{mark}") if path.is_dir()) if resume else []
     return str(earlier[-1] if earlier else f"{fresh}_{mark}")
 
 
-def mark_of(overrides: Mapping[str, Sequence[str]]) -> str:
-    """Eight characters that two sweeps share if their overrides do, in whatever order."""
-    jobs = [o for o in overrides["task"] if not sets_any(o, WITHOUT_INFLUENCE)]
-    jobs += [o for o in overrides["hydra"] if sets_any(o, SEARCH) and not sets_any(o, HOW_FAR)]
-    return hashlib.sha256(json.dumps(sorted(jobs)).encode()).hexdigest()[:8]
+def mark_of(overrides: Iterable[str]) -> str:
+    """Eight characters that stand for overrides, in whatever order."""
+    return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:8]
 
 
 def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
@@ -90,9 +88,8 @@ def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Seque
         return dirname
     own = sorted(override for override in overrides if names_job(override, varies))
     parts = [override for override in own if key_of(override) in varies] if varies else own
-    mark = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
-    name = named(parts, mark)
-    return name if name not in others else named(parts, mark, always=True)
+    name = named(parts, mark_of(own))
+    return name if name not in others else named(parts, mark_of(own), always=True)
 
 
 def same_job(overrides: Iterable[str], others: Iterable[str], varies: Sequence[str]) -> bool:

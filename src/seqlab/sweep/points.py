@@ -1,4 +1,4 @@
-"""A sweep as a list of products of settings, each of which may be what is typed alone; planned in seconds."""
+"""The jobs of a sweep: a union of products of settings, and the few jobs that show every mistake in them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -12,7 +12,7 @@ from seqlab.errors import UserError
 
 
 def refuse_empty(overrides: Iterable[Override]) -> None:
-    """Refuse a range that holds nothing: the product with it is no job at all."""
+    """Refuse an empty range: the product with it has no jobs."""
     for override in overrides:
         if override.is_discrete_sweep() and not any(True for _ in override.sweep_string_iterator()):
             key, typed = parse(override.input_line)
@@ -25,8 +25,8 @@ def refuse_empty(overrides: Iterable[Override]) -> None:
 def representatives(jobs: Iterable[Sequence[str]], is_group: Callable[[str], bool]) -> list[Sequence[str]]:
     """The first jobs that between them have every pair of overrides that can be wrong together.
 
-    Whether a setting is there depends on the options that are chosen, and not on the value that it is given, as long as
-    that is of the same kind.
+    Whether a setting exists depends on the options that are chosen, and not on its value, as long as that is of the
+    same kind.
 
     Args:
         jobs: the overrides of each.
