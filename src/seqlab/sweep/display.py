@@ -1,7 +1,8 @@
-"""A sweep on the screen: the live table, plain lines where there is no screen, and the table at the end."""
+"""A sweep on the screen: the live table, plain lines where there is no screen, and the tables at the end."""
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -9,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from seqlab.formatting import counted
 from seqlab.sweep.entries import RUNNING
 from seqlab.sweep.jobs import COMPLETED, EARLIER, INTERRUPTED, PRUNED, Job, seconds_left
 
@@ -98,3 +100,19 @@ def line(job: Job, place: int, total: int | None) -> str:
 def failure(job: Job) -> str:
     """A job that did not complete, with its error."""
     return f"{job.name}: {job.status}\n  " + (job.error or "its process ended without a word").replace("\n", "\n  ")
+
+
+def search_table(results: dict[str, Any]) -> Table:
+    """The best trial of each study in ``search.json``; the test split has no part in choosing it."""
+    title = f"The best of {counted(results['trials'], 'trial')} each, by validation loss"
+    losses = (Column(name, justify="right", no_wrap=True) for name in ("validation", "its test"))
+    study, settings, folder = (Column(name, overflow="fold") for name in ("study", "settings", "run folder"))
+    rows = Table(study, "trials", *losses, settings, folder, title=title, title_justify="left")
+    for study in results["studies"]:
+        count = Counter(trial["status"] for trial in study["trials"])
+        trials = "\n".join(f"{number} {status}" for status, number in sorted(count.items()))
+        best = study["best"] or {"validation": None, "test": None, "settings": {}, "folder": ""}
+        test = (best["test"] or {}).get("loss")
+        settings = "\n".join(f"{key.split('.')[-1]}={value}" for key, value in best["settings"].items())
+        rows.add_row(study["name"], trials, number(best["validation"]), number(test), settings, best["folder"])
+    return rows

@@ -14,6 +14,7 @@ from seqlab.jsonio import dump, load
 from seqlab.runs.folder import SWEEP
 
 ENTRIES = ".jobs"
+SEARCH_RESULTS = "search.json"
 RUNNING = "running"
 
 

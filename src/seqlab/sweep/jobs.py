@@ -27,6 +27,7 @@ class Job:
         test: of a completed job.
         seconds: wall time, with that before a resumption.
         error: what went wrong.
+        written: modification time of its entry in nanoseconds.
     """
 
     settings: dict[str, str]
@@ -39,6 +40,7 @@ class Job:
     test: float | None = None
     seconds: float = 0.0
     error: str | None = None
+    written: int = 0
 
     @property
     def name(self) -> str:
@@ -77,64 +79,57 @@ def key_of(override: str) -> str:
     return override.partition("=")[0]
 
 
-class Progress:
-    """Reads the state of the jobs that one invocation of a sweep has started, resumed or skipped.
+def read_jobs(sweep: Path, keys: Sequence[str], since: int, previous: Sequence[Job] = ()) -> list[Job]:
+    """The state of the jobs that one invocation of a sweep has started, resumed or skipped.
 
     Args:
         sweep: the sweep's folder.
         keys: the settings that vary; without any, those that vary among the jobs so far.
         since: when the invocation began, in nanoseconds by the file system's clock; older entries are ignored.
+        previous: what this function returned before; ended jobs among these are not read again.
     """
+    entries = [entry for entry in read(sweep) if entry.written >= since]
+    keys = keys or varying([entry.overrides for entry in entries])
+    known = {job.folder: job for job in previous}
+    jobs = []
+    for entry in entries:
+        job = known.get(sweep / entry.folder)
+        if job is None or not job.ended or job.written != entry.written:
+            job = read_job(sweep / entry.folder, entry, since, began_at=job.began_at if job else 0)
+        values = dict(override.partition("=")[::2] for override in entry.overrides)
+        jobs.append(replace(job, settings={key: values[key] for key in keys if key in values}))
+    return jobs
 
-    def __init__(self, sweep: Path, keys: Sequence[str], since: int):
-        self.sweep, self.keys, self.since = sweep, keys, since
-        self.began_at: dict[str, int] = {}
-        self.ended: dict[tuple[str, int], Job] = {}
 
-    def now(self) -> list[Job]:
-        """The present state of every job so far."""
-        entries = [entry for entry in read(self.sweep) if entry.written >= self.since]
-        keys = self.keys or varying([entry.overrides for entry in entries])
-        jobs = []
-        for entry in entries:
-            version = entry.folder, entry.written
-            job = self.ended.get(version) or self.read(entry)
-            if job.ended:
-                self.ended[version] = job
-            values = dict(override.partition("=")[::2] for override in entry.overrides)
-            jobs.append(replace(job, settings={key: values[key] for key in keys if key in values}))
-        return jobs
-
-    def read(self, entry: Entry) -> Job:
-        """The state of one job, without its settings."""
-        folder = self.sweep / entry.folder
-        path, status = folder / "summary.json", entry.outcome
-        summary = load(path)
-        if status == COMPLETED and not (path.exists() and path.stat().st_mtime_ns >= self.since):
-            status = EARLIER
-        if summary.get("status") != entry.outcome:
-            summary = {}  # of another attempt
-        steps = summary.get("steps", 0)  # of a running job, those that it began with
-        if status == RUNNING:
-            records = last_records(folder / "metrics.jsonl") if summary else {}
-            self.began_at[entry.folder] = steps
-            steps = max([steps, *(record["step"] for record in records.values())])
-            validation = records.get("validation", {}).get("loss")
-            seconds = max(0.0, time.time() - entry.written / 1e9)
-        else:
-            validation, seconds = summary.get("best_validation_loss"), summary.get("wall_seconds", 0.0)
-        return Job(
-            {},
-            folder,
-            status,
-            began_at=min(self.began_at.get(entry.folder, 0), steps),
-            step=steps,
-            total=summary.get("total_steps", 0),
-            validation=validation,
-            test=(summary.get("test") or {}).get("loss"),
-            seconds=seconds,
-            error=entry.error,
-        )
+def read_job(folder: Path, entry: Entry, since: int, began_at: int) -> Job:
+    """The state of one job, without its settings; ``began_at`` is that of the previous reading."""
+    path, status = folder / "summary.json", entry.outcome
+    summary = load(path)
+    if status == COMPLETED and not (path.exists() and path.stat().st_mtime_ns >= since):
+        status = EARLIER
+    if summary.get("status") != entry.outcome:
+        summary = {}  # of another attempt
+    steps = summary.get("steps", 0)  # of a running job, those that it began with
+    if status == RUNNING:
+        records = last_records(folder / "metrics.jsonl") if summary else {}
+        began_at, steps = steps, max([steps, *(record["step"] for record in records.values())])
+        validation = records.get("validation", {}).get("loss")
+        seconds = max(0.0, time.time() - entry.written / 1e9)
+    else:
+        validation, seconds = summary.get("best_validation_loss"), summary.get("wall_seconds", 0.0)
+    return Job(
+        {},
+        folder,
+        status,
+        began_at=min(began_at, steps),
+        step=steps,
+        total=summary.get("total_steps", 0),
+        validation=validation,
+        test=(summary.get("test") or {}).get("loss"),
+        seconds=seconds,
+        error=entry.error,
+        written=entry.written,
+    )
 
 
 def last_records(path: Path) -> dict[str, Record]:

@@ -20,9 +20,8 @@ from rich.live import Live
 from seqlab.console import output, say, taken
 from seqlab.jsonio import load
 from seqlab.sweep import display
-from seqlab.sweep.entries import RUNNING, write_sweep
-from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, Progress
-from seqlab.sweep.search.results import RESULTS, show
+from seqlab.sweep.entries import RUNNING, SEARCH_RESULTS, write_sweep
+from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, read_jobs
 
 log = logging.getLogger("seqlab")
 
@@ -39,11 +38,10 @@ class Watch:
     """
 
     def __init__(self, folder: Path, overrides: list[str], keys: list[str]):
-        self.folder, self.overrides = folder, overrides
+        self.folder, self.overrides, self.keys = folder, overrides, keys
         self.total: int | None = None
         self.console = rich.get_console()
-        self.progress = Progress(folder, keys, write_sweep(folder, overrides))
-        self.began = time.monotonic()
+        self.since, self.began = write_sweep(folder, overrides), time.monotonic()
         self.jobs: list[Job] = []
         self.printed: set[Path] = set()
         self.live = Live(  # its thread reads the jobs, also where there is no terminal to draw on
@@ -78,7 +76,7 @@ class Watch:
     def refresh(self) -> None:
         """Read the state of the jobs, and print a line for each that has ended since, unless a live table shows it."""
         known = len(self.jobs)
-        self.jobs = self.progress.now()
+        self.jobs = read_jobs(self.folder, self.keys, self.since, self.jobs)
         if len(self.jobs) != known:
             with contextlib.suppress(OSError):  # a full disk, which the jobs report
                 write_sweep(self.folder, self.overrides)
@@ -99,8 +97,8 @@ class Watch:
         for job in jobs:
             if job.failed:
                 output().print(display.failure(job), style="red", markup=False, highlight=False, soft_wrap=True)
-        if search := load(self.folder / RESULTS):
-            show(search)
+        if search := load(self.folder / SEARCH_RESULTS):
+            output().print(display.search_table(search))
         complete = len(jobs) >= (self.total or 0) and all(job.succeeded for job in jobs)
         return status if complete else status or 1
 

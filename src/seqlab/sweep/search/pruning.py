@@ -13,19 +13,19 @@ from seqlab.errors import Pruned
 Report = Callable[[dict[str, Any]], None]
 
 
-def storage_in(folder: Path, url: str | None, *, new: bool = False) -> Any:
-    """Optuna's storage of the search in a sweep's folder; several processes may have it open.
+def storage_in(folder: Path, url: str | None) -> Any:
+    """Optuna's storage of the search in a sweep's folder, which several processes may have open.
 
     Args:
         folder: the sweep's.
         url: of another place, ``None`` for ``search.db`` in the folder.
-        new: make the tables if there are none.
     """
     from optuna.storages import RDBStorage
 
-    waiting = {"connect_args": {"timeout": 120}} if url is None else None  # seconds, while another process writes
-    url = url or f"sqlite:///{folder.resolve() / 'search.db'}"
-    return RDBStorage(url, engine_kwargs=waiting, skip_table_creation=not new, skip_compatibility_check=not new)
+    if url is not None:
+        return RDBStorage(url)
+    waiting = {"connect_args": {"timeout": 120}}  # seconds, while another process writes
+    return RDBStorage(f"sqlite:///{folder.resolve() / 'search.db'}", engine_kwargs=waiting)
 
 
 def reporter(evaluate_every: int, total: int) -> Report:

@@ -20,8 +20,8 @@ from optuna.trial import TrialState
 
 from seqlab.errors import UserError
 from seqlab.jsonio import dump, load
+from seqlab.sweep.entries import SEARCH_RESULTS
 from seqlab.sweep.search.pruning import storage_in, trial_id
-from seqlab.sweep.search.results import RESULTS
 from seqlab.sweep.search.space import Arm, arms
 
 STATUS, FOLDER, SPACE = "status", "folder", "space"
@@ -110,7 +110,7 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
-    storage = storage_in(folder, settings["storage"], new=True)
+    storage = storage_in(folder, settings["storage"])
     studies = [Study(arm, storage, settings) for arm in found]
     size = settings["max_batch_size"] or max(1, config.hydra.launcher.get("n_jobs") or 1)
     begun = sum(study.spent - len(study.cut_off) for study in studies)
@@ -126,7 +126,7 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
 
 def write_results(folder: Path, studies: Sequence[Study]) -> None:
     trials = studies[0].settings["trials"]
-    dump(folder / RESULTS, {"trials": trials, "studies": [study.results(folder) for study in studies]})
+    dump(folder / SEARCH_RESULTS, {"trials": trials, "studies": [study.results(folder) for study in studies]})
 
 
 def check(settings: dict[str, Any]) -> None:
