@@ -6,6 +6,7 @@ made of these. A job that is refused, as its folder belongs to another run, has 
 
 import contextlib
 import hashlib
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -54,16 +55,18 @@ class Entry:
 def read(sweep: Path) -> list[Entry]:
     """All entries of a sweep folder, by number; a file is opened only if it is new or has changed."""
     entries = []
-    for path in (sweep / ENTRIES).glob("*.json"):
-        with contextlib.suppress(OSError, TypeError):
-            entries.append(read_file(path, path.stat().st_mtime_ns))
+    with contextlib.suppress(OSError), os.scandir(sweep / ENTRIES) as files:
+        for file in files:
+            if file.name.endswith(".json"):
+                with contextlib.suppress(OSError, TypeError):
+                    entries.append(read_file(file.path, file.stat().st_mtime_ns))
     return sorted(entries, key=lambda entry: entry.number)
 
 
 @cache
-def read_file(path: Path, written: int) -> Entry:
+def read_file(path: str, written: int) -> Entry:
     """An entry's file as it was ``written`` at a time in nanoseconds; ``TypeError`` if it holds no entry."""
-    return Entry(**load(path), written=written)
+    return Entry(**load(Path(path)), written=written)
 
 
 def write_sweep(sweep: Path, overrides: list[str]) -> int:

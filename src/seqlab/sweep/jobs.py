@@ -97,7 +97,8 @@ def read_jobs(sweep: Path, keys: Sequence[str], since: int, previous: Sequence[J
         if job is None or not job.ended or job.written != entry.written:
             job = read_job(sweep / entry.folder, entry, since, began_at=job.began_at if job else 0)
         values = dict(override.partition("=")[::2] for override in entry.overrides)
-        jobs.append(replace(job, settings={key: values[key] for key in keys if key in values}))
+        settings = {key: values[key] for key in keys if key in values}
+        jobs.append(job if job.settings == settings else replace(job, settings=settings))
     return jobs
 
 

@@ -81,7 +81,8 @@ def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Seque
     """
     entries = read(Path(sweep))
     for entry in entries:
-        if same_job(entry.overrides, overrides, varies) and (Path(sweep) / entry.folder).is_dir():
+        differing = set(overrides).symmetric_difference(entry.overrides)
+        if not any(names_job(override, varies) for override in differing) and (Path(sweep) / entry.folder).is_dir():
             return entry.folder
     others = {entry.folder for entry in entries}
     if dirname and dirname not in others and len(dirname.encode()) < 256 and (Path(sweep) / dirname).is_dir():
@@ -90,11 +91,6 @@ def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Seque
     parts = [override for override in own if key_of(override) in varies] if varies else own
     name = named(parts, mark_of(own))
     return name if name not in others else named(parts, mark_of(own), always=True)
-
-
-def same_job(overrides: Iterable[str], others: Iterable[str], varies: Sequence[str]) -> bool:
-    """Whether two lists of overrides, in whatever order, are those of one job."""
-    return not any(names_job(override, varies) for override in set(overrides) ^ set(others))
 
 
 def names_job(override: str, varies: Sequence[str]) -> bool:
