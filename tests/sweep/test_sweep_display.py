@@ -92,6 +92,10 @@ def test_jobs_are_read_from_their_folders(tmp_path):
     assert (second.status, second.began_at, second.step, second.validation) == ("running", 2, 6, 0.75)
     assert (second.work, second.done) == (0.5, 0.75)
     assert (third.status, third.error, third.validation) == ("failed", "seed=3: another run", None)
+    leave(2, "summary.json", completed)
+    entries[1].end(tmp_path, "completed")
+    again = read_jobs(tmp_path, [], since, [first, second, third])
+    assert [(job.status, job.began_at) for job in again] == [("completed", 0), ("completed", 2), ("failed", 0)]
     write_sweep(tmp_path, ["seed=1,2,3"])
     listed = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
     assert [entry["folder"] for entry in listed] == ["s/1", "s/2", "s/3", "old"]

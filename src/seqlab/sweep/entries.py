@@ -59,13 +59,14 @@ def read(sweep: Path) -> list[Entry]:
         for file in files:
             if file.name.endswith(".json"):
                 with contextlib.suppress(OSError, TypeError):
-                    entries.append(read_file(file.path, file.stat().st_mtime_ns))
+                    entries.append(read_file(file.path, file.stat().st_mtime_ns, file.inode()))
     return sorted(entries, key=lambda entry: entry.number)
 
 
 @cache
-def read_file(path: str, written: int) -> Entry:
-    """An entry's file as it was ``written`` at a time in nanoseconds; ``TypeError`` if it holds no entry."""
+def read_file(path: str, written: int, inode: int) -> Entry:
+    """One version of an entry's file, by modification time and inode, as two may be written within one tick of the
+    file system's clock; ``TypeError`` if it holds no entry."""
     return Entry(**load(Path(path)), written=written)
 
 

@@ -23,7 +23,7 @@ def refuse_empty(overrides: Iterable[Override]) -> None:
 
 
 def representatives(jobs: Iterable[Sequence[str]], is_group: Callable[[str], bool]) -> list[Sequence[str]]:
-    """The first jobs that between them have every pair of overrides that can be wrong together.
+    """The first jobs that between them have every pair of a chosen option and an override that can be wrong together.
 
     Whether a setting exists depends on the options that are chosen, and not on its value, as long as that is of the
     same kind.
@@ -36,7 +36,9 @@ def representatives(jobs: Iterable[Sequence[str]], is_group: Callable[[str], boo
     seen: set[tuple[str, str]] = set()
     found = []
     for job in jobs:
-        new = pairs([kind(override) for override in job]) - seen
+        kinds = [kind(override) for override in job]
+        options = [name for name, is_option in kinds if is_option] or [""]
+        new = {(option, name) for option in options for name, _ in kinds} - seen
         if new or not found:
             found.append(job)
             seen |= new
@@ -49,12 +51,6 @@ def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
     if is_group(key.lstrip("+~").partition("@")[0]):
         return override, True
     return (override if value == "null" or "$" in value else f"{key}={value[:1] if value[:1] in '[{' else ''}"), False
-
-
-def pairs(kinds: Sequence[tuple[str, bool]]) -> set[tuple[str, str]]:
-    """Each override beside each chosen option."""
-    options = [kind for kind, is_option in kinds if is_option] or [""]
-    return {(option, kind) for option in options for kind, _ in kinds}
 
 
 def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:
