@@ -10,7 +10,7 @@ from rich.console import Console
 
 from seqlab.sweep import display
 from seqlab.sweep.entries import Entry, read, write_sweep
-from seqlab.sweep.jobs import Job, Progress, seconds_left
+from seqlab.sweep.jobs import Job, read_jobs, seconds_left
 
 
 def shown(renderable, width: int = 100) -> str:
@@ -69,7 +69,7 @@ def test_jobs_are_read_from_their_folders(tmp_path):
     earlier = Entry(9, "old", ["seed=9"])
     earlier.write(tmp_path)
     os.utime(next((tmp_path / ".jobs").iterdir()), ns=(0, 0))
-    watched = Progress(tmp_path, None, write_sweep(tmp_path, ["seed=1,2,3"]))
+    since = write_sweep(tmp_path, ["seed=1,2,3"])
     for number in (1, 2, 3):
         Entry(number, f"s/{number}", ["model=mamba", f"seed={number}"]).write(tmp_path)
         (tmp_path / "s" / str(number)).mkdir(parents=True)
@@ -87,11 +87,15 @@ def test_jobs_are_read_from_their_folders(tmp_path):
     entries = [entry for entry in read(tmp_path) if entry.number < 9]
     entries[0].end(tmp_path, "completed")
     entries[2].end(tmp_path, "failed", "seed=3: another run")
-    first, second, third = watched.now()
+    first, second, third = read_jobs(tmp_path, [], since)
     assert (first.name, first.status, first.step, first.validation, first.test) == ("seed=1", "completed", 8, 0.5, 0.25)
     assert (second.status, second.began_at, second.step, second.validation) == ("running", 2, 6, 0.75)
-    assert second.work == (0.5, 0.75)
+    assert (second.work, second.done) == (0.5, 0.75)
     assert (third.status, third.error, third.validation) == ("failed", "seed=3: another run", None)
+    leave(2, "summary.json", completed)
+    entries[1].end(tmp_path, "completed")
+    again = read_jobs(tmp_path, [], since, [first, second, third])
+    assert [(job.status, job.began_at) for job in again] == [("completed", 0), ("completed", 2), ("failed", 0)]
     write_sweep(tmp_path, ["seed=1,2,3"])
     listed = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
     assert [entry["folder"] for entry in listed] == ["s/1", "s/2", "s/3", "old"]

@@ -31,7 +31,7 @@ def test_a_job_has_at_most_the_machines_cores():
 def test_workers_side_by_side():
     for number in (-1, 1, 32):
         check_workers(config("joblib", n_jobs=number))
-    check_workers(config("slurm", array_parallelism=5000), [[0] * 5000])
+    check_workers(config("slurm", array_parallelism=5000), 5000)
     with pytest.raises(UserError, match=r"hydra\.launcher\.n_jobs=5000: .* 4 cores, .*\nGive it 32 or fewer"):
         check_workers(config("joblib", n_jobs=5000))
     with pytest.raises(UserError, match=r"hydra\.launcher\.n_jobs=0: "):
@@ -39,13 +39,13 @@ def test_workers_side_by_side():
 
 
 def test_local_processes_start_as_many_as_a_batch_has():
-    check_workers(config(workers.LOCAL_PROCESSES, size=32), [[0] * 32])
-    check_workers(config(workers.LOCAL_PROCESSES), [[0] * 32])
+    check_workers(config(workers.LOCAL_PROCESSES, size=32), 32)
+    check_workers(config(workers.LOCAL_PROCESSES), 32)
     with pytest.raises(UserError, match=r"hydra\.sweeper\.max_batch_size=33: 33 processes"):
         check_workers(config(workers.LOCAL_PROCESSES, size=33))
     with pytest.raises(UserError, match=r"hydra\.sweeper\.max_batch_size=None: 33 processes"):
-        check_workers(config(workers.LOCAL_PROCESSES), [[0] * 33])
-    check_workers(config("basic"), [[0] * 5000])
+        check_workers(config(workers.LOCAL_PROCESSES), 33)
+    check_workers(config("basic"), 5000)
 
 
 @pytest.mark.parametrize("size", [0, -2, "x", 1.5, True])

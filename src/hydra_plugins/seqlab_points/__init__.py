@@ -11,15 +11,12 @@ from seqlab.sweep.points import refuse_empty, representatives, union
 
 
 class PointsSweeper(BasicSweeper):
-    """Runs each of ``points``, in settings as on the command line, with what the command line and ``params`` add.
-
-    A panel of a figure varies one setting around a base, and which settings there are depends on the model; a product
-    of all would be mostly jobs that nobody asked for, or that differ in nothing.
+    """Runs a union of products of settings, such as one around each setting that a panel of a figure varies.
 
     Args:
-        points: each a product, ``model=mamba,lstm size.n_layers=1,2``. The command line wins over them, and a job that
-            several of them describe is run once; where it names models, points of other ones alone are left out, unless
-            that leaves none. None leaves the command line alone.
+        points: each a product as on the command line, ``model=mamba,lstm size.n_layers=1,2``. The command line adds to
+            them and wins over them. Where it names models, points of other ones alone are left out, unless that leaves
+            none. A job that several points describe is run once. None is the command line's product alone.
         params: as for Hydra's own sweeper.
         max_batch_size: likewise.
     """
@@ -39,18 +36,14 @@ class PointsSweeper(BasicSweeper):
         from seqlab.sweep.duplicates import without_duplicates
         from seqlab.sweep.workers import check_workers
 
-        check_workers(self.config)
         refuse_empty(overrides)
-        loader = self.hydra_context.config_loader
-        jobs, notes = without_duplicates(
-            union(self.points, overrides), partial(loader.load_sweep_config, self.config), self.is_group
-        )
+        compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
+        jobs, notes = without_duplicates(union(self.points, overrides), compose, self.is_group)
+        check_workers(self.config, len(jobs))
         for note in notes:
             say(note)
         watch.expect(len(jobs))
-        batches = list(self.split_overrides_to_chunks(jobs, max_batch_size))
-        check_workers(self.config, batches)
-        return batches
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose as many jobs as show every mistake, those of later batches among them, before the first one runs."""

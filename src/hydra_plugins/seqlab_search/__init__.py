@@ -3,23 +3,15 @@
 import importlib.util
 from typing import Any
 
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(BasicSweeper):
     """Settings are under ``hydra.sweeper``; ``seqlab.sweep.search.studies`` says what they mean and does the work."""
 
     def __init__(self, **settings: Any):
+        super().__init__(settings["max_batch_size"], settings["params"])
         self.settings = settings
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> None:
         from seqlab.errors import UserError  # Hydra imports this file in every run

@@ -1,4 +1,4 @@
-"""Sweeps: which folder, what its jobs did, the display, and jobs that leave no trace in the next one.
+"""Sweeps: their folders, the state of their jobs, the display, and hyper-parameter search.
 
-What a job did is told through files alone, so that it may run in this process, in another or on another machine.
+Jobs communicate through files alone, so that they may run in this process, in another or on another machine.
 """

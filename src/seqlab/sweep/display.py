@@ -1,35 +1,31 @@
-"""A sweep on the screen: the live table, plain lines where there is no screen, and the table at the end."""
+"""A sweep on the screen: the live table, plain lines where there is no screen, and the tables at the end."""
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from seqlab.formatting import counted
 from seqlab.sweep.entries import RUNNING
 from seqlab.sweep.jobs import COMPLETED, EARLIER, INTERRUPTED, PRUNED, Job, seconds_left
 
-STYLES = {
-    COMPLETED: "green",
-    EARLIER: "green",
-    RUNNING: "cyan",
-    INTERRUPTED: "yellow",
-    PRUNED: "yellow",
-}
+STYLES = {COMPLETED: "green", EARLIER: "green", RUNNING: "cyan", INTERRUPTED: "yellow", PRUNED: "yellow"}
 FAILED = "red"
 BESIDE_THE_ROWS = 8  # lines of a screen that the table's frame, the bar and the totals take
 
 
 def duration(seconds: float) -> str:
     """Time to two units: 8 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def number(value: float | None) -> str:
@@ -44,13 +40,10 @@ def short_names(keys: Sequence[str]) -> list[str]:
 
 def table(jobs: Sequence[Job]) -> Table:
     """One row a job, with a column for each setting that varies."""
-    rows = Table()
     keys = list(dict.fromkeys(key for job in jobs for key in job.settings))
-    for name in short_names(keys) or ["job"]:
-        rows.add_column(name, overflow="fold")
-    rows.add_column("status")
-    for name in ("step", "validation", "test", "time"):
-        rows.add_column(name, justify="right")
+    settings = (Column(name, overflow="fold") for name in short_names(keys) or ["job"])
+    values = (Column(name, justify="right") for name in ("step", "validation", "test", "time"))
+    rows = Table(*settings, "status", *values)
     for job in jobs:
         step = f"{job.step:,} of {job.total:,}" if job.total else ""
         status = Text(job.status, style=STYLES.get(job.status, FAILED))
@@ -60,26 +53,24 @@ def table(jobs: Sequence[Job]) -> Table:
 
 
 def totals(jobs: Sequence[Job], total: int | None, elapsed: float) -> str:
-    """How the sweep stands, in a line."""
-    count = Counter(job.status for job in jobs)
-    parts = [f"{sum(job.succeeded for job in jobs)}{'' if total is None else f' of {total}'} done"]
-    if count[EARLIER]:
-        parts[0] += f" ({count[EARLIER]} kept from before)"
+    """The state of a running sweep in a line."""
+    kept, running = (sum(job.status == status for job in jobs) for status in (EARLIER, RUNNING))
+    done = f"{sum(job.succeeded for job in jobs)}{of(total)} done"
     failed = sum(job.failed for job in jobs)
-    parts += [f"{count[RUNNING]} running", f"{failed} failed", duration(elapsed)]
+    parts = [f"{done} ({kept} kept from before)" if kept else done, f"{running} running", f"{failed} failed"]
     left = seconds_left(jobs, total, elapsed)
-    if left:
-        parts.append(f"about {duration(left)} left")
-    return ", ".join(parts)
+    return ", ".join([*parts, duration(elapsed), *([f"about {duration(left)} left"] if left else [])])
 
 
 def outcome(jobs: Sequence[Job], total: int | None, elapsed: float) -> str:
-    """How the sweep ended, in a line."""
+    """How many jobs of a sweep ended in which way, in a line."""
     count = Counter(job.status for job in jobs)
-    parts = [f"{number} {status}" for status, number in count.items()]
-    if total is not None and total > len(jobs):
-        parts.append(f"{total - len(jobs)} not begun")
-    return ", ".join([*parts, duration(elapsed)])
+    count["not begun"] = (total or 0) - len(jobs)
+    return ", ".join([*(f"{number} {status}" for status, number in count.items() if number > 0), duration(elapsed)])
+
+
+def of(total: int | None) -> str:
+    return "" if total is None else f" of {total}"
 
 
 def live(jobs: Sequence[Job], total: int | None, elapsed: float, height: int) -> RenderableType:
@@ -92,29 +83,36 @@ def live(jobs: Sequence[Job], total: int | None, elapsed: float, height: int) ->
     if ordered:
         lines.append(table(ordered[-room:]))
     if total:
-        bar = Table.grid(expand=True)
-        bar.add_row(ProgressBar(total=total, completed=sum(job.done for job in jobs)))
-        lines.append(bar)
+        bar = ProgressBar(total=total, completed=sum(job.done for job in jobs))
+        lines.append(Padding(bar, 0))  # ends its line, which a bar alone does not
     lines.append(Text(totals(jobs, total, elapsed)))
     return Group(*lines)
 
 
 def line(job: Job, place: int, total: int | None) -> str:
     """An ended job, where there is no screen to show a table."""
-    said = [f"[{place}{'' if total is None else f' of {total}'}] {job.name}: {job.status}"]
-    if job.validation is not None:
-        said.append(f"best validation {job.validation:.4f}")
-    if job.test is not None:
-        said.append(f"test {job.test:.4f}")
-    if job.seconds:
-        said.append(duration(job.seconds))
-    return ", ".join(said)
+    losses = {"best validation": job.validation, "test": job.test}
+    parts = [f"[{place}{of(total)}] {job.name}: {job.status}"]
+    parts += [f"{name} {number(loss)}" for name, loss in losses.items() if loss is not None]
+    return ", ".join([*parts, duration(job.seconds)] if job.seconds else parts)
 
 
-def failures(jobs: Sequence[Job]) -> list[str]:
-    """Every job that did not complete, with what it said."""
-    return [
-        f"{job.name}: {job.status}\n  " + (job.error or "its process ended without a word").replace("\n", "\n  ")
-        for job in jobs
-        if job.failed
-    ]
+def failure(job: Job) -> str:
+    """A job that did not complete, with its error."""
+    return f"{job.name}: {job.status}\n  " + (job.error or "its process ended without a word").replace("\n", "\n  ")
+
+
+def search_table(results: dict[str, Any]) -> Table:
+    """The best trial of each study in ``search.json``; the test split has no part in choosing it."""
+    title = f"The best of {counted(results['trials'], 'trial')} each, by validation loss"
+    losses = (Column(name, justify="right", no_wrap=True) for name in ("validation", "its test"))
+    study, settings, folder = (Column(name, overflow="fold") for name in ("study", "settings", "run folder"))
+    rows = Table(study, "trials", *losses, settings, folder, title=title, title_justify="left")
+    for study in results["studies"]:
+        count = Counter(trial["status"] for trial in study["trials"])
+        trials = "\n".join(f"{number} {status}" for status, number in sorted(count.items()))
+        best = study["best"] or {"validation": None, "test": None, "settings": {}, "folder": ""}
+        test = (best["test"] or {}).get("loss")
+        settings = "\n".join(f"{key.split('.')[-1]}={value}" for key, value in best["settings"].items())
+        rows.add_row(study["name"], trials, number(best["validation"]), number(test), settings, best["folder"])
+    return rows

@@ -1,5 +1,6 @@
 """Jobs of a sweep that would be the same run, since the setting in which they differ has no effect."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig
@@ -29,7 +30,7 @@ def without_duplicates(
         return list(jobs), []
     idle: dict[tuple[str, ...], set[str]] = {}
     first: dict[frozenset[str], list[str]] = {}
-    dropped: dict[str, dict[str, int]] = {}
+    dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for job in jobs:
         wiring = tuple(o for o in job if "$" in o or (key_of(o) not in keys and decides(o, is_group)))
         if wiring not in idle:
@@ -40,8 +41,7 @@ def without_duplicates(
             continue
         model = " ".join(o for o in wiring if key_of(o) in ("model", "model.pattern")) or "this model"
         for key in idle[wiring] & set(map(key_of, set(job) ^ set(first[same]))):
-            left_out = dropped.setdefault(key, {})
-            left_out[model] = left_out.get(model, 0) + 1
+            dropped[key][model] += 1
     return list(first.values()), [left_out_in_words(key, models) for key, models in dropped.items()]
 
 
@@ -50,8 +50,8 @@ def decides(override: str, is_group: Callable[[str], bool]) -> bool:
     return is_group(key_of(override)) or override.startswith(("model.", "+", "~"))
 
 
-def left_out_in_words(key: str, models: dict[str, int]) -> str:
-    """What to say of a setting, and of how many jobs of each model are left out for it."""
-    number = sum(models.values())
-    said = "1 job that would repeat another is" if number == 1 else f"{number} jobs that would repeat others are"
-    return f"{key} changes nothing for {', '.join(models)}: {said} left out."
+def left_out_in_words(key: str, models: Counter[str]) -> str:
+    """The line on a setting, given how many jobs of each model are left out for it."""
+    number = models.total()
+    jobs = "1 job that would repeat another is" if number == 1 else f"{number} jobs that would repeat others are"
+    return f"{key} changes nothing for {', '.join(models)}: {jobs} left out."

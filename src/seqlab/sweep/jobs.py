@@ -1,13 +1,12 @@
-"""The progress of each job of a sweep, read from its entry, ``summary.json`` and the end of ``metrics.jsonl``."""
+"""The state of each job of a sweep, read from its entry, ``summary.json`` and the end of ``metrics.jsonl``."""
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from seqlab.jsonio import load, record_of
+from seqlab.jsonio import Record, load, record_of
 from seqlab.sweep.entries import RUNNING, Entry, read
 
 COMPLETED, EARLIER, CUT_OFF, INTERRUPTED = "completed", "kept", "cut off", "interrupted"
@@ -28,6 +27,7 @@ class Job:
         test: of a completed job.
         seconds: wall time, with that before a resumption.
         error: what went wrong.
+        written: modification time of its entry in nanoseconds.
     """
 
     settings: dict[str, str]
@@ -40,6 +40,7 @@ class Job:
     test: float | None = None
     seconds: float = 0.0
     error: str | None = None
+    written: int = 0
 
     @property
     def name(self) -> str:
@@ -60,19 +61,12 @@ class Job:
     @property
     def done(self) -> float:
         """The part of this job that is done, by whichever sweep."""
-        if self.ended:
-            return 1.0
-        return self.step / self.total if self.total else 0.0
+        return 1.0 if self.ended else self.step / max(1, self.total)
 
     @property
-    def work(self) -> tuple[float, float]:
-        """The parts of this job that this sweep has done, and that it has had to do."""
-        if self.status == EARLIER:
-            return 0.0, 0.0
-        if not self.total:
-            return 0.0, 0.0 if self.ended else 1.0
-        done, before = self.step / self.total, self.began_at / self.total
-        return done - before, (done if self.ended else 1.0) - before
+    def work(self) -> float:
+        """The part of this job that this sweep has done."""
+        return (self.step - self.began_at) / self.total if self.total and self.status != EARLIER else 0.0
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
@@ -85,85 +79,62 @@ def key_of(override: str) -> str:
     return override.partition("=")[0]
 
 
-class Progress:
-    """The jobs that one invocation of a sweep has started, resumed or skipped.
+def read_jobs(sweep: Path, keys: Sequence[str], since: int, previous: Sequence[Job] = ()) -> list[Job]:
+    """The state of the jobs that one invocation of a sweep has started, resumed or skipped.
 
     Args:
         sweep: the sweep's folder.
-        keys: the settings that vary, ``None`` to find them from the jobs so far.
-        since: when the invocation began, in nanoseconds by the file system's clock; older entries are of earlier ones.
+        keys: the settings that vary; without any, those that vary among the jobs so far.
+        since: when the invocation began, in nanoseconds by the file system's clock; older entries are ignored.
+        previous: what this function returned before; ended jobs among these are not read again.
     """
-
-    def __init__(self, sweep: Path, keys: Sequence[str] | None, since: int):
-        self.sweep, self.keys, self.since = sweep, keys, since
-        self.entries: dict[Path, Entry] = {}
-        self.began_at: dict[str, int] = {}
-        self.ended: dict[str, tuple[int, Job]] = {}
-
-    def now(self) -> list[Job]:
-        """Every job so far, as it is now."""
-        entries = [entry for entry in read(self.sweep, self.entries) if entry.written >= self.since]
-        keys = varying([entry.overrides for entry in entries]) if self.keys is None else self.keys
-        return [self.job(entry, keys) for entry in entries]
-
-    def job(self, entry: Entry, keys: Sequence[str]) -> Job:
+    entries = [entry for entry in read(sweep) if entry.written >= since]
+    keys = keys or varying([entry.overrides for entry in entries])
+    known = {job.folder: job for job in previous}
+    jobs = []
+    for entry in entries:
+        job = known.get(sweep / entry.folder)
+        if job is None or not job.ended or job.written != entry.written:
+            job = read_job(sweep / entry.folder, entry, since, began_at=job.began_at if job else 0)
         values = dict(override.partition("=")[::2] for override in entry.overrides)
         settings = {key: values[key] for key in keys if key in values}
-        folder = self.sweep / entry.folder
-        if entry.outcome == RUNNING:
-            return self.running(entry, settings, folder)
-        written, job = self.ended.get(entry.folder, (0, None))
-        if job is None or written != entry.written or job.settings != settings:
-            job = self.end_of(entry, settings, folder)
-            self.ended[entry.folder] = entry.written, job
-        return job
-
-    def running(self, entry: Entry, settings: dict[str, str], folder: Path) -> Job:
-        summary, last = load(folder / "summary.json"), last_records(folder / "metrics.jsonl")
-        if summary.get("status") != RUNNING:
-            summary, last = {}, {}  # they are of an earlier attempt
-        began_at = summary.get("steps", 0)
-        self.began_at[entry.folder] = began_at
-        return Job(
-            settings,
-            folder,
-            RUNNING,
-            began_at=began_at,
-            step=max((line.get("step", 0) for line in last.values()), default=0),
-            total=summary.get("total_steps", 0),
-            validation=last.get("validation", {}).get("loss"),
-            seconds=max(0.0, time.time() - entry.written / 1e9),
-        )
-
-    def end_of(self, entry: Entry, settings: dict[str, str], folder: Path) -> Job:
-        summary = load(folder / "summary.json")
-        earlier = entry.outcome == COMPLETED and modified(folder / "summary.json") < self.since
-        if entry.outcome != summary.get("status"):
-            summary = {}  # it is of another attempt than this entry
-        steps = summary.get("steps", 0)
-        return Job(
-            settings,
-            folder,
-            EARLIER if earlier else entry.outcome,
-            began_at=min(self.began_at.get(entry.folder, 0), steps),
-            step=steps,
-            total=summary.get("total_steps", 0),
-            validation=summary.get("best_validation_loss"),
-            test=(summary.get("test") or {}).get("loss"),
-            seconds=summary.get("wall_seconds", 0.0),
-            error=entry.error,
-        )
+        jobs.append(job if job.settings == settings else replace(job, settings=settings))
+    return jobs
 
 
-def modified(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+def read_job(folder: Path, entry: Entry, since: int, began_at: int) -> Job:
+    """The state of one job, without its settings; ``began_at`` is that of the previous reading."""
+    path, status = folder / "summary.json", entry.outcome
+    summary = load(path)
+    if status == COMPLETED and not (path.exists() and path.stat().st_mtime_ns >= since):
+        status = EARLIER
+    if summary.get("status") != entry.outcome:
+        summary = {}  # of another attempt
+    steps = summary.get("steps", 0)  # of a running job, those that it began with
+    if status == RUNNING:
+        records = last_records(folder / "metrics.jsonl") if summary else {}
+        began_at, steps = steps, max([steps, *(record["step"] for record in records.values())])
+        validation = records.get("validation", {}).get("loss")
+        seconds = max(0.0, time.time() - entry.written / 1e9)
+    else:
+        validation, seconds = summary.get("best_validation_loss"), summary.get("wall_seconds", 0.0)
+    return Job(
+        {},
+        folder,
+        status,
+        began_at=min(began_at, steps),
+        step=steps,
+        total=summary.get("total_steps", 0),
+        validation=validation,
+        test=(summary.get("test") or {}).get("loss"),
+        seconds=seconds,
+        error=entry.error,
+        written=entry.written,
+    )
 
 
-def last_records(path: Path) -> dict[str, dict[str, Any]]:
-    """The last whole entry of each split, as far as they stand near the end of a metrics file."""
+def last_records(path: Path) -> dict[str, Record]:
+    """The last record of each split, as far as they are near the end of a metrics file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -171,17 +142,13 @@ def last_records(path: Path) -> dict[str, dict[str, Any]]:
             lines = file.read().split(b"\n")[:-1]
     except OSError:
         return {}
-    last: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        if record := record_of(line):  # the first may be cut off by the place where reading began
-            last[record["split"]] = record
-    return last
+    records = filter(None, map(record_of, lines))  # the first line may be the end of one
+    return {record["split"]: record for record in records}
 
 
 def seconds_left(jobs: Sequence[Job], total: int | None, elapsed: float) -> float | None:
     """An estimate of the time left from the share of work done so far; ``None`` before there is any."""
-    if total is None:
+    done = math.fsum(job.work for job in jobs)
+    if total is None or done <= 0:
         return None
-    done = math.fsum(job.work[0] for job in jobs)
-    left = math.fsum(job.work[1] - job.work[0] for job in jobs) + total - len(jobs)
-    return elapsed * left / done if done > 0 and left >= 0 else None
+    return elapsed * max(0.0, total - math.fsum(job.done for job in jobs)) / done

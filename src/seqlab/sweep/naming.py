@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 
 from seqlab.config.influence import UNNAMED, WITHOUT_INFLUENCE
 from seqlab.config.overrides import sets_any
-from seqlab.sweep.entries import JobFolders
+from seqlab.sweep.entries import read
 from seqlab.sweep.jobs import key_of, varying
 from seqlab.sweep.points import union
 
@@ -24,12 +23,11 @@ twice, once only to see whether that can be done."""
 LONGEST = 128
 """Bytes of a folder's name; file systems take 255, some with encryption 143."""
 
-
 SEARCH = ("hydra/sweeper", "hydra.sweeper")
 """Of Hydra's own settings, those that choose the jobs."""
 
 HOW_FAR = ("hydra.sweeper.trials", "hydra.sweeper.max_batch_size")
-"""Of these, those that say how far and how fast: a search may be taken further."""
+"""Of these, the number of jobs and of those at a time: a search may be continued with more."""
 
 
 def sweep_folder(resume: bool, overrides: Mapping[str, Sequence[str]], fresh: str) -> str:
@@ -40,75 +38,64 @@ def sweep_folder(resume: bool, overrides: Mapping[str, Sequence[str]], fresh: st
         overrides: ``task`` and ``hydra``, as typed.
         fresh: what a new folder is called, without the mark of its overrides.
     """
-    mark = mark_of(overrides)
-    parent, name = Path(fresh).parent, Path(fresh).name.partition("_")[0]
+    jobs = [o for o in overrides["task"] if not sets_any(o, WITHOUT_INFLUENCE)]
+    jobs += [o for o in overrides["hydra"] if sets_any(o, SEARCH) and not sets_any(o, HOW_FAR)]
+    parent, name, mark = Path(fresh).parent, Path(fresh).name.partition("_")[0], mark_of(jobs)
     earlier = sorted(path for path in parent.glob(f"{name}_*_{mark}") if path.is_dir()) if resume else []
     return str(earlier[-1] if earlier else f"{fresh}_{mark}")
 
 
-def mark_of(overrides: Mapping[str, Sequence[str]]) -> str:
-    """Eight characters that two sweeps share if their overrides do, in whatever order."""
-    jobs = [o for o in overrides["task"] if not sets_any(o, WITHOUT_INFLUENCE)]
-    jobs += [o for o in overrides["hydra"] if sets_any(o, SEARCH) and not sets_any(o, HOW_FAR)]
-    return hashlib.sha256(json.dumps(sorted(jobs)).encode()).hexdigest()[:8]
+def mark_of(overrides: Iterable[str]) -> str:
+    """Eight characters that stand for overrides, in whatever order."""
+    return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:8]
 
 
-def jobs_of(typed: Sequence[str], sweeper: DictConfig) -> list[list[str]] | None:
-    """The overrides of each job, ``None`` if only the sweeper knows.
+def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
+    """The keys that differ between a sweep's jobs; none for a single job, or where only the sweeper knows the jobs.
 
     Args:
         typed: the command line's overrides.
         sweeper: ``hydra.sweeper``.
     """
     if sweeper.get("_target_") != POINTS:
-        return None
+        return []
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
-        return union(sweeper.get("points"), parser.parse_overrides([*params, *typed]))
+        return varying(union(sweeper.get("points"), parser.parse_overrides([*params, *typed])))
     except HydraException:
-        return None  # the sweeper refuses it with a message of its own
-
-
-def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
-    """The keys that tell a sweep's jobs apart; none where that is not known or there is one job alone."""
-    return varying(jobs_of(typed, sweeper) or [])
+        return []  # the sweeper refuses it with a message of its own
 
 
 def job_folder(sweep: str, overrides: Sequence[str], dirname: str, varies: Sequence[str]) -> str:
     """The name of a job's folder, beneath its sweep's.
 
-    A job that has one in the sweep's folder keeps it, whatever it is called: its record says so, or, where there is
-    none, its having been named by all overrides, as was once done. Otherwise it gets a name that no other job has.
+    A job that has one in the sweep's folder keeps it, whatever it is called: its entry names it, or, where there is
+    none, its name is made of all overrides, as was once done. Otherwise it gets a name that no other job has.
 
     Args:
         sweep: the sweep's folder.
         overrides: the job's.
         dirname: all of them as Hydra makes a name of them.
-        varies: the keys that tell the sweep's jobs apart; without any, all overrides are the name.
+        varies: the keys that differ between the sweep's jobs; without any, all overrides are the name.
     """
-    folders = job_folders_in(sweep, tuple(varies))
-    folders.refresh()
-    if folder := folders.of(list(overrides)):
-        return folder
-    own, others = identity(overrides, varies), folders.taken
+    entries = read(Path(sweep))
+    for entry in entries:
+        differing = set(overrides).symmetric_difference(entry.overrides)
+        if not any(names_job(override, varies) for override in differing) and (Path(sweep) / entry.folder).is_dir():
+            return entry.folder
+    others = {entry.folder for entry in entries}
     if dirname and dirname not in others and len(dirname.encode()) < 256 and (Path(sweep) / dirname).is_dir():
         return dirname
+    own = sorted(override for override in overrides if names_job(override, varies))
     parts = [override for override in own if key_of(override) in varies] if varies else own
-    mark = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
-    name = named(parts, mark)
-    return name if name not in others else named(parts, mark, always=True)
+    name = named(parts, mark_of(own))
+    return name if name not in others else named(parts, mark_of(own), always=True)
 
 
-@lru_cache(maxsize=8)
-def job_folders_in(sweep: str, varies: tuple[str, ...]) -> JobFolders:
-    """The folders of a sweep's jobs, kept from one job of this process to the next."""
-    return JobFolders(Path(sweep), lambda overrides: identity(overrides, varies))
-
-
-def identity(overrides: Iterable[str], varies: Sequence[str]) -> tuple[str, ...]:
-    """What makes a job this one and no other, in an order that does not depend on the command line's."""
-    return tuple(sorted(o for o in overrides if key_of(o) in varies or not sets_any(o, UNNAMED)))
+def names_job(override: str, varies: Sequence[str]) -> bool:
+    """Whether jobs that differ in an override are different ones."""
+    return key_of(override) in varies or not sets_any(override, UNNAMED)
 
 
 def named(parts: Sequence[str], mark: str, *, always: bool = False) -> str:

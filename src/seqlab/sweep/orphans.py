@@ -15,7 +15,7 @@ from pathlib import Path
 from seqlab.runs.lock import GRACE
 
 SWEEP = "SEQLAB_SWEEP"
-"""In the environment: the number of the process that shows the sweep."""
+"""Environment variable with the id of the process that shows the sweep."""
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 LOCAL_PROCESSES = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"  # another process is between
@@ -27,10 +27,10 @@ _watching = threading.Event()
 
 @contextmanager
 def ends_with_sweep(launcher: str) -> Iterator[None]:
-    """Around a job: the process ends soon after the sweep's, now and between jobs.
+    """Around a job: this process ends soon after the sweep's, now and between jobs.
 
-    A run that trains hears SIGTERM, and so writes its checkpoint; what has not ended after ``GRACE`` is killed. The
-    record of the job is left as it is, for the same sweep may have been started again by then.
+    A run that trains handles SIGTERM, and so writes its checkpoint; what has not ended after ``GRACE`` is killed. The
+    entry of the job is left as it is, since the same sweep may have been started again by then.
 
     Args:
         launcher: the ``_target_`` of Hydra's; others than those of this machine's processes are left alone.
@@ -51,13 +51,13 @@ def ends_with_sweep(launcher: str) -> Iterator[None]:
 
 
 def leave_if_orphaned(sweep: int) -> None:
-    """End the process at once; whoever started it would only have taken an exception for the job's result."""
+    """End the process at once: the launcher would take an exception for the job's result."""
     if sweep not in ancestors():
         os._exit(128 + signal.SIGTERM)
 
 
 def watch(sweep: int) -> None:
-    """Wait for the sweep's end. The alarm does not need Python to be free to act on it."""
+    """Wait for the sweep's end. The alarm kills the process even where it is busy outside of Python."""
     while sweep in ancestors():
         time.sleep(INTERVAL)
     signal.alarm(GRACE)
@@ -65,9 +65,9 @@ def watch(sweep: int) -> None:
 
 
 def ancestors() -> Iterator[int]:
-    """This process's parent, and where the system tells it, that one's, and so on.
+    """The id of this process's parent, and where there is ``/proc``, that one's parent, and so on.
 
-    The numbers of processes are used again, but never while a child of theirs has them for its parent.
+    Ids are used again, but never while a child of the process has it for its parent.
     """
     pid = os.getppid()
     while pid > 0:

@@ -1,6 +1,7 @@
-"""A sweep as a list of products of settings, each of which may be what is typed alone; planned in seconds."""
+"""The jobs of a sweep: a union of products of settings, and the few jobs that show every mistake in them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,7 +12,7 @@ from seqlab.errors import UserError
 
 
 def refuse_empty(overrides: Iterable[Override]) -> None:
-    """Refuse a range that holds nothing: the product with it is no job at all."""
+    """Refuse an empty range: the product with it has no jobs."""
     for override in overrides:
         if override.is_discrete_sweep() and not any(True for _ in override.sweep_string_iterator()):
             key, typed = parse(override.input_line)
@@ -22,23 +23,22 @@ def refuse_empty(overrides: Iterable[Override]) -> None:
 
 
 def representatives(jobs: Iterable[Sequence[str]], is_group: Callable[[str], bool]) -> list[Sequence[str]]:
-    """The first jobs that between them have every pair of overrides that can be wrong together.
+    """The first jobs that between them have every pair of a chosen option and an override that can be wrong together.
 
-    Whether a setting is there depends on the options that are chosen, and not on the value that it is given, as long as
-    that is of the same kind.
+    Whether a setting exists depends on the options that are chosen, and not on its value, as long as that is of the
+    same kind.
 
     Args:
         jobs: the overrides of each.
         is_group: whether a key chooses an option of a group.
     """
-    kinds: dict[str, tuple[str, bool]] = {}
+    kind = cache(lambda override: kind_of(override, is_group))
     seen: set[tuple[str, str]] = set()
     found = []
     for job in jobs:
-        for override in job:
-            if override not in kinds:
-                kinds[override] = kind_of(override, is_group)
-        new = set(pairs(kinds[override] for override in job)) - seen
+        kinds = [kind(override) for override in job]
+        options = [name for name, is_option in kinds if is_option] or [""]
+        new = {(option, name) for option in options for name, _ in kinds} - seen
         if new or not found:
             found.append(job)
             seen |= new
@@ -51,13 +51,6 @@ def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
     if is_group(key.lstrip("+~").partition("@")[0]):
         return override, True
     return (override if value == "null" or "$" in value else f"{key}={value[:1] if value[:1] in '[{' else ''}"), False
-
-
-def pairs(kinds: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, str]]:
-    """Each override beside each chosen option."""
-    ordered = list(kinds)
-    options = [kind for kind, is_option in ordered if is_option] or [""]
-    return ((option, kind) for option in options for kind, _ in ordered)
 
 
 def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The search as a running trial sees it: somewhere to report validation losses, and word that it is behind."""
+"""The search in the process of a trial: its validation losses are reported, and it ends if the pruner decides so."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,33 +13,32 @@ from seqlab.errors import Pruned
 Report = Callable[[dict[str, Any]], None]
 
 
-def storage_in(folder: Path, url: str | None, *, new: bool = False) -> Any:
-    """Optuna's storage of the search in a sweep's folder; several processes may have it open.
+def storage_in(folder: Path, url: str | None) -> Any:
+    """Optuna's storage of the search in a sweep's folder, which several processes may have open.
 
     Args:
         folder: the sweep's.
         url: of another place, ``None`` for ``search.db`` in the folder.
-        new: make the tables if there are none.
     """
     from optuna.storages import RDBStorage
 
-    waiting = {"connect_args": {"timeout": 120}} if url is None else None  # seconds, while another process writes
-    url = url or f"sqlite:///{folder.resolve() / 'search.db'}"
-    return RDBStorage(url, engine_kwargs=waiting, skip_table_creation=not new, skip_compatibility_check=not new)
+    if url is not None:
+        return RDBStorage(url)
+    waiting = {"connect_args": {"timeout": 120}}  # seconds, while another process writes
+    return RDBStorage(f"sqlite:///{folder.resolve() / 'search.db'}", engine_kwargs=waiting)
 
 
 def reporter(evaluate_every: int, total: int) -> Report:
-    """What a job gives its metrics to: outside of a search nothing happens.
+    """The pruning callback, which a job calls with each record of its metrics; outside of a search it does nothing.
 
-    The returned function raises ``Pruned`` once the pruner gives the trial up. Trials are compared after the same
-    number of validations.
+    It raises ``Pruned`` if the pruner stops the trial. Trials are compared after the same number of validations.
 
     Args:
         evaluate_every: steps between validations.
-        total: the last step; a trial that has come there is not pruned any more.
+        total: the last step, after which a trial is not pruned any more.
     """
     hydra = HydraConfig.get()
-    number = hydra.sweeper.get("trial")
+    name, number = hydra.sweeper.get("study"), hydra.sweeper.get("trial")
     if hydra.mode is not RunMode.MULTIRUN or number is None:
         return lambda record: None
 
@@ -47,18 +46,22 @@ def reporter(evaluate_every: int, total: int) -> Report:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = storage_in(Path(hydra.sweep.dir), hydra.sweeper.storage)
-    pruner = instantiate(hydra.sweeper.pruner)
-    study = optuna.load_study(study_name=hydra.sweeper.study, storage=storage, pruner=pruner)
-    frozen = study.trials[number]
-    trial = optuna.trial.Trial(study, frozen._trial_id)
+    study = optuna.load_study(study_name=name, storage=storage, pruner=instantiate(hydra.sweeper.pruner))
+    trial = optuna.trial.Trial(study, trial_id(storage, name, number))
+    earlier = study.trials[number].intermediate_values
 
     def report(record: dict[str, Any]) -> None:
         if record["split"] != "validation":
             return
         validations = -(-record["step"] // evaluate_every)
-        if validations not in frozen.intermediate_values:  # a trial that goes on repeats none
+        if validations not in earlier:  # a resumed trial reports none twice
             trial.report(record["loss"], validations)
         if record["step"] < total and trial.should_prune():
             raise Pruned(record["step"], record["loss"])
 
     return report
+
+
+def trial_id(storage: Any, study: str, number: int) -> int:
+    """Optuna's id of a trial in a whole storage, from its number in its study."""
+    return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study), number)

@@ -1,4 +1,4 @@
-"""What a search tries: the command line, in Hydra's own syntax of sweeps, as studies and dimensions."""
+"""The search space: the command line, in Hydra's own syntax of sweeps, as studies and Optuna's distributions."""
 
 import itertools
 import json
@@ -41,8 +41,9 @@ class Arm:
     dimensions: dict[str, BaseDistribution]
 
     def settings(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A trial's values as its job has them: numbers to four digits, which people can read."""
-        return {key: shortened(values[key]) for key in self.dimensions}
+        """A trial's values as its job has them: floats to four significant digits, which people can read."""
+        trial = {key: values[key] for key in self.dimensions}
+        return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in trial.items()}
 
     def overrides(self, values: dict[str, Any]) -> list[str]:
         """The overrides of a trial with these values."""
@@ -116,10 +117,6 @@ def dimension(override: Override) -> BaseDistribution:
         remedy = "Write interval(low, high), range(start, stop, step) or choice(a, b, c)"
         raise UserError(override.get_key_element(), typed(override), str(error), remedy) from error
     return CategoricalDistribution(list(override.sweep_string_iterator()))
-
-
-def shortened(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def typed(override: Override) -> str:

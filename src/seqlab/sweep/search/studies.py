@@ -1,11 +1,10 @@
 """Hyper-parameter search with Optuna: every architecture has a study of its own and the same number of trials.
 
-A trial is a job of the sweep, in a folder of its own; any launcher runs it. What counts is the best validation loss in
-its ``summary.json``. The studies are kept in ``search.db`` in the sweep's folder, which running trials write their
-validation losses to, and read whether they are behind the others and so are pruned.
+A trial is a job of the sweep, in a folder of its own; any launcher runs it. Its objective is the best validation loss
+in its ``summary.json``. The studies are stored in ``search.db`` in the sweep's folder, to which running trials report
+their validation losses for the pruner.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,10 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from seqlab.errors import UserError
-from seqlab.jsonio import load
-from seqlab.sweep.search import results
-from seqlab.sweep.search.pruning import storage_in
+from seqlab.jsonio import dump, load
+from seqlab.sweep.entries import SEARCH_RESULTS
+from seqlab.sweep.search.pruning import storage_in, trial_id
 from seqlab.sweep.search.space import Arm, arms
-
-log = logging.getLogger("seqlab")
 
 STATUS, FOLDER, SPACE = "status", "folder", "space"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -41,9 +38,9 @@ class Study:
     """
 
     def __init__(self, arm: Arm, storage: Any, settings: dict[str, Any]):
-        self.arm, self.settings = arm, settings
+        self.arm, self.storage, self.settings = arm, storage, settings
         self.optuna = optuna.create_study(storage=storage, study_name=arm.name, load_if_exists=True)
-        if self.optuna.user_attrs.setdefault(SPACE, arm.fingerprint) != arm.fingerprint:
+        if self.optuna.user_attrs.get(SPACE, arm.fingerprint) != arm.fingerprint:
             rule = f"it holds a search of {arm.name} over other settings"
             raise UserError("hydra.sweep.dir", "this folder", rule, "Name another folder, or give the same overrides")
         self.optuna.set_user_attr(SPACE, arm.fingerprint)
@@ -69,24 +66,41 @@ class Study:
         return self, trial.number, [*self.arm.overrides(trial.params), *own]
 
     def tell(self, number: int, folder: Path) -> None:
-        """Note how a trial's job ended. One that diverged is as bad as a pruned one; another failure says nothing."""
+        """Store how a trial's job ended. A diverged one counts as pruned, and one that failed otherwise as failed."""
         summary = load(folder / "summary.json")
         status, loss = summary.get("status", "failed"), summary.get("best_validation_loss")
-        trial = self.optuna.trials[number]
-        storage = self.optuna._storage
         for key, value in ((STATUS, status), (FOLDER, folder.name)):
-            storage.set_trial_user_attr(trial._trial_id, key, value)
+            self.storage.set_trial_user_attr(trial_id(self.storage, self.arm.name, number), key, value)
         if status == "completed" and loss is not None:
             self.optuna.tell(number, loss)
         else:
             known = status in ("pruned", "diverged", "completed")
             self.optuna.tell(number, state=TrialState.PRUNED if known else TrialState.FAIL)
 
+    def results(self, folder: Path) -> dict[str, Any]:
+        """The trials so far, and the one with the lowest validation loss, for ``search.json`` in the sweep's folder."""
+        trials = [
+            {
+                "number": trial.number,
+                "folder": trial.user_attrs.get(FOLDER),
+                "status": trial.user_attrs.get(STATUS, "running"),
+                "validation": trial.value if trial.user_attrs.get(STATUS) == "completed" else None,
+                "validations": {str(number): loss for number, loss in sorted(trial.intermediate_values.items())},
+                "settings": self.arm.settings(trial.params),
+            }
+            for trial in self.optuna.get_trials(deepcopy=False)
+        ]
+        completed = [trial for trial in trials if trial["validation"] is not None]
+        best = min(completed, key=lambda trial: trial["validation"], default=None)
+        if best is not None:
+            best = best | {"test": load(folder / best["folder"] / "summary.json").get("test")}
+        return {"name": self.arm.name, "overrides": self.arm.fixed, "best": best, "trials": trials}
+
 
 def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
-    """Run the trials of every architecture in turn; leave ``search.json``, which the sweep's end prints the best of."""
+    """Run the trials of every architecture in turn, and keep ``search.json`` up to date."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    config, settings = sweeper.config, sweeper.settings
+    config, settings, launcher = sweeper.config, sweeper.settings, sweeper.launcher
     check(settings)
     loader = sweeper.hydra_context.config_loader
     typed = [*(f"{key}={value}" for key, value in (settings["params"] or {}).items()), *arguments]
@@ -96,34 +110,34 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
-    storage = storage_in(folder, settings["storage"], new=True)
+    storage = storage_in(folder, settings["storage"])
     studies = [Study(arm, storage, settings) for arm in found]
-    size = batch_size(settings["max_batch_size"], config.hydra.launcher)
+    size = settings["max_batch_size"] or max(1, config.hydra.launcher.get("n_jobs") or 1)
     begun = sum(study.spent - len(study.cut_off) for study in studies)
     while batch := next_batch(studies, size):
         jobs = [overrides for _, _, overrides in batch]
-        returns: Sequence[JobReturn] = sweeper.launcher.launch(jobs, initial_job_idx=begun)
+        returns: Sequence[JobReturn] = launcher.launch(jobs, initial_job_idx=begun)
         begun += len(batch)
         for (study, number, _), result in zip(batch, returns, strict=True):
             study.tell(number, Path(result.hydra_cfg.hydra.runtime.output_dir))
-        results.write(folder, studies)
-    results.write(folder, studies)
+        write_results(folder, studies)
+    write_results(folder, studies)
+
+
+def write_results(folder: Path, studies: Sequence[Study]) -> None:
+    trials = studies[0].settings["trials"]
+    dump(folder / SEARCH_RESULTS, {"trials": trials, "studies": [study.results(folder) for study in studies]})
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Refuse numbers that make no search."""
+    """Refuse numbers with which nothing can be searched."""
     for key, smallest in (("trials", 1), ("seed", 0), ("max_batch_size", 1)):
         value = settings[key]
-        if key == "max_batch_size" and value is None:
-            continue
         if not isinstance(value, int) or value < smallest:
+            if key == "max_batch_size" and value is None:
+                continue
             rule = f"must be a whole number, {smallest} or more"
             raise UserError(f"hydra.sweeper.{key}", value, rule, "Give it one")
-
-
-def batch_size(asked: int | None, launcher: Any) -> int:
-    """How many trials run at a time."""
-    return asked or max(1, launcher.get("n_jobs") or 1)
 
 
 def next_batch(studies: Sequence[Study], size: int) -> list[tuple[Study, int, list[str]]]:
