@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seqlab.config.influence import CHANGEABLE, MOVABLE, OF_STEPS
 from seqlab.config.overrides import flatten, parse_all
 from seqlab.config.renamed import RENAMED, up_to_date
+from seqlab.data import DataSet
 from seqlab.errors import Diverged, NoResult, UserError, resume_command
 from seqlab.formatting import counted
 from seqlab.jsonio import load, write_whole
@@ -207,7 +208,7 @@ def refuse_edited(saved: DictConfig, folder: Path) -> None:
             raise UserError(key, now[key], rule, f"Set it back in {folder / CONFIG}, or start another run")
 
 
-def refuse_other_data(data: Any, folder: Path) -> None:
+def refuse_other_data(data: DataSet, folder: Path) -> None:
     """Refuse other data than the run began with; real numbers that are generated may be rounded differently."""
     then = checkpoint.origin_of(folder / "checkpoints") or load(folder / "summary.json")
     fingerprint = then.get("data_fingerprint")
