@@ -24,7 +24,7 @@ import rich
 from seqlab import console
 from seqlab.errors import UserError
 from seqlab.report import print_tables
-from seqlab.report.budgets import parse_at
+from seqlab.report.budgets import UNITS, parse_at
 from seqlab.report.compare import Comparison, compare, mismatches_in_words
 from seqlab.report.runs import Skipped, read
 from seqlab.report.write_tables import write as write_tables
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=description, epilog=more, formatter_class=formatter, prog="scripts/compare.py")
     add = parser.add_argument
     add("paths", nargs="*", type=Path, metavar="folder", help="run folders, sweeps, globs; default: outputs/")
-    add("--at", type=parse_at, metavar="AXIS[=BUDGET]", help="an equal budget of tokens, flops, seconds or params")
+    add("--at", type=parse_at, metavar="AXIS[=BUDGET]", help=f"an equal budget of {', '.join(UNITS)}")
     add("--strict", action="store_true", help="refuse runs that differ in data, split, tokens, precision or device")
     add("--out", type=Path, help="folder for the results; default: outputs/comparisons/<time>")
     args = parser.parse_args(argv)

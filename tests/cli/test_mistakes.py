@@ -54,6 +54,10 @@ MISTAKES = {
     "a round number": (["trainer.steps=1e4"], r"trainer\.steps=10000\.0: .*\n.*, for example 10000\."),
     "a name for a list": (["model.pattern=mamba"], r"model\.pattern=mamba: .*\n.*, for example \[mamba\]\."),
     "a missing setting": (["~data.length"], r"data\.length=missing: seqlab\.data\.synthetic\.Regression needs it"),
+    "a mixer that is built too early": (
+        ["model.mixers.mamba._partial_=false"],
+        r"model\.mixers\.mamba\.d_model=missing: .*needs it\.\nWrite _partial_: true beside its _target_",
+    ),
     "a launcher that is not installed": (["hydra/launcher=ray"], r"hydra/launcher=ray: .*plugin"),
     "a launcher's name": (["hydra/launcher=joblibb"], r"hydra/launcher=joblibb: .*plugin.*\nDid you mean 'joblib'\?"),
     "a number for an option": (["optimizer=1"], r"optimizer=1: is no option of optimizer\.\nThere are: adam, "),

@@ -24,9 +24,10 @@ class Case(NamedTuple):
     """What tests need of a probe.
 
     settings: a small size.
-    digest: of the bytes at that size.
-    example: settings of the example in the class's docstring; none where the answers are not read from the inputs.
-    solver: finds the answers in an example's inputs, and what each was read from.
+    digest: of the bytes at that size: that of the first run of the tests, which holds the data to it from then on.
+    example: settings of the example in the class's docstring, for a probe with a solver.
+    solver: finds the answers in an example's inputs, and the place that each was read from. Only a probe whose answers
+        cannot be found from the inputs alone has none (compression, memorization), and is checked by tests of its own.
     """
 
     settings: dict[str, Any]

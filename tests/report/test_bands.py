@@ -49,6 +49,15 @@ def test_curves_with_nothing_in_common_are_each_drawn_alone():
     assert band([]) is None
 
 
+def test_an_axis_that_was_recorded_only_later_takes_nothing_from_the_others():
+    """As of a run that a later version resumed, which records one more unit."""
+    (one,) = group([made_run()])
+    one.runs[0].curves["validation"]["seconds"][:3] = np.nan
+    found = bands(one, "validation", 200)
+    assert list(found) == ["step", "tokens", "flops"]
+    np.testing.assert_array_equal(found["step"].x, one.runs[0].curves["validation"]["step"])
+
+
 def test_a_group_of_seeds_has_a_band_against_every_axis():
     (one,) = group([made_run(seed=seed) for seed in (1, 2, 3)])
     found = bands(one, "validation", 200)

@@ -1,5 +1,6 @@
 """Who decays, who is served by which optimizer, and that every optimizer descends."""
 
+import fits
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -140,3 +141,9 @@ def test_descends(name):
             optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_an_optimizer_may_be_given_without_a_list(tmp_path):
+    trainer = fits.build(tmp_path, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    fits.run(trainer)
+    assert trainer.counters.step == 6

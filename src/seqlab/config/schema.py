@@ -94,6 +94,9 @@ def builds_parts(value: Any) -> bool:
 GIVEN_LATER = {"tokens", "d_input", "d_output", "max_length"}
 """Arguments that the data gives to a model."""
 
+GIVEN_TO_PARTS = {"d_model", "model"}
+"""Arguments that a model gives to its mixers, and that an optimizer is given."""
+
 
 def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
     """The annotations of a target's parameters; a setting that is none of them, or a missing one, is refused."""
@@ -112,7 +115,10 @@ def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
     for name, parameter in named.items():
         missing = parameter.default is parameter.empty and name not in node and name not in GIVEN_LATER
         if missing and not node.get("_partial_"):
-            raise UserError(f"{key}.{name}", "missing", f"{node['_target_']} needs it", f"Set +{key}.{name}=...")
+            remedy = f"Set +{key}.{name}=..."
+            if name in GIVEN_TO_PARTS:
+                remedy = "Write _partial_: true beside its _target_, since it is given when the model is built"
+            raise UserError(f"{key}.{name}", "missing", f"{node['_target_']} needs it", remedy)
     return {name: p.annotation for name, p in named.items() if p.annotation is not p.empty}
 
 

@@ -11,6 +11,7 @@ from seqlab.errors import UserError, under
 from seqlab.match.parameters import Tolerance
 from seqlab.models.counting import training_flops
 from seqlab.runs.build import built
+from seqlab.training.settings import BUDGETS
 
 
 class EqualFlops:
@@ -46,7 +47,7 @@ class EqualFlops:
                 f"({reached / target - 1:+.2%}), and {100 * self.tolerance:g}% is asked"
             )
             raise UserError("match", "flops", rule, "Train longer, so that a step is a smaller part of the whole")
-        cfg.trainer.steps, cfg.trainer.epochs, cfg.trainer.tokens = steps, None, None
+        cfg.trainer.update(dict.fromkeys(BUDGETS) | {"steps": steps})
         return {
             "to": "flops",
             "reference": self.reference,

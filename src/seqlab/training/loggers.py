@@ -1,6 +1,7 @@
 """Where the numbers go besides ``metrics.jsonl``: one optional tracker.
 
-A logger has ``log(record)``, a flat dictionary with ``step`` and ``split``, and ``close()``.
+A logger inherits from ``NoLogger``: ``start`` gives it the configuration, ``log`` each record of metrics, and ``close``
+how the run ended. A run that is resumed after a kill repeats the steps since its last checkpoint, and their records.
 """
 
 import hashlib

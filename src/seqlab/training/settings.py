@@ -14,6 +14,9 @@ from seqlab.errors import UserError, nearest
 from seqlab.training.counters import Counters
 from seqlab.training.precision import Precision
 
+BUDGETS = ("steps", "epochs", "tokens")
+"""Units in which the length of a run can be given, each a field of ``TrainerConfig``."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class TrainerConfig:
@@ -77,15 +80,14 @@ class TrainerConfig:
         """The number of updates that the budget allows on this data, rounded up.
 
         Raises:
-            UserError: there is not exactly one of ``steps``, ``epochs`` and ``tokens``.
+            UserError: not exactly one of ``BUDGETS`` is given.
         """
-        budgets = {"steps": self.steps, "epochs": self.epochs, "tokens": self.tokens}
-        given = {name: value for name, value in budgets.items() if value is not None}
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
         if len(given) != 1:
             raise UserError(
-                ", ".join(given or budgets),
+                ", ".join(given or BUDGETS),
                 ", ".join(map(str, given.values())) or "null",
-                "the budget is exactly one of steps, epochs and tokens",
+                f"the budget is exactly one of {', '.join(BUDGETS[:-1])} and {BUDGETS[-1]}",
                 "Set one and leave the others null, for example steps=1000 epochs=null",
             )
         if self.steps is not None:

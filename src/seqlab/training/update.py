@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
@@ -46,7 +47,8 @@ class Update:
         self.experts = parts(model, MixtureOfExperts) if config.accumulate > 1 else []
         self.counts_first = config.accumulate > 1 and balances(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizers = config.optimizer(model)
+        optimizers = config.optimizer(model)
+        self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         if config.compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons

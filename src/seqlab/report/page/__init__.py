@@ -8,6 +8,7 @@ import base64
 import hashlib
 from importlib import resources
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from seqlab.errors import UserError
@@ -37,13 +38,14 @@ def write(comparison: Comparison, folder: Path) -> Path:
     encoder = Encoder()
     data = {name: encoder.encode(known[name]) for name in IN_SCRIPT}
     scripts = [get_plotlyjs(), our_script()]
+    recorded = {name for group in comparison.groups for run in group.runs for name in chain(*run.curves.values())}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page = environment.from_string(part("page.html")).render(
         **known,
         policy=" ".join(f"'sha256-{fingerprint(script)}'" for script in scripts),
         style=part("page.css"),
         scripts=scripts,
-        axes=AXES,
+        axes={axis: title for axis, title in AXES.items() if axis in recorded},
         interval=INTERVAL,
         data=as_json(data | {"arrays": encoder.arrays, "styles": list(map(vars, encoder.styles))}),
     )

@@ -87,16 +87,20 @@ def parts(length: int, points: int) -> tuple[ndarray, ndarray]:
 
 
 def thinned_curve(run: Run, split: str, points: int) -> dict[str, ndarray]:
-    """The loss of a run's split with its axes: finite rows only, thinned. Empty without such a curve."""
+    """The loss of a run's split where it is finite, thinned, with the axes that were recorded there throughout.
+
+    Empty without such a curve.
+    """
     columns = run.curves.get(split, {})
-    names = [name for name in (*AXES, "loss") if name in columns]
-    if "loss" not in columns or len(names) < 2:
+    if "loss" not in columns:
         return {}
-    values = np.stack([columns[name] for name in names])  # (axes and loss, rows)
-    kept = np.isfinite(values).all(axis=0)
-    if not kept.all():
-        values = values[:, kept]
-    return dict(zip(names, thin(values, points), strict=True)) if kept.any() else {}
+    kept = np.isfinite(columns["loss"])
+    axes = [axis for axis in AXES if axis in columns and np.isfinite(columns[axis][kept]).all()]
+    if not kept.any() or not axes:
+        return {}
+    names = [*axes, "loss"]
+    values = np.stack([columns[name] for name in names])[:, kept]  # (axes and loss, rows)
+    return dict(zip(names, thin(values, points), strict=True))
 
 
 def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:

@@ -32,8 +32,9 @@ def loss_picture(data: DataSet) -> Picture | None:
     if not found:
         return None
     figure = Figure(figsize=(WIDTH, 0.4 + 1.6 * len(found)), layout="constrained")
-    grid = figure.subplots(len(found), len(AXES), sharex="col", sharey="row", squeeze=False)
-    for place, (axis, title) in enumerate(AXES.items()):
+    drawn = {axis: title for axis, title in AXES.items() if any(panels[axis].lines for panels in found)}
+    grid = figure.subplots(len(found), len(drawn), sharex="col", sharey="row", squeeze=False)
+    for place, (axis, title) in enumerate(drawn.items()):
         lines = [line for panels in found for line in panels[axis].lines]
         log = axis not in ("step", "tokens") and spans([line.band.ends[1] for line in lines], 4)
         for row, panels in zip(grid, found, strict=True):
