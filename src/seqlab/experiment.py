@@ -203,4 +203,5 @@ def refuse_no_result(trainer: Trainer, test: Evaluation) -> None:
 
 def targets_of(cfg: DictConfig) -> dict[str, Any] | None:
     """The published figures to reach; the configuration of an older run has none."""
-    return OmegaConf.to_container(cfg.target) if cfg.get("target") is not None else None
+    target = cfg.get("target")
+    return OmegaConf.to_container(target) if OmegaConf.is_config(target) else target

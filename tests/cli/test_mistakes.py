@@ -58,6 +58,7 @@ MISTAKES = {
         ["model.mixers.mamba._partial_=false"],
         r"model\.mixers\.mamba\.d_model=missing: .*needs it\.\nWrite _partial_: true beside its _target_",
     ),
+    "a target that is none": (["target=foo"], r"target=foo: must be a mapping of a path .*\nFor example target: "),
     "a launcher that is not installed": (["hydra/launcher=ray"], r"hydra/launcher=ray: .*plugin"),
     "a launcher's name": (["hydra/launcher=joblibb"], r"hydra/launcher=joblibb: .*plugin.*\nDid you mean 'joblib'\?"),
     "a number for an option": (["optimizer=1"], r"optimizer=1: is no option of optimizer\.\nThere are: adam, "),

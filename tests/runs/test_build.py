@@ -4,6 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from seqlab.data import DataSet
 from seqlab.errors import UserError, under
 from seqlab.runs.build import build_data, build_model, build_trainer
 from seqlab.runs.load import TokenWidths
@@ -107,10 +108,31 @@ def test_a_refused_trainer_names_its_key(overrides, message, tmp_path):
         build_trainer(cfg, model, data, device=CPU, folder=tmp_path)
 
 
+class Empty:
+    tokens, d_input, d_output, length, chance = True, 7, 7, 8, 0.5
+
+
 def test_data_that_lack_a_part_of_the_contract_are_refused():
-    with pytest.raises(UserError, match=r"^data\._target_=.*Bare: it has no chance, further_tests, items, ") as caught:
-        build_data(named(Bare))
-    assert "inherit from seqlab.data.DataSet" in str(caught.value)
+    with pytest.raises(
+        UserError, match=r"^data\._target_=Empty: it has no description, evaluation_batches, "
+    ) as caught:
+        build_data(named(Empty))
+    assert "chance" not in str(caught.value) and "slices" not in str(caught.value)
+
+
+class WithTests(Bare, DataSet):
+    def __init__(self):
+        self.further_tests, self.chance = ("length=16",), 0.25
+
+
+def test_what_is_optional_may_be_an_attribute():
+    data = build_data(named(WithTests))
+    assert (data.further_tests, data.chance, data.items) == (("length=16",), 0.25, "examples")
+
+
+def test_a_class_from_before_the_contract_has_what_is_optional_too():
+    data = build_data(named(Bare))
+    assert (data.chance, data.further_tests, data.slices(None), data.largest_batch("test", 5)) == (None, (), {}, 5)
 
 
 def test_data_that_inherit_have_what_is_optional_and_are_not_evaluated_for_it():

@@ -173,3 +173,20 @@ def test_a_run_tells_the_load(train):
     assert [len(share) for share in load["shares"]] == [8, 8]
     assert all(sum(share) == pytest.approx(1) for share in load["shares"])
     assert job.summary["active_parameters"] < job.summary["parameters"]
+
+
+class Squared(nn.Linear):
+    """A part of a user's own, which leaves a loss without inheriting anything from here."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.auxiliary_loss = y.square().mean()
+        return y
+
+
+def test_any_part_may_leave_a_loss():
+    model, x = nn.Sequential(Squared(3, 3), nn.Linear(3, 3)), torch.ones(2, 3)
+    expected = model[0](x).square().mean()
+    model(x)
+    assert torch.equal(auxiliary_losses(model), expected)
+    assert auxiliary_losses(model) is None

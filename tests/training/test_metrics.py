@@ -136,3 +136,19 @@ def test_loss_by_position_with_a_shorter_last_window():
     by_position.update(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), 0)
     by_position.update(torch.tensor([[3.0, 4.0, 5.0]]), torch.ones(1, 3, dtype=torch.bool), 0)
     assert by_position.compute() == [2.0, 3.0, 5.0]
+
+
+class Quantiles:
+    """As a class of torchmetrics that computes several values."""
+
+    def update(self, preds):
+        self.seen = preds
+
+    def compute(self):
+        return {"p50": self.seen.quantile(0.5), "p90": self.seen.quantile(0.9)}
+
+
+def test_a_metric_may_have_several_values():
+    both = metrics.Metrics({"q": Quantiles()}, torch.device("cpu"))
+    both.update(preds=torch.arange(11.0), loss=torch.ones(3))
+    assert both.compute() == {"loss": 1.0, "p50": 5.0, "p90": 9.0}

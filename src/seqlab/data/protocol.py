@@ -5,6 +5,7 @@ Symbols: B batch, L length, V vocabulary.
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -53,6 +54,8 @@ class DataSet(Widths, Protocol):
         fingerprint: 12 hexadecimal characters that change with the data.
         description: the data set in one line.
         items: what the training split consists of, in messages.
+        chance: the accuracy of the best guess that knows nothing of the sequence, where that is known.
+        further_tests: the names of test sets beyond training, each a split.
     """
 
     train_size: int
@@ -60,6 +63,8 @@ class DataSet(Widths, Protocol):
     fingerprint: str
     description: str
     items: str = "examples"
+    chance: float | None = None
+    further_tests: tuple[str, ...] = ()
 
     @abstractmethod
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
@@ -87,16 +92,6 @@ class DataSet(Widths, Protocol):
             rule = f"must lie between 1 and the {self.train_size:,} {self.items} that the training split holds"
             raise UserError("batch_size", batch_size, rule, "Take a smaller batch, or more training data")
 
-    @property
-    def chance(self) -> float | None:
-        """The accuracy of the best guess that knows nothing of the sequence, where that is known."""
-        return None
-
-    @property
-    def further_tests(self) -> tuple[str, ...]:
-        """The names of test sets beyond training, each a split."""
-        return ()
-
     def largest_batch(self, split: str, batch_size: int) -> int:
         """The batch size to take for a split instead of the usual one, so that long sequences fit into memory."""
         return batch_size
@@ -106,7 +101,21 @@ class DataSet(Widths, Protocol):
         return {}
 
 
-def missing_from(data: object) -> list[str]:
-    """The parts of the contract that an object lacks; what it has is not evaluated."""
+OPTIONAL = ("items", "chance", "further_tests", "mask", "check_batch_size", "largest_batch", "slices")
+
+
+def completed(data: Any) -> DataSet:
+    """A data object whose class may not inherit from ``DataSet``, with all that is optional.
+
+    Raises:
+        UserError: its class lacks something else.
+    """
     contract = {name for kind in (Widths, DataSet) for name in (*kind.__annotations__, *vars(kind)) if name[0] != "_"}
-    return sorted(contract.difference(dir(data)))
+    missing = contract.difference(dir(data))  # which evaluates nothing
+    if required := sorted(missing.difference(OPTIONAL)):
+        remedy = "Write the rest of seqlab.data.DataSet, which has all that is optional for those that inherit from it"
+        raise UserError("_target_", type(data).__name__, f"it has no {', '.join(required)}", remedy)
+    for name in missing:
+        part = getattr(DataSet, name)
+        setattr(data, name, MethodType(part, data) if callable(part) else part)
+    return data

@@ -41,7 +41,8 @@ class ExpertMaps(nn.Module):
 class HasAuxiliaryLoss(nn.Module):
     """A part with a loss of its own besides the data's.
 
-    At each forward pass in training it leaves that loss, a scalar times its weight, in ``auxiliary_loss``.
+    At each forward pass in training it leaves that loss, a scalar times its weight, in ``auxiliary_loss``. Any part may
+    do so; one that inherits from this class can be copied meanwhile.
     """
 
     auxiliary_loss: Tensor | None = None
@@ -178,14 +179,16 @@ def auxiliary_losses(model: nn.Module, shares: dict[nn.Module, Tensor] | None = 
         shares: of the visits, (E,), to take for those of the pass, by the part that has experts.
     """
     total = None
-    for part in parts(model, HasAuxiliaryLoss):
-        loss, part.auxiliary_loss = part.auxiliary_loss, None
+    for part in model.modules():
+        loss = vars(part).get("auxiliary_loss")  # any part may leave one; to ask modules for what they lack is slow
+        if loss is None:
+            continue
+        part.auxiliary_loss = None
         if isinstance(part, MixtureOfExperts):
             by_share, part.loss_by_share = part.loss_by_share, None
             if shares and by_share is not None:
                 loss = loss + torch.dot(shares[part] - part.expert_share, by_share)
-        if loss is not None:
-            total = loss if total is None else total + loss
+        total = loss if total is None else total + loss
     return total
 
 

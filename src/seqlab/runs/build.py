@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from seqlab.data.protocol import DataSet, Widths, missing_from
+from seqlab.data.protocol import DataSet, Widths, completed
 from seqlab.errors import UserError, under
 from seqlab.training.trainer import Trainer
 
@@ -48,11 +48,8 @@ def build_data(cfg: DictConfig) -> DataSet:
     Raises:
         UserError: a setting cannot be used, or the class lacks a part of the contract.
     """
-    data = built(cfg, "data")
-    if missing := missing_from(data):
-        remedy = "Let it inherit from seqlab.data.DataSet, which has all that is optional, and write the rest"
-        raise UserError("data._target_", cfg.data["_target_"], f"it has no {', '.join(missing)}", remedy)
-    return data
+    with under("data", cfg.data):
+        return completed(built(cfg, "data"))
 
 
 def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Module:

@@ -32,7 +32,10 @@ def captures(config: TrainerConfig, model: nn.Module, device: torch.device) -> b
     elif config.accumulate > 1 and balances(model):
         obstacle = "the visits of experts are counted before a batch's parts, whose random numbers are then drawn again"
     else:
-        obstacle = next(filter(None, (part.why_not_captured(device) for part in parts(model, WaitsForDevice))), None)
+        asked = [part.why_not_captured for part in parts(model, WaitsForDevice)]
+        formerly = [part for part in model.modules() if hasattr(part, "why_not_recorded")]  # what users' parts may have
+        asked += [part.why_not_recorded for part in formerly]
+        obstacle = next(filter(None, (why(device) for why in asked)), None)
     if config.cuda_graph is True and obstacle:
         raise UserError("cuda_graph", True, obstacle, "Use cuda_graph=auto")
     return config.cuda_graph is not False and obstacle is None

@@ -177,7 +177,12 @@ class Metrics:
             metric.update(**{name: value for name, value in answers.items() if name in wanted})
 
     def compute(self) -> dict[str, float]:
-        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        """Each metric's value by its name, or what one that has several calls them."""
+        found: dict[str, Any] = {}
+        for name, metric in self.metrics.items():
+            value = metric.compute()
+            found |= value if isinstance(value, dict) else {name: value}
+        return {name: float(value) for name, value in found.items()}
 
 
 class Slices:
