@@ -1,4 +1,6 @@
-"""Encoded corpora on disk: one file each, written whole or not at all, and memory-mapped.
+"""Encoded corpora on disk: one file each, written atomically and memory-mapped.
+
+Symbols: N tokens. The layout of a file::
 
     <the tokens of all splits in a row, as ``numpy.save`` writes them>
     {"vocabulary": ["the", ...], "lengths": {"train": 2088628, ...}}
@@ -34,12 +36,16 @@ class Encoded:
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """The folder given, else that in ``SEQLAB_CACHE_DIR``, else ``~/.cache/seqlab``."""
+    """``cache_dir``, else ``$SEQLAB_CACHE_DIR``, else ``~/.cache/seqlab``."""
     return Path(cache_dir or os.environ.get("SEQLAB_CACHE_DIR") or "~/.cache/seqlab").expanduser()
 
 
 def below(folder: Path, name: str | Path, key: str) -> Path:
-    """A file to write beneath a folder of the cache; a name that leads out of it is refused, whoever wrote it."""
+    """The path of a file to write below ``folder``; ``key`` is the setting that names it.
+
+    Raises:
+        UserError: the name leads out of the folder.
+    """
     path = folder / name
     if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         remedy = "Write a name without .. and without / in front, or give the files with data.dir=..."
@@ -48,7 +54,7 @@ def below(folder: Path, name: str | Path, key: str) -> Path:
 
 
 def store(path: Path, encoded: Encoded) -> None:
-    """Write an entry under a temporary name and rename it, so that nobody ever sees half of one."""
+    """Write an entry atomically."""
     dtype = "<u2" if len(encoded.vocabulary) <= 2**16 else "<u4"
     content = io.BytesIO()
     np.save(content, np.concatenate(list(encoded.splits.values())).astype(dtype))
@@ -58,7 +64,7 @@ def store(path: Path, encoded: Encoded) -> None:
 
 
 def load(path: Path) -> Encoded | None:
-    """Map an entry into memory; None where there is none, or where it is damaged."""
+    """Map an entry into memory; None if there is none, or if it is damaged."""
     if not path.is_file() or path.stat().st_size < SUM_LENGTH:
         return None
     content = np.memmap(path, mode="r")
@@ -71,7 +77,12 @@ def load(path: Path) -> Encoded | None:
 
 
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file under a temporary name beside it, then rename it over whatever is there."""
+    """Write a file atomically: under a temporary name beside it, then renamed.
+
+    Raises:
+        UserError: the folder cannot be written.
+        OSError: another failure of the disk, such as a full one.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A corpus as its YAML describes it: finding its files, holding them against their checksums, encoding them once."""
+"""A text corpus: locate its files, verify their checksums, encode them once and cache the tokens."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file: its name below the corpus's folder and, where known, its checksum and how many tokens it holds."""
+    """One file: its name below the corpus's folder and, if known, its SHA-256 and number of tokens."""
 
     file: str
     sha256: str | None = None
@@ -30,7 +30,7 @@ class CorpusFile:
 
 @dataclass
 class Corpus:
-    """Files that are split into training, validation and test text. The fields are what ``TextData`` is given."""
+    """The files of a corpus. The fields are arguments of ``TextData``; ``source`` is its ``download``."""
 
     name: str
     unit: Unit
@@ -51,9 +51,12 @@ class Corpus:
         self.cache = cache_folder(self.cache_dir)
 
     def encoded(self) -> tuple[str, Encoded]:
-        """A key that stands for the encoded corpus, and the corpus: from the cache if that has it whole.
+        """The SHA-256 of the corpus and its encoding, and the tokens; from the cache if they are there undamaged.
 
-        The key is of the text as it is encoded, and so the same however an editor wrote its line ends.
+        The sum is that of the decoded text, so it does not depend on how line ends are written.
+
+        Raises:
+            UserError: a file is missing, is not UTF-8, or has another checksum or number of tokens than stated.
         """
         texts = {role: self._decode(role, content) for role, content in self._contents().items()}
         sums = {role: hashlib.sha256(text.encode()).hexdigest() for role, text in texts.items()}
@@ -68,7 +71,7 @@ class Corpus:
         return key, encoded
 
     def _contents(self) -> dict[str, bytes]:
-        """Every file's bytes, by role: from ``dir``, from an earlier download or from the network."""
+        """The bytes of each file, by role: from ``dir``, from an earlier download or from the network."""
         given = None if self.dir is None else self._read(self.dir)
         if given is not None:
             for role, content in given.items():
@@ -159,7 +162,7 @@ class Corpus:
 
 
 def split_text(text: str, fractions: tuple[float, ...], unit: Unit) -> dict[str, str]:
-    """Cut a text at the given shares of its characters; by words, at the next end of a line."""
+    """Split a text at the given fractions of its characters; a text of words, at the next end of a line."""
     shares = fractions[0], fractions[0] + fractions[1]
     cuts = [int(round(len(text) * share, 6)) for share in shares]  # 0.7 + 0.2 is a little less than 0.9
     if unit == "word":

@@ -1,6 +1,6 @@
 """Corpus files from the network: plain files below a pinned address, or rows of a data set on the Hugging Face hub.
 
-The libraries are imported when something is fetched, since that takes a second and is seldom needed.
+The libraries are imported only when something is fetched, since that takes a second.
 """
 
 import errno
@@ -18,11 +18,15 @@ HUB_KEYS = {"hub", "config", "revision", "blank_row", "row_end"}
 
 
 class DownloadError(Exception):
-    """Why the files could not be fetched, in one short line."""
+    """The files could not be fetched; the message is one short line."""
 
 
 def check_source(source: Mapping[str, Any]) -> None:
-    """Refuse a description that is neither an address nor a data set on the hub."""
+    """Check the keys of a ``source`` of ``fetch``.
+
+    Raises:
+        UserError: it describes neither an address nor a data set on the hub.
+    """
     if set(source) != URL_KEYS and not {"hub", "revision"} <= set(source) <= HUB_KEYS:
         rule = "must be either `url`, or `hub` and `revision` (and if need be config, blank_row, row_end)"
         remedy = "Correct the data YAML, or set download=null and give the files with dir=..."
@@ -34,8 +38,13 @@ def fetch(source: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, byte
 
     Args:
         source: where they are. ``url``: the address of the folder that holds them. Or ``hub``, ``config`` and
-            ``revision``: a data set with a column ``text``, whose split ``train`` stands for a single file.
-        files: name of the file for each role (train, validation, test, or all).
+            ``revision``: a data set with a column ``text``, whose split ``train`` is the file if there is only one;
+            ``blank_row`` and ``row_end`` are as in ``join_rows``.
+        files: the name of the file for each role (train, validation, test, or all).
+
+    Raises:
+        DownloadError: any failure but a full disk.
+        OSError: the disk is full.
     """
     try:
         if "url" in source:
@@ -44,7 +53,7 @@ def fetch(source: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, byte
         rows = fetch_rows(source["hub"], source.get("config"), source["revision"], set(splits.values()))
         blank, end = source.get("blank_row", ""), source.get("row_end", "")
         return {role: join_rows(rows[split], blank, end) for role, split in splits.items()}
-    except Exception as error:  # each network library has errors of its own; all mean that there are no files
+    except Exception as error:  # each network library has errors of its own
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         reason = textwrap.shorten(str(error), 120, placeholder=" ...")
@@ -52,7 +61,7 @@ def fetch(source: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, byte
 
 
 def fetch_file(url: str) -> bytes:
-    """What lies at an address, byte for byte."""
+    """The bytes at an address."""
     from huggingface_hub.utils import get_session
 
     with quiet():
@@ -62,7 +71,7 @@ def fetch_file(url: str) -> bytes:
 
 
 def fetch_rows(hub: str, config: str | None, revision: str, splits: set[str]) -> dict[str, list[str]]:
-    """The rows of a data set on the hub, by split; from the library's own cache where it has them."""
+    """The rows of a data set on the hub, by split; from the library's own cache if they are there."""
     import datasets
     from huggingface_hub import constants, utils
 
@@ -74,11 +83,11 @@ def fetch_rows(hub: str, config: str | None, revision: str, splits: set[str]) ->
 
 
 def join_rows(rows: Iterable[str], blank: str, end: str) -> bytes:
-    """The file that was cut into rows.
+    """The bytes of the file that was cut into these rows.
 
     Args:
-        blank: what an empty row stands for.
-        end: what the cutting took from the end of every row.
+        blank: the text of an empty row.
+        end: what was cut from the end of every row.
     """
     return "".join((row or blank) + end for row in rows).encode()
 

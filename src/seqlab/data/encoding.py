@@ -1,4 +1,7 @@
-"""Text to token ids and back, by characters or by words."""
+"""Text to token ids and back, by characters or by words.
+
+Symbols: N tokens.
+"""
 
 import io
 import re
@@ -17,10 +20,10 @@ Unit = Literal["character", "word"]
 
 
 class Vocabulary:
-    """The symbols that a corpus is made of; a symbol's id is its place among them.
+    """The symbols of a corpus; a symbol's id is its index in ``symbols``.
 
     By words, every end of a line is a symbol of its own, ``<eos>``, and a word that is not in the vocabulary becomes
-    ``<unk>`` where the vocabulary has that.
+    ``<unk>`` if the vocabulary has that.
     """
 
     def __init__(self, symbols: list[str], unit: Unit):
@@ -32,14 +35,18 @@ class Vocabulary:
         """The vocabulary of a corpus, from the text of each split.
 
         Words are those of the training split, in the order in which they first appear. Characters are the sorted
-        distinct ones of the whole corpus: an alphabet, which tells nothing of how often or where they occur.
+        distinct ones of all splits: an alphabet leaks nothing about how often or where they occur.
         """
         if unit == "word":
             return cls(list(dict.fromkeys(split_words(texts["train"]))), unit)
         return cls(sorted(set().union(*texts.values())), unit)
 
     def encode(self, text: str, key: str = "prompt", value: str | None = None) -> np.ndarray:
-        """The ids of a text's symbols, (N,) int64; ``key`` and ``value`` say in errors where the text comes from."""
+        """The ids of a text's symbols, (N,) int64; ``key`` and ``value`` name the text in errors.
+
+        Raises:
+            UserError: a symbol is not in the vocabulary.
+        """
         unknown = self._ids.get(UNKNOWN, -1)
         ids = np.fromiter((self._ids.get(symbol, unknown) for symbol in self._symbols_of(text)), dtype=np.int64)
         if (ids < 0).any():
@@ -50,7 +57,7 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that ids stand for: words one space apart, ``<eos>`` as the end of a line."""
+        """The text of token ids: words one space apart, ``<eos>`` as the end of a line."""
         symbols = [self.symbols[i] for i in ids]
         if self.unit == "character":
             return "".join(symbols)
@@ -61,9 +68,9 @@ class Vocabulary:
 
 
 def plain(text: str) -> str:
-    """A text without what an editor added to it: the byte order mark before it, and CR before each LF.
+    """A text without a byte order mark, and with LF for CR LF.
 
-    A CR by itself is kept, for it ends no line: white space between words, and one of the characters.
+    A CR alone is kept, as white space between words or as a character.
     """
     return text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n")
 

@@ -1,6 +1,6 @@
-"""What a data object is to everything that trains, evaluates and describes: the contract of ``seqlab.data``.
+"""The contract of a data set: what training, evaluation and reports use of it.
 
-Symbols: B batch, L length, V vocabulary.
+Symbols: B batch, L length; ``d_input`` and ``d_output`` are the widths below.
 """
 
 from abc import abstractmethod
@@ -13,14 +13,14 @@ from torch import Tensor
 from seqlab.errors import UserError
 
 IGNORED = -100
-"""The target where a position has no answer; ``cross_entropy`` leaves it out by default."""
+"""The target of a position without a label, as torch's ``cross_entropy`` has it by default."""
 
 
 class Batch(NamedTuple):
-    """Inputs and what a model should give for them, position by position.
+    """Inputs and their targets, position by position.
 
-    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input) float32; ``targets`` are token ids (B, L)
-    or values (B, L, d_output).
+    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input) float32; ``targets`` are token ids (B, L) int64
+    or values (B, L, d_output) float32.
     """
 
     inputs: Tensor
@@ -28,12 +28,12 @@ class Batch(NamedTuple):
 
 
 class Widths(Protocol):
-    """What a model has to know of its data.
+    """The widths of a data set, from which a model is built.
 
     Attributes:
         tokens: whether inputs are token ids, (B, L) int64, or features, (B, L, d_input) float32.
-        d_input: the size of the vocabulary, or features at a position.
-        d_output: logits or values that a model gives for a position.
+        d_input: the size of the vocabulary, or the number of features at a position.
+        d_output: the number of logits or values that a model outputs for a position.
         length: positions of a training window.
     """
 
@@ -46,15 +46,16 @@ class Widths(Protocol):
 class DataSet(Widths, Protocol):
     """Numbered batches for training, whole splits for evaluation, and the loss.
 
-    A class that inherits from this one has the optional part, which stands below ``loss``, for nothing.
+    The methods below ``loss`` and the attributes with a value are optional: a class that inherits from this one has
+    their defaults.
 
     Attributes:
         train_size: items (windows or examples) in an epoch.
         metrics: what to measure besides the loss, by name.
         fingerprint: 12 hexadecimal characters that change with the data.
         description: the data set in one line.
-        items: what the training split consists of, in messages.
-        chance: the accuracy of the best guess that knows nothing of the sequence, where that is known.
+        items: what messages call the items of the training split.
+        chance: the accuracy of the best guess that does not see the sequence; None if unknown.
         further_tests: the names of test sets beyond training, each a split.
     """
 
@@ -76,28 +77,32 @@ class DataSet(Widths, Protocol):
 
     @abstractmethod
     def evaluation_size(self, split: str, batch_size: int) -> int:
-        """How many batches ``evaluation_batches`` yields."""
+        """The number of batches that ``evaluation_batches`` yields."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each position, (B, L) float32; 0 where ``mask`` is false."""
+        """The loss of each position, (B, L) float32, 0 where ``mask`` is false, from outputs (B, L, d_output)."""
 
     def mask(self, targets: Tensor) -> Tensor:
         """The positions that count, (B, L) bool: those of targets (B, L) that are not ``IGNORED``."""
         return targets != IGNORED
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Refuse a batch that is empty or that one epoch cannot fill, with a ``UserError``."""
+        """Check that a batch is not empty and that one epoch can fill it.
+
+        Raises:
+            UserError: it is smaller than 1 or larger than ``train_size``.
+        """
         if not 1 <= batch_size <= self.train_size:
             rule = f"must lie between 1 and the {self.train_size:,} {self.items} that the training split holds"
             raise UserError("batch_size", batch_size, rule, "Take a smaller batch, or more training data")
 
     def largest_batch(self, split: str, batch_size: int) -> int:
-        """The batch size to take for a split instead of the usual one, so that long sequences fit into memory."""
+        """The batch size for a split: ``batch_size``, or less so that long sequences fit into memory."""
         return batch_size
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
-        """What makes each position hard, by name, (B, L) int64; empty where there is no such thing."""
+        """The difficulty of each position by each measure of it, (B, L) int64; empty if the data has none."""
         return {}
 
 
@@ -105,13 +110,13 @@ OPTIONAL = ("items", "chance", "further_tests", "mask", "check_batch_size", "lar
 
 
 def completed(data: Any) -> DataSet:
-    """A data object whose class may not inherit from ``DataSet``, with all that is optional.
+    """The data object, with defaults added if its class does not inherit from ``DataSet``.
 
     Raises:
-        UserError: its class lacks something else.
+        UserError: it lacks something that is not optional.
     """
     contract = {name for kind in (Widths, DataSet) for name in (*kind.__annotations__, *vars(kind)) if name[0] != "_"}
-    missing = contract.difference(dir(data))  # which evaluates nothing
+    missing = contract.difference(dir(data))  # unlike hasattr, evaluates no property
     if required := sorted(missing.difference(OPTIONAL)):
         remedy = "Write the rest of seqlab.data.DataSet, which has all that is optional for those that inherit from it"
         raise UserError("_target_", type(data).__name__, f"it has no {', '.join(required)}", remedy)

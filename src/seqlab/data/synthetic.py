@@ -1,4 +1,7 @@
-"""Sequence-to-sequence regression that needs memory, generated from a seed."""
+"""Sequence-to-sequence regression that needs memory, generated from a seed.
+
+Symbols: B batch, n samples of a split, L length.
+"""
 
 import hashlib
 import math
@@ -9,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.data.protocol import Batch, DataSet
 from seqlab.data.streams import epoch_items, uniform
@@ -22,7 +26,7 @@ class Regression(DataSet):
 
     Each position carries a marker and ``d_input - 1`` values, uniform on [-1, 1). With r the last marked position up
     to t (the first is always marked) and bend(u) = u (2 - |u|), output k is bend(v_k at r) * v_(k+1 at t) + noise,
-    the values' numbers counted in a circle. One example with ``d_input`` 3, ``d_output`` 1 and no noise::
+    with k + 1 modulo the number of values. One example with ``d_input`` 3, ``d_output`` 1 and no noise::
 
         t         0     1     2     3     4     5
         marker    1     0     0     1     0     0
@@ -34,19 +38,22 @@ class Regression(DataSet):
     the position's own features and 0 on average, so the best such prediction there is 0, and its R^2 over all
     positions is the marked share of them (``per_position_r2``), where y = bend(v_k) * v_(k+1) is of one position.
 
-    Everything is computed with exactly rounded arithmetic, so that the seed gives the same bytes on every machine.
+    Everything is computed with exactly rounded arithmetic, so that a seed gives the same bytes on every machine.
 
     Args:
         length: positions in a sample.
         d_input: width of the features, the marker among them.
         d_output: width of the outputs, at most ``d_input - 1``.
         n_train: samples to train on.
-        n_validation: samples to select by.
+        n_validation: samples for model selection.
         n_test: samples for the final metrics.
-        marker_probability: that a position after the first is marked; its inverse is the mean distance of markers.
-        noise: standard deviation of what is added to the outputs (uniform).
-        seed: of the data; the order of batches has its own.
+        marker_probability: that a position after the first is marked; the mean distance of markers is its inverse.
+        noise: standard deviation of the uniform noise on the outputs.
+        seed: of the data; the order of batches depends on the run's seed.
         metrics: what to measure besides the loss, by name.
+
+    Raises:
+        UserError: ``d_output`` is not below ``d_input``.
     """
 
     tokens = False
@@ -96,7 +103,7 @@ class Regression(DataSet):
 
     @property
     def best_r2(self) -> float:
-        """The expected R^2 of the function itself: all but the noise. A product's variance is 8/15 * 1/3."""
+        """The expected R^2 of the noiseless function, whose outputs have variance 8/15 * 1/3."""
         return 1 / (1 + self.noise**2 * 45 / 8)
 
     @property
@@ -115,6 +122,7 @@ class Regression(DataSet):
         return digest.hexdigest()[:12]
 
     @property
+    @override
     def description(self) -> str:
         sizes = " + ".join(f"{len(inputs):,}" for inputs, _ in self._splits.values())
         widths = f"{self.d_input} features to {self.d_output} outputs"
@@ -128,17 +136,19 @@ class Regression(DataSet):
         chosen = torch.from_numpy(items)  # (B,)
         return Batch(inputs[chosen], targets[chosen])
 
+    @override
     def evaluation_batches(self, split: Literal["validation", "test"], batch_size: int) -> Iterator[Batch]:
         inputs, targets = self._splits[split]
         yield from map(Batch, inputs.split(batch_size), targets.split(batch_size))
 
+    @override
     def evaluation_size(self, split: Literal["validation", "test"], batch_size: int) -> int:
         return -(-len(self._splits[split].inputs) // batch_size)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Squared error in float32, averaged over the outputs: (B, L, d_output) twice to (B, L)."""
+        """Squared error, averaged over the outputs: (B, L, d_output) and (B, L, d_output) to (B, L) float32."""
         return (outputs.float() - targets).square().mean(dim=-1)
 
     def mask(self, targets: Tensor) -> Tensor:
-        """The positions that count, (B, L): all."""
+        """All positions, (B, L) bool, of targets (B, L, d_output)."""
         return torch.ones(targets.shape[:-1], dtype=torch.bool, device=targets.device)

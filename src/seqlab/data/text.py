@@ -1,4 +1,7 @@
-"""Language modelling: windows of a text, each position predicting the next token."""
+"""Language modelling: windows of a text, each position predicting the next token.
+
+Symbols: B batch, L length of a window, N tokens, V vocabulary.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -8,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.data.corpora import Corpus
 from seqlab.data.encoding import Vocabulary, plain
@@ -17,33 +21,37 @@ from seqlab.errors import UserError
 
 
 class TextData(DataSet):
-    """A text corpus, described by its YAML alone, as windows of tokens and the tokens that follow them.
+    """Windows of tokens of a text corpus, and the tokens that follow them.
 
     By characters and with ``length`` 4, the text "To be, or" holds such windows as::
 
         inputs    T o _ b     the training stream draws windows at random (``sampled``), or lays them end to end
         targets   o _ b e     from a random phase and hands them out in random order (``contiguous``)
 
-    Training windows that are ``contiguous`` take the split as a ring, its first token after its last, so that every
-    epoch has the same number of them: every token is predicted once an epoch, but for fewer than ``length``, which
-    are others each epoch. Validation and test are cut from the first token on, without overlap and to the last token.
+    ``contiguous`` training windows treat the split as a ring, its first token following its last, so that every epoch
+    has the same number of them. In an epoch every token is predicted once, except fewer than ``length`` tokens, which
+    differ from epoch to epoch. Validation and test windows start at the first token, do not overlap and end with the
+    last token.
 
-    A byte order mark before a text is no part of it, and CR LF is LF; ``sha256`` is of the file's bytes all the same.
+    A byte order mark is dropped and CR LF becomes LF; ``sha256`` is that of the file's bytes as they are.
 
     Args:
-        name: of the corpus, in messages and file names.
+        name: of the corpus, for messages and file names.
         unit: what a token is. Words are separated by white space, and each line ends with ``<eos>``.
         folder: of the corpus's files, below ``dir``.
         files: ``file`` (a name in the folder), ``sha256`` and ``tokens`` for each of train, validation and test, or
             for ``all`` when ``fractions`` splits one file. Leave out ``sha256`` to take a file as it is.
         fractions: shares of the characters of the one file that go to train, validation and test, in this order.
-        vocab_size: how many different tokens there must be; None for any.
-        download: where the files are when ``dir`` does not hold them, as ``seqlab.data.download.fetch`` takes it.
-        dir: holds the folders of corpora.
-        cache_dir: keeps encoded corpora and downloads; by default ``$SEQLAB_CACHE_DIR`` or ``~/.cache/seqlab``.
+        vocab_size: the number of different tokens that the corpus must have; None for any.
+        download: source of files that ``dir`` does not have, as in ``seqlab.data.download.fetch``.
+        dir: the folder that contains the folders of corpora.
+        cache_dir: folder for encoded corpora and downloads; by default ``$SEQLAB_CACHE_DIR`` or ``~/.cache/seqlab``.
         length: positions in a window.
-        windows: how the training stream chooses them.
+        windows: how the training stream chooses windows.
         metrics: what to measure besides the loss, by name.
+
+    Raises:
+        UserError: a split is not longer than ``length``, or the corpus cannot be read (``Corpus.encoded``).
     """
 
     tokens = True
@@ -82,30 +90,31 @@ class TextData(DataSet):
 
     @property
     def vocabulary(self) -> list[str]:
-        """The symbol that each token id stands for."""
+        """The symbol of each token id."""
         return self._vocabulary.symbols
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the tokens of all splits, whatever the windows."""
+        """A hash of the tokens of all splits; it does not depend on the windows."""
         return self._key[:12]
 
     @property
+    @override
     def description(self) -> str:
         sizes = " + ".join(f"{len(tokens):,}" for tokens in self._splits.values())
         vocabulary = f"vocabulary {self.d_input:,}"
         return f"{self.name}: {sizes} {self.unit}s, {vocabulary}, {self.windows} windows of {self.length:,}"
 
     def encode(self, text: str) -> Tensor:
-        """The token ids of a text, (N,) int64; as of a corpus, without a byte order mark, and with LF for CR LF."""
+        """The token ids of a text, (N,) int64; a byte order mark and line ends are treated as in a corpus."""
         return torch.from_numpy(self._vocabulary.encode(plain(text)))
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
-        """The text that token ids (N,) stand for."""
+        """The text of token ids (N,)."""
         return self._vocabulary.decode(ids.tolist() if isinstance(ids, Tensor) else ids)
 
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
-        """Batch number ``index`` of the endless training stream: (B, L) and (B, L)."""
+        """Batch number ``index`` of the endless training stream: (B, L) and (B, L) int64."""
         self.check_batch_size(batch_size)
         tokens = self._splits["train"]
         starts = self._starts(index, batch_size, seed, len(tokens))  # (B,)
@@ -114,7 +123,7 @@ class TextData(DataSet):
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
     def _starts(self, index: int, batch_size: int, seed: int, size: int) -> np.ndarray:
-        """Where the windows of a batch begin in a split of ``size`` tokens, (B,)."""
+        """The first token of each window of a batch, in a split of ``size`` tokens: (B,)."""
         if self.windows == "sampled":
             return integers(seed, "sampled windows", index, batch_size, size - self.length)
         epochs, items = epoch_items(index, batch_size, seed, self.train_size)
@@ -122,7 +131,7 @@ class TextData(DataSet):
         return np.array([phases[epoch] for epoch in epochs.tolist()]) + items * self.length
 
     def evaluation_batches(self, split: Literal["validation", "test"], batch_size: int) -> Iterator[Batch]:
-        """A split once, in order, every token but the first predicted once; a last shorter window comes by itself."""
+        """A split once, in order, every token but the first predicted once; a shorter last window is its own batch."""
         tokens = self._splits[split]
         full = (len(tokens) - 1) // self.length
         for first in range(0, full, batch_size):
@@ -132,12 +141,13 @@ class TextData(DataSet):
         if rest:
             yield _windows(tokens, full * self.length, 1, rest)
 
+    @override
     def evaluation_size(self, split: Literal["validation", "test"], batch_size: int) -> int:
         full, rest = divmod(len(self._splits[split]) - 1, self.length)
         return -(-full // batch_size) + (rest > 0)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats, in float32: logits (B, L, V) and ids (B, L) to (B, L); 0 where masked."""
+        """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32."""
         logits = outputs.float().flatten(0, 1)  # (B L, V)
         return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from filelock import FileLock
+from typing_extensions import override
 
 from seqlab.errors import UserError
 from seqlab.jsonio import Record, write_whole
@@ -54,14 +55,17 @@ class NoLogger:
 class TensorBoard(NoLogger):
     """Event files in the run folder, for ``tensorboard --logdir outputs``."""
 
+    @override
     def start(self, folder: Path, config: Record, step: int) -> None:
         writer = require("torch.utils.tensorboard", extra="tensorboard")
         self.writer = writer.SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
 
+    @override
     def log(self, record: Record) -> None:
         for name, value in scalars(record).items():
             self.writer.add_scalar(name, value, record["step"])
 
+    @override
     def close(self, status: str) -> None:
         self.writer.close()
 
@@ -78,6 +82,7 @@ class WandB(NoLogger):
     ):
         self.project, self.entity, self.mode = project, entity, mode
 
+    @override
     def start(self, folder: Path, config: Record, step: int) -> None:
         wandb = require("wandb", extra="wandb")
         self.run = wandb.init(
@@ -91,9 +96,11 @@ class WandB(NoLogger):
             config=config,
         )
 
+    @override
     def log(self, record: Record) -> None:
         self.run.log(scalars(record), step=record["step"])
 
+    @override
     def close(self, status: str) -> None:
         self.run.finish(exit_code=0 if status == "completed" else 1)
 
@@ -106,6 +113,7 @@ class MLflow(NoLogger):
     def __init__(self, *, experiment: str = "seqlab", tracking_uri: str | None = None):
         self.experiment, self.tracking_uri = experiment, tracking_uri
 
+    @override
     def start(self, folder: Path, config: Record, step: int) -> None:
         self.mlflow = require("mlflow", extra="mlflow")
         if self.tracking_uri is not None:
@@ -129,9 +137,11 @@ class MLflow(NoLogger):
 
         self.mlflow.start_run(run_id=remembered(folder / "mlflow_id", new_run))
 
+    @override
     def log(self, record: Record) -> None:
         self.mlflow.log_metrics(scalars(record), step=record["step"])
 
+    @override
     def close(self, status: str) -> None:
         self.mlflow.end_run(self.STATUS.get(status, "FAILED"))
 

@@ -1,6 +1,6 @@
-"""What all probes share: streams of numbered examples, splits, tests beyond training, and the loss.
+"""The base class of all probes: streams of numbered examples, splits, tests beyond training, and the loss.
 
-Symbols: B batch, L length, V vocabulary, K answers in an example.
+Symbols: B batch, N examples, L length, V vocabulary, K answers in an example.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.data.probes.draws import Draw
 from seqlab.data.protocol import IGNORED, Batch, DataSet
@@ -26,7 +27,7 @@ EVALUATED_TOKENS = 2**20
 EVALUATED_LOGITS = 2**28
 
 LATER = {"variant", "fill"}
-"""Settings that came later; where they are None, the data and their fingerprints are as before."""
+"""Settings added later; where they are None, the data and their fingerprints are as before."""
 
 Setting = dict[str, int]
 Examples = tuple[np.ndarray, np.ndarray]
@@ -34,24 +35,27 @@ Examples = tuple[np.ndarray, np.ndarray]
 
 @dataclass(kw_only=True, eq=False)
 class Probe(DataSet):
-    """A task whose examples are generated from the seed; the targets are IGNORED except at the answers.
+    """A task whose examples are generated from a seed; targets are ``IGNORED`` except at the answers.
 
-    Example number i of a stream depends on the data's seed, the stream's name and i alone. Training, validation, test
-    and each further test are streams of their own, so that none repeats another but by chance. Fresh training data
-    also depend on the run's seed; nothing else does.
+    Example number i of a stream depends only on the data's seed, the stream's name and i. Training, validation, test
+    and each further test are separate streams, so that examples recur only by chance. Fresh training data also depend
+    on the run's seed.
 
     Args:
         length: positions in an example.
-        vocab_size: how many tokens there are; a task says which.
-        n_train: training examples, handed out in a new order each epoch; None generates fresh ones without end.
-        epoch_size: examples that count as an epoch of fresh data; a fixed set is an epoch itself.
-        n_validation: examples to select by.
+        vocab_size: the number of tokens; each task says which.
+        n_train: training examples, in a new order each epoch; None generates fresh ones without end.
+        epoch_size: examples in an epoch of fresh data; not used if ``n_train`` is given.
+        n_validation: examples for model selection.
         n_test: examples for the final metrics.
         n_further: examples of each further test; None is ``n_test``.
         seed: of the data.
-        tests: further tests, each by what it changes of the difficulty: ``[{length: 512}, {length: 1024}]``.
-        mixture: difficulties that examples take in turn, in training, validation and test; None is one alone.
+        tests: further tests, each given by the difficulties that it changes: ``[{length: 512}, {length: 1024}]``.
+        mixture: difficulties that examples take in turn, in training, validation and test; None is a single one.
         metrics: what to measure besides the loss, by name.
+
+    Raises:
+        UserError: a difficulty cannot be generated, is unknown, or changes the length in ``mixture``.
     """
 
     name: ClassVar[str]
@@ -77,11 +81,8 @@ class Probe(DataSet):
         self._settings = self._overridden(base, "mixture") or [base]
         for i, setting in enumerate(self._settings):
             if setting["length"] != self.length:
-                rule, remedy = (
-                    f"all examples of a batch have length {self.length}",
-                    "Change length=..., or leave it out",
-                )
-                raise UserError(f"mixture[{i}].length", setting["length"], rule, remedy)
+                rule = f"all examples of a batch have length {self.length}"
+                raise UserError(f"mixture[{i}].length", setting["length"], rule, "Change length=..., or leave it out")
         tests = self._overridden(base, "tests")
         self._further = {label(changed): s for changed, s in zip(self.tests or [], tests, strict=True)}
         self._answers: dict[int, int] = {}
@@ -90,7 +91,11 @@ class Probe(DataSet):
             self._answers[length] = max(self.answers(setting), self._answers.get(length, 0))
 
     def _overridden(self, base: Setting, name: str) -> list[Setting]:
-        """The base setting under each of the changes in ``tests`` or ``mixture``."""
+        """The settings that ``tests`` or ``mixture`` makes of the base setting.
+
+        Raises:
+            UserError: one changes nothing, or what is no difficulty of the task, or cannot be generated.
+        """
         settings = []
         for i, changed in enumerate(getattr(self, name) or []):
             key, remedy = f"{name}[{i}]", f"It may change {' and '.join(base)}"
@@ -104,44 +109,52 @@ class Probe(DataSet):
         return settings
 
     def check_setting(self, setting: Setting) -> None:
-        """Refuse a difficulty that cannot be generated, with a ``UserError``."""
+        """Check that examples of a difficulty can be generated.
+
+        Raises:
+            UserError: they cannot.
+        """
 
     @abstractmethod
     def answers(self, setting: Setting) -> int:
-        """How many positions of an example are answers."""
+        """The number of answers in an example, K."""
 
     @abstractmethod
     def generate(self, draw: Draw, **setting: int) -> Examples:
-        """The inputs and targets of numbered examples: (N, L) and (N, L), int64."""
+        """The inputs and targets of numbered examples: (N, L) and (N, L) int64."""
 
     def generate_training(self, draw: Draw, **setting: int) -> Examples:
-        """The same for training, where some published tasks score more positions."""
+        """As ``generate``, for training, where some published tasks score more positions: (N, L) and (N, L) int64."""
         return self.generate(draw, **setting)
 
     @property
+    @override
     def d_input(self) -> int:
         return self.vocab_size
 
     @property
+    @override
     def d_output(self) -> int:
         return self.d_input
 
     @property
     @abstractmethod
     def chance(self) -> float:
-        """The accuracy of the best guess that knows nothing of the sequence."""
+        """The accuracy of the best guess that does not see the sequence."""
 
     @property
+    @override
     def train_size(self) -> int:
         return self.n_train or self.epoch_size
 
     @property
+    @override
     def further_tests(self) -> tuple[str, ...]:
         return tuple(self._further)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the training, validation and test examples."""
+        """A hash of what determines the training, validation and test examples."""
         left_out = {"metrics", "tests", "n_further", "epoch_size"}
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         settings = {name: value for name, value in settings.items() if name not in LATER or value is not None}
@@ -151,6 +164,7 @@ class Probe(DataSet):
         return digest.hexdigest()[:12]
 
     @property
+    @override
     def description(self) -> str:
         given = {name: getattr(self, name) for name in self.difficulty} | {"vocabulary": self.d_input}
         what = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in given.items())
@@ -160,7 +174,7 @@ class Probe(DataSet):
         return f"{self.name}: {sizes}, {what}{mixed}, seed {self.seed}, chance {self.chance:.2g}"
 
     def _examples(self, stream: str, first: int, count: int, settings: list[Setting]) -> Examples:
-        """Examples of a stream from number ``first`` on; they take the settings in turn."""
+        """Examples of a stream from number ``first`` on, which take the settings in turn: (N, L) and (N, L)."""
         parts = []
         for i, setting in enumerate(settings):
             begin, end = (-(-(at - i) // len(settings)) for at in (first, first + count))
@@ -177,7 +191,7 @@ class Probe(DataSet):
 
     @cached_property
     def _train_set(self) -> Examples:
-        """The fixed training set in as few bytes as hold it: (n, L) twice."""
+        """The fixed training set in the smallest sufficient dtype: (n_train, L) and (n_train, L)."""
         dtype = np.int16 if self.d_input < 2**15 else np.int32
         parts = []
         for first in range(0, self.n_train, 1024):
@@ -187,7 +201,7 @@ class Probe(DataSet):
         return np.concatenate(inputs), np.concatenate(targets)
 
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
-        """Batch number ``index`` of the endless training stream: (B, L) and (B, L)."""
+        """Batch number ``index`` of the endless training stream: (B, L) and (B, L) int64."""
         self.check_batch_size(batch_size)
         if self.n_train is None:
             examples = self._examples(f"train {seed}", index * batch_size, batch_size, self._settings)
@@ -197,7 +211,7 @@ class Probe(DataSet):
         return Batch(*map(torch.from_numpy, examples))
 
     def _split(self, split: str) -> tuple[int, list[Setting]]:
-        """How many examples a split has, and their settings."""
+        """The number of examples in a split, and their settings."""
         if split in self._further:
             return self.n_further or self.n_test, [self._further[split]]
         return {"validation": self.n_validation, "test": self.n_test}[split], self._settings
@@ -209,9 +223,11 @@ class Probe(DataSet):
             examples = self._examples(split, first, min(batch_size, size - first), settings)
             yield Batch(*map(torch.from_numpy, examples))
 
+    @override
     def evaluation_size(self, split: str, batch_size: int) -> int:
         return -(-self._split(split)[0] // batch_size)
 
+    @override
     def largest_batch(self, split: str, batch_size: int) -> int:
         length = max(setting["length"] for setting in self._split(split)[1])
         if length <= self.length:
@@ -220,10 +236,10 @@ class Probe(DataSet):
         return max(1, min(batch_size, max(tokens, batch_size * self.length) // length))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats, in float32: logits (B, L, V) and ids (B, L) to (B, L); 0 where masked.
+        """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32; 0 where there is no answer.
 
-        An example has few answers, so only their logits are turned to float32 and normalised. How many they may be
-        is known beforehand, so that the host need not wait for the device to count them.
+        An example has few answers, so only their logits are converted to float32 and normalised. Their largest number
+        is known beforehand, so the host need not wait for the device to count them.
         """
         length = targets.shape[1]
         most = self._answers.get(length, length)
@@ -243,8 +259,8 @@ def label(setting: Setting) -> str:
 def blank(count: int, length: int) -> Examples:
     """Inputs of zeros and targets without an answer: (N, L) and (N, L) int64.
 
-    They share a block of memory, because the C library keeps one such block for the next batch, but gives two back to
-    the system, which takes more time than filling them.
+    Both are views of one array: the C allocator keeps one freed block for the next batch but returns two to the
+    system, which takes more time than filling them.
     """
     both = np.empty((2, count, length), dtype=np.int64)
     both[0], both[1] = 0, IGNORED
@@ -252,5 +268,5 @@ def blank(count: int, length: int) -> Examples:
 
 
 def power_of_two(distance: Tensor) -> Tensor:
-    """Positive integers rounded up to powers of two: the coarse scale of difficulties in ``slices``."""
+    """Positive integers rounded up to powers of two, elementwise, int64: the scale of difficulties in ``slices``."""
     return 2 ** torch.frexp((distance - 1).clamp(min=0).double()).exponent.long()

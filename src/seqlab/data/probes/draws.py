@@ -1,4 +1,4 @@
-"""Random numbers of numbered examples: each example's depend on its own number alone, whatever is drawn beside it.
+"""Random numbers of numbered examples: those of an example depend on its number and not on the batch it is in.
 
 Symbols: N examples, K numbers for each, S places. Everything is 32-bit words of Philox and exactly rounded
 arithmetic, as in ``streams``, so that the bytes are the same on every machine.
@@ -13,7 +13,7 @@ import numpy as np
 from seqlab.data.streams import bits
 
 DENSE = 8
-"""A draw without replacement sorts all numbers where they are at most this many times those wanted."""
+"""A draw without replacement sorts all numbers below ``bound`` if that is at most this many times ``width``."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Draw:
     """The random numbers of ``count`` examples from number ``first`` on.
 
     Args:
-        seed, purpose: different ones never share any words.
-        first, count: which examples.
+        seed, purpose: name the stream; different purposes never share words.
+        first, count: the examples, by number.
     """
 
     seed: int
@@ -45,14 +45,16 @@ class Draw:
         return scaled.view(np.int64)
 
     def distinct(self, what: str, width: int, bound: int) -> np.ndarray:
-        """Different integers of [0, bound), every ordered choice as likely as any other: (N, width) int64."""
+        """Different integers of [0, bound), every ordered choice equally likely: (N, width) int64."""
         if bound <= DENSE * width:
             keys = self.words(what, bound).astype(np.uint64) << np.uint64(32)
             keys |= np.arange(bound, dtype=np.uint64)
             keys.sort(axis=1)
             return (keys[:, :width] & np.uint64(2**32 - 1)).view(np.int64)  # (N, width)
         values, attempt = self.below(what, width, bound), 0
-        while True:  # of two alike the later is drawn again; which numbers they are makes no difference to that
+        while (
+            True
+        ):  # of two equal numbers the later is drawn again, whatever they are, so all choices stay equally likely
             rows, later = _repeated(values)
             if not len(rows):
                 return values
@@ -66,10 +68,10 @@ class Draw:
         return np.sort(self.distinct(what, width, bound), axis=1)
 
     def weighted(self, what: str, width: int, weights: np.ndarray) -> np.ndarray:
-        """Different places, drawn one after the other in proportion to the weights (S,) of those left: (N, width).
+        """Different places, drawn successively in proportion to the weights (S,) of those left: (N, width) int64.
 
-        The order in which exponential variables of these rates ring is that of such draws (Efraimidis and Spirakis
-        2006), so all are drawn at once and sorted.
+        Exponential variables with these rates, in ascending order, are in the order of such draws (Efraimidis and
+        Spirakis 2006), so all are drawn at once and sorted.
         """
         top = self.words(what, len(weights)) >> np.uint32(16)
         times = exponentials()[top]  # (N, S)
@@ -83,7 +85,7 @@ class Draw:
 
 
 def _repeated(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the entries of (N, K) that equal one before them in their row."""
+    """Rows and columns of the entries of (N, K) that equal an earlier one of their row."""
     shift = values.shape[1].bit_length()
     tagged = np.sort(values << shift | np.arange(values.shape[1]), axis=1)  # (N, K)
     same = tagged[:, 1:] >> shift == tagged[:, :-1] >> shift
@@ -93,7 +95,7 @@ def _repeated(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def exponentials() -> np.ndarray:
-    """-log(u) at the middles u of 2^16 equal parts of [0, 1], from sums, products and quotients alone: (65536,)."""
+    """-log(u) at the midpoints u of 2^16 equal parts of [0, 1], exactly rounded at each step: (65536,) float64."""
     mantissa, exponent = np.frexp((np.arange(2**16) + 0.5) / 2**16)
     s = (mantissa - 1) / (mantissa + 1)  # log m = 2 artanh(s), and |s| is at most 1/3
     square, total = s * s, np.zeros_like(s)

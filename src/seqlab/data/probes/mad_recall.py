@@ -1,4 +1,4 @@
-"""Recall in context as mad-lab draws it: keys come again at random, and training predicts every next token.
+"""Recall in context as in mad-lab: keys recur at random, and training predicts every next token.
 
 Symbols: N examples, L length, T pairs of a key and its value, C different keys.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
+from typing_extensions import override
 
 from seqlab.data.probes.base import Examples, Probe, Setting
 from seqlab.data.probes.draws import Draw
@@ -19,12 +20,12 @@ from seqlab.errors import UserError
 
 @dataclass(kw_only=True, eq=False)
 class MADRecall(Probe):
-    """Pairs of a key and its value in a row, any of them noise; a key that comes again asks for its value.
+    """Pairs of a key and its value, some of them noise; at a key that occurred before, its value is the answer.
 
     In-context and noisy in-context recall as mad-lab's generator draws them (Poli et al. 2024, with many queries).
     With ``length`` 11, ``vocab_size`` 6 and ``noise_vocab_size`` 2 (0 and 1 keys, 2 and 3 values, 4 and 5 noise), one
-    example is as below; the last pair is a key that came before, and its value is no input. Training scores the next
-    token everywhere (next), evaluation the values of keys that came before (targets)::
+    example is as below; the last pair is a key that occurred before, and its value is not an input. Training scores the
+    next token everywhere (next), evaluation the values of keys that occurred before (targets)::
 
         inputs     0  3  5  4  1  2  0  3  4  4  1
         targets    .  .  .  .  .  .  3  .  .  .  2
@@ -35,7 +36,7 @@ class MADRecall(Probe):
     Args:
         vocab_size: keys, as many values or one more, and noise.
         noise_vocab_size: how many of the tokens are noise.
-        noise: chance of a pair to be two noise tokens; one pair, of all but the last or none, is exempt at random.
+        noise: probability that a pair is two noise tokens; the last pair and one drawn from all pairs never are.
     """
 
     name = "mad_recall"
@@ -54,27 +55,32 @@ class MADRecall(Probe):
             raise UserError("noise", self.noise, rule, "mad-lab takes noise=0.2 noise_vocab_size=16")
         super().__post_init__()
 
+    @override
     def check_setting(self, setting: Setting) -> None:
         if setting["length"] % 2 == 0 or setting["length"] < 3:
             rule = "must be odd and at least 3: pairs, but for the last value, which is no input"
             longer = max(3, setting["length"] + 1)
             raise UserError("length", setting["length"], rule, f"Set length={longer}")
 
+    @override
     def answers(self, setting: Setting) -> int:
         return setting["length"]
 
     @property
+    @override
     def chance(self) -> float:
         return 1 / self.n_values
 
+    @override
     def generate(self, draw: Draw, *, length: int) -> Examples:
         return evaluated(*self._drawn(draw, length // 2))
 
+    @override
     def generate_training(self, draw: Draw, *, length: int) -> Examples:
         return trained(*self._drawn(draw, length // 2))
 
     def _drawn(self, draw: Draw, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (N, 2 T + 2), T being ``pairs`` before the last, and which of them evaluation asks for."""
+        """Tokens (N, 2 T + 2), with T = ``pairs`` before the last, and which of them evaluation scores."""
         keys = draw.below("keys", pairs, self.n_keys)  # (N, T)
         value_of = draw.below("values", self.n_keys, self.n_values)  # (N, keys)
         is_noise = draw.words("is noise", pairs) < self.noise * 2**32  # (N, T)
@@ -98,24 +104,25 @@ class MADRecall(Probe):
 
 @dataclass(kw_only=True, eq=False)
 class MADFuzzyRecall(Probe):
-    """Keys and values of one token to several in a row, until no more fit; the last key asks for the probe's value.
+    """Pairs of a key and a value of one or more tokens each, as many as fit; the last pair repeats an earlier one.
 
     Fuzzy in-context recall as mad-lab's generator draws it (Poli et al. 2024, with many queries). With ``length`` 16,
     ``vocab_size`` 8 (0 to 2 keys, 3 to 6 values, 7 the padding ``#``), ``key_tokens`` and ``value_tokens`` 2, one
-    example that is evaluated is below, its last value token no input. Training scores the next token everywhere::
+    example of evaluation is below; its last value token is not an input. Training scores the next token everywhere::
 
         inputs     #  #  #  #  0  2  4  1  0  5  3  0  2  4  0  2
         targets    .  .  .  .  .  .  .  .  .  .  .  .  4  .  .  4
 
-    Tokens of a key differ from one another, and so do those of a value; how many there are is drawn first, evenly. In
-    evaluation all keys have ``key_tokens``. A probe, a key and its value, comes at the first end of a pair at or after
-    a random place, unless it came before by chance or that place is too late, and at the end. A key may begin another,
-    so that answers in training may be open; ``FuzzyRecall`` has keys of one length and asks for each of them once.
+    Tokens of a key differ from one another, and so do those of a value; their number is drawn first, uniformly. In
+    evaluation all keys have ``key_tokens``. The probed pair starts at the first end of a pair at or after a random
+    position, unless its key occurred before by chance or that position is too late, and once more at the end. A key
+    may be a prefix of another, so that answers in training may be ambiguous; ``FuzzyRecall`` has keys of one length
+    and asks for each of them once.
 
     Args:
         vocab_size: keys, as many values or one more, and the padding.
-        key_tokens: tokens of a key at most.
-        value_tokens: tokens of a value at most.
+        key_tokens: the largest number of tokens of a key.
+        value_tokens: the largest number of tokens of a value.
     """
 
     name = "mad_fuzzy_recall"
@@ -132,35 +139,42 @@ class MADFuzzyRecall(Probe):
                 raise UserError(name, getattr(self, name), rule, "Change it, or give a larger vocab_size")
         super().__post_init__()
 
+    @override
     def check_setting(self, setting: Setting) -> None:
         least = 3 * (self.key_tokens + self.value_tokens)
         if setting["length"] < least:
             rule = f"must be at least {least}: the probe twice, and room for another pair"
             raise UserError("length", setting["length"], rule, f"Set length={least} or more")
 
+    @override
     def answers(self, setting: Setting) -> int:
         return setting["length"]
 
     @property
+    @override
     def chance(self) -> float:
         return 1 / self.n_values
 
     @cached_property
     def keys(self) -> "Motifs":
+        """All keys: tokens 0 to ``n_keys`` - 1."""
         return Motifs(0, self.n_keys, self.key_tokens)
 
     @cached_property
     def values(self) -> "Motifs":
+        """All values: the ``n_values`` tokens after the keys."""
         return Motifs(self.n_keys, self.n_values, self.value_tokens)
 
+    @override
     def generate(self, draw: Draw, *, length: int) -> Examples:
         return evaluated(*self._drawn(draw, length, self.key_tokens))
 
+    @override
     def generate_training(self, draw: Draw, *, length: int) -> Examples:
         return trained(*self._drawn(draw, length, 1))
 
     def _drawn(self, draw: Draw, length: int, least: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (N, L + 1) with keys of ``least`` tokens or more, and which of them evaluation asks for."""
+        """Tokens (N, L + 1) with keys of ``least`` tokens or more, and which of them evaluation scores."""
         steps = length // (least + 1) + 1
         keys, values = self.keys.draw(draw, "key", steps, least), self.values.draw(draw, "value", steps, 1)  # (N, T)
         places = draw.words("place", 1)[:, 0].tolist()
@@ -172,9 +186,9 @@ class MADFuzzyRecall(Probe):
         return tokens, asked
 
     def _sequence(self, keys: list[int], values: list[int], place: int, length: int) -> tuple[list[int], list[bool]]:
-        """The tokens of an example without its padding, and which of them evaluation asks for.
+        """The tokens of an example without its padding, and which of them evaluation scores.
 
-        The last of the keys and values, as far as which no pair gets, are the probe's.
+        The probed pair is the last of ``keys`` and ``values``, which are more than fit.
         """
         probe = keys[-1]
         size = len(self.keys.motifs[probe]) + len(self.values.motifs[values[-1]])
@@ -197,9 +211,9 @@ class MADFuzzyRecall(Probe):
 
 
 class Motifs:
-    """Every choice in order of one to ``most`` different tokens, the shorter ones first.
+    """All ordered choices of one to ``most`` different tokens, numbered, the shorter ones first.
 
-    ``counts`` and ``begins`` are how many there are of each size and the first one's number.
+    ``counts`` and ``begins``, (most,) int64, are the number of choices of each size and the number of the first one.
     """
 
     def __init__(self, first: int, vocabulary: int, most: int):
@@ -209,16 +223,16 @@ class Motifs:
         self.begins = self.counts.cumsum() - self.counts
 
     def draw(self, draw: Draw, what: str, count: int, least: int) -> np.ndarray:
-        """Numbers of motifs of ``least`` tokens or more, first the size and then one of that, evenly: (N, count)."""
+        """Motifs of ``least`` tokens or more by number: a uniform size, then a uniform one of that size, (N, count)."""
         size = draw.below(f"{what} size", count, len(self.counts) - least + 1) + least - 1
         return self.begins[size] + (draw.words(what, count).astype(np.int64) * self.counts[size] >> 32)
 
 
 def evaluated(tokens: np.ndarray, asked: np.ndarray) -> Examples:
-    """Inputs and targets (N, L) from tokens (N, L + 1): those that are asked for, a position before them."""
+    """Inputs (N, L) and targets (N, L) from tokens (N, L + 1): the next token where ``asked`` (N, L + 1) has it."""
     return tokens[:, :-1], np.where(asked, tokens, IGNORED)[:, 1:]
 
 
 def trained(tokens: np.ndarray, asked: np.ndarray) -> Examples:
-    """Inputs and targets (N, L) from tokens (N, L + 1): every next token."""
+    """Inputs (N, L) and targets (N, L) from tokens (N, L + 1): every next token."""
     return tokens[:, :-1], tokens[:, 1:]

@@ -1,4 +1,7 @@
-"""Multi-query associative recall: many keys, each asked for once."""
+"""Multi-query associative recall: many keys, each asked for once.
+
+Symbols: B batch, N examples, L length, V vocabulary.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.data.probes.base import Examples, Probe, Setting, blank, power_of_two
 from seqlab.data.probes.draws import Draw, power_law
@@ -16,7 +20,7 @@ from seqlab.errors import UserError
 
 @dataclass(kw_only=True, eq=False)
 class MQAR(Probe):
-    """Pairs of a key and its value, then every key once more, in random order and at random gaps: give its value.
+    """Pairs of a key and its value, then every key again, in random order with random gaps: the answer is its value.
 
     Multi-query associative recall as in Arora et al. 2023 (Zoology, figure 2). With ``length`` 14,
     ``pairs`` 3 and ``vocab_size`` 13 (0 the filler ``_``, 1 to 6 keys, 7 to 12 values), one example is::
@@ -26,18 +30,18 @@ class MQAR(Probe):
 
     Keys differ from one another within an example, and so do values. After the pairs come places of two positions, a
     key and a filler or two fillers; the places of the keys are drawn one after the other, place x = 1, 2, ... in
-    proportion to x^(``alpha`` - 1), which for a small ``alpha`` puts most of them soon after the pairs, as repeated
-    bigrams stand in text. Fillers, keys and values have vocabularies of their own, so that no filler asks or answers.
+    proportion to x^(``alpha`` - 1), which for a small ``alpha`` puts most of them soon after the pairs, like repeated
+    bigrams in text. Fillers, keys and values are disjoint sets of tokens, so that no filler is a query or an answer.
 
-    Zoology's generator, as its code has it, writes any token of the vocabulary, drawn evenly, where there is neither
-    pair nor query (``fill`` "random"): keys among them come again without being asked for.
+    The code of Zoology's generator puts tokens drawn uniformly from the whole vocabulary where there is neither pair
+    nor query (``fill`` "random"); keys among them are not queries.
 
     Args:
         vocab_size: fillers, then keys, then values, of which there are as many as keys or one more.
-        pairs: how many pairs there are.
-        alpha: of the power law; 1 makes all places alike.
-        fillers: how many filler tokens there are; with more than one they are random.
-        fill: what stands between the queries: None for fillers alone, or any token.
+        pairs: the number of pairs.
+        alpha: parameter of the power law; 1 makes all places equally likely.
+        fillers: the number of filler tokens; with more than one they are random.
+        fill: tokens between the queries: None for fillers, "random" for any token.
     """
 
     name = "mqar"
@@ -53,6 +57,7 @@ class MQAR(Probe):
         self.n_values = self.vocab_size - self.fillers - self.n_keys
         super().__post_init__()
 
+    @override
     def check_setting(self, setting: Setting) -> None:
         length, pairs = setting["length"], setting["pairs"]
         if 4 * pairs > length:
@@ -63,13 +68,16 @@ class MQAR(Probe):
             remedy = f"Set vocab_size={2 * pairs + self.fillers} or more, or fewer pairs"
             raise UserError("pairs", pairs, rule, remedy)
 
+    @override
     def answers(self, setting: Setting) -> int:
         return setting["pairs"]
 
     @property
+    @override
     def chance(self) -> float:
         return 1 / self.n_values
 
+    @override
     def generate(self, draw: Draw, *, length: int, pairs: int) -> Examples:
         keys = draw.distinct("keys", pairs, self.n_keys) + self.fillers  # (N, pairs)
         values = draw.distinct("values", pairs, self.n_values) + self.fillers + self.n_keys  # (N, pairs)
@@ -87,7 +95,7 @@ class MQAR(Probe):
         return inputs, targets
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
-        """Positions back to the key, rounded up to powers of two, and how many pairs the example has."""
+        """Positions back to the key, rounded up to powers of two, and the number of pairs: (B, L) each."""
         inputs = batch.inputs
         positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
         first = torch.full((len(inputs), self.vocab_size), inputs.shape[1], device=inputs.device)  # (B, V)

@@ -1,6 +1,7 @@
 """Recall in context: keys and values of several tokens (fuzzy), or among distractors (noisy).
 
-Symbols: N examples, L length, P pairs, k and v tokens of a key and a value, g = k + v, T = L // g slots of g tokens.
+Symbols: B batch, N examples, L length, P pairs, k and v tokens of a key and a value,
+g = k + v tokens of a slot, of which there are L // g.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.data.probes.base import Examples, Probe, Setting, power_of_two
 from seqlab.data.probes.draws import Draw
@@ -19,17 +21,17 @@ from seqlab.errors import UserError
 
 @dataclass(kw_only=True, eq=False)
 class Recall(Probe):
-    """Slots of a key and its value; each key comes twice, and the second time its value is the answer.
+    """Slots of a key and its value; each key occurs twice, and the second time its value is the answer.
 
-    The tokens are keys, then values, then noise, each a vocabulary of its own. All pairs come before the first
-    query, in slots that are any of those there are; noise fills the rest. Keys of an example have the same number of
-    tokens and differ from one another, so that none begins another and every answer is determined. Every value token
-    is an answer: the first at the last token of the key, and each further one at the value token before it.
+    Keys, values and noise are disjoint sets of tokens, in this order. All pairs come before the first query, in random
+    slots; noise fills the rest. Keys of an example have the same number of tokens and differ from one another, so that
+    none is a prefix of another and every answer is determined. Every value token is an answer: the first at the last
+    token of the key, and each further one at the value token before it.
 
     Args:
         vocab_size: keys and values, half each and two at least.
-        noise_vocab_size: tokens besides those, one at least, that only stand between the slots that matter.
-        pairs: how many pairs there are.
+        noise_vocab_size: further tokens, one at least, that only fill the slots without a pair.
+        pairs: the number of pairs.
         key_tokens: tokens of a key.
         value_tokens: tokens of a value.
     """
@@ -47,6 +49,7 @@ class Recall(Probe):
         self.n_values = self.vocab_size - self.n_keys
         super().__post_init__()
 
+    @override
     def check_setting(self, setting: Setting) -> None:
         pairs, k, length = setting["pairs"], setting["key_tokens"], setting["length"]
         least = 2 * pairs * (k + setting["value_tokens"])
@@ -57,17 +60,21 @@ class Recall(Probe):
             rule = f"{k} tokens of {self.n_keys} give {self.n_keys**k:,} keys; there must be {pairs} to 2^31"
             raise UserError("key_tokens", k, rule, "Change vocab_size=..., key_tokens=... or pairs=...")
 
+    @override
     def answers(self, setting: Setting) -> int:
         return setting["pairs"] * setting["value_tokens"]
 
     @property
+    @override
     def d_input(self) -> int:
         return self.vocab_size + self.noise_vocab_size
 
     @property
+    @override
     def chance(self) -> float:
         return 1 / self.n_values
 
+    @override
     def generate(self, draw: Draw, *, length: int, pairs: int, key_tokens: int, value_tokens: int) -> Examples:
         count, group = draw.count, key_tokens + value_tokens
         slots = length // group
@@ -90,7 +97,7 @@ class Recall(Probe):
         return inputs, targets
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
-        """Positions back to the key's first coming, rounded up to powers of two, and pairs in the example."""
+        """Positions back to the first of the two keys, rounded up to powers of two, and the number of pairs: (B, L)."""
         inputs, asked = batch.inputs, self.mask(batch.targets)
         is_key, is_value = inputs < self.n_keys, (inputs >= self.n_keys) & (inputs < self.vocab_size)
         k = is_value.to(torch.uint8).argmax(dim=1) - is_key.to(torch.uint8).argmax(dim=1)  # (B,)
@@ -111,7 +118,7 @@ class Recall(Probe):
 
 @dataclass(kw_only=True, eq=False)
 class FuzzyRecall(Recall):
-    """Keys and values of several tokens: only all tokens of a key together tell which value it has.
+    """Keys and values of several tokens: only all tokens of a key together identify its value.
 
     Fuzzy in-context recall as in Poli et al. 2024 (MAD). With ``length`` 16, ``pairs`` 2, ``key_tokens``
     and ``value_tokens`` 2 and ``vocab_size`` 6 (0 to 2 keys, 3 to 5 values), one example is::
@@ -119,9 +126,9 @@ class FuzzyRecall(Recall):
         inputs     0  2  4  4  0  1  5  3  0  1  5  3  0  2  4  4
         targets    .  .  .  .  .  .  .  .  .  5  3  .  .  4  4  .
 
-    The published task mixes keys of one to three tokens in a sequence, where one key may begin another, so that the
-    answer is open when it is asked. Here all keys of an example are equally long; ``mixture`` gives examples with
-    keys of different lengths. ``MADFuzzyRecall`` draws the published one.
+    The published task mixes keys of one to three tokens in a sequence, where one key may be a prefix of another,
+    so that the answer is ambiguous when it is scored. Here all keys of an example have the same length; ``mixture``
+    gives examples with keys of different lengths. ``MADFuzzyRecall`` is the published task.
     """
 
     name = "fuzzy_recall"
@@ -129,7 +136,7 @@ class FuzzyRecall(Recall):
 
 @dataclass(kw_only=True, eq=False)
 class NoisyRecall(Recall):
-    """Pairs and queries among distractors, which are tokens of their own.
+    """Pairs and queries among distractors, which are never keys or values.
 
     Noisy in-context recall as in Poli et al. 2024 (MAD). With ``length`` 14, ``pairs`` 2, ``vocab_size``
     6 (0 to 2 keys, 3 to 5 values) and ``noise_vocab_size`` 3 (6 to 8), one example is::
@@ -137,8 +144,8 @@ class NoisyRecall(Recall):
         inputs     0  5  7  6  2  3  8  8  2  3  6  8  0  5
         targets    .  .  .  .  .  .  .  .  3  .  .  .  5  .
 
-    The published task asks for one key at the end, or for each key whenever it comes again; here every key comes
-    twice and is asked for once. ``MADRecall`` draws the published one.
+    The published task asks for one key at the end, or for each key whenever it occurs again; here every key occurs
+    twice and is asked for once. ``MADRecall`` is the published task.
     """
 
     name = "noisy_recall"
