@@ -1,4 +1,4 @@
-"""Training: one trainer for every model and task, and what it is made of."""
+"""Training: one trainer for every model and task, and its parts."""
 
 from seqlab.training.settings import TrainerConfig
 

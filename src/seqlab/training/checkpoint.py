@@ -1,7 +1,7 @@
 """Checkpoints: ``checkpoints/step-00000100/`` with ``model.safetensors``, ``state.pt`` and ``manifest.json``.
 
-A checkpoint is written under a temporary name and renamed when it is whole, so a folder with a checkpoint's name
-is complete unless the disk damaged it, which the manifest's sums show.
+A checkpoint is written under a temporary name and renamed when complete, so a folder with a checkpoint's name is
+complete unless it was damaged on disk, which the manifest's SHA-256 sums show.
 """
 
 import hashlib
@@ -26,21 +26,22 @@ WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The path of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:
+    """The step of a checkpoint's path."""
     return int(path.name.removeprefix("step-"))
 
 
 def existing(folder: Path) -> list[Path]:
-    """All checkpoints by name, oldest first."""
+    """All folders named as checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
 
 
 def write_through(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk; a full disk is an ``OSError`` here, and nowhere sooner."""
+    """Write a file and flush it to disk (fsync), so that a full disk raises ``OSError`` here and not later."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -48,19 +49,20 @@ def write_through(path: Path, content: bytes) -> None:
 
 
 def state_bytes(state: dict[str, Any]) -> bytes:
+    """A state as ``torch.save`` writes it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Every name in a model's state, and the first name of the same tensor: another one where weights are tied."""
+    """For each name in a model's state the first name of the same tensor, which is another where weights are tied."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state with each tensor once, on the CPU and in storage of its own (cuDNN lays an LSTM's end to end)."""
+def _weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state with each tensor once, on the CPU and in storage of its own (cuDNN's LSTM weights share one)."""
     state = model.state_dict()
     return {first: state[first].cpu().contiguous().clone() for first in dict.fromkeys(first_names(model).values())}
 
@@ -74,18 +76,23 @@ def save(
     best_step: int | None,
     origin: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint, then delete those that nobody needs any more.
+    """Write a checkpoint atomically, then delete those that are no longer needed (``prune``).
 
-    ``origin``, plain values that say what the steps were made from, goes into the manifest.
+    On any failure earlier checkpoints are untouched and the partial one is removed.
 
-    The last two are kept, each with the best one it knew, so that the one before the last is a whole place to go
-    back to. On any failure what was there before is untouched and nothing half-made stays.
+    Args:
+        folder: of all checkpoints.
+        step: updates made so far.
+        model: whose weights to save.
+        state: the rest, for ``torch.save``.
+        best_step: the step of the best checkpoint by validation, if there is one.
+        origin: plain values for the manifest that say what the run was made from.
     """
     target, temporary = path_of(folder, step), folder / f".{path_of(folder, step).name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        contents = {WEIGHTS: safetensors_bytes(weights_of(model)), STATE: state_bytes(state)}
+        contents = {WEIGHTS: safetensors_bytes(_weights_of(model)), STATE: state_bytes(state)}
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         manifest = {"step": step, "best_step": best_step, "sha256": sums, "origin": origin or {}}
         contents[MANIFEST] = json.dumps(manifest, indent=2).encode()
@@ -100,7 +107,10 @@ def save(
 
 
 def prune(folder: Path) -> None:
-    """Delete all but the last two checkpoints, the best that each of them knew, and what a crash left half-written."""
+    """Delete partial checkpoints, and all but the last two and the best one that each of these names.
+
+    So a run can go back to the one before the last, if the last is damaged.
+    """
     needed = set()
     for path in existing(folder)[-2:]:
         needed |= {path, path_of(folder, manifest_of(path).get("best_step") or step_of(path))}
@@ -112,7 +122,7 @@ def prune(folder: Path) -> None:
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, empty where it cannot be read."""
+    """A checkpoint's manifest, empty if it cannot be read."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -122,19 +132,23 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint says its steps were made from; empty where it does not, as in older folders."""
+    """The newest ``origin`` in the checkpoints' manifests; empty if there is none, as in older folders."""
     origins = [manifest_of(path).get("origin") for path in existing(folder)]
     return next((origin for origin in reversed(origins) if origin and isinstance(origin, dict)), {})
 
 
 def sums_of(path: Path) -> dict[str, str]:
-    """The checksums of a checkpoint's files; none where the manifest tells those of other files, or cannot be read."""
+    """The SHA-256 of each file of a checkpoint; empty if the manifest cannot be read or lists other files."""
     sums = manifest_of(path).get("sha256")
     return sums if isinstance(sums, dict) and set(sums) == {WEIGHTS, STATE} else {}
 
 
 def whole_file(path: Path, name: str) -> bytes:
-    """One of a checkpoint's files, from the very bytes that were held against the manifest; raises UserError."""
+    """The bytes of one of a checkpoint's files, after their checksum was verified.
+
+    Raises:
+        UserError: the file or the manifest is missing or damaged.
+    """
     expected = sums_of(path).get(name)
     try:
         content = b"" if expected is None else (path / name).read_bytes()
@@ -159,7 +173,11 @@ def damage(path: Path) -> str | None:
 
 
 def latest(folder: Path) -> Path:
-    """The newest checkpoint that is whole and whose best one is; one passed over is named in the log and put aside."""
+    """The newest undamaged checkpoint whose best one is undamaged too; a damaged one is logged and renamed.
+
+    Raises:
+        UserError: there is none.
+    """
     for path in reversed(existing(folder)):
         best = manifest_of(path).get("best_step")
         problem = damage(path) or (damage(path_of(folder, best)) if best is not None else None)
@@ -176,25 +194,33 @@ def latest(folder: Path) -> Path:
 
 
 def whole_weights(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights; what else belongs to it may be missing, as where the weights alone were copied.
+    """A checkpoint's weights by name, of the model's shapes; other files, if only it was copied, may be missing.
 
     Raises:
-        UserError: they are not what was written.
+        UserError: the weights or the manifest are missing or damaged.
     """
     return tensors_of(whole_file(path, WEIGHTS))
 
 
 def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
-    """Put a checkpoint's weights into a model of the same shape, wherever its parameters are."""
+    """Copy a checkpoint's weights into a model of the same shapes, on any device."""
     model.load_state_dict({name: saved[first] for name, first in first_names(model).items()})
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put the weights of a checkpoint that is whole into a model; raises UserError if it is not."""
+    """Copy the weights of a checkpoint into a model.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
     whole_file(path, STATE)
     put_weights(whole_weights(path), model)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Everything beside the weights, on the CPU; raises UserError if it is not what was written."""
+    """A checkpoint's state apart from the weights, on the CPU.
+
+    Raises:
+        UserError: it is damaged.
+    """
     return torch.load(io.BytesIO(whole_file(path, STATE)), map_location="cpu", weights_only=True)

@@ -1,20 +1,22 @@
-"""What an update did, and where a run stands: plain numbers, saved with every checkpoint."""
+"""The outcome of an update, and the progress of a run: plain numbers, saved with every checkpoint."""
 
 import dataclasses
 import math
 from typing import NamedTuple
 
 STARTING = 5
-"""Updates after a start in which kernels are compiled and caches filled."""
+"""The first updates of a process, in which kernels are compiled and caches filled."""
 
 
 class Outcome(NamedTuple):
-    """What an update did.
+    """The outcome of an update.
 
-    ``loss`` is the batch's mean, ``grad_norm`` the norm before clipping. The weights changed if it was ``taken``; if
-    not, it is ``hopeless`` unless fp16's loss scale can still come down. ``auxiliary_loss`` is what the model's parts
-    added to what was differentiated, ``None`` where they have nothing to add; ``loss`` is the data's alone, so that
-    models stay comparable.
+    Attributes:
+        loss: the batch's mean loss, without the auxiliary loss, so that models stay comparable.
+        grad_norm: the norm of the gradient before clipping.
+        taken: whether the optimizers made a step; not if loss or gradient is not finite.
+        hopeless: not taken, and a lower loss scale of fp16 would not help.
+        auxiliary_loss: what modules of the model added to the loss for the gradient; ``None`` if they add nothing.
     """
 
     loss: float
@@ -28,11 +30,16 @@ class Outcome(NamedTuple):
 class Counters:
     """Steps, time, the running mean of the loss, and the best validation loss.
 
-    ``seconds`` is time in updates alone, ``data_seconds`` as much of it as was spent waiting for a batch,
-    ``wall_seconds`` all time since the start, earlier parts of a resumed run included. The ``starting_`` ones are of
-    the first updates of each part. ``hopeless`` are those of the skipped that no lower loss
-    scale would mend. ``evaluated_step`` is the last step whose validation is complete, and ``last_metrics`` what it
-    gave.
+    Attributes:
+        seconds: time in updates, the wait for batches included.
+        data_seconds: the time waited for batches.
+        wall_seconds: all time since the start, that of earlier processes of a resumed run included.
+        starting_steps, starting_seconds: the first updates of each process, which compile kernels.
+        skipped, skipped_in_a_row, hopeless: updates not taken; the latter two count the ``hopeless`` ones only.
+        loss_sum, loss_steps: of the updates taken since the last training record.
+        evaluated_step, last_metrics: the last step whose validation is complete, and its metrics.
+        best_step, best_loss, best_metrics: the best validation so far.
+        evaluations_without_gain: evaluations since the best one.
     """
 
     step: int = 0
@@ -54,7 +61,7 @@ class Counters:
     last_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def updated(self, outcome: Outcome, seconds: float, data_seconds: float, *, starting: bool) -> None:
-        """Count an update, taken or thrown away; ``starting`` if it is one of the first since a start."""
+        """Count an update, taken or not; ``starting`` if it is one of the first of this process."""
         self.step += 1
         self.seconds += seconds
         self.data_seconds += data_seconds
@@ -72,20 +79,20 @@ class Counters:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Without the starting ones, unless there are no others; none before the first update."""
+        """Updates per second, without the starting ones unless there are no others; ``None`` before the first."""
         steps, seconds = self.step - self.starting_steps, self.seconds - self.starting_seconds
         if not steps:
             steps, seconds = self.step, self.seconds
         return steps / seconds if seconds else None
 
     def take_mean_loss(self) -> float:
-        """The mean loss of the updates taken since this was last asked."""
+        """The mean loss of the updates taken since the last call, NaN if there were none."""
         mean = self.loss_sum / self.loss_steps if self.loss_steps else math.nan
         self.loss_sum, self.loss_steps = 0.0, 0
         return mean
 
     def evaluated(self, metrics: dict[str, float]) -> None:
-        """Note the validation of this step; the first is the best until one with a lower loss comes."""
+        """Store the validation metrics of this step; the best is the one with the lowest loss, at first the first."""
         self.evaluated_step, self.last_metrics = self.step, metrics
         loss = metrics["loss"]
         if self.best_step is None or loss < self.best_loss:

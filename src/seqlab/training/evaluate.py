@@ -1,6 +1,8 @@
-"""One pass over a whole split.
+"""Evaluation: one pass over a whole split.
 
-What counts is known on the CPU, where batches are made, so nothing here waits for the device before the end.
+Masks are made on the CPU, as batches are, so nothing here waits for the device before the end.
+
+Symbols: B batch, L length, P answers (positions under the mask), n targets of a position.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,18 +18,18 @@ from seqlab.models.sequence_model import SequenceModel
 from seqlab.training.metrics import Metrics, Slices, SliceTable
 
 LONG = 8192
-"""Positions up to which sequences go through the model at once. Longer ones go in pieces, the model's state passed on
-from one to the next, so that activations and logits take the memory of a piece; outputs are equal within rounding."""
+"""The longest sequences that go through the model at once, in positions. Longer ones go in pieces, with the model's
+state passed on, so that activations and logits take the memory of a piece; outputs are equal within rounding."""
 
 PIECE = 2**18
 PIECE_ON_CPU = 2**14
 LOGITS = 2**28
-"""Positions and logits of a piece at most, those of all sequences of the batch together. On a CPU, pieces as long as a
-GPU's would gain nothing, and keep the wish to stop waiting for minutes."""
+"""The largest numbers of positions and of logits in a piece, all sequences of the batch together. On a CPU, longer
+pieces would gain nothing, and would delay a request to stop by minutes."""
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, the mean loss at each position of the window, and metrics by difficulty if the data has any."""
+    """Metrics by name, the mean loss at each position of the window, and metrics by difficulty if the data has it."""
 
     metrics: dict[str, float]
     loss_by_position: list[float]
@@ -35,14 +37,14 @@ class Evaluation(NamedTuple):
 
 
 class LossByPosition:
-    """Sums of the loss and counts for each place in the window, as far as the longest window seen."""
+    """The mean loss at each position of the window, up to the longest window seen."""
 
     def __init__(self, device: torch.device):
         self.total = torch.zeros(0, dtype=torch.float64, device=device)
         self.count = torch.zeros(0, dtype=torch.int64)
 
     def update(self, loss: Tensor, mask: Tensor, start: int) -> None:
-        """Add losses (B, L) from place ``start`` on, zero where the mask (B, L) is; the mask is on the CPU."""
+        """Add losses (B, L), from position ``start`` on; they are 0 where the mask (B, L), on the CPU, is false."""
         end = start + loss.shape[1]
         missing = end - len(self.total)
         if missing > 0:
@@ -52,7 +54,7 @@ class LossByPosition:
         self.count[start:end] += mask.sum(dim=0)
 
     def compute(self) -> list[float]:
-        """The means; not a number where no position counted."""
+        """The mean losses, NaN where the mask was always false."""
         return (self.total.cpu() / self.count).tolist()
 
 
@@ -69,17 +71,18 @@ def evaluate(
     on_batch: Callable[[], None] = lambda: None,
     on_piece: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Measure a model on a split, once and in order; the model's mode is put back afterwards.
+    """Measure a model on a split, once and in order, in evaluation mode; its mode is restored afterwards.
 
     Args:
         model: maps inputs to outputs, on ``device``.
         data: has the split, its loss and its metrics.
         split: ``validation``, ``test`` or one of the data's further tests.
         batch_size: windows at a time; it changes the speed and not the result of a whole split.
-        most: read this many batches at most; None is the whole split.
-        autocast: the precision's context.
+        most: the largest number of batches to read; None reads the whole split.
+        device: where to compute.
+        autocast: makes the context of the precision.
         on_batch: called after each batch, for a progress bar.
-        on_piece: called after each piece of a batch, a whole batch that goes at once too, to stop early by raising.
+        on_piece: called after each piece of a batch, or each whole batch; may raise to stop early.
     """
     training = model.training
     model.eval()
@@ -111,7 +114,7 @@ def evaluate(
 
 
 def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, most: int) -> int:
-    """How many positions of the sequences go through the model at once; all where it would go on step by step."""
+    """The number of positions that go through the model at once; all if a mixer has no ``prefill``."""
     layers = model.layers if isinstance(model, SequenceModel) else ()
     by_pieces = isinstance(model, Prefills) and all(isinstance(layer.mixer.inner, Prefills) for layer in layers)
     return max(1, min(most, LOGITS // d_output) // batch_size) if by_pieces and length > LONG else length
@@ -120,9 +123,12 @@ def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, mo
 def pieces(
     model: nn.Module, inputs: Tensor, mask: Tensor, size: int, autocast: Callable[[], Any]
 ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
-    """Where each piece of the sequences begins, and the model's outputs at its places under the mask, or at all (None).
+    """Run inputs (B, L) or (B, L, d_input) in pieces of ``size`` positions.
 
-    All are made only where half of a whole batch counts, or where the model cannot choose.
+    Yields:
+        The first position of a piece, its answers' places (P,) by the mask (B, L), and the outputs there
+        (P, d_output). For whole sequences of which most positions count, or if the model cannot select places, None
+        and all outputs (B, L, d_output).
     """
     length = inputs.shape[1]
     if size >= length:
@@ -132,7 +138,7 @@ def pieces(
             outputs = model(inputs) if places is None else model(inputs, places)
         yield 0, places, outputs
         return
-    model.check_length(length)  # now, and not after half of it
+    model.check_length(length)  # before half of it is computed
     state = model.initial_state(len(inputs))
     for start in range(0, length, size):
         places = places_of(mask[:, start : start + size], inputs.device)
@@ -144,7 +150,10 @@ def pieces(
 def at_every_position(
     data: DataSet, outputs: Tensor, targets: Tensor, mask: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses (B, L), and in a row what metrics see, the positions under the mask (B, L), which is on the CPU."""
+    """Losses (B, L), and the answers for the metrics: what is under the mask (B, L), which is on the CPU.
+
+    Outputs are (B, L, d_output); targets are (B, L), or (B, L, n) if a position has several.
+    """
     loss = data.loss(outputs, targets)
     parts = [part.flatten(0, 1) for part in (outputs, targets, loss)]  # (B L, ...) each
     if not mask.all():  # a copy of the outputs only where it drops something
@@ -154,8 +163,10 @@ def at_every_position(
 
 
 def at_places(data: DataSet, outputs: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same of outputs (P, ...) at ``places`` alone, with each answer as a sequence of its own: a data object need
-    not know of pieces."""
+    """As ``at_every_position``, from outputs (P, d_output) at ``places`` (P,) of the flat targets.
+
+    Each answer is passed to ``data.loss`` as a sequence of its own, so that a data set need not know of pieces.
+    """
     target = targets.flatten(0, 1)[places]
     loss = torch.zeros(targets.shape[:2], device=outputs.device)
     answered = data.loss(outputs[:, None], target[:, None])[:, 0] if len(places) else loss.new_zeros(0)
@@ -164,22 +175,25 @@ def at_places(data: DataSet, outputs: Tensor, targets: Tensor, places: Tensor) -
 
 
 def in_a_row(preds: Tensor, target: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """What metrics see of P answers: values (P, d_output), which are no tokens, one by one."""
+    """The answers for the metrics: outputs (P, d_output), targets (P,) or (P, n) and losses (P,).
+
+    If a position has several targets, they and the outputs are flattened, to (P n,) and (P d_output,).
+    """
     if target.ndim > 1:
         preds, target = preds.flatten(), target.flatten()
     return {"preds": preds, "target": target, "loss": loss}
 
 
 def places_of(mask: Tensor, device: torch.device) -> Tensor:
-    """Where a mask (B, L) on the CPU is true, in the flat batch: (P,) on the device."""
+    """The indices, in the flat batch, at which a mask (B, L) on the CPU is true: (P,) int64 on the device."""
     return mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
 
 
 def numbered(mask: Tensor) -> Tensor:
-    """For each position (B, L) which sequence of the batch it is in, of those that have any under the mask."""
+    """The number of each position's sequence, counting sequences with an answer under the mask: (B, L) to (B, L)."""
     return (mask.any(dim=1).cumsum(dim=0) - 1)[:, None].expand(mask.shape)
 
 
 def in_answers(values: Tensor, mask: Tensor, size: int) -> Tensor:
-    """Values (B, L) at the positions under the mask (B, L) in a row (P,), in the order of the pieces' answers."""
+    """Values (B, L) under the mask (B, L), flat (P,), in the order of the pieces' answers."""
     return torch.cat([one[here] for one, here in zip(values.split(size, 1), mask.split(size, 1), strict=True)])

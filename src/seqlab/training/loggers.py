@@ -1,7 +1,7 @@
-"""Where the numbers go besides ``metrics.jsonl``: one optional tracker.
+"""Experiment trackers that get the records of metrics besides ``metrics.jsonl``.
 
-A logger inherits from ``NoLogger``: ``start`` gives it the configuration, ``log`` each record of metrics, and ``close``
-how the run ended. A run that is resumed after a kill repeats the steps since its last checkpoint, and their records.
+A logger inherits from ``NoLogger``. A run that is resumed after a kill repeats the steps since its last checkpoint, and
+their records.
 """
 
 import hashlib
@@ -22,7 +22,11 @@ from seqlab.jsonio import Record, write_whole
 
 
 def require(module: str, *, extra: str) -> Any:
-    """Import an optional tracker, or say which extra brings it."""
+    """Import the package of an optional tracker.
+
+    Raises:
+        UserError: it cannot be imported; the remedy names the extra to install.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -31,7 +35,7 @@ def require(module: str, *, extra: str) -> Any:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The measured numbers of a record, named ``split/metric``."""
+    """The numbers of a record except the step, named ``split/metric``."""
     return {
         f"{record['split']}/{key}": value
         for key, value in record.items()
@@ -40,16 +44,16 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 class NoLogger:
-    """Nothing besides ``metrics.jsonl``, and what every logger has."""
+    """No tracker; the base class of all loggers."""
 
     def start(self, folder: Path, config: Record, step: int) -> None:
-        """Open the tracker for a run in ``folder`` that goes on from ``step``."""
+        """Open the tracker for a run in ``folder`` with this configuration, which starts or resumes at ``step``."""
 
     def log(self, record: Record) -> None:
-        """Pass on one record of metrics."""
+        """Log one record of metrics."""
 
     def close(self, status: str) -> None:
-        """Close the tracker; the run is completed, interrupted, diverged or failed."""
+        """Close the tracker; ``status`` is completed, interrupted, diverged or failed."""
 
 
 class TensorBoard(NoLogger):
@@ -106,7 +110,7 @@ class WandB(NoLogger):
 
 
 class MLflow(NoLogger):
-    """An MLflow run in the tracking store that ``tracking_uri`` or the environment names; a resumed one continues."""
+    """An MLflow run in the tracking store of ``tracking_uri`` or the environment; a resumed run continues it."""
 
     STATUS: ClassVar = {"completed": "FINISHED", "interrupted": "KILLED"}
 
@@ -120,7 +124,7 @@ class MLflow(NoLogger):
             self.mlflow.set_tracking_uri(self.tracking_uri)
         uri = self.mlflow.get_tracking_uri()
         try:
-            with only_process_at(uri):  # the first makes the tables, and two at once fail
+            with only_process_at(uri):  # the first process creates the tables; two at once fail
                 self._start_run(folder)
         except self.mlflow.MlflowException as error:
             rule = f"MLflow refuses it ({error})"
@@ -129,7 +133,7 @@ class MLflow(NoLogger):
         self.mlflow.log_dict(config, "config.json")
 
     def _start_run(self, folder: Path) -> None:
-        """Make the run, in an experiment that is made if need be, or go on with it."""
+        """Create or continue the run; its experiment is created if it does not exist."""
         experiment = self.mlflow.set_experiment(self.experiment).experiment_id
 
         def new_run() -> str:
@@ -147,7 +151,7 @@ class MLflow(NoLogger):
 
 
 def only_process_at(uri: str) -> AbstractContextManager[Any]:
-    """Wait until no other process of this person's on this machine opens the same store; servers take several."""
+    """A lock among this user's processes on this machine that open the same store; none for a server."""
     if uri.startswith(("http:", "https:", "databricks")):
         return nullcontext()
     name = hashlib.sha256(f"{Path.home()} {uri}".encode()).hexdigest()[:16]
@@ -155,7 +159,7 @@ def only_process_at(uri: str) -> AbstractContextManager[Any]:
 
 
 def remembered(path: Path, make: Callable[[], str]) -> str:
-    """The tracker's name for a run, made once and kept in its folder."""
+    """The tracker's id of a run, made once and then read from a file in the run folder."""
     if not path.exists():
         write_whole(path, make())
     return path.read_text()

@@ -1,15 +1,17 @@
-"""Metrics: objects that are updated batch by batch, or plain functions whose values are averaged over positions; and
-loss and accuracy by difficulty.
+"""Metrics, and loss and accuracy by difficulty.
 
-A data set's YAML names its metrics, those here or any class of torchmetrics. Each is updated with what its signature
-asks for of
+A metric is an object that is updated batch by batch, or a plain function whose values are averaged over positions. A
+data set's YAML names its metrics, those here or any class of torchmetrics. Each is updated with those of the following
+that are parameters of its ``update``:
 
-- ``preds``: outputs at the positions that count, (P, d_output), or all values in a row for regression;
-- ``target``: what they should be, (P,) or in a row;
+- ``preds``: logits (P, V) at the positions that count; if a position has several targets, all outputs, flat;
+- ``target``: token ids (P,) int64; if a position has several targets, all targets, flat (P,);
 - ``loss``: the loss at each position, (P,), in nats for language;
-- ``sequence``: which sequence of the batch each position is in, (P,), numbered from 0 without a gap.
+- ``sequence``: the sequence of the batch that each position is in, (P,) int64, numbered from 0 without a gap.
 
-Sums begin as the number 0 and become tensors on the device of what is added.
+Sums start as the number 0 and become tensors on the device of what is added.
+
+Symbols: P positions that count, V vocabulary.
 """
 
 import copy
@@ -21,30 +23,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 SliceTable = dict[str, dict[str, dict[str, float]]]
-"""``{difficulty: {value: {loss, accuracy, count}}}``: how far back an answer lies, how many pairs there are, ..."""
+"""``{difficulty: {value: {loss, accuracy, count}}}``; difficulties are distance, number of pairs, ..."""
 
 PositionFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class MeanLoss:
-    """The mean loss, summed in float64 so that a long split loses nothing."""
+    """The mean loss, summed in float64 for the precision of long splits."""
 
     def __init__(self) -> None:
         self.total, self.count = 0, 0
 
     def update(self, loss: Tensor) -> None:
+        """Add losses (P,)."""
         self.total = self.total + loss.sum(dtype=torch.float64)
         self.count += loss.numel()
 
     def compute(self) -> Tensor:
+        """The value over everything added, a float64 scalar."""
         return self.total / self.count
 
 
 class Perplexity(MeanLoss):
     """The exponential of the mean loss in nats."""
 
+    @override
     def compute(self) -> Tensor:
         return super().compute().exp()
 
@@ -52,6 +58,7 @@ class Perplexity(MeanLoss):
 class BitsPerCharacter(MeanLoss):
     """The mean loss in bits; the tokens are characters."""
 
+    @override
     def compute(self) -> Tensor:
         return super().compute() / math.log(2)
 
@@ -64,8 +71,10 @@ class MeanSquaredError(MeanLoss):
         self.squared = squared
 
     def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add predictions (P,) and targets (P,)."""
         super().update((preds - target).square())
 
+    @override
     def compute(self) -> Tensor:
         return super().compute() if self.squared else super().compute().sqrt()
 
@@ -74,6 +83,7 @@ class MeanAbsoluteError(MeanLoss):
     """The mean of |prediction - target|."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add predictions (P,) and targets (P,)."""
         super().update((preds - target).abs())
 
 
@@ -84,26 +94,29 @@ class R2Score:
         self.error, self.total, self.squares, self.count = 0, 0, 0, 0
 
     def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add predictions (P,) and targets (P,)."""
         self.error = self.error + (preds - target).square().sum(dtype=torch.float64)
         self.total = self.total + target.sum(dtype=torch.float64)
         self.squares = self.squares + target.double().square().sum()
         self.count += target.numel()
 
     def compute(self) -> Tensor:
+        """The value over everything added, a float64 scalar."""
         return 1 - self.error / (self.squares - self.total**2 / self.count)
 
 
 class CalibrationError:
     """Expected calibration error of the top-1 prediction (Guo et al. 2017, equation 3), in ``n_bins`` equal bins.
 
-    The loss is cross-entropy, so with the target's logit it gives the log of the softmax's denominator, which over
-    a vocabulary is the expensive part.
+    The loss is cross-entropy, so it gives, with the target's logit, the log of the softmax's denominator, whose
+    computation over a vocabulary would be the expensive part.
     """
 
     def __init__(self, n_bins: int = 15):
         self.n_bins, self.gaps, self.count = n_bins, 0, 0
 
     def update(self, preds: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Add logits (P, V), targets (P,) and losses (P,)."""
         top, predicted = preds.max(dim=-1)
         own = preds.gather(-1, target[:, None])[:, 0]
         confidence = (top.float() - own.float() - loss).exp().clamp(max=1)
@@ -114,55 +127,61 @@ class CalibrationError:
         self.count += len(gap)
 
     def compute(self) -> Tensor:
+        """The value over everything added, a float64 scalar."""
         return self.gaps.abs().sum() / self.count
 
 
 class ExactSequences:
-    """The share of sequences all of whose answers are right; one without an answer does not count."""
+    """The share of sequences whose answers are all right, of those that have an answer."""
 
     def __init__(self) -> None:
         self.exact, self.count = 0, 0
 
     def update(self, preds: Tensor, target: Tensor, sequence: Tensor) -> None:
+        """Add logits (P, V), targets (P,) and the sequences (P,) that they are in."""
         wrong = preds.argmax(dim=-1) != target
         answers, mistakes = (torch.zeros(len(sequence), dtype=torch.int64, device=wrong.device) for _ in range(2))
-        answers.index_add_(0, sequence, torch.ones_like(sequence))  # (P,): there are no more sequences than answers
+        answers.index_add_(
+            0, sequence, torch.ones_like(sequence)
+        )  # (P,) suffices: there are no more sequences than answers
         mistakes.index_add_(0, sequence, wrong.long())
         self.exact = self.exact + ((answers > 0) & (mistakes == 0)).sum()
         self.count = self.count + (answers > 0).sum()
 
     def compute(self) -> Tensor:
+        """The value over everything added, a float32 scalar."""
         return self.exact / self.count
 
 
 class PositionMean(MeanLoss):
-    """The mean over positions of a function of predictions and targets."""
+    """The mean of a function of ``preds`` and ``target`` to values (P,)."""
 
     def __init__(self, function: PositionFunction):
         super().__init__()
         self.function = function
 
     def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add predictions, (P, V) or (P,), and targets (P,)."""
         super().update(self.function(preds, target).float())
 
 
 def top_k_accuracy(preds: Tensor, target: Tensor, *, k: int) -> Tensor:
-    """Whether the target is among the k largest logits, (P, V) and (P,) to (P,)."""
+    """Whether the target is among the k largest logits: (P, V) and (P,) to (P,) bool."""
     largest = preds.topk(min(k, preds.shape[-1]), dim=-1, sorted=False).indices  # (P, k)
     return (largest == target[:, None]).any(dim=-1)
 
 
 def within_tolerance(preds: Tensor, target: Tensor, *, tolerance: float) -> Tensor:
-    """Whether a value lies within ``tolerance`` of what it should be."""
+    """Whether a prediction is within ``tolerance`` of its target: (P,) and (P,) to (P,) bool."""
     return (preds - target).abs() <= tolerance
 
 
 class Metrics:
-    """Fresh metrics of these kinds, and the mean loss, each updated with what its signature asks for.
+    """The mean loss and copies of the given metrics; see the module for what each is updated with.
 
     Args:
-        kinds: by name, metrics that were never updated, or functions of predictions and targets.
-        device: where those of torchmetrics keep their states.
+        kinds: by name, metrics that were never updated, or functions of ``preds`` and ``target``.
+        device: of the states of torchmetrics.
     """
 
     def __init__(self, kinds: dict[str, Any], device: torch.device):
@@ -172,12 +191,13 @@ class Metrics:
             self.metrics[name] = fresh.to(device) if hasattr(fresh, "to") else fresh
 
     def update(self, **answers: Tensor) -> None:
+        """Add the answers of a batch, all that the module lists."""
         for metric in self.metrics.values():
             wanted = inspect.signature(metric.update).parameters
             metric.update(**{name: value for name, value in answers.items() if name in wanted})
 
     def compute(self) -> dict[str, float]:
-        """Each metric's value by its name, or what one that has several calls them."""
+        """Each metric's value by its name; one with several values names them itself."""
         found: dict[str, Any] = {}
         for name, metric in self.metrics.items():
             value = metric.compute()
@@ -186,17 +206,17 @@ class Metrics:
 
 
 class Slices:
-    """Sums over the answers of each difficulty's values. The device is waited for once, in ``compute``."""
+    """Mean loss and accuracy for each value of each difficulty; only ``compute`` waits for the device."""
 
     def __init__(self) -> None:
         self.parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
 
     def update(self, difficulty: dict[str, Tensor], *, preds: Tensor, target: Tensor, loss: Tensor) -> None:
-        """Add a batch's answers.
+        """Add the answers of a batch.
 
         Args:
-            difficulty: by name, values (P,) int64 on the CPU.
-            preds, target, loss: logits (P, V), ids (P,) and losses (P,) of the same answers, on the device.
+            difficulty: values (P,) int64 by name, on the CPU.
+            preds, target, loss: logits (P, V), token ids (P,) and losses (P,) of the same answers, on the device.
         """
         if not difficulty:
             return
@@ -213,7 +233,7 @@ class Slices:
 
 
 def table_of(values: Tensor, counts: Tensor, sums: Tensor) -> dict[str, dict[str, float]]:
-    """The means over everything with one value: values (S,), counts (S,), sums of loss and hits (S, 2)."""
+    """The means over all entries of each value: values (S,), counts (S,), sums of loss and of right answers (S, 2)."""
     found, place = values.unique(return_inverse=True)
     count = torch.zeros(len(found), dtype=torch.int64).index_add_(0, place, counts)
     loss, accuracy = torch.zeros(len(found), 2, dtype=torch.float64).index_add_(0, place, sums.cpu()).T / count

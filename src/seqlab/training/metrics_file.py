@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one record a line, written as training goes on, and put in order when a run is taken up again."""
+"""``metrics.jsonl``: one record a line, appended during training, and cleaned when a run is resumed."""
 
 import json
 import logging
@@ -14,18 +14,22 @@ from seqlab.jsonio import Record, finite, record_of
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 18
-"""Bytes of lines that are looked at together."""
+"""Bytes of lines that are checked together."""
 
 NUMBER = rb"(?:-?\d++(?:\.\d++)?+(?:e[+-]?\d++)?+|null)"
 WHOLE = re.compile(rb'(?:\{"step": \d++, "split": "\w++"(?:, "[^"\\\n]++": %s)*+\}\n)++' % NUMBER)
-"""Lines as ``MetricsFile`` writes them; five times sooner checked than parsed."""
+"""Matches lines as ``MetricsFile`` writes them, five times faster than parsing them."""
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one record a line, each line whole on the disk before the next begins."""
+    """``metrics.jsonl``, open for appending; each line is flushed before the next is written."""
 
     def __init__(self, path: Path, *, keep: Callable[[Record], bool]):
-        """Open for appending; records that ``keep`` refuses, which a resumed run makes again, are dropped."""
+        """Open for appending; existing records for which ``keep`` is false, which a resumed run repeats, are dropped.
+
+        Raises:
+            UserError: the path is a folder.
+        """
         if path.is_dir():
             raise UserError("metrics", path, "is a folder, and a run's measurements go there", "Move it away")
         if path.exists():
@@ -33,6 +37,7 @@ class MetricsFile:
         self.file = path.open("a", encoding="utf-8")
 
     def log(self, record: Record) -> None:
+        """Append one record; values that are not finite become null."""
         self.file.write(json.dumps({k: finite(v) for k, v in record.items()}) + "\n")
         self.file.flush()
 
@@ -40,7 +45,11 @@ class MetricsFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Close it; where that fails because the disk is full, what failed first for the same reason is raised."""
+        """Close the file.
+
+        Raises:
+            OSError: it cannot be closed, as on a full disk, and no earlier exception is being raised.
+        """
         try:
             self.file.close()
         except OSError:
@@ -49,12 +58,12 @@ class MetricsFile:
 
 
 def settle(path: Path, keep: Callable[[Record], bool]) -> None:
-    """Drop the records that ``keep`` refuses, and lines that are none.
+    """Drop the records for which ``keep`` is false, and damaged lines.
 
-    Nothing is copied where what is dropped is the end of the file, as it is where no line is damaged. Otherwise the
-    file as it was stays beside, as ``metrics.jsonl.damaged``.
+    If only the end of the file is dropped, it is truncated in place. Otherwise it is rewritten; with damaged lines, the
+    old file is kept as ``metrics.jsonl.damaged``.
     """
-    first = kept = damaged = 0  # bytes up to the first gap, bytes kept in all, lines
+    first = kept = damaged = 0  # bytes before the first gap, all bytes kept, damaged lines
     size = path.stat().st_size
     for begin, line, good in sieve(path, keep):
         first += len(line) if begin == first and good else 0
@@ -78,11 +87,11 @@ def settle(path: Path, keep: Callable[[Record], bool]) -> None:
 
 
 def sieve(path: Path, keep: Callable[[Record], bool]) -> Iterator[tuple[int, bytes, bool | None]]:
-    """A metrics file in pieces, which end with a line: where each begins, what is in it, and whether it is kept.
+    """Pieces of a metrics file, of one or more lines: the first byte, the content, and whether to keep it.
 
-    Records come in the order of the steps, so where a block's last one is kept, all are. A piece is several lines then,
-    and one otherwise; ``None`` for a line that is no record. A last line that a crash cut short is dropped like a
-    record to be made again.
+    Records are in the order of the steps, so if the last one of a block is kept, all are, and the block is one piece.
+    Otherwise a piece is a line. ``None`` marks a line that is no record; a last line that a crash cut short is dropped
+    like a record that will be repeated.
     """
     begin = 0
     with path.open("rb") as file:
@@ -100,6 +109,6 @@ def sieve(path: Path, keep: Callable[[Record], bool]) -> Iterator[tuple[int, byt
 
 
 def free_name(path: Path) -> Path:
-    """The first of ``<name>.damaged``, ``<name>.damaged2`` and so on that is not there."""
+    """The first of ``<name>.damaged``, ``<name>.damaged2`` and so on that does not exist."""
     names = (path.with_name(f"{path.name}.damaged{number if number > 1 else ''}") for number in range(1, 1_000_000))
     return next(name for name in names if not name.exists())

@@ -1,4 +1,7 @@
-"""Muon for the maps of experts, which are stacks of matrices: torch's own takes single matrices alone."""
+"""Muon for the weights of experts, which are stacks of matrices: torch's Muon takes only single matrices.
+
+Symbols: n matrices in a stack.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 COEFFICIENTS, ITERATIONS, TINY = (3.4445, -4.7750, 2.0315), 5, 1e-7
-"""Of the Newton-Schulz iteration, as Jordan et al. 2024 chose them and ``torch.optim.Muon`` has them."""
+"""Constants of the Newton-Schulz iteration (Jordan et al. 2024), those of ``torch.optim.Muon``."""
 
 
 def orthogonalised(stack: Tensor) -> Tensor:
-    """Each matrix of ``stack`` (n, rows, columns) with its singular values brought near 1, in bfloat16."""
+    """Each matrix of a stack with its singular values brought near 1: (n, rows, columns) to the same in bfloat16."""
     a, b, c = COEFFICIENTS
     tall = stack.shape[1] > stack.shape[2]
     x = stack.bfloat16()
@@ -25,7 +28,9 @@ def orthogonalised(stack: Tensor) -> Tensor:
 
 
 class MuonOfStacks(Optimizer):
-    """What ``torch.optim.Muon`` does with Nesterov's momentum and AdamW's scale, to each matrix of a stack by itself.
+    """``torch.optim.Muon`` with Nesterov momentum and AdamW's update size, for each matrix of a stack.
+
+    Muon is of Jordan et al. 2024, the scale of its update of Liu et al. 2025 (section 2.2).
 
     Args:
         params: stacks of matrices, (n, rows, columns) each.

@@ -1,10 +1,10 @@
-"""Optimizers, built for a model: which parameters decay, and which update serves which.
+"""Optimizers of a model: which parameters have weight decay, and which optimizer updates which.
 
 Each function returns a list of torch optimizers; the trainer steps them together.
 
-Every matrix decays, whatever it is for: an embedding does whether it is tied to the head or not, so that two models
-that differ in tying differ in nothing else, and so do learned positions. ``decay_lookups=False`` is what runs did
-before that was a setting: tables that are only looked up, which no head shares, go without.
+In ``conf/`` every matrix decays, embeddings and learned positions too, tied to the head or not, so that two models that
+differ in tying differ in nothing else. ``decay_lookups=False``, as in runs before that setting existed, exempts tables
+that are only looked up and not shared with a head.
 """
 
 from collections.abc import Iterable
@@ -24,18 +24,19 @@ Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 def floats(numbers: Iterable[float]) -> tuple[float, ...]:
-    """Numbers as torch's optimizers take them, which refuse a whole one (0) among the others."""
+    """Numbers as torch's optimizers take them, which refuse integers such as 0 among floats."""
     return tuple(map(float, numbers))
 
 
 def trainable(model: nn.Module) -> Parameters:
+    """The parameters that require a gradient."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def decays(parameter: nn.Parameter, *, lookups: bool) -> bool:
-    """Weight decay is for matrices; vectors (norms, biases, skips) and what says ``no_weight_decay`` go without.
+    """Whether a parameter has weight decay: not vectors (norms, biases, skips), nor those with ``no_weight_decay``.
 
-    A table that is looked up alone, and never multiplied with, says so in ``lookup``; it decays where ``lookups``.
+    A table that is only looked up and never multiplied with has ``lookup``; it decays if ``lookups`` is true.
     """
     spared = getattr(parameter, "no_weight_decay", False) or (getattr(parameter, "lookup", False) and not lookups)
     return parameter.ndim >= 2 and not spared
@@ -51,7 +52,7 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, *, loo
 
 
 def decayed_share(optimizers: Iterable[Optimizer]) -> float:
-    """Of all numbers that are trained, the share that weight decay shrinks."""
+    """The share of the trained elements that have weight decay."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]
     return sum(n for n, group in zip(sizes, groups, strict=True) if group["weight_decay"] > 0) / sum(sizes)
@@ -87,7 +88,7 @@ def sgd(
     weight_decay: NonNegativeFloat = 0.0,
     decay_lookups: bool = False,
 ) -> list[Optimizer]:
-    """Stochastic gradient descent with momentum (``nesterov`` looks ahead along it, and does nothing without it)."""
+    """Stochastic gradient descent with momentum, Nesterov's (Sutskever et al. 2013) if ``nesterov``."""
     groups = decay_groups(trainable(model), weight_decay, lookups=decay_lookups)
     return [torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
 
@@ -102,10 +103,10 @@ def muon(
     weight_decay: NonNegativeFloat = 0.1,
     decay_lookups: bool = False,
 ) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024) for the layers' linear maps, AdamW for the rest.
+    """Muon (Jordan et al. 2024) for the weights of the layers' linear maps, AdamW for the rest.
 
-    Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that one rate serves both. The maps of
-    experts are taken one by one.
+    Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that both have one learning rate. Each
+    expert's matrix is updated separately.
     """
     hidden, stacks = (
         [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]

@@ -1,4 +1,4 @@
-"""In which arithmetic a model is trained, and whether its recurrent layers can be computed in it here."""
+"""The floating-point precision of training, and whether torch has a model's recurrent layers in it."""
 
 from typing import Literal
 
@@ -12,12 +12,16 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which a model computes in a precision; its parameters stay float32."""
+    """The context in which a model computes in a precision; parameters stay float32."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
 
 
 def check_precision(model: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Refuse a precision in which torch has no kernel here for a recurrent layer of the model, as on some CPUs."""
+    """Check that torch has kernels for the model's recurrent layers in this precision, which some CPUs lack.
+
+    Raises:
+        UserError: it has not.
+    """
     if precision == "float32" or device.type == "meta":
         return
     kinds = {type(part).__name__: part for part in model.modules() if isinstance(part, nn.RNNBase)}
@@ -29,7 +33,11 @@ def check_precision(model: nn.Module, device: torch.device, precision: Precision
 
 
 def obstacle(layer: nn.RNNBase, device: torch.device, precision: Precision) -> str | None:
-    """What torch says of a step of training and of evaluation with a layer like this one, ``None`` if it can."""
+    """Torch's error message for a training and an evaluation step of a layer; ``None`` if both work.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory is full.
+    """
     try:
         with autocast(device, precision), torch.random.fork_rng([device] if device.type == "cuda" else []):
             x = torch.zeros(1, 2, layer.input_size, device=device, requires_grad=True)

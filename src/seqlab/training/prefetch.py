@@ -1,4 +1,4 @@
-"""Batches made ahead of their steps by a thread of their own, so that the device need not wait for them."""
+"""Batches made ahead of their steps by a separate thread, so that the device need not wait for them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,21 +10,20 @@ import torch
 from seqlab.data import Batch
 
 AHEAD = 3
-"""Batches that are ready or being made, at most."""
+"""The largest number of batches that are ready or being made."""
 
 
 class Prefetch:
-    """Batches ``first`` to ``end - 1`` in order; batch number i is a function of i alone, whoever makes it and when.
+    """Batches ``first`` to ``end - 1`` in order, made by a thread while the context is entered.
 
-    While entered, a thread makes them, at most ``AHEAD`` before they are taken and none past the last. What goes
-    wrong there is raised where the batch is taken. For a GPU, batches come in pinned memory, from which they are
-    copied while the device computes.
+    The thread is at most ``AHEAD`` batches ahead; its exceptions are raised in ``take``. For a GPU, batches are in
+    pinned memory, from which they are copied while the device computes.
 
     Args:
-        make: given its number, a batch.
-        first: the number of the batch that is taken first.
-        end: the number after that of the last batch.
-        device: where the batches go.
+        make: returns the batch of a number, a function of the number alone.
+        first: the number of the first batch.
+        end: one past the number of the last batch.
+        device: where the batches will be used.
     """
 
     def __init__(self, make: Callable[[int], Batch], first: int, end: int, *, device: torch.device):
@@ -42,7 +41,7 @@ class Prefetch:
         self._pool.shutdown(cancel_futures=True)
 
     def take(self) -> Batch:
-        """The next batch, as soon as it is made; never asked for more often than there are batches."""
+        """The next batch, after waiting until it is made; callable once for each batch."""
         batch = self._pending.popleft().result()
         self._submit()
         return batch
@@ -55,5 +54,5 @@ class Prefetch:
     def _made(self, number: int) -> Batch:
         if self._gpu is None:
             return self.make(number)
-        torch.cuda.set_device(self._gpu)  # a thread begins on the machine's first
+        torch.cuda.set_device(self._gpu)  # a new thread starts with device 0
         return Batch(*(part.pin_memory() for part in self.make(number)))

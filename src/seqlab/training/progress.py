@@ -1,4 +1,4 @@
-"""The progress bar, on the console that the log shares; where no bar can be shown, a line now and then in the log."""
+"""The progress bar, on the console of the log; without a terminal, occasional lines in the log instead."""
 
 import logging
 import math
@@ -12,11 +12,11 @@ from seqlab import console
 log = logging.getLogger(__name__)
 
 FIRST_LINE, MOST_SECONDS = 2.0, 60.0
-"""Seconds until the first line where there is no bar, and between two at most; each is twice as late as the last."""
+"""Seconds until the first line in the log, and the longest interval; each interval is twice the one before."""
 
 
 class ProgressBar:
-    """One bar for training, and one beneath it while a split is evaluated."""
+    """One bar for training, and one below it while a split is evaluated."""
 
     def __init__(self, description: str, *, total: int, completed: int = 0):
         columns = TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}")
@@ -39,18 +39,21 @@ class ProgressBar:
         self._log(self.training, f"step {step:,}", note)
 
     def begin_evaluation(self, split: str, batches: int) -> None:
+        """Show the evaluation bar for a split of so many batches."""
         self.progress.reset(self.evaluation, total=batches, description=split, visible=True)
 
     def evaluated_batch(self) -> None:
+        """Advance the evaluation bar by one batch."""
         self.progress.advance(self.evaluation)
         task = self.progress.tasks[self.evaluation]
         self._log(self.evaluation, f"batch {task.completed:,.0f}", "")
 
     def end_evaluation(self) -> None:
+        """Hide the evaluation bar."""
         self.progress.update(self.evaluation, visible=False)
 
     def _log(self, bar: TaskID, place: str, note: str) -> None:
-        """Where no bar is shown, how far it would be: a line in the log, in growing pauses."""
+        """If no bar is shown, log the progress, at growing intervals."""
         if not self.progress.disable or time.monotonic() < self._next:
             return
         task = self.progress.tasks[bar]

@@ -14,9 +14,13 @@ from seqlab.errors import UserError
 
 
 def check_fits(schedule: Callable[[int, int], float], total: int) -> None:
-    """Refuse one of the schedules here, with its settings bound, whose warmup and decay are longer than the run."""
+    """Check that warmup and decay of one of the schedules here, with its settings bound, fit into ``total`` steps.
+
+    Raises:
+        UserError: together they are longer than the run.
+    """
     if getattr(schedule, "func", schedule).__module__ != __name__:
-        return  # a person's own, whose settings may mean anything
+        return  # a user's own, whose settings may have other meanings
     settings = inspect.signature(schedule).parameters
     phases = {name: settings[name].default for name in ("warmup", "decay") if name in settings}
     steps = {name: amount * total if amount < 1 else amount for name, amount in phases.items()}
@@ -31,7 +35,7 @@ def check_fits(schedule: Callable[[int, int], float], total: int) -> None:
 
 
 def steps_of(amount: float, total: int) -> int:
-    """A number of steps from a number or a fraction of the run."""
+    """A number of steps, from such a number (1 or more) or a fraction of the run (below 1)."""
     return round(amount * total) if amount < 1 else round(amount)
 
 
@@ -41,12 +45,12 @@ def warm(step: int, warmup_steps: int) -> float:
 
 
 def progress(step: int, start: int, total: int) -> float:
-    """How far a phase that begins at ``start`` and ends with the run's last update is, in [0, 1]."""
+    """The completed fraction, in [0, 1], of a phase from ``start`` to the run's last update."""
     return min(1.0, max(0.0, (step - start) / max(1, total - 1 - start)))
 
 
 def constant(step: int, total: int, *, warmup: NonNegativeFloat = 0.0) -> float:
-    """Full rate after the warmup."""
+    """1 after the warmup."""
     return warm(step, steps_of(warmup, total))
 
 
@@ -71,6 +75,6 @@ def warmup_stable_decay(
     decay: NonNegativeFloat = 0.2,
     final: NonNegativeFloat = 0.0,
 ) -> float:
-    """Full rate, then a straight line to ``final`` over the last ``decay`` (Hu et al. 2024, MiniCPM, section 4)."""
+    """1, then a straight line to ``final`` over the last ``decay`` (Hu et al. 2024, MiniCPM, section 4)."""
     start = total - steps_of(decay, total) if decay else total
     return warm(step, steps_of(warmup, total)) * (1 - (1 - final) * progress(step, start - 1, total))

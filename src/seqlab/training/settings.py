@@ -1,4 +1,4 @@
-"""The settings of a training run, and how long it is by them; ``conf/trainer`` holds their values."""
+"""The settings of a training run and the length that follows from them; ``conf/trainer`` has their values."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from seqlab.training.counters import Counters
 from seqlab.training.precision import Precision
 
 BUDGETS = ("steps", "epochs", "tokens")
-"""Units in which the length of a run can be given, each a field of ``TrainerConfig``."""
+"""Units of the length of a run, each a field of ``TrainerConfig``."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -23,27 +23,30 @@ class TrainerConfig:
     """Settings of a training run.
 
     Args:
-        optimizer: given the model, its torch optimizers (``seqlab.training.optim``).
-        schedule: given step and total, the factor on the learning rate (``seqlab.training.schedule``).
+        optimizer: returns the torch optimizers of a model (``seqlab.training.optim``).
+        schedule: returns the factor on the learning rate at a step of so many (``seqlab.training.schedule``).
         batch_size: windows in an update.
         steps, epochs, tokens: the budget, exactly one of them.
-        accumulate: parts that a batch is cut into to save memory; the gradient is that of the whole. Models that
-            balance experts pay a second forward pass for it, in which the whole batch's visits are counted.
-        clip_norm: largest norm of the gradient; ``None`` leaves it as it is.
-        precision: of the model's arithmetic; parameters are always float32.
+        accumulate: number of parts of a batch, to save memory; the gradient is that of the whole batch. With a loss
+            that balances experts this takes a second forward pass, which counts the whole batch's visits of experts.
+        clip_norm: largest norm of the gradient; ``None`` does not clip.
+        precision: of the model's computations; parameters are always float32.
         compile: train through ``torch.compile``.
-        cuda_graph: capture the kernels of a step once and replay them, which small models need on a GPU; ``auto`` does
-            so on CUDA in float32 and bf16 without ``compile``.
+        cuda_graph: capture the kernels of a step once and replay them, which makes small models faster on a GPU;
+            ``auto`` does so on CUDA in float32 and bf16 without ``compile``.
         evaluate_every: steps between evaluations; ``None`` is an epoch.
-        checkpoint_every: steps between checkpoints, besides those of each better validation loss and of the end;
-            ``None`` is ``evaluate_every``.
+        checkpoint_every: steps between checkpoints; ``None`` is ``evaluate_every``. Each better validation loss and the
+            end of training are saved too.
         log_every: steps between training records.
-        patience: evaluations without a better validation loss before stopping; ``None`` goes on to the end.
+        patience: evaluations without a better validation loss after which to stop; ``None`` never stops early.
         stop_above: ``{metric: name, value: x}``: stop when this metric of the validation split is above x.
-        max_skipped: steps in a row whose loss or gradient is not finite before giving up.
+        max_skipped: consecutive steps without a finite loss and gradient after which to give up.
         evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
-        evaluation_batches: read this many batches of a split at most, its first ones; ``None`` is the whole split.
+        evaluation_batches: the largest number of batches of a split to read, from its start; ``None`` reads all.
         further_tests: measure the data's tests beyond training, after the test split.
+
+    Raises:
+        UserError: ``accumulate`` does not divide ``batch_size``.
     """
 
     optimizer: Callable[[nn.Module], list[Optimizer]]
@@ -97,7 +100,11 @@ class TrainerConfig:
         return math.ceil(self.tokens / (self.batch_size * data.length))
 
     def check_stop_above(self, data: DataSet) -> None:
-        """Refuse a ``stop_above`` that names no metric of the data's, or no number, with a ``UserError``."""
+        """Check ``stop_above``.
+
+        Raises:
+            UserError: it does not name a metric of the data and a number.
+        """
         rule = self.stop_above
         if rule is None:
             return
@@ -109,7 +116,7 @@ class TrainerConfig:
             raise UserError("stop_above.metric", metric, "is no metric of this data", nearest(metric, data.metrics))
 
     def stop_reason(self, counters: Counters) -> str | None:
-        """Why a run that stands here ends before its budget; ``None`` if it goes on."""
+        """Why a run with these counters ends before its budget; ``None`` if it continues."""
         if self.stop_above is not None:
             metric, value = self.stop_above["metric"], self.stop_above["value"]
             reached = counters.last_metrics.get(metric, -math.inf)

@@ -1,7 +1,7 @@
-"""SIGTERM, Ctrl-C and a closed terminal as a wish that the trainer reads between two steps and pieces of an evaluation.
+"""SIGTERM, Ctrl-C and a closed terminal as a request to stop, checked between steps and pieces of an evaluation.
 
-Python hears a signal between two calls into PyTorch and never within one. So what is long is cut into many calls, where
-it could be minutes: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
+Python handles a signal between two calls into PyTorch and never within one. So computations that could take minutes are
+cut into many calls: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
 """
 
 import signal
@@ -11,7 +11,7 @@ from typing import Self
 
 
 class StopRequest:
-    """While entered, notes the first signal in ``signal``; a second one acts as it would have before."""
+    """A context manager that stores the number of the first signal in ``signal``; a second one has its usual effect."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
@@ -20,7 +20,7 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        if threading.current_thread() is threading.main_thread():  # handlers can only be set there
             heard = [n for n in self.SIGNALS if n != getattr(signal, "SIGHUP", None) or not ignored(n)]
             self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
@@ -39,5 +39,5 @@ class StopRequest:
 
 
 def ignored(number: int) -> bool:
-    """Whether whoever started the process wants a signal ignored, as ``nohup`` does."""
+    """Whether the process was started with this signal ignored, as by ``nohup``."""
     return signal.getsignal(number) is signal.SIG_IGN

@@ -1,8 +1,8 @@
 """The trainer: one loop for every model, task and device.
 
-``Trainer`` trains one model under the settings of a ``TrainerConfig``. Between two updates it evaluates if that is
-due, then writes a checkpoint if that is due; so a run that continues from a checkpoint repeats exactly what it would
-have done. Batch number ``step`` is a function of the seed alone, so the step is all there is to save of the data.
+``Trainer`` trains one model with the settings of a ``TrainerConfig``. Between two updates it evaluates if that is due,
+then writes a checkpoint if that is due; so a run that is resumed from a checkpoint does exactly what it would have done
+without interruption. Batch number ``step`` depends on the seed alone, so the step is the only state of the data.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One model being trained on one data object.
+    """Trains one model on one data set.
 
     Args:
         config: the settings.
@@ -41,7 +41,10 @@ class Trainer:
         data: what to train and test it on.
         device: where to train.
         seed: of the order of the data.
-        folder: the run folder; checkpoints go beneath it.
+        folder: the run folder; checkpoints are written to ``checkpoints/`` in it.
+
+    Raises:
+        UserError: a setting does not fit the data, the model or the device.
     """
 
     def __init__(
@@ -72,7 +75,11 @@ class Trainer:
         self._started = time.perf_counter()
 
     def restore(self) -> None:
-        """Go back to the newest whole checkpoint of the run folder."""
+        """Restore the newest undamaged checkpoint of the run folder.
+
+        Raises:
+            UserError: there is none.
+        """
         path = checkpoint.latest(self.checkpoints)
         checkpoint.load_weights(path, self.model)
         state = checkpoint.load_state(path)
@@ -85,14 +92,20 @@ class Trainer:
         log.info("Continuing from %s.", path)
 
     def is_settled(self, record: dict[str, Any]) -> bool:
-        """Whether a record of metrics is from before the present state, and so will not be made again."""
+        """Whether a record of metrics is part of the restored state, so that training will not write it again."""
         last = {"train": self.counters.step, "validation": self.counters.evaluated_step}
         return record["step"] <= last.get(record["split"], -1)
 
     def run(self, record: Callable[[dict[str, Any]], None], stop: StopRequest) -> None:
-        """Train to the end of the budget, then put the best weights by validation into the model.
+        """Train to the end of the budget, then load the best weights by validation into the model.
 
-        Each record of metrics is given to ``record``; ``stop`` is asked between steps and between pieces of evaluation.
+        Args:
+            record: called with each record of metrics.
+            stop: checked between steps and between pieces of an evaluation.
+
+        Raises:
+            Diverged: loss or gradient was not finite in ``max_skipped`` consecutive steps.
+            Interrupted: ``stop`` received a signal; a checkpoint was written.
         """
         self.record, self.stop = record, stop
         self._started = time.perf_counter() - self.counters.wall_seconds
@@ -122,26 +135,27 @@ class Trainer:
 
     @property
     def wall_seconds(self) -> float:
-        """Since the first step, earlier parts of a resumed run included."""
+        """Seconds since the first step, those of earlier processes of a resumed run included."""
         return time.perf_counter() - self._started
 
     @property
     def best_checkpoint(self) -> Path:
+        """The checkpoint with the lowest validation loss."""
         return checkpoint.path_of(self.checkpoints, self.counters.best_step)
 
     @property
     def stop_reason(self) -> str | None:
-        """Why training ends before its budget, if it does."""
+        """Why training ends before its budget; ``None`` if it does not."""
         return self.config.stop_reason(self.counters)
 
     @property
     def is_over(self) -> bool:
-        """Whether no step is left to make."""
+        """Whether training has ended."""
         return self.counters.step >= self.total or self.stop_reason is not None
 
     @property
     def spent(self) -> dict[str, float]:
-        """What training has spent so far, in every unit in which models are compared at an equal budget."""
+        """The cost of training so far, in each unit in which models are compared at equal budgets."""
         step = self.counters.step
         tokens, flops = step * self.tokens_per_step, step * self.flops_per_step
         return {"tokens": tokens, "flops": flops, "seconds": self.counters.seconds}
@@ -180,7 +194,7 @@ class Trainer:
         log.info("Step %d of %d: validation loss %.4f, best %.4f.", *values)
 
     def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
-        """Measure the model as it is now on a whole split."""
+        """Measure the model with its present weights on a split."""
         size = self.data.largest_batch(split, self.config.evaluation_batch_size or self.config.batch_size)
         batches, most = self.data.evaluation_size(split, size), self.config.evaluation_batches
         bar.begin_evaluation(split, batches if most is None else min(batches, most))
@@ -196,7 +210,7 @@ class Trainer:
             on_piece=self._stop_if_asked,
         )
         bar.end_evaluation()
-        self._stop_if_asked()  # a signal may have come while the device was waited for
+        self._stop_if_asked()  # a signal may have come during the wait for the device
         return result
 
     def _save_if_due(self) -> None:
@@ -206,7 +220,7 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of the present step."""
         counters = self.counters
         counters.wall_seconds = self.wall_seconds
         rng = {"cpu": torch.get_rng_state()}

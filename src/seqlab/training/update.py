@@ -1,4 +1,7 @@
-"""One update: accumulate the gradient of a batch, clip it, and step the optimizers if it is sound."""
+"""One update: accumulate the gradient of a batch, clip it, and step the optimizers if it is finite.
+
+Symbols: B batch, L length, E experts.
+"""
 
 import math
 import warnings
@@ -17,11 +20,11 @@ from seqlab.training.precision import autocast
 from seqlab.training.settings import TrainerConfig
 
 Visits = dict[nn.Module, Tensor]
-"""The share of a batch's visits that each expert has, (E,), by the part that has the experts."""
+"""The share of each expert in a batch's visits (choices of an expert by a token), (E,), for each mixture of experts."""
 
 
 def add_visits(visits: Visits, weight: float) -> None:
-    """Add those of the last forward pass, which saw this share of the batch."""
+    """Add the shares (E,) of the last forward pass, times the share of the batch that it saw, in place."""
     for part, share in visits.items():
         share.add_(part.expert_share, alpha=weight)
 
@@ -30,11 +33,10 @@ class Update:
     """Everything that changes a model's weights.
 
     Args:
-        config: the optimizer, and in which arithmetic and how many parts a batch is taken. The loss that balances
-            experts has the shares of the whole batch's visits for factors, so these are counted in a forward pass
-            before, if there are several parts.
+        config: the settings. With several parts of a batch, the shares of the whole batch's visits, which are factors
+            of the loss that balances experts, are counted in a forward pass before.
         model: on ``device``, in float32.
-        data: states the loss and which positions count.
+        data: has the loss and the mask.
         device: where to train.
         cuda_graph: whether the gradient's kernels are captured once and replayed (``captures``).
     """
@@ -51,18 +53,18 @@ class Update:
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        if config.compile:  # the compiler's advice to trade float32 for TensorFloat32 is not for comparisons
+        if config.compile:  # a hint to use TensorFloat32, which is less exact
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if config.compile else model
         self.gradient = CapturedGradient(self._gradient, model) if cuda_graph else self._gradient
 
     @property
     def lr(self) -> float:
-        """The rate of the first parameter group."""
+        """The learning rate of the first parameter group."""
         return self.optimizers[0].param_groups[0]["lr"]
 
     def __call__(self, batch: Batch, rate: float) -> Outcome:
-        """Train on one batch with every learning rate times ``rate``; unsound gradients are thrown away."""
+        """Train on a batch with every learning rate times ``rate``; skip the step if loss or gradient is not finite."""
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
@@ -82,7 +84,7 @@ class Update:
         """Accumulate the gradient of the batch's mean loss and of its auxiliary loss.
 
         Returns:
-            The mean loss, the norm before clipping, and the auxiliary loss if there is one: (2,) or (3,).
+            The mean loss, the norm before clipping, and the auxiliary loss if there is one: (2,) or (3,) float32.
         """
         count = self.data.mask(targets).sum()
         loss, added = torch.zeros((), device=self.device), None
@@ -104,23 +106,24 @@ class Update:
                 added = auxiliary.detach() if added is None else added + auxiliary.detach()
             self.scaler.scale(part_loss).backward()
         for part, share in visits.items():
-            part.expert_share.copy_(share)  # in the place of the last part's
+            part.expert_share.copy_(share)  # instead of the last part's
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         return torch.stack((loss, norm) if added is None else (loss, norm, added))
 
     def _count_visits(self, inputs: Tensor) -> Visits:
-        """The share of the whole batch's visits that each expert has, in each part with experts.
+        """The share of each expert in the visits of the whole batch, (E,), for each mixture of experts.
 
-        The passes are those that follow, their random numbers and (as a gradient could be taken) their kernels too.
+        The forward passes are the same as those that follow: with the same random numbers and, since gradients are
+        enabled here too, the same kernels.
         """
         visits = self._no_visits()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
             for part in inputs.chunk(self.accumulate):
                 with autocast(self.device, self.precision):
                     self.model(part)
-                auxiliary_losses(self.model)  # taken, so that no graph stays
+                auxiliary_losses(self.model)  # removes them, so that no autograd graph stays
                 add_visits(visits, len(part) / len(inputs))
         return visits
 
@@ -128,26 +131,27 @@ class Update:
         return {part: torch.zeros_like(part.expert_share) for part in self.experts}
 
     def release(self) -> None:
-        """Give the memory of captured kernels back; a further update would begin anew."""
+        """Free the memory of gradients and captured kernels; a further update would capture anew."""
         if isinstance(self.gradient, CapturedGradient):
             self.gradient = CapturedGradient(self._gradient, self.gradient.model)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def values_to_log(self, outcome: Outcome) -> dict[str, float]:
-        """What to log of an update besides loss and norm: of a model with experts, how busy they were."""
+        """Values to log besides loss and norm: the auxiliary loss and the load of experts, if the model has them."""
         load = expert_load(self.model)
         busy = {} if load is None else {"largest_expert_share": load.largest_share, "dead_experts": load.dead}
         return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizers and loss scale."""
+        """The state of the optimizers and the loss scale."""
         return {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])

@@ -1,8 +1,9 @@
 """Recall in context as in mad-lab: keys recur at random, and training predicts every next token.
 
-Symbols: N examples, L length, T pairs of a key and its value, C different keys.
+Symbols: N examples, L length, T pairs of a key and its value.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -18,8 +19,35 @@ from seqlab.data.protocol import IGNORED
 from seqlab.errors import UserError
 
 
+class MADProbe(Probe):
+    """A recall task of mad-lab: training scores every next token, evaluation the values of keys that occurred before."""
+
+    @override
+    def answers(self, setting: Setting) -> int:
+        return setting["length"]
+
+    @property
+    @override
+    def chance(self) -> float:
+        return 1 / self.n_values
+
+    @abstractmethod
+    def draw_tokens(self, draw: Draw, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (N, L + 1) int64, and which of them evaluation scores, (N, L + 1) bool."""
+
+    @override
+    def generate(self, draw: Draw, *, length: int) -> Examples:
+        tokens, asked = self.draw_tokens(draw, length, training=False)
+        return tokens[:, :-1], np.where(asked, tokens, IGNORED)[:, 1:]
+
+    @override
+    def generate_training(self, draw: Draw, *, length: int) -> Examples:
+        tokens, _ = self.draw_tokens(draw, length, training=True)
+        return tokens[:, :-1], tokens[:, 1:]
+
+
 @dataclass(kw_only=True, eq=False)
-class MADRecall(Probe):
+class MADRecall(MADProbe):
     """Pairs of a key and its value, some of them noise; at a key that occurred before, its value is the answer.
 
     In-context and noisy in-context recall as mad-lab's generator draws them (Poli et al. 2024, with many queries).
@@ -31,7 +59,7 @@ class MADRecall(Probe):
         targets    .  .  .  .  .  .  3  .  .  .  2
         next       3  5  4  1  2  0  3  4  4  1  2
 
-    ``NoisyRecall`` asks each key once, after all pairs, and scores the same positions in training.
+    ``NoisyRecall`` asks for each key once, after all pairs, and scores the same positions in training.
 
     Args:
         vocab_size: keys, as many values or one more, and noise.
@@ -63,24 +91,8 @@ class MADRecall(Probe):
             raise UserError("length", setting["length"], rule, f"Set length={longer}")
 
     @override
-    def answers(self, setting: Setting) -> int:
-        return setting["length"]
-
-    @property
-    @override
-    def chance(self) -> float:
-        return 1 / self.n_values
-
-    @override
-    def generate(self, draw: Draw, *, length: int) -> Examples:
-        return evaluated(*self._drawn(draw, length // 2))
-
-    @override
-    def generate_training(self, draw: Draw, *, length: int) -> Examples:
-        return trained(*self._drawn(draw, length // 2))
-
-    def _drawn(self, draw: Draw, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (N, 2 T + 2), with T = ``pairs`` before the last, and which of them evaluation scores."""
+    def draw_tokens(self, draw: Draw, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
+        pairs = length // 2  # T, before the last one
         keys = draw.below("keys", pairs, self.n_keys)  # (N, T)
         value_of = draw.below("values", self.n_keys, self.n_values)  # (N, keys)
         is_noise = draw.words("is noise", pairs) < self.noise * 2**32  # (N, T)
@@ -103,7 +115,7 @@ class MADRecall(Probe):
 
 
 @dataclass(kw_only=True, eq=False)
-class MADFuzzyRecall(Probe):
+class MADFuzzyRecall(MADProbe):
     """Pairs of a key and a value of one or more tokens each, as many as fit; the last pair repeats an earlier one.
 
     Fuzzy in-context recall as mad-lab's generator draws it (Poli et al. 2024, with many queries). With ``length`` 16,
@@ -146,15 +158,6 @@ class MADFuzzyRecall(Probe):
             rule = f"must be at least {least}: the probe twice, and room for another pair"
             raise UserError("length", setting["length"], rule, f"Set length={least} or more")
 
-    @override
-    def answers(self, setting: Setting) -> int:
-        return setting["length"]
-
-    @property
-    @override
-    def chance(self) -> float:
-        return 1 / self.n_values
-
     @cached_property
     def keys(self) -> "Motifs":
         """All keys: tokens 0 to ``n_keys`` - 1."""
@@ -166,15 +169,8 @@ class MADFuzzyRecall(Probe):
         return Motifs(self.n_keys, self.n_values, self.value_tokens)
 
     @override
-    def generate(self, draw: Draw, *, length: int) -> Examples:
-        return evaluated(*self._drawn(draw, length, self.key_tokens))
-
-    @override
-    def generate_training(self, draw: Draw, *, length: int) -> Examples:
-        return trained(*self._drawn(draw, length, 1))
-
-    def _drawn(self, draw: Draw, length: int, least: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (N, L + 1) with keys of ``least`` tokens or more, and which of them evaluation scores."""
+    def draw_tokens(self, draw: Draw, length: int, *, training: bool) -> tuple[np.ndarray, np.ndarray]:
+        least = 1 if training else self.key_tokens
         steps = length // (least + 1) + 1
         keys, values = self.keys.draw(draw, "key", steps, least), self.values.draw(draw, "value", steps, 1)  # (N, T)
         places = draw.words("place", 1)[:, 0].tolist()
@@ -226,13 +222,3 @@ class Motifs:
         """Motifs of ``least`` tokens or more by number: a uniform size, then a uniform one of that size, (N, count)."""
         size = draw.below(f"{what} size", count, len(self.counts) - least + 1) + least - 1
         return self.begins[size] + (draw.words(what, count).astype(np.int64) * self.counts[size] >> 32)
-
-
-def evaluated(tokens: np.ndarray, asked: np.ndarray) -> Examples:
-    """Inputs (N, L) and targets (N, L) from tokens (N, L + 1): the next token where ``asked`` (N, L + 1) has it."""
-    return tokens[:, :-1], np.where(asked, tokens, IGNORED)[:, 1:]
-
-
-def trained(tokens: np.ndarray, asked: np.ndarray) -> Examples:
-    """Inputs (N, L) and targets (N, L) from tokens (N, L + 1): every next token."""
-    return tokens[:, :-1], tokens[:, 1:]
