@@ -19,8 +19,8 @@ IGNORED = -100
 class Batch(NamedTuple):
     """Inputs and their targets, position by position.
 
-    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input) float32; ``targets`` are token ids (B, L) int64
-    or values (B, L, d_output) float32.
+    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input) float32; ``targets`` are token ids (B, L)
+    int64, or (B, L, n) if a position has n of them, or values (B, L, d_output) float32.
     """
 
     inputs: Tensor

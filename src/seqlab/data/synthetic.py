@@ -114,7 +114,7 @@ class Regression(DataSet):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the samples of all splits."""
+        """A hash of the samples of all splits."""
         digest = hashlib.sha256()
         for split in self._splits.values():
             for tensor in split:

@@ -52,9 +52,8 @@ class Draw:
             keys.sort(axis=1)
             return (keys[:, :width] & np.uint64(2**32 - 1)).view(np.int64)  # (N, width)
         values, attempt = self.below(what, width, bound), 0
-        while (
-            True
-        ):  # of two equal numbers the later is drawn again, whatever they are, so all choices stay equally likely
+        # of two equal numbers the later is drawn again, whatever they are, so all choices stay equally likely
+        while True:
             rows, later = _repeated(values)
             if not len(rows):
                 return values

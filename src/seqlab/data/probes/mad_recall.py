@@ -20,7 +20,7 @@ from seqlab.errors import UserError
 
 
 class MADProbe(Probe):
-    """A recall task of mad-lab: training scores every next token, evaluation the values of keys that occurred before."""
+    """A recall task of mad-lab: training scores every next token, evaluation the values of repeated keys."""
 
     @override
     def answers(self, setting: Setting) -> int:
