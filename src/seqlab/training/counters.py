@@ -92,7 +92,7 @@ class Counters:
         return mean
 
     def evaluated(self, metrics: dict[str, float]) -> None:
-        """Store the validation metrics of this step, as the best ones too if they are the first or the loss is lower."""
+        """Store the validation metrics of this step; they are the best if they are the first or the loss is lower."""
         self.evaluated_step, self.last_metrics = self.step, metrics
         loss = metrics["loss"]
         if self.best_step is None or loss < self.best_loss:

@@ -24,7 +24,7 @@ class TrainerConfig:
 
     Args:
         optimizer: returns the torch optimizers of a model (``seqlab.training.optim``).
-        schedule: returns the factor on the learning rate at a step of so many (``seqlab.training.schedule``).
+        schedule: factor on the learning rate, from the step and the number of steps (``seqlab.training.schedule``).
         batch_size: windows in an update.
         steps, epochs, tokens: the budget, exactly one of them.
         accumulate: number of parts of a batch, to save memory; the gradient is that of the whole batch. With a loss
