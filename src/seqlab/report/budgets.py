@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from statistics import fmean
+from operator import attrgetter
 
 import numpy as np
 
 from seqlab.errors import UserError
 from seqlab.report.curves import AXES
 from seqlab.report.formats import scaled
-from seqlab.report.groups import Group, in_json, with_effect
+from seqlab.report.groups import Group, grouped, in_json, with_effect
 from seqlab.report.rows import AtBudget
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate, estimate
@@ -120,8 +120,7 @@ def at_budget(groups: Sequence[Group], axis: str, given: float | None) -> tuple[
         UserError: no run can be read at the budget that is given.
     """
     at, readings = At(axis), {}
-    for data in dict.fromkeys(group.data for group in groups):
-        same = [group for group in groups if group.data == data]
+    for data, same in grouped(groups, attrgetter("data")).items():
         ends = [x[-1] for group in same for run in group.runs if len(x := points(run, axis)[0])]
         if given is None and not ends:
             at.notes.append(f"{data}: no run has validation losses over {UNITS[axis]}")
@@ -171,10 +170,6 @@ def read_group(group: Group, axis: str, budget: float) -> tuple[AtBudget | None,
     return (AtBudget(*map(estimate, zip(*values, strict=True))) if values else None), notes
 
 
-def parameters_of(group: Group) -> int:
-    return group.runs[0].summary["parameters"]
-
-
 def losses_of(group: Group, part: str) -> dict[int, float]:
     """By seed; ``part`` is ``best_validation`` or ``test``."""
     return {run.summary["seed"]: run.summary[part]["loss"] for run in group.runs}
@@ -191,9 +186,9 @@ def at_parameters(groups: Sequence[Group], given: float | None) -> list[AtSize]:
         UserError: no architecture can be read at the number that is given.
     """
     found = []
-    for data in dict.fromkeys(group.data for group in groups):
-        families = architectures([group for group in groups if group.data == data])
-        largest_common = min((parameters_of(family[-1]) for family in families if len(family) > 1), default=None)
+    for same in grouped(groups, attrgetter("data")).values():
+        families = architectures(same)
+        largest_common = min((family[-1].parameters for family in families if len(family) > 1), default=None)
         found += [read_architecture(family, largest_common if given is None else given) for family in families]
     if given is not None and all(one.test is None for one in found):
         notes = "; ".join(f"{one.architecture}, {one.note}" for one in found[:3]) + ("; ..." if len(found) > 3 else "")
@@ -204,12 +199,11 @@ def at_parameters(groups: Sequence[Group], given: float | None) -> list[AtSize]:
 
 def architectures(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups of one architecture by size; of several with the same size the one that validation prefers."""
-    by_key: dict[str, dict[int, Group]] = defaultdict(dict)
-    for group in groups:
-        sizes, size = by_key[architecture_key(group)], parameters_of(group)
-        candidates = [sizes[size], group] if size in sizes else [group]
-        sizes[size] = min(candidates, key=lambda one: fmean(losses_of(one, "best_validation").values()))
-    return [[sizes[n] for n in sorted(sizes)] for sizes in by_key.values()]
+    found = []
+    for family in grouped(groups, architecture_key).values():
+        by_size = grouped(sorted(family, key=attrgetter("parameters")), attrgetter("parameters"))
+        found.append([min(same, key=attrgetter("validation_loss")) for same in by_size.values()])
+    return found
 
 
 def architecture_key(group: Group) -> str:
@@ -238,9 +232,9 @@ def read_architecture(family: Sequence[Group], target: float | None) -> AtSize:
     def unread(note: str) -> AtSize:
         return AtSize(name_of(family), family[0].data, target, (), None, None, note)
 
-    sizes = list(map(parameters_of, family))
-    nearest = min(family, key=lambda group: abs(parameters_of(group) - (target or 0)))
-    if target is not None and abs(parameters_of(nearest) - target) <= ALIKE * target:
+    sizes = [group.parameters for group in family]
+    nearest = min(family, key=lambda group: abs(group.parameters - (target or 0)))
+    if target is not None and abs(nearest.parameters - target) <= ALIKE * target:
         low, high, weight = nearest, nearest, 1.0
     elif target is None or len(family) == 1:
         return unread(f"one size only: {sizes[0]:,} parameters")

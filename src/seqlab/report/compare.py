@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from operator import attrgetter
 from typing import Any
 
 from seqlab.formatting import counted
 from seqlab.report.budgets import UNITS, At, at_budget, at_parameters, read_at
 from seqlab.report.formats import scaled
 from seqlab.report.grids import headline
-from seqlab.report.groups import Group, group, in_json, in_order, with_effect
+from seqlab.report.groups import Group, group, grouped, in_json, in_order, with_effect
 from seqlab.report.rows import Row, device_of, row_of
 from seqlab.report.runs import Run, Skipped
 from seqlab.report.statistics import Estimate, estimate
@@ -108,8 +109,7 @@ def compare(
 
 def headlines(rows: Sequence[Row]) -> dict[str, str]:
     """By data, the metric that it is judged by."""
-    names = dict.fromkeys(row.group.data for row in rows)
-    return {data: headline([row for row in rows if row.group.data == data]) for data in names}
+    return {data: headline(same) for data, same in grouped(rows, attrgetter("group.data")).items()}
 
 
 def content_of(group: Group) -> tuple[str, Any]:
@@ -156,11 +156,8 @@ def seeds_left_out(group: Group, unfinished: dict[str, dict[int, str]]) -> list[
 
 def differences_of(rows: Sequence[Row], metrics: dict[str, str], at: At | None) -> list[Difference]:
     """Paired differences between groups of the same data with a seed in common: on test, and at the budget."""
-    by_content: dict[tuple[str, Any], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_content[content_of(row.group)].append(row)
     found = []
-    for (data, _), same in by_content.items():
+    for (data, _), same in grouped(rows, lambda row: content_of(row.group)).items():
         best, *others = groups = [row.group for row in sorted(same, key=lambda row: validation_order(row, metrics))]
         pairs = list(combinations(groups, 2)) if len(groups) <= MOST_IN_PAIRS else [(best, other) for other in others]
         metric = metrics[data]
@@ -212,9 +209,7 @@ def mismatches_of(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str
 
     A difference within a group names the seeds; with several data sets each is looked at for itself.
     """
-    by_data: dict[str, list[Group]] = defaultdict(list)
-    for one in groups:
-        by_data[one.data].append(one)
+    by_data = grouped(groups, attrgetter("data"))
     found = {}
     if len(by_data) > 1:
         found["data"] = [(data, [one.label for one in same]) for data, same in by_data.items()]
@@ -232,11 +227,10 @@ def holders_of(groups: Sequence[Group], fact: Callable[[Run], str]) -> dict[str,
     """Who has which value: labels, with the seeds where a group does not agree."""
     holders: dict[str, list[str]] = defaultdict(list)
     for one in groups:
-        seeds: dict[str, list[str]] = defaultdict(list)
-        for run in one.runs:
-            seeds[fact(run)].append(str(run.summary["seed"]))
-        for value, some in seeds.items():
-            holders[value].append(one.label if len(seeds) == 1 else f"{one.label} (seed {', '.join(some)})")
+        by_value = grouped(one.runs, fact)
+        for value, runs in by_value.items():
+            seeds = ", ".join(str(run.summary["seed"]) for run in runs)
+            holders[value].append(one.label if len(by_value) == 1 else f"{one.label} (seed {seeds})")
     return dict(sorted(holders.items(), key=lambda item: -len(item[1])))
 
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seqlab.config.overrides import flatten
 from seqlab.report.curves import is_number
 from seqlab.report.formats import NONE
-from seqlab.report.groups import FINGERPRINT, Group, flatten, in_json, in_order, in_short, short_names
+from seqlab.report.groups import FINGERPRINT, Group, in_json, in_order, in_short, short_names
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
 from seqlab.runs.targets import is_for

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
 import yaml
 
@@ -31,6 +32,7 @@ FACTS = ("model", "data", "data_fingerprint", "precision", "device")
 """What runs of one group share in their summaries besides the configuration; device is cpu or cuda."""
 
 Flat = dict[str, Any]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,26 @@ class Group:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Of the runs, in ascending order."""
         return tuple(run.summary["seed"] for run in self.runs)
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return self.runs[0].summary["parameters"]
+
+    @property
+    def validation_loss(self) -> float:
+        """The mean of the seeds' best validation losses, which selects; the test split does not."""
+        return fmean(run.summary["best_validation"]["loss"] for run in self.runs)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, list[Item]]:
+    """Items by their key, in the order in which the keys first occur."""
+    found: dict[Any, list[Item]] = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return dict(found)
 
 
 def with_effect(config: dict[str, Any]) -> Flat:
@@ -74,11 +95,8 @@ def section_with_effect(name: str, section: Any) -> Flat:
 
 def group(runs: Sequence[Run]) -> list[Group]:
     """Groups in the order of data, model and settings; of runs with the same group and seed the newest counts."""
-    families: dict[tuple[str, str], list[list[list[Run]]]] = defaultdict(list)
-    for seeds in by_identity(runs):
-        first = seeds[0][0].summary
-        families[first["data"], first["model"]].append(seeds)
     groups = []
+    families = grouped(by_identity(runs), lambda seeds: (seeds[0][0].summary["data"], seeds[0][0].summary["model"]))
     for (data, model), family in families.items():
         examples = [seeds[0][0] for seeds in family]
         settings = settings_that_vary(examples)
@@ -199,15 +217,26 @@ def leaders(settings: Sequence[dict[str, Any]]) -> list[str]:
 
     One that is different in every group tells of no other: all of them would seem to go along with it.
     """
-    patterns: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for key in settings[0]:
-        values = [in_json(one[key]) for one in settings]
-        first = {value: place for place, value in reversed(list(enumerate(values)))}
-        patterns[tuple(first[value] for value in values)].append(key)
     kept = {
-        key for pattern, keys in patterns.items() for key in (keys if len(set(pattern)) == len(pattern) else keys[:1])
+        key
+        for pattern, keys in by_pattern(settings).items()
+        for key in (keys if len(set(pattern)) == len(pattern) else keys[:1])
     }
     return [key for key in settings[0] if key in kept]
+
+
+def by_pattern(settings: Sequence[dict[str, Any]]) -> dict[tuple[int, ...], list[str]]:
+    """The keys of the groups' settings that change from group to group together.
+
+    A pattern has, for each group, the place of the first group with the same value.
+    """
+
+    def pattern(key: str) -> tuple[int, ...]:
+        values = [in_json(one[key]) for one in settings]
+        first = {value: place for place, value in reversed(list(enumerate(values)))}
+        return tuple(first[value] for value in values)
+
+    return grouped(settings[0], pattern)
 
 
 def shared_by_most(values: Sequence[Any]) -> str | None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import rich.table
 from rich.text import Text
 
 from seqlab.report.compare import Comparison, warnings_of
+from seqlab.report.groups import grouped
 from seqlab.report.runs import Skipped
 from seqlab.report.tables import DIFFERENCES, Table, tables_of
 
@@ -75,10 +77,7 @@ def skipped_table(skipped: Sequence[Skipped]) -> rich.table.Table:
     table = rich.table.Table(title=f"Passed over: {len(skipped)}", title_justify="left")
     table.add_column("folder", overflow="fold")
     table.add_column("why", overflow="fold")
-    by_reason: dict[str, list[str]] = {}
-    for one in skipped:
-        by_reason.setdefault(one.why, []).append(str(one.folder))
-    for why, folders in by_reason.items():
-        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
-        table.add_row(Text(folders[0] + more), Text(why))
+    for why, (first, *others) in grouped(skipped, attrgetter("why")).items():
+        more = f" and {len(others)} more" if others else ""
+        table.add_row(Text(f"{first.folder}{more}"), Text(why))
     return table

@@ -2,14 +2,13 @@
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from seqlab.formatting import counted
 from seqlab.report.difficulty import Curve, accuracies
-from seqlab.report.groups import Group
+from seqlab.report.groups import Group, grouped
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate, estimate, estimate_of_shares
 from seqlab.runs.targets import Rule, bounds
@@ -153,11 +152,8 @@ def metrics_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Estimate]
 
 def outcomes(summaries: Sequence[dict[str, Any]]) -> list[Outcome]:
     """Every target that any of a group's runs was held against."""
-    by_words: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for summary in summaries:
-        for target in summary.get("targets") or []:
-            by_words[bounds(target)].append(target)
-    return [outcome(asked, targets) for asked, targets in by_words.items()]
+    targets = (target for summary in summaries for target in summary.get("targets") or [])
+    return [outcome(asked, same) for asked, same in grouped(targets, bounds).items()]
 
 
 def outcome(asked: str, targets: Sequence[dict[str, Any]]) -> Outcome:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from seqlab.report import formats
@@ -11,7 +12,7 @@ from seqlab.report.compare import Comparison, Difference
 from seqlab.report.difficulty import titles
 from seqlab.report.formats import NONE, interval, mean, mean_and_std, scaled
 from seqlab.report.grids import ENOUGH, PARAMETERS, grid_of, headline, sizes_needed
-from seqlab.report.groups import in_short
+from seqlab.report.groups import grouped, in_short
 from seqlab.report.rows import Row
 from seqlab.report.statistics import INTERVAL, Estimate
 
@@ -65,8 +66,7 @@ MODEL: Column = ("model", lambda row: row.group.label)
 def tables_of(comparison: Comparison) -> list[Table]:
     """For each data set its results, accuracy by difficulty, targets and costs; then what is across the groups."""
     tables = []
-    for data in dict.fromkeys(row.group.data for row in comparison.rows):
-        rows = [row for row in comparison.rows if row.group.data == data]
+    for data, rows in grouped(comparison.rows, attrgetter("group.data")).items():
         tables += [results_table(data, rows, comparison), *probe_tables(data, rows), costs_table(data, rows)]
     if comparison.at is not None and comparison.at.sizes:
         tables.append(sizes_table(comparison))
@@ -157,6 +157,16 @@ def accuracy_column(title: str, value: str) -> Column:
     return value, lambda row: over_seeds(row, row.difficulty.get(title, {}).get(value))
 
 
+COST_COLUMNS = (
+    ("training FLOPs", "flops", formats.prefix_of),
+    ("tokens", "tokens", formats.prefix_of),
+    ("wall time", "wall_seconds", formats.time_of),
+    ("tokens/s", "tokens_per_second", formats.prefix_of),
+    ("peak memory", "peak_memory_bytes", formats.bytes_of),
+)
+"""A heading, a row's attribute, and what chooses the unit of its values."""
+
+
 def cost_column(heading: str, name: str, unit_of: Callable[[float], formats.Unit]) -> Column:
     return heading, lambda row: over_seeds(row, getattr(row, name), partial(formats.cost, unit_of=unit_of))
 
@@ -167,11 +177,7 @@ def costs_table(data: str, rows: Sequence[Row]) -> Table:
         MODEL,
         ("parameters without embeddings", lambda row: f"{row.parameters_without_embeddings:,}"),
         ("state of a sequence", lambda row: formats.scaled_bytes(row.state_bytes)),
-        cost_column("training FLOPs", "flops", formats.prefix_of),
-        cost_column("tokens", "tokens", formats.prefix_of),
-        cost_column("wall time", "wall_seconds", formats.time_of),
-        cost_column("tokens/s", "tokens_per_second", formats.prefix_of),
-        cost_column("peak memory", "peak_memory_bytes", formats.bytes_of),
+        *(cost_column(*one) for one in COST_COLUMNS),
         ("scan backend", lambda row: row.scan_backend or NONE),
         ("precision", lambda row: row.precision or NONE),
         ("device", lambda row: row.device),

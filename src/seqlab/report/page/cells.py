@@ -3,25 +3,16 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from seqlab.report.budgets import UNITS
 from seqlab.report.compare import Comparison, headlines
-from seqlab.report.formats import (
-    NONE,
-    bytes_of,
-    cost,
-    interval,
-    mean,
-    mean_and_std,
-    prefix_of,
-    scaled,
-    scaled_bytes,
-    time_of,
-)
+from seqlab.report.formats import NONE, Unit, cost, interval, mean, mean_and_std, scaled, scaled_bytes
+from seqlab.report.groups import grouped
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
-from seqlab.report.tables import Table, differences_table, number_of_seeds, probe_tables, sizes_table
+from seqlab.report.tables import COST_COLUMNS, Table, differences_table, number_of_seeds, probe_tables, sizes_table
 
 Cell = tuple[str, float | str | None]
 """Text, and a number or text to sort by; ``None`` is sorted last."""
@@ -60,11 +51,7 @@ def results_table(comparison: Comparison) -> dict[str, Any]:
         ("without embeddings", lambda row: count(row.parameters_without_embeddings)),
         *([("active parameters", lambda row: count(row.active_parameters))] if has_inactive else []),
         ("state of a sequence", lambda row: (scaled_bytes(row.state_bytes), row.state_bytes)),
-        ("training FLOPs", lambda row: measured(row.flops, partial(cost, unit_of=prefix_of))),
-        ("tokens", lambda row: measured(row.tokens, partial(cost, unit_of=prefix_of))),
-        ("wall time", lambda row: measured(row.wall_seconds, partial(cost, unit_of=time_of))),
-        ("tokens/s", lambda row: measured(row.tokens_per_second, partial(cost, unit_of=prefix_of))),
-        ("peak memory", lambda row: measured(row.peak_memory_bytes, partial(cost, unit_of=bytes_of))),
+        *(cost_column(*one) for one in COST_COLUMNS),
         *(column for name in others for column in metric_columns(name)[:1]),
         ("scan backend", lambda row: words(row.scan_backend)),
         ("precision", lambda row: words(row.precision)),
@@ -82,6 +69,10 @@ def judged_columns(name: str) -> list[Column]:
         (f"best validation {name}", lambda row: measured(row.validation.get(name), mean)),
         *metric_columns(name),
     ]
+
+
+def cost_column(heading: str, name: str, unit_of: Callable[[float], Unit]) -> Column:
+    return heading, lambda row: measured(getattr(row, name), partial(cost, unit_of=unit_of))
 
 
 def metric_columns(name: str) -> list[Column]:
@@ -122,8 +113,8 @@ def words(text: str | None) -> Cell:
 def extra_tables(comparison: Comparison) -> list[dict[str, Any]]:
     """Probes' accuracies and targets, paired differences, and equal parameters if they were asked for."""
     found: list[Table] = []
-    for data in dict.fromkeys(row.group.data for row in comparison.rows):
-        found += probe_tables(data, [row for row in comparison.rows if row.group.data == data])
+    for data, rows in grouped(comparison.rows, attrgetter("group.data")).items():
+        found += probe_tables(data, rows)
     found += [sizes_table(comparison)] if comparison.at is not None and comparison.at.sizes else []
     found += [differences_table(comparison.differences)] if comparison.differences else []
     return [

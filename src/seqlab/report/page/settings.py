@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
-from seqlab.report.groups import flatten
+from seqlab.config.overrides import flatten
 from seqlab.report.runs import BySection, Run
 
 RESULT = "result: "
@@ -61,11 +60,4 @@ def in_text(flat: dict[str, Any]) -> dict[str, str]:
 
 def as_text(value: Any) -> str:
     """A setting as YAML would show it, near enough to read."""
-    if isinstance(value, str):
-        return value
-    return scalar_as_text(value) if isinstance(value, bool | int | float | None) else ENCODER.encode(value)
-
-
-@lru_cache(maxsize=4096, typed=True)
-def scalar_as_text(value: bool | int | float | None) -> str:
-    return ENCODER.encode(value)
+    return value if isinstance(value, str) else ENCODER.encode(value)

@@ -57,12 +57,10 @@ class Band:
         return float(self.losses().min()), float(late.max())
 
 
-def band_of_estimates(x: Sequence[float], estimates: Sequence[Estimate], *, is_share: bool = False) -> Band:
-    """Means with their intervals; those of shares end at 0 and 1."""
+def band_of_estimates(x: Sequence[float], estimates: Sequence[Estimate]) -> Band:
+    """Means with their intervals."""
     ends = [[np.nan, np.nan] if one.low is None else [one.low, one.high] for one in estimates]
     low, high = np.array(ends, dtype=float).reshape(-1, 2).T
-    if is_share:
-        low, high = np.maximum(low, 0.0), np.minimum(high, 1.0)
     means = np.array([one.mean for one in estimates])
     return Band(np.array(x, dtype=float), means, low, high, max((one.n for one in estimates), default=0))
 

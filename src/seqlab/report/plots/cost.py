@@ -1,6 +1,5 @@
 """The picture of what a loss costs: parameters and training FLOPs, the sizes of a model joined."""
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -9,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from seqlab.report.budgets import parameters_of
-from seqlab.report.groups import Group, in_json, size_name
+from seqlab.report.groups import Group, grouped, in_json, size_name
 from seqlab.report.plots.captions import BARS, caption, joined, opening
 from seqlab.report.plots.dataset import DataSet
 from seqlab.report.plots.drawing import FAINT, WIDTH, Picture, draw_points, format_axis, legend_handle
@@ -53,11 +51,13 @@ def cost_picture(data: DataSet) -> Picture | None:
 
 def families(groups: Sequence[Group]) -> list[list[int]]:
     """Places of the groups that are sizes of one model and differ in nothing else, by parameters."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for place, group in enumerate(groups):
-        others = {key: value for key, value in group.settings.items() if not key.startswith("size.")}
-        found[in_json([group.model, others])].append(place)
-    return [sorted(same, key=lambda i: parameters_of(groups[i])) for same in found.values() if len(same) > 1]
+
+    def model(place: int) -> str:
+        others = {key: value for key, value in groups[place].settings.items() if not key.startswith("size.")}
+        return in_json([groups[place].model, others])
+
+    found = grouped(range(len(groups)), model).values()
+    return [sorted(same, key=lambda place: groups[place].parameters) for same in found if len(same) > 1]
 
 
 def named_sizes(groups: Sequence[Group], joined_sizes: Sequence[Sequence[int]]) -> list[str]:

@@ -1,13 +1,13 @@
 """The groups of one data set, with what every chart of them shares: looks, who stands out, the metric."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 from seqlab.report.compare import Comparison
 from seqlab.report.grids import Grid, grid_of, headline
-from seqlab.report.groups import Group
+from seqlab.report.groups import Group, grouped
 from seqlab.report.plots.style import Style, styles
 from seqlab.report.plots.sweeps import Series, sweeps
 from seqlab.report.rows import Row
@@ -87,9 +87,7 @@ def data_sets(comparison: Comparison) -> list[DataSet]:
     """The data sets of a comparison, in the order of its groups."""
     rows = {id(row.group): row for row in comparison.rows}
     everyone = [group.model for group in comparison.groups]
-    by_data: dict[str, list[Row]] = defaultdict(list)
-    for group in comparison.groups:
-        by_data[group.data].append(rows[id(group)])
+    by_data = grouped((rows[id(group)] for group in comparison.groups), attrgetter("group.data"))
     return [
         DataSet(name, same, styles([row.group.model for row in same], everyone), everyone)
         for name, same in by_data.items()

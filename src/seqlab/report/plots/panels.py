@@ -7,8 +7,8 @@ from typing import Any
 
 from seqlab.report.curves import AXES, is_number
 from seqlab.report.difficulty import numbers_of, titles
-from seqlab.report.grids import PARAMETERS, in_order
-from seqlab.report.groups import Group, in_short
+from seqlab.report.grids import PARAMETERS
+from seqlab.report.groups import Group, in_order, in_short
 from seqlab.report.plots.bands import Band, band_of_estimates, bands, loss_by_position
 from seqlab.report.plots.dataset import DataSet
 from seqlab.report.plots.style import LINES, Style
@@ -178,7 +178,7 @@ def styles_of_grid(data: DataSet) -> dict[str, Style]:
 def judged_line(data: DataSet, groups: Mapping[float, Group], looks: Mapping[str, Style]) -> Line:
     """One model's groups by their place on the axis."""
     estimates = [data.headlines[id(group)] for group in groups.values()]
-    band = band_of_estimates(list(groups), estimates, is_share=data.is_share)
+    band = band_of_estimates(list(groups), estimates)
     model = next(iter(groups.values())).model
     return Line(tuple(data.place[id(group)] for group in groups.values()), looks[model], band)
 
@@ -198,7 +198,7 @@ def difficulty_panels(data: DataSet, places: Sequence[int]) -> dict[str, Panel]:
             curve = data.rows[i].difficulty.get(title, {})
             drawn = {place[value]: curve[value] for value in values if value in curve}
             if drawn:
-                band = band_of_estimates(list(drawn), list(drawn.values()), is_share=True)
+                band = band_of_estimates(list(drawn), list(drawn.values()))
                 lines.append(Line((i,), data.styles[i], band))
         panels[title] = Panel(axis, "accuracy", lines, is_share=True)
     return panels

@@ -1,14 +1,13 @@
 """Which parameters were swept: groups that differ from a base setting in one of them alone."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from operator import attrgetter
 from typing import Any
 
-from seqlab.report.grids import PARAMETERS, grid_of, importance, in_order
-from seqlab.report.groups import Group, short_names
+from seqlab.report.grids import PARAMETERS, grid_of, importance
+from seqlab.report.groups import Group, by_pattern, grouped, in_json, in_order, short_names
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,9 @@ def sweeps(groups: Sequence[Group]) -> dict[str, list[Series]]:
     best on validation). Nothing is picked among the rest, so no series is flattered by a search.
     """
     grid = grid_of(groups)
-    families: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        if grid is None or group.model not in grid.models:
-            families[group.model].append(group)
-    found: dict[str, list[Series]] = defaultdict(list)
-    for family in families.values():
-        for series in family_series(family):
-            found[series.parameter].append(series)
+    others = [group for group in groups if grid is None or group.model not in grid.models]
+    families = grouped(others, attrgetter("model")).values()
+    found = grouped((series for family in families for series in family_series(family)), attrgetter("parameter"))
     known = [name for name in PARAMETERS if name in found]
     return {name: found[name] for name in [*known, *sorted(set(found) - set(known))]}
 
@@ -55,7 +49,7 @@ def family_series(family: Sequence[Group]) -> list[Series]:
     parameters = joint_parameters(family)
     if not parameters:
         return []
-    cells = [tuple(json.dumps(group.settings.get(keys[0]), default=str) for keys in parameters) for group in family]
+    cells = [tuple(in_json(group.settings[keys[0]]) for keys in parameters) for group in family]
 
     def neighbours(place: int) -> dict[int, list[int]]:
         """For each parameter, the groups that differ from one in that parameter alone."""
@@ -67,7 +61,7 @@ def family_series(family: Sequence[Group]) -> list[Series]:
         return by_parameter
 
     reach = {place: neighbours(place) for place in range(len(family))}
-    base = min(reach, key=lambda place: (-sum(map(len, reach[place].values())), validation_loss(family[place])))
+    base = min(reach, key=lambda place: (-sum(map(len, reach[place].values())), family[place].validation_loss))
     short = short_names([key for keys in parameters for key in keys])
     reached = 1 + sum(map(len, reach[base].values()))
     fewest = 2 if reached == len(family) else 3
@@ -90,17 +84,7 @@ def family_series(family: Sequence[Group]) -> list[Series]:
     return series
 
 
-def validation_loss(group: Group) -> float:
-    """The mean of the seeds' best validation losses, which selects; the test split does not."""
-    return fmean(run.summary["best_validation"]["loss"] for run in group.runs)
-
-
 def joint_parameters(family: Sequence[Group]) -> list[list[str]]:
     """The keys that vary, those that always change together in one list, the one to name it by first."""
-    together: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for key in dict.fromkeys(key for group in family for key in group.settings):
-        values = [json.dumps(group.settings.get(key), default=str) for group in family]
-        pattern = tuple(values.index(value) for value in values)
-        if any(pattern):
-            together[pattern].append(key)
-    return [sorted(keys, key=lambda key: (importance(key), key.split(".")[-1])) for keys in together.values()]
+    together = [keys for pattern, keys in by_pattern([group.settings for group in family]).items() if any(pattern)]
+    return [sorted(keys, key=lambda key: (importance(key), key.split(".")[-1])) for keys in together]
