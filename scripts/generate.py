@@ -8,7 +8,7 @@ The text streams to standard output as it is sampled.
     run              the folder that training left; its best weights by validation are used
     prompt           what to continue; none is the start of a line
     temperature      1 draws as the model says, 0 takes the likeliest token always; default 1
-    top_k, top_p     draw from the k likeliest tokens (of equal ones the first), or from the fewest that hold the share p;
+    top_k, top_p     draw from the k likeliest tokens (the first of equals), or from the fewest that hold the share p;
                      default: from all
     max_new_tokens   default 200; learned positions end at the length that a model was trained with
     stop             text that ends a sample
