@@ -1,4 +1,4 @@
-"""What the page shows, as plain containers: tables, charts, and configurations without repeats."""
+"""Everything that the page shows, as plain containers: tables, charts and configurations."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -41,7 +41,7 @@ def payload(comparison: Comparison) -> dict[str, Any]:
 
 
 def described_groups(data: DataSet) -> list[dict[str, Any]]:
-    """Each group's name and look, and whether it is shown at first and among the best; in the comparison's order."""
+    """Each group's name and look, whether it is shown at first, and whether it is its model's best."""
     shown, best = set(data.prominent), set(best_of_models(data.rows))
     return [
         {
@@ -58,5 +58,5 @@ def described_groups(data: DataSet) -> list[dict[str, Any]]:
 
 
 def chances_of(data: Sequence[DataSet]) -> list[str]:
-    """What a guess reaches on each data set that says it."""
+    """The accuracy of a guess on each data set that states it."""
     return [note for one in data for note in chance_notes(one.rows, one.name if len(data) > 1 else "")]

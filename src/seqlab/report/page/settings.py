@@ -1,4 +1,4 @@
-"""The configurations of all runs and what came of them, each different value once."""
+"""The configurations and results of all runs, each different value once."""
 
 import json
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ FACTS = (
     "git_commit",
     "command",
 )
-"""Of a run's summary, what may explain a difference that the configuration does not."""
+"""Entries of the summary that may explain differences which the configuration does not."""
 
 
 def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each setting and fact once, with its different values and which run has which (none where all have the first)."""
+    """Each setting and fact once, with its different values and the index of each run's (left out if all are equal)."""
     section_in_text = BySection(lambda name, section: in_text(flatten(section, name)))
     known: list[dict[str, str]] = []
     for run in runs:
@@ -48,16 +48,17 @@ def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """What is known of a run besides its configuration, flat."""
+    """A run's facts and losses, as a flat mapping."""
     facts = {name: run.summary[name] for name in FACTS if name in run.summary}
     losses = {f"{name} loss": run.summary[name].get("loss") for name in ("best_validation", "test")}
     return flatten(facts) | losses
 
 
 def in_text(flat: dict[str, Any]) -> dict[str, str]:
+    """Settings with their values as text."""
     return {key: as_text(value) for key, value in flat.items()}
 
 
 def as_text(value: Any) -> str:
-    """A setting as YAML would show it, near enough to read."""
+    """A setting nearly as YAML shows it."""
     return value if isinstance(value, str) else ENCODER.encode(value)

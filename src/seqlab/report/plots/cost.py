@@ -1,4 +1,4 @@
-"""The picture of what a loss costs: parameters and training FLOPs, the sizes of a model joined."""
+"""The picture of loss against cost: parameters and training FLOPs, with lines through the sizes of a model."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -20,9 +20,9 @@ MOST_FAMILIES = 12
 
 
 def cost_picture(data: DataSet) -> Picture | None:
-    """Test loss against what it cost, with the front of those that nothing beats.
+    """Test loss against parameters and FLOPs, with the Pareto front.
 
-    Where every group has a size by name, a colour is a model, a marker a size, and all are drawn alike.
+    Where every group has a size by name, colours stand for models, markers for sizes, and no group is faint.
     """
     costs = {"parameters": "parameters", "flops": COSTS["flops"]}
     some_inactive = any(row.active_parameters != row.parameters for row in data.rows)
@@ -61,7 +61,7 @@ def families(groups: Sequence[Group]) -> list[list[int]]:
 
 
 def named_sizes(groups: Sequence[Group], joined_sizes: Sequence[Sequence[int]]) -> list[str]:
-    """Each group's size by name, if all have one and those of a model are different; else nothing."""
+    """Each group's size by name; nothing if a size has no name or the sizes of a model do not form a single family."""
     names = [size_name(group.runs[0]) for group in groups]
     models = [group.model for group in groups]
     one_family_each = len(joined_sizes) == len(set(models)) <= MOST_FAMILIES
@@ -100,10 +100,10 @@ def draw_costs(
     Args:
         axes: to draw on.
         panel: what to draw.
-        looks: of every group.
+        looks: the style of each group.
         in_front: places of the groups with a marker and a bar; the others are faint points.
         joined_sizes: places of the groups that a line joins.
-        markersize: of those in front, in points.
+        markersize: of the groups in front, in points.
     """
     points = {line.groups[0]: (line.band.x[0], line.band.mean[0]) for line in panel.lines}
     if not points:
@@ -123,6 +123,6 @@ def draw_costs(
     front = pareto_front(costs, losses)
     step = {"color": "0.55", "linewidth": 0.9, "drawstyle": "steps-post", "zorder": 1}
     axes.plot([costs[i] for i in front], [losses[i] for i in front], **step)
-    if panel.x.log and max(costs) < 2 * min(costs):  # room for the ticks' names around points that lie together
+    if panel.x.log and max(costs) < 2 * min(costs):  # room for tick labels around close points
         axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
     format_axis(axes, "x", log=panel.x.log)

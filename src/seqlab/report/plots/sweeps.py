@@ -1,4 +1,4 @@
-"""Which parameters were swept: groups that differ from a base setting in one of them alone."""
+"""Which parameters were swept: groups that differ from a base setting in a single parameter."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from seqlab.report.groups import Group, by_pattern, grouped, in_json, in_order, 
 
 @dataclass(frozen=True)
 class Series:
-    """Groups of one model that differ in one parameter alone, by its value; ``base`` is where all series meet.
+    """Groups of one model that differ in one parameter only, by its value.
 
-    ``follows`` are the parameters that always change along with it.
+    ``base`` is the group that all series of the model contain. ``follows`` are the parameters that always change along.
     """
 
     parameter: str
@@ -28,9 +28,9 @@ class Series:
 def sweeps(groups: Sequence[Group]) -> dict[str, list[Series]]:
     """For each parameter swept on one data set, a series for each model that sweeps it.
 
-    Groups that form a grid over data settings and sizes have a picture of their own and no series. All series of a
-    model go through one base setting, the one that most others differ from in a single parameter (of several such, the
-    best on validation). Nothing is picked among the rest, so no series is flattered by a search.
+    Models that form a grid over data settings and sizes have a picture of their own and no series. All series of a
+    model contain one base setting: the one from which most others differ in a single parameter, and of several such the
+    best on validation. Other groups are not selected by their results, which would favour models with more settings.
     """
     grid = grid_of(groups)
     others = [group for group in groups if grid is None or group.model not in grid.models]
@@ -43,8 +43,8 @@ def sweeps(groups: Sequence[Group]) -> dict[str, list[Series]]:
 def family_series(family: Sequence[Group]) -> list[Series]:
     """The series of the groups of one model on one data set.
 
-    Where some groups are in none, settings vary together (a small, a wide and a deep size); two groups that happen to
-    differ in one of them are then no sweep, and only series of three and more count.
+    Where some groups are in no series, settings vary together, as in named sizes. Two groups that happen to differ in
+    one parameter are then no sweep, and only series of at least three count.
     """
     parameters = joint_parameters(family)
     if not parameters:
@@ -85,6 +85,6 @@ def family_series(family: Sequence[Group]) -> list[Series]:
 
 
 def joint_parameters(family: Sequence[Group]) -> list[list[str]]:
-    """The keys that vary, those that always change together in one list, the one to name it by first."""
+    """The keys that vary; those that always change together are in one list, the most important first."""
     together = [keys for pattern, keys in by_pattern([group.settings for group in family]).items() if any(pattern)]
     return [sorted(keys, key=lambda key: (importance(key), key.split(".")[-1])) for keys in together]
