@@ -97,11 +97,6 @@ def long_run(root: Path, work: Path) -> None:
         file.writelines(own)
 
 
-def many_runs(root: Path, work: Path) -> None:
-    """Runs for ``compare``."""
-    write_many(work / "runs", runs=RUNS, steps=100)
-
-
 def sweep(jobs: int) -> Case:
     """A sweep of so many jobs over four models, measured until the first begins."""
     seeds = ",".join(map(str, range(jobs // 4)))
@@ -116,7 +111,10 @@ CASES = {
     "sweep-80": sweep(80),
     "sweep-500": sweep(500),
     "resume": Case("train.py resume={work}/run trainer.steps=3", long_run),
-    "compare": Case("scripts/compare.py {work}/runs --out {work}/compared", many_runs),
+    "compare": Case(
+        "scripts/compare.py {work}/runs --out {work}/compared",
+        lambda root, work: write_many(work / "runs", runs=RUNS, steps=100),
+    ),
 }
 
 

@@ -25,7 +25,7 @@ from seqlab import console
 from seqlab.errors import UserError
 from seqlab.report import print_tables
 from seqlab.report.budgets import UNITS, parse_at
-from seqlab.report.compare import Comparison, compare, mismatches_in_words
+from seqlab.report.compare import Comparison, compare, first_few, mismatches_in_words
 from seqlab.report.runs import Skipped, read
 from seqlab.report.write_tables import write as write_tables
 
@@ -62,9 +62,8 @@ def refuse_nothing(skipped: Sequence[Skipped], paths: Sequence[Path]) -> NoRetur
     reasons = "; ".join(f"{one.folder}: {one.why}" for one in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     remedy = "Finish a run, for example with python train.py, or name other folders"
-    raise UserError(
-        "folder", in_a_row(paths), f"no completed run is there ({reasons or 'nothing at all'}{more})", remedy
-    )
+    rule = f"no completed run is there ({reasons or 'nothing at all'}{more})"
+    raise UserError("folder", first_few(paths, 3, ", "), rule, remedy)
 
 
 def refuse_mismatches(comparison: Comparison, paths: Sequence[Path]) -> NoReturn:
@@ -75,13 +74,7 @@ def refuse_mismatches(comparison: Comparison, paths: Sequence[Path]) -> NoReturn
     """
     differ = "; ".join(line.removeprefix("Not alike: ") for line in mismatches_in_words(comparison, most=3))
     remedy = "Name runs that are alike, or leave out --strict, which refuses others"
-    raise UserError("folder", in_a_row(paths), f"the runs there are not alike in {differ}", remedy)
-
-
-def in_a_row(paths: Sequence[Path]) -> str:
-    """The first of the paths: a shell makes hundreds of one glob."""
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(map(str, paths[:3])) + more
+    raise UserError("folder", first_few(paths, 3, ", "), f"the runs there are not alike in {differ}", remedy)
 
 
 def write(comparison: Comparison, folder: Path, show: Callable[[str], None]) -> list[Path]:

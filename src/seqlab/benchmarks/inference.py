@@ -10,7 +10,6 @@ from dataclasses import asdict
 from itertools import chain, count, cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -198,7 +197,10 @@ def run(args: argparse.Namespace) -> int:
         "settings": settings(args),
         "models": models,
         "interrupted": interrupted,
-        "curves": [as_dict(curve) for curve in curves],
+        "curves": [
+            asdict(curve) | {"exponents": {name: found and asdict(found) for name, found in curve.exponents.items()}}
+            for curve in curves
+        ],
     }
     title = f"Inference on {results['device_name']}, {dtype_name(args.dtype)}"
     drawn = report.write_picture(args.out / "inference.png", title, panels(curves), "context, tokens")
@@ -233,12 +235,6 @@ def unique(name: str, taken: Container[str]) -> str:
     """The name, with a number if it is taken."""
     numbered = chain([name], (f"{name} #{number}" for number in count(2)))
     return next(label for label in numbered if label not in taken)
-
-
-def as_dict(curve: Curve) -> dict[str, Any]:
-    """A curve with its exponents, for JSON."""
-    exponents = {name: asdict(found) if found else None for name, found in curve.exponents.items()}
-    return asdict(curve) | {"exponents": exponents}
 
 
 def results_table(curves: Sequence[Curve], title: str) -> Table:

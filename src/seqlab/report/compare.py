@@ -246,13 +246,13 @@ def mismatches_in_words(comparison: Comparison, most: int = 8) -> list[str]:
     lines = []
     for name, holders in comparison.mismatches.items():
         each = max(2, 12 // len(holders))
-        values = "; ".join(f"{value}: {first_labels(labels, each)}" for value, labels in holders[:most])
+        values = "; ".join(f"{value}: {first_few(labels, each, ' / ')}" for value, labels in holders[:most])
         rest = f"; and {counted(len(holders) - most, 'more value')}" if len(holders) > most else ""
         lines.append(f"Not alike: {name}. {values}{rest}")
     return lines
 
 
-def first_labels(labels: Sequence[str], most: int) -> str:
-    """Labels separated by slashes, since they contain commas; of many the first."""
-    rest = len(labels) - most
-    return " / ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")
+def first_few(names: Sequence[object], most: int, separator: str) -> str:
+    """Names in a line; of many the first, and the number of the others."""
+    rest = len(names) - most
+    return separator.join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")

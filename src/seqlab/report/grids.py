@@ -35,7 +35,6 @@ class Grid:
     """Every model at every data setting and size, as far as runs completed.
 
     Args:
-        data: trained on.
         parameter: the size's short name.
         titles: of the data settings, in order: ``length 64, pairs 4``.
         sizes: in ascending order.
@@ -44,7 +43,6 @@ class Grid:
         left_out: models with several settings at one place, of which none is picked.
     """
 
-    data: str
     parameter: str
     titles: tuple[str, ...]
     sizes: tuple[float, ...]
@@ -131,7 +129,6 @@ def grid_over(
     keys = dict.fromkeys(key for points in models.values() for group in points.values() for key in group.settings)
     names = short_names(list(keys))
     return Grid(
-        data=groups[0].data,
         parameter=names[size],
         titles=tuple(sorted(flats, key=lambda title: [in_order(flats[title].get(key)) for key in data_keys])),
         sizes=tuple(sorted({value for points in models.values() for _, value in points})),

@@ -7,7 +7,7 @@ from operator import attrgetter
 import rich.table
 from rich.text import Text
 
-from seqlab.report.compare import Comparison, warnings_of
+from seqlab.report.compare import Comparison, first_few, warnings_of
 from seqlab.report.groups import grouped
 from seqlab.report.runs import Skipped
 from seqlab.report.tables import DIFFERENCES, Table, tables_of
@@ -77,7 +77,6 @@ def skipped_table(skipped: Sequence[Skipped]) -> rich.table.Table:
     table = rich.table.Table(title=f"Passed over: {len(skipped)}", title_justify="left")
     table.add_column("folder", overflow="fold")
     table.add_column("why", overflow="fold")
-    for why, (first, *others) in grouped(skipped, attrgetter("why")).items():
-        more = f" and {len(others)} more" if others else ""
-        table.add_row(Text(f"{first.folder}{more}"), Text(why))
+    for why, same in grouped(skipped, attrgetter("why")).items():
+        table.add_row(Text(first_few([one.folder for one in same], 1, "")), Text(why))
     return table

@@ -123,7 +123,7 @@ def results_table(data: str, rows: Sequence[Row], comparison: Comparison) -> Tab
 
 def probe_tables(data: str, rows: Sequence[Row]) -> list[Table]:
     """Sizes needed, accuracy by each difficulty, and targets; without the tables for which no run has values."""
-    tables = needed_tables(rows)
+    tables = needed_tables(data, rows)
     for title, values in titles([row.difficulty for row in rows]).items():
         columns = [MODEL, *(accuracy_column(title, value) for value in values)]
         tables.append(table_of(f"{data}: accuracy {title}", columns, rows))
@@ -138,7 +138,7 @@ def probe_tables(data: str, rows: Sequence[Row]) -> list[Table]:
     return [*tables, table_of(f"{data}: targets", columns, targets, names=2)] if targets else tables
 
 
-def needed_tables(rows: Sequence[Row]) -> list[Table]:
+def needed_tables(data: str, rows: Sequence[Row]) -> list[Table]:
     """The size that each model needs in each data setting, if both were swept; else nothing."""
     grid = grid_of([row.group for row in rows])
     if grid is None or headline(rows) != "accuracy":
@@ -150,7 +150,7 @@ def needed_tables(rows: Sequence[Row]) -> list[Table]:
         f"The smallest {size} of {sizes} with a mean test accuracy of at least {ENOUGH:g}; larger ones may have less. "
         "Only completed runs count."
     )
-    return [Table(f"{grid.data}: {size} needed", ["model", *grid.titles], lines, notes=[note])]
+    return [Table(f"{data}: {size} needed", ["model", *grid.titles], lines, notes=[note])]
 
 
 def accuracy_column(title: str, value: str) -> Column:

@@ -157,7 +157,7 @@ def alike(places: Sequence[ndarray]) -> bool:
 
 
 def extent_of(values: ndarray) -> tuple[ndarray, ndarray, ndarray]:
-    """Mean, lowest and highest of values (seeds, points) over the seeds, each (points,); with one seed a single array."""
+    """Mean, lowest and highest of values (seeds, points) over the seeds, each (points,); with one seed one array."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
