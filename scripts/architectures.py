@@ -26,7 +26,7 @@ NEAR, FAR = 1024, 65536
 
 
 def architectures() -> list[Path]:
-    """Every model's YAML but those that are another model at a size."""
+    """Every model's YAML except those of another model at a size."""
     sizes = {path.stem for path in (CONFIG_FOLDER / "size").glob("*.yaml")}
     paths = sorted((CONFIG_FOLDER / "model").glob("*.yaml"))
     return [path for path in paths if path.stem.rpartition("_")[2] not in sizes]

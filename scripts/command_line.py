@@ -1,4 +1,4 @@
-"""What the commands in this folder share: options with checks, and how a mistake or Ctrl-C ends them."""
+"""What the commands in this folder share: options with checks, and how they end after a mistake or Ctrl-C."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Folders like those that runs leave, written without training, of any number and size.
+"""Run folders written without training, of any number and size.
 
     python scripts/run_trees.py /tmp/many --runs 1000 --steps 10000
 

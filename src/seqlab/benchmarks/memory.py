@@ -1,4 +1,4 @@
-"""How much memory a call needs, and how much there is."""
+"""The peak memory of a call, and the memory available."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""How results are shown and kept: tables for the screen and in Markdown, JSON, CSV, a picture."""
+"""Output of results: tables for the screen and in Markdown, JSON, CSV, a picture."""
 
 import csv
 import math

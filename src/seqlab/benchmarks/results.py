@@ -1,4 +1,4 @@
-"""What a benchmark leaves of its measurements: where and when they were made, and rows of times and ratios."""
+"""The results of a benchmark: where and when they were measured, and rows of times and ratios."""
 
 import argparse
 from collections.abc import Mapping, Sequence

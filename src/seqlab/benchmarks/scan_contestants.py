@@ -93,7 +93,10 @@ class Contestant(NamedTuple):
 
 
 def make_inputs(shape: Shape, d_state: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """Random activations, and parameters as Mamba initialises them: A = -1 to -N, step sizes from 0.001 to 0.1."""
+    """Random activations, and parameters as Mamba initialises them (Gu and Dao 2023, section 3.6).
+
+    A is -1 to -N; the softplus of ``delta_bias``, the step size, is log-uniform from 0.001 to 0.1.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     batch, length, d_inner = shape
 

@@ -3,8 +3,8 @@
 Symbols: n values (seeds) x_1 .. x_n with mean m and standard deviation s; the studentised error of m is
 t = (m - truth) / (s / sqrt(n)).
 
-The interval is a studentised bootstrap: samples of n give the distribution of t, and the interval is
-m - t_high s / sqrt(n) .. m - t_low s / sqrt(n). What the samples are drawn from depends on n:
+The interval is a studentised bootstrap (bootstrap-t; Efron and Tibshirani 1993, chapter 12): samples of n give the
+distribution of t, and the interval is m - t_high s / sqrt(n) .. m - t_low s / sqrt(n). The samples are drawn, by n:
 
 * n >= 8: from the values themselves, with replacement;
 * n = 2 .. 7: from a normal distribution (a parametric bootstrap), for which t has Student's distribution. Resampling so

@@ -28,7 +28,7 @@ TEXT = frozenset({"scan backend", "precision", "device", "verdict", "read from"}
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and lines of cells, whose first ``names`` columns are names; the notes stand below."""
+    """Headings and lines of cells, whose first ``names`` columns are names; the notes are shown below."""
 
     title: str
     headings: list[str]

@@ -38,7 +38,7 @@ def table_of(title: str, headings: list[str], lines: list[list[Cell]], notes: li
 def results_table(comparison: Comparison) -> dict[str, Any]:
     """The main table, a line for each row; ``groups`` are the rows' places among the comparison's groups."""
     rows = comparison.rows
-    judged = sorted({"loss", *headlines(rows).values()})  # an accuracy stands before the loss
+    judged = sorted({"loss", *headlines(rows).values()})  # accuracy before loss
     others = dict.fromkeys(name for row in rows for name in row.test if name not in judged)
     has_inactive = any(row.active_parameters != row.parameters for row in rows)
     columns: list[Column] = [

@@ -1,4 +1,4 @@
-"""Curves of a group's runs as one line and one band, thin enough to draw."""
+"""Curves of a group's runs as one line and one band, with few enough points to draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ def seeds(data: DataSet) -> str:
 
 
 def caption(data: DataSet, spread: str, *more: str, every_point: bool = False) -> str:
-    """A caption: its opening, which groups stand out, and ``more``; ``every_point``: all other groups are drawn too."""
+    """A caption: its opening, which groups the legend names, and ``more``; ``every_point``: all groups are drawn."""
     others, drawn = len(data.groups) - len(data.prominent), len(data.background)
     faint = f"the {others} others" if drawn == others or every_point else f"the next best {drawn} of {others} others"
     stand_out = f"In the legend: each model's best setting on validation; faint: {faint}." if others else ""

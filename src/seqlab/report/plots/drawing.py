@@ -1,4 +1,4 @@
-"""Parts that several pictures share: axes, lines, panels, the legend, and a figure on its way to a file."""
+"""Parts that several pictures share: axes, lines, panels, the legend, and writing to files."""
 
 import re
 import warnings

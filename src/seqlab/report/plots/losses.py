@@ -78,5 +78,5 @@ def draw_lines(axes: Axes, data: DataSet, panel: Panel, *, log: bool) -> None:
 
 
 def legend(data: DataSet, *, line: bool = True, marker: bool = False) -> list[tuple[Line2D, str]]:
-    """An entry for each group that stands out."""
+    """An entry for each prominent group."""
     return [(legend_handle(data.styles[i], line=line, marker=marker), data.groups[i].label) for i in data.prominent]

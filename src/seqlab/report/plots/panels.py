@@ -170,7 +170,7 @@ def grid_panels(data: DataSet) -> dict[str, Panel]:
 
 
 def styles_of_grid(data: DataSet) -> dict[str, Style]:
-    """A look for each model of a grid, no two lines alike: their points often lie on one height."""
+    """A style for each model of a grid, each with a dash of its own, since lines often coincide."""
     looks = data.styles_of(list(data.grid.models))
     return {model: replace(style, line=LINES[i % len(LINES)]) for i, (model, style) in enumerate(looks.items())}
 
@@ -206,7 +206,7 @@ def difficulty_panels(data: DataSet, places: Sequence[int]) -> dict[str, Panel]:
 
 
 def axis_of_difficulty(title: str, values: Sequence[str]) -> Axis:
-    """Values of one number each stand to scale; values of several numbers, or without, side by side."""
+    """Values of one number each are placed to scale; values of several numbers, or of none, side by side."""
     title = title.removeprefix("by ").removeprefix("at ")
     numbers = [numbers_of(value) for value in values]
     if any(one is None or len(one) > 1 for one in numbers):
@@ -215,7 +215,7 @@ def axis_of_difficulty(title: str, values: Sequence[str]) -> Axis:
 
 
 def axis_of(title: str, values: Sequence[Any], *, factor: float = 4, name: Callable[[Any], str] = in_short) -> Axis:
-    """An axis of numbers to scale, logarithmic if they span the factor; other values stand side by side."""
+    """An axis of numbers placed to scale, logarithmic if they span the factor; other values are placed side by side."""
     numbers = all(is_number(value) and math.isfinite(value) for value in values)
     places = tuple(values) if numbers else tuple(range(len(values)))
     names = () if numbers and len(values) > MOST_NAMED else tuple(map(name, values))
