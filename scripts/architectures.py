@@ -26,7 +26,7 @@ NEAR, FAR = 1024, 65536
 
 
 def architectures() -> list[Path]:
-    """Every model's YAML but those that are another model at a size."""
+    """Every model's YAML except those of another model at a size."""
     sizes = {path.stem for path in (CONFIG_FOLDER / "size").glob("*.yaml")}
     paths = sorted((CONFIG_FOLDER / "model").glob("*.yaml"))
     return [path for path in paths if path.stem.rpartition("_")[2] not in sizes]
@@ -42,22 +42,26 @@ def row(path: Path) -> str:
 
 
 def parameters(model: nn.Module) -> str:
+    """A cell: all of a model's parameters, and the active ones where they are fewer."""
     counts = count_parameters(model)
     total, active = counts["parameters"], counts["active_parameters"]
     return f"{total:,}" if active == total else f"{total:,} ({active:,} active)"
 
 
 def state(model: nn.Module) -> str:
+    """A cell: the size of a sequence's state after ``NEAR`` and after ``FAR`` positions, once where both are equal."""
     near, far = (state_bytes(model, length) for length in (NEAR, FAR))
     return scaled_bytes(near) if near == far else f"{scaled_bytes(near)} to {scaled_bytes(far)}"
 
 
 def table() -> str:
+    """The whole table in Markdown."""
     head = f"| `model=` | what it is | parameters | state of a sequence at {NEAR:,} to {FAR:,} positions |"
     return "\n".join([head, "|---|---|---|---|", *map(row, architectures())]) + "\n"
 
 
 def main() -> None:
+    """Print the table, or put it into README.md with ``--write``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     text = table()

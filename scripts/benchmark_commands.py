@@ -47,7 +47,7 @@ PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Sample(NamedTuple):
-    """One command: seconds of all its processors, seconds on the clock, and the most memory it had."""
+    """One execution of a command: seconds on all processors, elapsed seconds, and peak memory in bytes."""
 
     cpu_seconds: float
     wall_seconds: float
@@ -55,7 +55,14 @@ class Sample(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A command, of which ``{work}`` is an empty folder; what makes that ready; what ends it before its own end."""
+    """A command to measure.
+
+    Args:
+        command: its arguments to Python; ``{work}`` stands for its working folder.
+        prepare: called with the checkout and the working folder, to put there what the command needs.
+        until: whether the command has come far enough to be stopped; ``None`` to let it end.
+        status: the exit status expected.
+    """
 
     command: str
     prepare: Callable[[Path, Path], None] = lambda root, work: None
@@ -64,11 +71,13 @@ class Case(NamedTuple):
 
 
 def made_a_step(work: Path) -> bool:
+    """Whether a run has recorded its first training step."""
     path = work / "run" / "metrics.jsonl"
     return path.exists() and b'"train"' in path.read_bytes()
 
 
 def began_a_job(work: Path) -> bool:
+    """Whether the first job of a sweep has begun."""
     return next(work.glob("sweep/*/.hydra/*"), None) is not None
 
 
@@ -88,11 +97,8 @@ def long_run(root: Path, work: Path) -> None:
         file.writelines(own)
 
 
-def many_runs(root: Path, work: Path) -> None:
-    write_many(work / "runs", runs=RUNS, steps=100)
-
-
 def sweep(jobs: int) -> Case:
+    """A sweep of so many jobs over four models, measured until the first begins."""
     seeds = ",".join(map(str, range(jobs // 4)))
     return Case(f"train.py {SWEPT} seed={seeds} hydra.sweep.dir={{work}}/sweep", until=began_a_job)
 
@@ -105,20 +111,23 @@ CASES = {
     "sweep-80": sweep(80),
     "sweep-500": sweep(500),
     "resume": Case("train.py resume={work}/run trainer.steps=3", long_run),
-    "compare": Case("scripts/compare.py {work}/runs --out {work}/compared", many_runs),
+    "compare": Case(
+        "scripts/compare.py {work}/runs --out {work}/compared",
+        lambda root, work: write_many(work / "runs", runs=RUNS, steps=100),
+    ),
 }
 
 
 def environment_of(root: Path) -> dict[str, str]:
-    """Python's own, where the package is that of the checkout."""
+    """This process's environment variables, with the package imported from the checkout."""
     return os.environ | {"PYTHONPATH": str(root / "src")}
 
 
 def measure(case: Case, root: Path, ready: Path) -> Sample:
-    """Run a case's command on a copy of what was made ready for it.
+    """Run a case's command on a copy of the folder that was prepared for it.
 
     Raises:
-        SystemExit: it ended otherwise than it should.
+        SystemExit: the command failed, or ended before it was to be stopped.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = shutil.copytree(ready, Path(folder) / "work")
@@ -152,7 +161,7 @@ def measure(case: Case, root: Path, ready: Path) -> Sample:
 
 
 def wait_for(reached: Callable[[Path], bool], work: Path, pid: int) -> bool:
-    """Whether it was reached before the process ended, which stays to be waited for."""
+    """Whether ``reached`` was true before the process ended; the process is left for the caller to wait for."""
     while not reached(work):
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return reached(work)
@@ -182,7 +191,7 @@ def measure_all(names: list[str], roots: dict[str, Path], rounds: int) -> dict[s
 
 
 def rows_of(samples: dict[str, dict[str, list[Sample]]]) -> list[dict[str, Any]]:
-    """A row for each case and kind of cost: medians, spreads, and how many times less it is after than before."""
+    """A row for each case and kind of cost: medians, samples, and the ratio of the costs before and after."""
     rows = []
     for name, by_build in samples.items():
         for kind in Sample._fields:
@@ -196,6 +205,7 @@ def rows_of(samples: dict[str, dict[str, list[Sample]]]) -> list[dict[str, Any]]
 
 
 def table_of(rows: list[dict[str, Any]], title: str) -> Table:
+    """The rows as a table: the median of each checkout with its range."""
     lines = []
     for row in rows:
         scale, unit = (2**-20, "MiB") if row["cost"] == "peak_bytes" else (1, "s")
@@ -208,6 +218,11 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def checkout(key: str, text: str) -> Path:
+    """A folder with another version of this repository.
+
+    Raises:
+        UserError: it has no train.py.
+    """
     if not Path(text, "train.py").is_file():
         raise UserError(
             key, text, "is no checkout, it has no train.py", "Name a folder with another version of this one"
@@ -216,6 +231,7 @@ def checkout(key: str, text: str) -> Path:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = Parser("benchmark_commands", __doc__)
     parser.option("--before", checkout, metavar="CHECKOUT", help="another checkout, to compare this one with")
     parser.option("--cases", names_of(CASES), default=list(CASES), help="default: all")
@@ -225,6 +241,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measure, write and show what the options ask for. Returns the exit status."""
     roots = ({"before": args.before} if args.before else {}) | {"after": ROOT}
     rows = rows_of(measure_all(args.cases, roots, args.rounds))
 

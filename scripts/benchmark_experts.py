@@ -25,6 +25,7 @@ from seqlab.training.precision import DTYPES
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = Parser("benchmark_experts", __doc__)
     add, plain = parser.option, parser.add_argument
     plain("--device", default="auto", help="auto, cpu or cuda")

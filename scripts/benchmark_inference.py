@@ -33,7 +33,11 @@ DEFAULTS = {
 
 
 def contexts(key: str, text: str) -> list[int]:
-    """``first:last`` doubles from the first to the last; or numbers separated by commas."""
+    """Context lengths: ``first:last`` doubles from the first to the last; or numbers separated by commas.
+
+    Raises:
+        UserError: a length is no whole number, or the last is less than the first.
+    """
     first, colon, last = text.partition(":")
     if not colon:
         return wholes(key, text)

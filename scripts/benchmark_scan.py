@@ -34,6 +34,11 @@ DEFAULTS = {
 
 
 def device(key: str, text: str) -> torch.device:
+    """A CUDA device that torch sees, or the CPU.
+
+    Raises:
+        UserError: it is neither.
+    """
     try:
         found = torch.device(text)
     except RuntimeError:
@@ -47,6 +52,11 @@ def device(key: str, text: str) -> torch.device:
 
 
 def shapes(key: str, text: str) -> list[Shape]:
+    """Shapes ``BxLxD`` separated by commas, each once; ``targets`` are those with published figures.
+
+    Raises:
+        UserError: a part is not three whole numbers.
+    """
     if text == "targets":
         return list(scan.OFFICIAL)
     found = []
@@ -60,7 +70,11 @@ def shapes(key: str, text: str) -> list[Shape]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The settings, with the defaults of the device filled in."""
+    """The options, with the defaults of the device filled in.
+
+    Raises:
+        UserError: an option is wrong, or two of them contradict each other.
+    """
     parser = Parser("benchmark_scan", __doc__)
     add, plain = parser.option, parser.add_argument
     add("--device", device, help="cuda or cpu; default: cuda if there is one")

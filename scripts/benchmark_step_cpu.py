@@ -23,6 +23,7 @@ from seqlab.ops.selective_scan import BACKENDS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = Parser("benchmark_step_cpu", __doc__)
     add, plain = parser.option, parser.add_argument
     models = list(step.MODELS)

@@ -1,4 +1,4 @@
-"""What the commands in this folder share: options with checks, and how a mistake or Ctrl-C ends them."""
+"""What the commands in this folder share: options with checks, and how they end after a mistake or Ctrl-C."""
 
 import argparse
 import os
@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
 from seqlab import console
 from seqlab.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """One that is described by a script's docstring, and whose complaints are a line or two, as everywhere."""
+    """A parser described by a script's docstring, whose errors are ``UserError`` like every other mistake."""
 
     def __init__(self, name: str, docstring: str):
         description, _, more = docstring.partition("\n\n")
@@ -26,23 +28,34 @@ class Parser(argparse.ArgumentParser):
         """Add an option whose value is ``read(key, text)``, which raises a UserError for a mistake."""
         self.add_argument(key, type=partial(read, key), **settings)
 
+    @override
     def error(self, message: str) -> NoReturn:
         remedy = f"python {self.prog} --help lists what there is"
         raise UserError("arguments", shlex.join(sys.argv[1:]), message, remedy)
 
 
 def whole(key: str, text: str, least: int = 1) -> int:
+    """A whole number.
+
+    Raises:
+        UserError: it is none, or less than ``least``.
+    """
     if not text.strip().isdecimal() or int(text) < least:
         raise UserError(key, text, f"has to be a whole number from {least} on", f"For example {key} 16")
     return int(text)
 
 
 def wholes(key: str, text: str) -> list[int]:
-    """Whole numbers from 1 on, separated by commas, in order."""
+    """Whole numbers from 1 on, separated by commas; ascending, each once."""
     return sorted({whole(key, part) for part in text.split(",")})
 
 
 def seconds(key: str, text: str) -> float:
+    """A finite number of seconds above 0.
+
+    Raises:
+        UserError: it is not.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -53,7 +66,7 @@ def seconds(key: str, text: str) -> float:
 
 
 def names_of(allowed: Iterable[str]) -> Callable[[str, str], list[str]]:
-    """Reads names separated by commas, each once, all of them ``allowed``."""
+    """A function that reads names separated by commas, each once, and refuses those that are not ``allowed``."""
     allowed = list(allowed)
 
     def names(key: str, text: str) -> list[str]:
@@ -67,12 +80,17 @@ def names_of(allowed: Iterable[str]) -> Callable[[str, str], list[str]]:
 
 
 def results_folder(name: str) -> Path:
-    """Where a benchmark's results go if nothing else is said."""
+    """The default folder for a benchmark's results."""
     return Path("outputs", "benchmarks", f"{name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
 def command(parse: Callable[[Sequence[str] | None], Any], run: Callable[[Any], int]) -> Callable[..., int]:
-    """The main function of a script: its exit status, with foreseen endings said in a line or two."""
+    """The main function of a script, which returns the exit status and reports foreseen errors in a line or two.
+
+    Args:
+        parse: from the arguments (``None`` for the process's own) to the settings.
+        run: from the settings to the exit status.
+    """
 
     def main(argv: Sequence[str] | None = None) -> int:
         try:

@@ -1,4 +1,4 @@
-"""Runs side by side, grouped over seeds: tables, pictures and a page, with honest intervals.
+"""Runs side by side, grouped over seeds: tables, pictures and a page, with 95 % intervals.
 
     python scripts/compare.py                                    # everything under outputs/
     python scripts/compare.py outputs/sweep_2026-01-31*          # run folders, sweeps, or globs of them
@@ -11,7 +11,6 @@ and index.html in --out.
 
 import argparse
 import gc
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -21,30 +20,25 @@ from typing import NoReturn
 
 import rich
 
+from command_line import Parser, command
 from seqlab import console
 from seqlab.errors import UserError
 from seqlab.report import print_tables
 from seqlab.report.budgets import UNITS, parse_at
-from seqlab.report.compare import Comparison, compare, mismatches_in_words
+from seqlab.report.compare import Comparison, compare, first_few, mismatches_in_words
 from seqlab.report.runs import Skipped, read
 from seqlab.report.write_tables import write as write_tables
 
 OUTPUTS = Path("outputs")
 
 
-class Parser(argparse.ArgumentParser):
-    """One whose complaints are a line or two, like every other mistake's."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(
-            "arguments", shlex.join(sys.argv[1:]), message, f"python {self.prog} --help lists what there is"
-        )
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    description, _, more = __doc__.partition("\n\n")
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=description, epilog=more, formatter_class=formatter, prog="scripts/compare.py")
+    """The options, with the default folders filled in.
+
+    Raises:
+        UserError: an option is wrong, or no folder is named and there is no outputs/.
+    """
+    parser = Parser("compare", __doc__)
     add = parser.add_argument
     add("paths", nargs="*", type=Path, metavar="folder", help="run folders, sweeps, globs; default: outputs/")
     add("--at", type=parse_at, metavar="AXIS[=BUDGET]", help=f"an equal budget of {', '.join(UNITS)}")
@@ -60,28 +54,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def refuse_nothing(skipped: Sequence[Skipped], paths: Sequence[Path]) -> NoReturn:
+    """End where no run completed.
+
+    Raises:
+        UserError: always, with the first reasons.
+    """
     reasons = "; ".join(f"{one.folder}: {one.why}" for one in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     remedy = "Finish a run, for example with python train.py, or name other folders"
-    raise UserError(
-        "folder", in_a_row(paths), f"no completed run is there ({reasons or 'nothing at all'}{more})", remedy
-    )
+    rule = f"no completed run is there ({reasons or 'nothing at all'}{more})"
+    raise UserError("folder", first_few(paths, 3, ", "), rule, remedy)
 
 
 def refuse_mismatches(comparison: Comparison, paths: Sequence[Path]) -> NoReturn:
+    """End where ``--strict`` is given and runs differ.
+
+    Raises:
+        UserError: always, with what they differ in.
+    """
     differ = "; ".join(line.removeprefix("Not alike: ") for line in mismatches_in_words(comparison, most=3))
     remedy = "Name runs that are alike, or leave out --strict, which refuses others"
-    raise UserError("folder", in_a_row(paths), f"the runs there are not alike in {differ}", remedy)
-
-
-def in_a_row(paths: Sequence[Path]) -> str:
-    """The first of the paths: a shell makes hundreds of one glob."""
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(map(str, paths[:3])) + more
+    raise UserError("folder", first_few(paths, 3, ", "), f"the runs there are not alike in {differ}", remedy)
 
 
 def write(comparison: Comparison, folder: Path, show: Callable[[str], None]) -> list[Path]:
-    """Tables, pictures and the page; ``show`` says what is being done. Returns what was written."""
+    """Tables, pictures and the page; ``show`` says what is being done. Returns what was written.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
     from seqlab.report import page, plots  # not before they are needed: they take a second to import
 
     try:
@@ -106,6 +107,7 @@ def write(comparison: Comparison, folder: Path, show: Callable[[str], None]) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Read, compare, print and write. Returns the exit status."""
+    gc.set_threshold(100_000)  # nearly all objects here last to the end: looking for cycles more often costs a tenth
     with console.progress() as progress:
         task = progress.add_task("reading runs", total=None)
         runs, skipped = read(args.paths, lambda done, total: progress.update(task, completed=done, total=total))
@@ -126,18 +128,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    gc.set_threshold(100_000)  # nearly all objects here last to the end: looking for cycles more often costs a tenth
-    try:
-        return run(parse(argv))
-    except UserError as error:
-        console.complain(str(error))
-        return error.exit_status
-    except KeyboardInterrupt:
-        console.say("Stopped at once.")
-        return 130
-
+main = command(parse, run)
 
 if __name__ == "__main__":
     sys.exit(main())

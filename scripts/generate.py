@@ -8,16 +8,16 @@ The text streams to standard output as it is sampled.
     run              the folder that training left; its best weights by validation are used
     prompt           what to continue; none is the start of a line
     temperature      1 draws as the model says, 0 takes the likeliest token always; default 1
-    top_k, top_p     draw from the k likeliest tokens (of equals the first), or from the fewest that hold the share p;
+    top_k, top_p     draw from the k likeliest tokens (the first of equals), or from the fewest that hold the share p;
                      default: from all
     max_new_tokens   default 200; learned positions end at the length that a model was trained with
     stop             text that ends a sample
     n                samples; number i is drawn with seed + i
     seed             default 0
     device           auto, cpu or cuda
-    untrained        true: sample even where only the weights from before training are whole; default false
+    untrained        true: sample even where only the weights from before training are intact; default false
     trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
-    data.dir, data.cache_dir    where the corpus lies, if elsewhere than for the run
+    data.dir, data.cache_dir    folders of the corpus, if not those of the run
 """
 
 import logging
@@ -59,7 +59,11 @@ SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
 
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
-    """The settings, from ``key=value`` arguments."""
+    """The settings, from ``key=value`` arguments; prints the help and exits if that is asked for.
+
+    Raises:
+        UserError: an argument is no setting or has a wrong value, or ``run`` is missing.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -78,6 +82,11 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
 
 
 def parse_value(key: str, text: str) -> Any:
+    """A setting's value from its text.
+
+    Raises:
+        UserError: it is not of the setting's type.
+    """
     kind = SETTINGS[key][0]
     if text == "null" and kind not in (str, str | None):
         text = None
@@ -89,7 +98,11 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def load(settings: dict[str, Any]) -> Trained:
-    """The run's model and data; refused if there is no text that it could sample."""
+    """The run's model and data.
+
+    Raises:
+        UserError: the run was not trained on text.
+    """
     device = choose_device(settings["device"])
     reset_global_state(settings["seed"])
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}

@@ -1,4 +1,4 @@
-"""Folders like those that runs leave, written without training, of any number and size.
+"""Run folders written without training, of any number and size.
 
     python scripts/run_trees.py /tmp/many --runs 1000 --steps 10000
 
@@ -21,7 +21,7 @@ MIXER = {"_target_": "seqlab.models.mixers.Mamba", "_partial_": True, "d_state":
 
 
 def config_of(model: str = "mamba", data: str = "synthetic", seed: int = 1, **settings: Any) -> dict[str, Any]:
-    """A resolved configuration; ``settings`` are dotted keys, and feed what the real one feeds by interpolation."""
+    """A resolved configuration; ``settings`` are dotted keys, repeated in trainer and model as by interpolation."""
     config = {
         "name": model,
         "data_name": data,
@@ -90,7 +90,10 @@ def summary_of(
 
 
 def records_of(*, steps: int, loss: float, flops_per_step: int, evaluate_every: int, seed: int = 0) -> list[dict]:
-    """Training records that fall to ``loss`` with noise, validation ones without, 0.01 above; a test record at last."""
+    """Records of ``metrics.jsonl``: training losses fall with noise to ``loss``, validation losses without, 0.01 above.
+
+    The last record is that of the test split.
+    """
     noise = np.random.default_rng(seed).normal(scale=0.1, size=steps + 1)
     norms = np.random.default_rng(seed).random(steps + 1)
 
@@ -113,11 +116,13 @@ def records_of(*, steps: int, loss: float, flops_per_step: int, evaluate_every: 
 
 
 def to_lines(records: Iterable[dict[str, Any]]) -> str:
+    """Records as the text of a JSON Lines file."""
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
 @lru_cache(maxsize=64)
 def metrics_text(steps: int, loss: float, flops_per_step: int, evaluate_every: int, seed: int) -> str:
+    """The text of ``metrics.jsonl`` for these losses; equal runs share it."""
     return to_lines(
         records_of(steps=steps, loss=loss, flops_per_step=flops_per_step, evaluate_every=evaluate_every, seed=seed)
     )
@@ -136,7 +141,7 @@ def write_run(
     settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """Leave what a completed run leaves; ``settings`` go into the configuration, ``changes`` into the summary."""
+    """Write a completed run's folder; ``settings`` go into the configuration, ``changes`` into the summary."""
     config = config_of(model, data, seed, **{"trainer.steps": steps} | (settings or {}))
     folder.mkdir(parents=True)
     (folder / ".hydra").mkdir()
@@ -150,7 +155,7 @@ def write_run(
 
 
 def write_many(folder: Path, *, runs: int, steps: int, seeds: int = 5, models: int = 10) -> None:
-    """A sweep of models, learning rates and seeds. The same few curves serve all, so that writing takes seconds."""
+    """A sweep of models, learning rates and seeds. All runs share a few curves, so that writing them takes seconds."""
     (folder / "sweep").mkdir(parents=True)
     (folder / "sweep" / "multirun.yaml").write_text("hydra: {}\n")
     for i in range(runs):

@@ -1,4 +1,7 @@
-"""A mixture of experts forward and backward, or a whole training step: grouped products beside a loop over experts."""
+"""A mixture of experts forward and backward, or a whole training step: grouped products beside a loop over experts.
+
+Symbols: B sequences of L tokens, T tokens in all, D channels (``--width``), V words in the vocabulary.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -8,6 +11,7 @@ import rich
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from seqlab.benchmarks import report
 from seqlab.benchmarks.results import facts, speed_up, step_row, step_table
@@ -29,7 +33,7 @@ VOCABULARY, LENGTH = 10_000, 256
 
 
 class LoopOfExperts(MixtureOfExperts):
-    """One expert after the other, as a mixture is usually written."""
+    """A mixture that computes one expert after the other, as most implementations do."""
 
     def _visit(self, tokens: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
         y = None
@@ -41,15 +45,16 @@ class LoopOfExperts(MixtureOfExperts):
             y = y.index_add(0, rows, (found * gates[rows, slots, None]).to(y.dtype))
         return y
 
+    @override
     def why_not_captured(self, device: torch.device) -> str:
-        return "how many tokens an expert has is known when the device has counted them"
+        return "the host has to know how many tokens each expert gets, which the device counts"
 
 
 LAYERS: dict[str, type[MixtureOfExperts]] = {"loop": LoopOfExperts, "grouped": MixtureOfExperts}
 
 
 def layer_step(kind: type[MixtureOfExperts], args: argparse.Namespace) -> Callable[[], None]:
-    """One pass forward and backward of a layer in training."""
+    """A function that runs one pass forward and backward of a layer in training mode, on random input (T, D)."""
     torch.manual_seed(0)
     layer = kind(args.width, d_ff=args.d_ff, n_experts=args.experts, top_k=args.top_k).to(args.device)
     x = torch.randn(args.tokens, args.width, device=args.device, requires_grad=True)
@@ -66,17 +71,19 @@ def layer_step(kind: type[MixtureOfExperts], args: argparse.Namespace) -> Callab
 
 
 class RandomTokens:
-    """As much of a data object as an update needs."""
+    """The methods of a data set that an ``Update`` calls."""
 
     def mask(self, targets: Tensor) -> Tensor:
+        """Every position counts: (B, L) to (B, L), bool."""
         return torch.ones_like(targets, dtype=torch.bool)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats of outputs (B, L, V) at targets (B, L): (B, L), float32."""
         return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
 def model_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> nn.Module:
-    """A whole model whose mixtures of experts are computed by ``kind``."""
+    """A whole model whose mixtures of experts are of the class ``kind``."""
     torch.manual_seed(0)
     model = fresh_model(args.model, args.size, vocabulary=VOCABULARY, max_length=LENGTH).to(args.device).train()
     for part in model.modules():
@@ -86,7 +93,7 @@ def model_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> nn.Modul
 
 
 def training_step(kind: type[MixtureOfExperts], args: argparse.Namespace) -> Callable[[], None]:
-    """One update of a whole model."""
+    """A function that makes one update of a whole model."""
     model = model_of(kind, args)
     config = TrainerConfig(optimizer=adamw, schedule=constant, batch_size=1, precision=args.precision)
     captured = captures(config, model, args.device)
@@ -103,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     prepare = training_step if args.model else layer_step
     calls = {name: Call(partial(prepare, kind, args)) for name, kind in LAYERS.items()}
     with rich.get_console().status(f"{args.rounds} rounds of {' and '.join(calls)}"):
-        found = measure(calls, args.device, rounds=args.rounds, least=args.least, warm_up=EAGER + 2)  # records by then
+        found = measure(calls, args.device, rounds=args.rounds, least=args.least, warm_up=EAGER + 2)  # captured by then
     loop = found["loop"].samples
     rows = [
         {"layer": name, "times_the_loop": speed_up(loop, one.samples)} | step_row(one, args.tokens)

@@ -1,4 +1,7 @@
-"""What models cost in use, against the length of the context: prefill, one token more, state and peak memory."""
+"""What inference costs against the length of the context: prefill, one token more, state and peak memory.
+
+Symbols: B sequences of L positions; d_input features of a position, where inputs are not tokens.
+"""
 
 import argparse
 import math
@@ -7,7 +10,6 @@ from dataclasses import asdict
 from itertools import chain, count, cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -30,14 +32,24 @@ from seqlab.runs.load import fresh_model, load_run
 from seqlab.runs.process import reset_global_state
 
 BLOCK_SECONDS = 0.02
-"""Steps are timed in rows of about so long, so that waiting for the device weighs nothing."""
+"""Steps are timed in blocks of about this length, next to which the time to synchronise is negligible."""
 
 LAST_STEPS = 2
 """Positions after the context: one step makes room in a cache, the other is measured."""
 
 
 def measure(curve: Curve, model: SequenceModel, contexts: Sequence[int], args: argparse.Namespace) -> Iterator[int]:
-    """Add a point to a curve for each context, shortest first, until it ends; yields each before it is measured."""
+    """Add a point to a curve for each context until it ends; yields each context before it is measured.
+
+    Args:
+        curve: extended in place; ``ended`` says why it stopped short of the last context.
+        model: in evaluation mode, on the device.
+        contexts: in tokens, ascending.
+        args: the options of scripts/benchmark_inference.py.
+
+    Raises:
+        RuntimeError: a failure other than running out of memory.
+    """
     for index, context in enumerate(contexts):
         yield context
         curve.ended = why_not(model, curve, context, args)
@@ -56,7 +68,7 @@ def measure(curve: Curve, model: SequenceModel, contexts: Sequence[int], args: a
 
 
 def why_not(model: SequenceModel, curve: Curve, context: int, args: argparse.Namespace) -> str | None:
-    """Why a context is left out, as far as that shows beforehand."""
+    """The reason to leave out a context, as far as it can be foreseen; ``None`` to measure it."""
     if model.positions is not None and context + LAST_STEPS > model.max_length:
         return f"its learned positions end at {model.max_length:,}"
     if not curve.points:
@@ -65,7 +77,7 @@ def why_not(model: SequenceModel, curve: Curve, context: int, args: argparse.Nam
     if len(curve.points) > 1:
         before = curve.points[-2]
         power = math.log(last.prefill_ms / before.prefill_ms) / math.log(last.context / before.context)
-        growth **= min(max(1.0, power), 2.0)  # a busy moment of the machine is no growth
+        growth **= min(max(1.0, power), 2.0)  # other load on the machine is not taken for growth
     expected = last.prefill_ms / 1e3 * growth
     if expected > args.limit:
         return f"prefill of {context:,} would take about {expected:.3g} s, and --limit is {args.limit:g} s"
@@ -87,7 +99,7 @@ def inputs_of(model: SequenceModel, batch: int, length: int, args: argparse.Name
 
 
 def warm_up(model: SequenceModel, batch: int, context: int, args: argparse.Namespace) -> None:
-    """What happens once: compiling, and the workspaces that libraries keep."""
+    """Run once what compiles kernels and allocates the workspaces of libraries."""
     x = inputs_of(model, batch, min(context, 2 * CHUNK), args)
     _, state = model.prefill(x, model.initial_state(batch))
     model.step(x[:, 0], state)
@@ -95,7 +107,8 @@ def warm_up(model: SequenceModel, batch: int, context: int, args: argparse.Names
 
 
 def measured_point(model: SequenceModel, curve: Curve, context: int, args: argparse.Namespace) -> Point:
-    device, budget = args.device, args.budget  # seconds: shorter calls are repeated for so long
+    """Measure prefill, one step, the state and peak memory at one context."""
+    device, budget = args.device, args.budget  # seconds for which short calls are repeated
     x = inputs_of(model, curve.batch, context, args)
     token, kept = x[:, 0].contiguous(), []
 
@@ -106,7 +119,7 @@ def measured_point(model: SequenceModel, curve: Curve, context: int, args: argpa
     first = seconds(prefill, device)
     _, state = model.step(token, kept.pop())
     peak_bytes = peak.bytes()
-    # A long call of pieces that the contexts before were made of too is warm, and is its own measurement.
+    # A long call is made of chunks that shorter contexts have warmed up: its first time is a measurement.
     samples = [first] if first > budget and context > CHUNK else in_turn({"": prefill}, device, budget=budget)[""]
     kept.clear()
     prefill_time = median(samples)
@@ -131,14 +144,20 @@ def measured_point(model: SequenceModel, curve: Curve, context: int, args: argpa
 def graph_step_seconds(
     model: SequenceModel, token: Tensor, state: ModelState, curve: Curve, args: argparse.Namespace
 ) -> float | None:
-    """Seconds of a step that is launched as one CUDA graph, which ends with the new state where the old one was."""
+    """Seconds of a step of tokens (B,) or features (B, d_input), replayed as a CUDA graph; ``None`` without one.
+
+    The graph copies the new state into the tensors of the old one, so that every replay starts from it.
+
+    Raises:
+        RuntimeError: the device ran out of memory.
+    """
     if args.device.type != "cuda" or curve.no_graph is not None:
         return None
 
     def step() -> None:
         _, after = model.step(token, state)
         for old, new in zip(tensors_of(state), tensors_of(after), strict=True):
-            if old.data_ptr() != new.data_ptr():  # attention wrote into its cache itself
+            if old.data_ptr() != new.data_ptr():  # attention writes into its cache in place
                 old.copy_(new)
 
     try:
@@ -178,7 +197,10 @@ def run(args: argparse.Namespace) -> int:
         "settings": settings(args),
         "models": models,
         "interrupted": interrupted,
-        "curves": [as_dict(curve) for curve in curves],
+        "curves": [
+            asdict(curve) | {"exponents": {name: found and asdict(found) for name, found in curve.exponents.items()}}
+            for curve in curves
+        ],
     }
     title = f"Inference on {results['device_name']}, {dtype_name(args.dtype)}"
     drawn = report.write_picture(args.out / "inference.png", title, panels(curves), "context, tokens")
@@ -190,7 +212,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def contestant(name: str, args: argparse.Namespace) -> tuple[str, str, SequenceModel]:
-    """A model by name with fresh weights, whose values do not change the time; or the one that a run left.
+    """A model by name with random weights, which take the same time, or one loaded from a run folder.
 
     Returns its name in tables, its architecture, and the model on the device, in evaluation mode.
     """
@@ -205,7 +227,7 @@ def contestant(name: str, args: argparse.Namespace) -> tuple[str, str, SequenceM
 
 
 def shortened(folder: str, most: int = 32) -> str:
-    """A folder's name for a table; those of a sweep tell all that differs, and are long."""
+    """The end of a folder's name for a table: in a sweep the names are long, and their ends differ."""
     return folder if len(folder) <= most else f"…{folder[1 - most :]}"
 
 
@@ -213,11 +235,6 @@ def unique(name: str, taken: Container[str]) -> str:
     """The name, with a number if it is taken."""
     numbered = chain([name], (f"{name} #{number}" for number in count(2)))
     return next(label for label in numbered if label not in taken)
-
-
-def as_dict(curve: Curve) -> dict[str, Any]:
-    exponents = {name: asdict(found) if found else None for name, found in curve.exponents.items()}
-    return asdict(curve) | {"exponents": exponents}
 
 
 def results_table(curves: Sequence[Curve], title: str) -> Table:
@@ -243,7 +260,7 @@ def results_table(curves: Sequence[Curve], title: str) -> Table:
 
 
 def exponents_table(curves: Sequence[Curve]) -> Table:
-    """By which power of the context each cost grows."""
+    """The power of the context with which each cost grows."""
     shown = [name for name in COLUMNS if any(curve.exponents[name] for curve in curves)]
     rows = []
     for curve in curves:
@@ -269,7 +286,7 @@ def endings(curves: Sequence[Curve]) -> list[str]:
 
 
 def panels(curves: Sequence[Curve]) -> list[Panel]:
-    """Each cost against the context, a step as a CUDA graph dashed; with the exponents in the legends."""
+    """Each cost against the context, replayed CUDA graphs dashed; legends show the exponents."""
     by_architecture = colours([curve.architecture for curve in curves])
     several = len({curve.batch for curve in curves}) > 1
 

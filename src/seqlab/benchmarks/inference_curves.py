@@ -1,4 +1,4 @@
-"""Costs against the context, and the power of the context by which each of them grows."""
+"""Costs against the context, and the power of the context with which each of them grows."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SPAN = 8
-"""An exponent is fitted to the contexts within this factor of the longest, where the fixed costs weigh least."""
+"""An exponent is fitted to the contexts within this factor of the longest, where fixed costs matter least."""
 
 FEWEST = 3
-"""Points that an exponent needs, for two lie on a line always."""
+"""Points that a fit needs: through two there is always a line."""
 
 
 @dataclass
 class Point:
-    """One model at one context and batch. Times are medians; what does not exist here is None."""
+    """One model at one context and batch. Times are medians; what cannot be measured here is ``None``."""
 
     context: int  # positions that were read before the token
     prefill_ms: float  # of the whole context, for all sequences of the batch
@@ -37,7 +37,7 @@ COLUMNS = {
     "state_bytes": "state bytes",
     "peak_bytes": "peak memory",
 }
-"""What is fitted."""
+"""Columns of ``Point`` to which exponents are fitted, with their titles."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,20 @@ class Curve:
 
     @property
     def exponents(self) -> dict[str, Exponent | None]:
-        """Of every column."""
+        """The fitted exponent of each column."""
         contexts = [point.context for point in self.points]
         return {name: fit(contexts, [getattr(point, name) for point in self.points]) for name in COLUMNS}
 
     def exponent(self, column: str) -> str:
+        """A column's exponent as text."""
         return "-" if (found := self.exponents[column]) is None else str(found)
 
 
 def fit(contexts: Sequence[int], values: Sequence[float | None]) -> Exponent | None:
-    """Least squares of log value over log context, on the upper part of the range.
+    """Least squares of log value over log context, for the longest contexts.
 
-    The standard error is that of the slope, from what the line leaves over. None for too few points, and for values
-    that have no logarithm.
+    The standard error is that of the slope, from the residuals. ``None`` with too few points, and where a value has no
+    logarithm.
     """
     pairs = [(c, v) for c, v in zip(contexts, values, strict=True) if v is not None and SPAN * c >= contexts[-1]]
     if len(pairs) < FEWEST or any(value <= 0 for _, value in pairs):

@@ -1,4 +1,4 @@
-"""How much memory a call needs, and how much there is."""
+"""The peak memory of a call, and the memory available."""
 
 import ctypes
 import gc
@@ -12,10 +12,10 @@ from seqlab.runs.environment import peak_memory, reset_peak_memory
 
 
 class PeakMemory:
-    """The most memory in use since its construction, beyond what was in use then.
+    """Peak memory since construction, in bytes beyond what was in use then.
 
-    On a GPU: what PyTorch has allocated. On a CPU under Linux: the process's resident memory, in which pages that were
-    freed earlier and are used again do not show, so that small peaks are underestimated.
+    On a GPU: what PyTorch has allocated. On a CPU under Linux: the process's resident memory. Pages that were freed
+    earlier and are used again are not counted there, so small peaks are underestimated.
     """
 
     def __init__(self, device: torch.device):
@@ -23,27 +23,27 @@ class PeakMemory:
         gc.collect()
         synchronize(device)
         if device.type == "cpu":
-            with suppress(OSError, AttributeError):  # another C library than GNU's keeps what it has
+            with suppress(OSError, AttributeError):  # only GNU's C library can return free pages
                 ctypes.CDLL(None).malloc_trim(0)
         reset_peak_memory()
         self.before = peak_memory(device)
 
     def bytes(self) -> int | None:
-        """The peak so far; None where it is unknown."""
+        """The peak so far; ``None`` where it is unknown."""
         synchronize(self.device)
         peak = peak_memory(self.device)
         return None if peak is None or self.before is None else max(0, peak - self.before)
 
 
 def release(device: torch.device) -> None:
-    """Free what is not referenced any more, also in PyTorch's cache, before the next contestant needs memory."""
+    """Free unreferenced memory, PyTorch's cache included, before the next measurement."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that a new allocation can have; unknown for a CPU without Linux' /proc."""
+    """Bytes that can be allocated; ``None`` where unknown: on a CPU without Linux's /proc."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -54,7 +54,10 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def lacks_memory(needed: float, device: torch.device) -> str | None:
-    """Why something does not fit, asked beforehand: a system ends a process that takes too much of a CPU's memory."""
+    """Why ``needed`` bytes do not fit, ``None`` if they do.
+
+    This is asked beforehand, since a system kills a process that takes too much of a CPU's memory.
+    """
     free = available_memory(device)
     if free is None or needed <= free:
         return None

@@ -1,4 +1,4 @@
-"""How results are shown and kept: tables for the screen and in Markdown, JSON, CSV, a picture."""
+"""Output of results: tables for the screen and in Markdown, JSON, CSV, a picture."""
 
 import csv
 import math
@@ -18,11 +18,11 @@ from seqlab.errors import UserError
 from seqlab.jsonio import dump
 
 COLOURS = {"met": "green", "missed": "red"}
-"""Of cells that end so."""
+"""Of cells, by their last word."""
 
 
 def number(value: float | None, scale: float = 1.0) -> str:
-    """Three significant digits of a value times ``scale``, of which four at most are decimals."""
+    """Three significant digits of a value times ``scale``, at most four decimals; ``-`` for ``None``."""
     if value is None:
         return "-"
     value *= scale
@@ -31,11 +31,14 @@ def number(value: float | None, scale: float = 1.0) -> str:
 
 
 def table(title: str, rows: Sequence[Mapping[str, str]], *, names: int = 1, caption: str | None = None) -> Table:
-    """Cells by heading, the same headings in each row.
+    """A table of rows, which have the same headings.
 
     Args:
-        names: so many columns on the left name what a row is of, and the others are set to the right. Where rows share
-            a first name, a line parts them from the next.
+        title: shown above.
+        rows: cells by heading.
+        names: how many columns on the left are names, aligned left; the others are aligned right. Where several rows
+            share a first name, a line separates them from the next.
+        caption: shown below.
     """
     below = None if caption is None else escape(caption)
     made = Table(title=escape(title), title_justify="left", caption=below, caption_justify="left")
@@ -50,9 +53,9 @@ def table(title: str, rows: Sequence[Mapping[str, str]], *, names: int = 1, capt
 
 
 def write_markdown(path: Path, tables: Iterable[Table]) -> None:
-    """Write tables, which are no longer for the screen then."""
+    """Write tables in Markdown. Changes their box style, so they cannot be printed afterwards."""
     with path.open("w", encoding="utf-8") as file:
-        out = Console(file=file, width=1000)  # enough for a row in a line
+        out = Console(file=file, width=1000)  # so that no row is wrapped
         for table in tables:
             table.box = MARKDOWN
             for row in table.rows:
@@ -61,7 +64,7 @@ def write_markdown(path: Path, tables: Iterable[Table]) -> None:
 
 
 class Line(NamedTuple):
-    """A curve of a panel."""
+    """A curve of a panel: its label in the legend, points (x, y), and keywords for matplotlib's ``plot``."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -69,7 +72,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves on logarithmic axes."""
+    """Curves on logarithmic axes: title, unit of y, the curves, the format of y's ticks, and the legend's title."""
 
     title: str
     unit: str
@@ -89,10 +92,14 @@ def thousands(count: float) -> str:
 def write_picture(
     path: Path, title: str, panels: Sequence[Panel], xlabel: str, places: Sequence[str] | None = None
 ) -> list[str]:
-    """Panels side by side, two in a row. Returns the file's name, or nothing if there is no matplotlib.
+    """Draw panels, two in a row. Returns the file's name, or nothing without matplotlib.
 
     Args:
-        places: names for the positions 0, 1, ... of the horizontal axis, which is logarithmic otherwise.
+        path: a PNG file.
+        title: of the whole figure.
+        panels: to draw.
+        xlabel: of every panel.
+        places: names for the positions 0, 1, ... of the horizontal axis, which is logarithmic without them.
     """
     if find_spec("matplotlib") is None:
         console.say("No picture without matplotlib: pip install 'seqlab[plots]' adds it.")
@@ -122,13 +129,14 @@ def write_picture(
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())  # else no tick has a number
-        beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # there may be many
+        beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # outside, for many entries
         axes.legend(fontsize=8, title=panel.legend, title_fontsize=8, **beside)
     figure.savefig(path, dpi=110)
     return [path.name]
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Write rows with a line of headings; returns the file's name."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -137,7 +145,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def make_folder(path: Path) -> None:
-    """Before anything is measured, so that a mistake here costs no time."""
+    """Make the results' folder before anything is measured, so that a mistake here costs no time.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,11 +163,14 @@ def finish(
     lines: Iterable[str] = (),
     also: Sequence[str] = (),
 ) -> None:
-    """Write the results, then show the tables, lines below them, and what was written.
+    """Write the results, then show the tables, the lines below them, and the names of the files written.
 
     Args:
-        path: a file for the results as JSON, beside which the tables lie in Markdown; None to write nothing.
-        also: names of what was written there before.
+        path: a file for the results as JSON, with the tables beside it in Markdown; ``None`` to write nothing.
+        results: for the JSON file.
+        tables: to show.
+        lines: to show below.
+        also: names of files in the same folder that were written before.
     """
     out = console.output()
     if not out.is_terminal:

@@ -1,4 +1,4 @@
-"""What a benchmark leaves of its measurements: where and when they were made, and rows of times and ratios."""
+"""The results of a benchmark: where and when they were measured, and rows of times and ratios."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,18 @@ def facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """``bfloat16`` for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """A command's options as JSON knows them, without where the results go."""
+    """A command's options as JSON, without the results' folder."""
     found = {key: value for key, value in vars(args).items() if key != "out"}
     return found | {"device": str(args.device), "dtype": dtype_name(args.dtype)}
 
 
 def step_row(found: Measurement, tokens: int) -> dict[str, Any]:
-    """What was measured of a step over so many tokens."""
+    """The measurement of a step over so many tokens."""
     return {
         "status": found.status,
         "reason": found.reason,
@@ -50,8 +51,11 @@ def step_table(title: str, rows: Sequence[Mapping[str, Any]], name: str, what: s
     """A line for each ``step_row``.
 
     Args:
-        name, times: keys of the rows, of the contestant's name and of its ratio to another.
-        what: what a contestant does once ("a training step").
+        title: of the table.
+        rows: of ``step_row``, each with a name and a ratio.
+        name: the key of a contestant's name in the rows.
+        what: what is timed (``a training step``), for the heading.
+        times: the key of a contestant's ratio to another.
     """
     lines = [
         {
@@ -68,11 +72,12 @@ def step_table(title: str, rows: Sequence[Mapping[str, Any]], name: str, what: s
 
 
 def speed_up(slower: Sequence[float], faster: Sequence[float]) -> float | None:
-    """How many times as long the one takes: the median over rounds of their ratio; None where one has no rounds."""
+    """How many times as long the slower one takes: the median ratio over rounds; ``None`` where one has no rounds."""
     if not slower or not faster:
         return None
     return median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """The quotient; ``None`` where a number is missing."""
     return None if numerator is None or denominator is None else numerator / denominator

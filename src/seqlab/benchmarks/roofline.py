@@ -1,4 +1,4 @@
-"""The limits of a device: no kernel copies or computes faster."""
+"""The limits of a device for the roofline model (Williams et al. 2009): no kernel copies or computes faster."""
 
 import subprocess
 from contextlib import suppress
@@ -10,14 +10,14 @@ import torch
 from seqlab.benchmarks.timing import gpu_samples, in_turn
 
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
-"""Many times the caches, so that a copy is a matter of memory."""
+"""Many times the caches' size, so that memory limits the copy."""
 
 EXPONENTIALS_PER_CLOCK = 16
-"""Of one multiprocessor: four special function units in each of its four parts (compute capability 7.0 to 9.0)."""
+"""Of one multiprocessor: four special function units in each of four partitions (compute capability 7.0 to 9.0)."""
 
 
 class DeviceLimits(NamedTuple):
-    """The copy bandwidth, and for GPUs alone the rate of the unit that computes exponentials."""
+    """The copy bandwidth and, for GPUs only, the rate of the special function units, which compute exponentials."""
 
     copy_bytes_per_second: float  # measured; bytes read + bytes written
     exponentials_per_second: float | None = None
@@ -27,7 +27,7 @@ class DeviceLimits(NamedTuple):
 
 
 def device_limits(device: torch.device) -> DeviceLimits:
-    """Measure the copy bandwidth and look up the rest."""
+    """Measure the copy bandwidth and look up the rate of exponentials."""
     bandwidth = copy_bandwidth(device, COPY_BYTES[device.type])
     if device.type != "cuda":
         return DeviceLimits(bandwidth)
@@ -51,7 +51,7 @@ def copy_bandwidth(device: torch.device, size: int) -> float:
 
 
 def max_clock_mhz(device: torch.device) -> tuple[float | None, str | None]:
-    """The highest clock of the multiprocessors, and where it comes from."""
+    """The highest clock of the multiprocessors in MHz, and its source."""
     with suppress(OSError, subprocess.SubprocessError, ValueError, AttributeError):
         uuid = torch.cuda.get_device_properties(device).uuid
         query = ["nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]

@@ -1,4 +1,7 @@
-"""Time and peak memory of the selective scan, beside the roofline and published figures."""
+"""Time and peak memory of the selective scan, beside the roofline and published figures.
+
+Symbols: B sequences of length L, D channels (``d_inner``), N states of a channel (``d_state``).
+"""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -28,11 +31,11 @@ EXTRA_EXPONENTIALS = 4
 and a reciprocal, all on the same unit."""
 
 EXPANDED_COPIES = 10
-"""Tensors (B, L, D, N) in float32 that a scan holds at its worst if it stores the expanded states."""
+"""Peak number of float32 tensors (B, L, D, N) of a scan that stores the expanded states."""
 
 
 class Published(NamedTuple):
-    """The official kernel's figures at one shape."""
+    """The official kernel's published times in milliseconds and its peak memory in MiB at one shape."""
 
     forward_ms: float
     both_ms: float
@@ -49,12 +52,12 @@ OFFICIAL = {
     Shape(1, 65536, 1536): Published(2.227, 10.020, 978),
 }
 TARGETS = {"forward": 2.0, "forward+backward": 3.0}
-"""How many times faster than the published figure, with no more memory."""
+"""How many times faster than the published figure a backend should be, with no more memory."""
 
 
 @dataclass
 class Row:
-    """One backend, shape and pass. What was not measured, or has no meaning, is None."""
+    """One backend, shape and pass. What was not measured, or does not apply, is ``None``."""
 
     backend: str
     batch: int
@@ -68,7 +71,7 @@ class Row:
     ms: float | None = None  # median
     ms_min: float | None = None
     repetitions: int | None = None
-    first_call_s: float | None = None  # compiles what was not compiled before
+    first_call_s: float | None = None  # compilation included
     peak_mib: float | None = None
     roofline_ms: float | None = None
     over_roofline: float | None = None
@@ -86,9 +89,11 @@ class Row:
 
     @property
     def shape(self) -> Shape:
+        """The shape as one value."""
         return Shape(self.batch, self.length, self.d_inner)
 
     def fill(self, found: Measurement) -> None:
+        """Enter a measurement."""
         self.status, self.reason, self.first_call_s = found.status, found.reason, found.first_call
         self.peak_mib = None if found.peak_bytes is None else found.peak_bytes / 2**20
         if found.samples:
@@ -140,7 +145,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose(args: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
-    """Who takes part, and why the others do not. A backend asked for by name takes part or is an error."""
+    """The contestants, and why each other one is left out.
+
+    Raises:
+        UserError: a backend was asked for by name and cannot run.
+    """
     chosen, left_out = [], {}
     for name in args.backends or BACKENDS:
         why = backends.load("seqlab.ops.selective_scan", name).why_unavailable(args.device, args.dtype)
@@ -171,7 +180,10 @@ def rows_at(
     """Measure each contestant and pass at a shape: one after the other on a GPU, in turn on a CPU, whose load changes.
 
     Args:
-        before: rows of other shapes, which tell what would take too long.
+        shape: of the inputs.
+        contestants: to measure.
+        before: rows of other shapes, from which times are predicted.
+        args: the options of scripts/benchmark_scan.py.
         show: called with what is being measured.
     """
     release(args.device)
@@ -202,9 +214,10 @@ def rows_at(
 
 
 def too_slow(contestant: Contestant, shape: Shape, passes: str, before: Sequence[Row], limit: float) -> str | None:
-    """Why a call would fail or take longer than the limit, judged by the rows before it; None if it would not.
+    """Why a call would fail or take longer than ``limit`` seconds, judged by the rows before; ``None`` if it would not.
 
-    Time grows with the positions of all sequences, or, where a sequence is walked in small steps, with L alone.
+    A failure is expected at every shape that is at least as large. The time is expected to grow with L (L squared for
+    attention) and with B D, but never to shrink with B D.
     """
     mine = [row for row in before if (row.backend, row.passes) == (contestant.name, passes)]
     for row in mine:
@@ -223,7 +236,7 @@ def too_slow(contestant: Contestant, shape: Shape, passes: str, before: Sequence
 
 
 def scan_bytes(shape: Shape, d_state: int, itemsize: int, passes: str) -> int:
-    """Bytes that have to move at least: each input read once, each output written once, parameters not counted.
+    """Bytes that have to be moved at least: each input read once, each output written once, parameters not counted.
 
     Forward: u, delta, z, B, C in; y out. Backward: the same and dy in; du, ddelta, dz, dB, dC out.
     """
@@ -232,13 +245,13 @@ def scan_bytes(shape: Shape, d_state: int, itemsize: int, passes: str) -> int:
 
 
 def scan_exponentials(shape: Shape, d_state: int, passes: str) -> int:
-    """Results of the exponential unit. The backward pass computes them again: to store them is N times the input."""
+    """Operations of the exponential unit. The backward pass recomputes them: stored, they are N times the input."""
     once = shape.batch * shape.length * shape.d_inner * (d_state + EXTRA_EXPONENTIALS)
     return once if passes == "forward" else 2 * once
 
 
 def roofline_ms(shape: Shape, d_state: int, itemsize: int, passes: str, limits: DeviceLimits) -> float:
-    """The time that no scan can beat on this device: bytes or exponentials, whichever takes longer."""
+    """The least time in milliseconds of a scan on this device: bytes or exponentials, whichever takes longer."""
     floor = scan_bytes(shape, d_state, itemsize, passes) / limits.copy_bytes_per_second
     if limits.exponentials_per_second is not None:
         floor = max(floor, scan_exponentials(shape, d_state, passes) / limits.exponentials_per_second)
@@ -246,13 +259,13 @@ def roofline_ms(shape: Shape, d_state: int, itemsize: int, passes: str, limits: 
 
 
 def compare(rows: Sequence[Row], limits: DeviceLimits, itemsize: int, with_official: bool) -> None:
-    """Fill in the ratios: to the roofline, to the others, to the published figures."""
+    """Fill in each row's ratios to the roofline, to other packages and to the published figures."""
     times = {(row.backend, row.shape, row.passes): row.ms for row in rows}
     for row in rows:
         for other in OTHERS:
             if row.backend != other:
                 setattr(row, f"times_{other}", ratio(times.get((other, row.shape, row.passes)), row.ms))
-        if row.backend == "attention":  # other work, other limits
+        if row.backend == "attention":  # which does other work than the roofline counts
             continue
         row.roofline_ms = roofline_ms(row.shape, row.d_state, itemsize, row.passes, limits)
         row.over_roofline = ratio(row.ms, row.roofline_ms)
@@ -261,6 +274,7 @@ def compare(rows: Sequence[Row], limits: DeviceLimits, itemsize: int, with_offic
 
 
 def compare_with_official(row: Row, official: Published) -> None:
+    """Fill in a row's published figures, and whether its targets are met."""
     forward = row.passes == "forward"
     row.official_ms = official.forward_ms if forward else official.both_ms
     row.target_times = TARGETS[row.passes]
@@ -285,12 +299,12 @@ def gaps(rows: Sequence[Row]) -> list[str]:
 
 
 def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Forward and forward + backward of the same backend and shape, which stand next to each other."""
+    """Forward and forward + backward of the same backend and shape, which are consecutive rows."""
     return list(zip(rows[::2], rows[1::2], strict=True))
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
-    """A line for each backend and shape; forward / forward + backward in a cell."""
+    """A line for each backend and shape, with forward / forward + backward in each cell."""
     columns = {"ms": "ms", "peak MiB": "peak_mib", "first call s": "first_call_s", "times roofline": "over_roofline"}
     others = [name for name in OTHERS if any(row.backend == name and row.ms is not None for row in rows)]
     columns |= {f"{name} / this": f"times_{name}" for name in others}
@@ -304,7 +318,7 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def targets_table(rows: Sequence[Row], device: str) -> Table:
-    """Ours beside the published figures, each with its verdict."""
+    """Each backend's times and memory beside the published figures, with verdicts."""
     lines = []
     for pair in pairs([row for row in rows if row.official_ms is not None]):
         line = {"B x L x D": str(pair[0].shape), "backend": pair[0].backend}
@@ -319,13 +333,14 @@ def targets_table(rows: Sequence[Row], device: str) -> Table:
 
 
 def verdict(met: bool | None) -> str:
+    """A target's result in words."""
     return "n/a" if met is None else "met" if met else "missed"
 
 
 def panels(rows: Sequence[Row], sweep: bool) -> tuple[list[Panel], str, list[str] | None]:
-    """Time and memory against L, or for each shape if there is no sweep: a colour a backend, dashed for forward.
+    """Time and memory against L in a sweep, else for each shape: a colour for each backend, dashed for forward.
 
-    Returns the panels, what their horizontal axis is, and names of its places.
+    Returns the panels, the horizontal axis's title, and the names of its places.
     """
     shapes = list(dict.fromkeys(row.shape for row in rows))
     places = {shape: shape.length if sweep else place for place, shape in enumerate(shapes)}

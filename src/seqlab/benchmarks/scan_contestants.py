@@ -1,4 +1,7 @@
-"""What ``scan`` measures: the backends of the selective scan, other packages' scans, and causal attention."""
+"""What ``scan`` measures: the backends of the selective scan, other packages' scans, and causal attention.
+
+Symbols: B sequences of length L, D channels (``d_inner``), N states of a channel (``d_state``).
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +20,8 @@ HEAD = 64
 
 
 class Shape(NamedTuple):
+    """The sizes B, L and D of a scan, printed as ``BxLxD``."""
+
     batch: int
     length: int
     d_inner: int
@@ -26,7 +31,7 @@ class Shape(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The arguments of one scan, leaves that require gradients, and the gradient by its output."""
+    """The arguments of one scan, leaves that require gradients, and the gradient ``dy`` of the loss by its output."""
 
     u: Tensor  # (B, L, D)
     delta: Tensor  # (B, L, D)
@@ -40,26 +45,40 @@ class Inputs(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
+        """The arguments without ``dy``, shaped as above."""
         return self[:-1]
 
 
 class Operation(NamedTuple):
-    """A function with what its gradients are taken by, and the gradient that they start from."""
+    """A function, the tensors that it is differentiated by, and the gradient ``dy`` of its output, shaped as that."""
 
     run: Callable[[], Tensor]
     tensors: Sequence[Tensor]
     dy: Tensor
 
     def forward(self) -> Tensor:
+        """The output, without gradients; shaped as ``dy``."""
         with torch.no_grad():
             return self.run()
 
     def forward_backward(self) -> tuple[Tensor, ...]:
+        """The output, and the gradients, each of its tensor's shape."""
         y = self.run()
         return y, *torch.autograd.grad(y, self.tensors, self.dy)
 
 
 class Contestant(NamedTuple):
+    """Something to measure.
+
+    Args:
+        name: in tables.
+        prepare: makes the operation from the inputs.
+        ours: whether it is a backend of this package.
+        expands: whether it stores states (B, L, D, N).
+        quadratic: whether its time grows with L squared.
+        modules: of another package, which must be importable.
+    """
+
     name: str
     prepare: Callable[[Inputs], Operation]
     ours: bool = False
@@ -68,13 +87,16 @@ class Contestant(NamedTuple):
     modules: tuple[str, ...] = ()  # of another package
 
     def function(self, x: Inputs, passes: str) -> Callable[[], object]:
-        """The call that measures "forward" or "forward+backward"."""
+        """The function to time for ``forward`` or ``forward+backward``."""
         operation = self.prepare(x)
         return operation.forward if passes == "forward" else operation.forward_backward
 
 
 def make_inputs(shape: Shape, d_state: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """Random activations, and parameters as Mamba initialises them: A = -1 to -N, step sizes from 0.001 to 0.1."""
+    """Random activations, and parameters as Mamba initialises them (Gu and Dao 2023, section 3.6).
+
+    A is -1 to -N; the softplus of ``delta_bias``, the step size, is log-uniform from 0.001 to 0.1.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     batch, length, d_inner = shape
 
@@ -97,10 +119,13 @@ def make_inputs(shape: Shape, d_state: int, dtype: torch.dtype, device: torch.de
 
 
 def ours(backend: str) -> Contestant:
+    """A backend of this package."""
     return Contestant(backend, partial(prepare_ours, backend), ours=True, expands=backend == "reference")
 
 
 def prepare_ours(backend: str, x: Inputs) -> Operation:
+    """The selective scan by a backend of this package."""
+
     def run() -> Tensor:
         return selective_scan(*x.tensors, delta_softplus=True, backend=backend)
 
@@ -108,7 +133,7 @@ def prepare_ours(backend: str, x: Inputs) -> Operation:
 
 
 def prepare_mamba_ssm(x: Inputs) -> Operation:
-    """Its layout is (B, D, L); the transposed copies are made here, outside of what is measured."""
+    """The CUDA kernel of mamba_ssm, whose layout is (B, D, L); inputs are transposed here, outside of what is timed."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def transposed(tensor: Tensor) -> Tensor:
@@ -123,7 +148,7 @@ def prepare_mamba_ssm(x: Inputs) -> Operation:
 
 
 def prepare_mambapy(x: Inputs) -> Operation:
-    """The scan of its MambaBlock, which needs nothing of the block, between the softplus and the gate of the same.
+    """The parallel scan of mamba.py's MambaBlock, with the softplus before it and the gate after it.
 
     Its parameters are in the activations' dtype, except A, as after ``model.to(dtype)``.
     """
@@ -163,7 +188,7 @@ OTHERS = {
 
 
 def why_other_is_out(name: str, device: torch.device) -> str | None:
-    """Why a comparison cannot be made here, or None."""
+    """Why a contestant of another package cannot run here; ``None`` if it can."""
     modules = OTHERS[name].modules
     if modules and find_spec(name) is None:
         return f"the package {name} is not installed"

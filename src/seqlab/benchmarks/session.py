@@ -14,7 +14,7 @@ from seqlab.config.exceptions import is_out_of_memory
 
 
 class Call(NamedTuple):
-    """Makes the function that is measured. An error in our code is raised, one in another package is its result."""
+    """What makes the function to measure, and whether it is our code: our errors are raised, others' become results."""
 
     prepare: Callable[[], Function]
     ours: bool = True
@@ -22,16 +22,17 @@ class Call(NamedTuple):
 
 @dataclass
 class Measurement:
-    """What came of one call. What was not measured is None, or empty."""
+    """The result of one call. What was not measured is ``None`` or empty."""
 
     status: str = "measured"  # or failed
     reason: str | None = None
-    first_call: float | None = None  # seconds; compiles what was not compiled before
+    first_call: float | None = None  # seconds, compilation included
     samples: list[float] = field(default_factory=list)  # seconds
-    peak_bytes: int | None = None  # beyond what was there before, results included
+    peak_bytes: int | None = None  # beyond the memory in use before; results included
 
     @property
     def median(self) -> float | None:
+        """The median of the samples, in seconds."""
         return median(self.samples) if self.samples else None
 
 
@@ -44,12 +45,14 @@ def measure(
     least: float = 0.0,
     warm_up: int = 1,
 ) -> dict[Hashable, Measurement]:
-    """Measure calls in turn, all of them ready at once.
+    """Measure calls in turn, after all of them are prepared.
 
     Args:
         calls: by any key.
-        device: where they run, which is waited for.
-        rounds, budget, least: as for ``in_turn``.
+        device: on which they run; it is synchronised around each sample.
+        rounds: samples of each.
+        budget: seconds, after which a call gets no more samples.
+        least: seconds that a sample lasts at least.
         warm_up: calls before the first round.
     """
     found, ready = {}, {}
@@ -68,9 +71,11 @@ def measure(
 
 
 def measure_alone(call: Call, device: torch.device, *, budget: float, as_graph: bool = False) -> Measurement:
-    """Measure a call by the GPU's own clock, with its peak memory; nothing of it stays there.
+    """Measure a call by the GPU's own clock, with its peak memory, which is freed afterwards.
 
     Args:
+        call: to measure.
+        device: a GPU.
         budget: seconds for which a long call is repeated.
         as_graph: replay it as a CUDA graph.
     """
@@ -89,7 +94,11 @@ def measure_alone(call: Call, device: torch.device, *, budget: float, as_graph: 
 
 
 def failure(error: Exception, ours: bool) -> Measurement:
-    """An error as a result, which out of memory always is; any other is raised again if it is one of ours."""
+    """An error as a result: out of memory always is one; any other is raised again if our code caused it.
+
+    Raises:
+        Exception: the error, if it is ours.
+    """
     if is_out_of_memory(error):
         return Measurement("failed", "out of memory")
     if ours:

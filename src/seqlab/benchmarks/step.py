@@ -1,4 +1,7 @@
-"""A training step on the CPU: Mamba here, mamba.py's, and PyTorch's Transformer."""
+"""A training step on the CPU: this package's Mamba, mamba.py's, and PyTorch's Transformer.
+
+Symbols: B sequences of L tokens, D channels, V words in the vocabulary.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -26,13 +29,14 @@ MAMBA_LAYERS, TRANSFORMER_LAYERS, HEADS = 4, 6, 4
 
 
 def mamba(args: argparse.Namespace) -> nn.Module:
-    """As ``python train.py experiment=shakespeare_chars model=mamba`` builds it."""
+    """The model of ``python train.py experiment=shakespeare_chars model=mamba``, at the sizes asked for."""
     sizes = f"size.d_model={args.width}", f"size.n_layers={MAMBA_LAYERS}"
     cfg = compose("model=mamba", *sizes, f"model.mixers.mamba.scan_backend={args.scan}")
     return build_model(cfg, TokenWidths(VOCABULARY, VOCABULARY, args.length), CPU)
 
 
 def mambapy(args: argparse.Namespace) -> nn.Module:
+    """mamba.py's Mamba at the same sizes, between an embedding and a head."""
     from mambapy.mamba import Mamba, MambaConfig
 
     layers = Mamba(MambaConfig(d_model=args.width, n_layers=MAMBA_LAYERS))
@@ -52,6 +56,7 @@ class Transformer(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(args.length))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to logits (B, L, V)."""
         x = self.embed(tokens) + self.positions.weight[: tokens.shape[1]]  # (B, L, D)
         return self.head(self.encoder(x, mask=self.mask, is_causal=True))
 
@@ -64,7 +69,7 @@ MODELS: dict[str, Callable[[argparse.Namespace], nn.Module]] = {
 
 
 def prepare(name: str, args: argparse.Namespace) -> Callable[[], None]:
-    """A step of a model: forward, loss, backward, AdamW."""
+    """A function that makes one step of a model: forward, loss, backward, AdamW."""
     torch.manual_seed(0)
     text = torch.randint(VOCABULARY, (args.batch, args.length + 1))
     tokens, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def profile(args: argparse.Namespace) -> None:
-    """What a step of each model spends its time on, operation by operation."""
+    """Print which operations the steps of each model spend their time on."""
     for name in args.models:
         step = prepare(name, args)
         for _ in range(2):

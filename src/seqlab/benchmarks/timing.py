@@ -15,22 +15,24 @@ except ImportError:  # a torch wheel for CPUs may come without it
 Function = Callable[[], Any]
 
 WARMUP_MS, MEASURED_MS = 50, 100
-"""For ``do_bench``."""
+"""Milliseconds for ``do_bench``."""
 
 LONG_CALL = 0.1
-"""Seconds. do_bench makes at least eight calls, and its flush of the cache is nothing against a call so long."""
+"""Seconds from which ``do_bench`` is not used: it makes at least eight calls, and flushing the cache between them does
+not matter for such a long call."""
 
 REPETITIONS = 30
-"""At most so many samples on a CPU, and of a long call on a GPU."""
+"""The most samples on a CPU, and of a long call on a GPU."""
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until a GPU is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(function: Function, device: torch.device, calls: int = 1) -> float:
-    """Wall time of one call, from an idle device to an idle device: the mean over ``calls`` in a row."""
+    """Elapsed seconds of a call, from an idle device to an idle device: the mean over ``calls`` in a row."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -47,12 +49,14 @@ def in_turn(
     budget: float = math.inf,
     least: float = 0.0,
 ) -> dict[Hashable, list[float]]:
-    """Seconds a call of functions that are warm, a sample of each in turn: other load then affects all of them alike.
+    """Seconds of each function's calls, with samples taken in turn, so that other load affects all functions alike.
 
     Args:
+        functions: warmed up.
+        device: synchronised around each sample.
         rounds: samples of each.
-        budget: seconds; a function whose samples took so long has no more of them, and one at least.
-        least: seconds; a sample is the mean over as many calls as fill them.
+        budget: seconds; a function whose samples took so long gets no more, but always one.
+        least: seconds; a sample is the mean over as many calls as last that long.
     """
     samples: dict[Hashable, list[float]] = {name: [] for name in functions}
     calls = dict.fromkeys(functions, 1)
@@ -66,21 +70,21 @@ def in_turn(
 
 
 def gpu_samples(function: Function, device: torch.device, budget: float) -> list[float]:
-    """Seconds of each call of a function that ran before, by the GPU's own clock and with its L2 cache flushed."""
+    """Seconds of each call of a warmed-up function, by the GPU's own clock and with its L2 cache flushed."""
     if do_bench is None or seconds(function, device) > LONG_CALL:
         return in_turn({"": function}, device, budget=budget)[""]
     return [ms / 1e3 for ms in do_bench(function, warmup=WARMUP_MS, rep=MEASURED_MS, return_mode="all")]
 
 
 def captured(function: Function, device: torch.device) -> Function:
-    """A function that replays what this one does on the GPU, without the time that Python needs to launch it.
+    """A function that replays this one's kernels as a CUDA graph, without the time that Python takes to launch them.
 
-    The function's tensors are the graph's: they have to be kept as long as it.
+    The tensors that the function uses are the graph's too, and have to be kept as long as the graph.
     """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        for _ in range(3):  # outside of the capture: what is compiled or allocated once
+        for _ in range(3):  # compile and allocate outside of the capture
             function()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

@@ -1,1 +1,1 @@
-"""Measuring, and reading what runs have left."""
+"""Reports on many runs: tables, pictures and a page."""

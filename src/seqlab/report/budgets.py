@@ -1,7 +1,7 @@
-"""Comparing at an equal budget: of tokens, FLOPs or seconds by reading the curves, of parameters between trained sizes.
+"""Comparing at an equal budget: of tokens, FLOPs or seconds on the curves, of parameters between trained sizes.
 
-Symbols: N parameters. Between two evaluations the loss is read on the straight line; between two sizes of an
-architecture on the straight line over log N, for each seed that both have. Nothing is ever extrapolated.
+The loss is interpolated linearly between two evaluations, and over log N between two sizes of an architecture with N
+parameters, for each seed that both have. Nothing is extrapolated.
 """
 
 import math
@@ -9,23 +9,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from statistics import fmean
+from operator import attrgetter
+from typing import NoReturn
 
 import numpy as np
 
 from seqlab.errors import UserError
 from seqlab.report.curves import AXES
 from seqlab.report.formats import scaled
-from seqlab.report.groups import Group, in_json, with_effect
+from seqlab.report.groups import Group, grouped, in_json, with_effect
 from seqlab.report.rows import AtBudget
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate, estimate
 
 UNITS = {axis: title for axis, title in AXES.items() if axis != "step"} | {"params": "parameters"}
-"""What ``--at`` can make equal, and how its numbers are called; steps are not, as batches differ."""
+"""The axes of ``--at`` and the units of their budgets; steps are no such axis, as batches differ."""
 
 ROUNDING = 1e-9
-"""Relative; a budget that two runs share is not lost to the last bit of a float."""
+"""Relative tolerance for the rounding of floats, when a run is read at its last evaluation."""
 
 ALIKE = 0.01
 """Relative difference in parameters up to which two sizes count as equal."""
@@ -39,9 +40,9 @@ class AtSize:
         architecture: the models' common name.
         data: trained on.
         parameters: the common number, if there is one.
-        between: labels of the sizes that it was read from: one that has that many, or its two neighbours.
+        between: labels of the sizes it was read from: one with that number, or the two around it.
         validation, test: losses over the seeds; ``None`` where they cannot be read.
-        note: why not.
+        note: why they cannot be read.
     """
 
     architecture: str
@@ -58,8 +59,8 @@ class At:
     """The equal budget of a comparison.
 
     Args:
-        axis: what is made equal.
-        budgets: by data: as asked for, or the largest that every run reaches.
+        axis: one of ``UNITS``.
+        budgets: by data: the one asked for, or the largest that every run reaches.
         notes: which groups or seeds cannot be read there, and why.
         sizes: for ``params``: each architecture at the common number of parameters.
     """
@@ -71,7 +72,11 @@ class At:
 
 
 def parse_at(text: str) -> tuple[str, float | None]:
-    """``tokens`` or ``tokens=1e6``: the axis, and the budget if it is given."""
+    """The axis and the budget, ``None`` if not given, of ``tokens`` or ``tokens=1e6``.
+
+    Raises:
+        UserError: no such axis, or the budget is no finite number above 0.
+    """
     axis, given, value = text.partition("=")
     if axis not in UNITS:
         remedy = f"Choose from {', '.join(UNITS)}, with a budget if you like: --at tokens=1e6"
@@ -88,7 +93,7 @@ def parse_at(text: str) -> tuple[str, float | None]:
 
 
 def points(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """The validation losses of a run that are numbers, over what had been spent by then."""
+    """The finite validation losses of a run and what had been spent by each: two arrays (evaluations,)."""
     curve = run.curves["validation"]
     if axis not in curve:
         return np.empty(0), np.empty(0)
@@ -98,7 +103,7 @@ def points(run: Run, axis: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_at(run: Run, axis: str, budget: float) -> tuple[float, float] | None:
-    """Validation loss at a budget, and the best up to it; ``None`` outside what the run was evaluated at."""
+    """Validation loss at a budget, and the best up to it; ``None`` outside the range in which the run was evaluated."""
     x, y = points(run, axis)
     slack = budget * ROUNDING
     if not len(x) or budget < x[0] - slack or budget > x[-1] + slack:
@@ -108,8 +113,8 @@ def read_at(run: Run, axis: str, budget: float) -> tuple[float, float] | None:
     return loss, float(reached.min()) if len(reached) else loss
 
 
-def at_budget(groups: Sequence[Group], axis: str, given: float | None) -> tuple[At, dict[str, AtBudget]]:
-    """The common budget of each data set, and each group there by label of data and group.
+def at_budget(groups: Sequence[Group], axis: str, given: float | None) -> tuple[At, dict[tuple[str, str], AtBudget]]:
+    """The common budget of each data set, and each group's losses there by data and label.
 
     Args:
         groups: those that are compared.
@@ -120,8 +125,7 @@ def at_budget(groups: Sequence[Group], axis: str, given: float | None) -> tuple[
         UserError: no run can be read at the budget that is given.
     """
     at, readings = At(axis), {}
-    for data in dict.fromkeys(group.data for group in groups):
-        same = [group for group in groups if group.data == data]
+    for data, same in grouped(groups, attrgetter("data")).items():
         ends = [x[-1] for group in same for run in group.runs if len(x := points(run, axis)[0])]
         if given is None and not ends:
             at.notes.append(f"{data}: no run has validation losses over {UNITS[axis]}")
@@ -133,25 +137,29 @@ def at_budget(groups: Sequence[Group], axis: str, given: float | None) -> tuple[
             if reading is not None:
                 readings[group.data, group.label] = reading
     if given is not None and not readings:
-        raise read_by_none(groups, axis, given)
+        refuse_budget(groups, axis, given)
     return at, readings
 
 
-def read_by_none(groups: Sequence[Group], axis: str, budget: float) -> UserError:
-    """A budget that lies outside what every run was evaluated at, with what can be read instead."""
+def refuse_budget(groups: Sequence[Group], axis: str, budget: float) -> NoReturn:
+    """Name the budgets that can be read instead.
+
+    Raises:
+        UserError: always.
+    """
     known = [x for group in groups for run in group.runs if len(x := points(run, axis)[0])]
     typed = f"{axis}={budget:g}"
     if not known:
         remedy = f"Leave it out, or choose another axis from {', '.join(UNITS)}"
-        return UserError("--at", typed, f"no run has validation losses over {UNITS[axis]}", remedy)
+        raise UserError("--at", typed, f"no run has validation losses over {UNITS[axis]}", remedy)
     first, last, common = min(x[0] for x in known), max(x[-1] for x in known), min(x[-1] for x in known)
     rule = f"no run can be read there: they were evaluated from {scaled(first)} to {scaled(last)} {UNITS[axis]}"
     remedy = f"All reach {scaled(common)} ({axis}={common:.6g}), which --at {axis} takes by itself"
-    return UserError("--at", typed, rule, remedy)
+    raise UserError("--at", typed, rule, remedy)
 
 
 def read_group(group: Group, axis: str, budget: float) -> tuple[AtBudget | None, list[str]]:
-    """A group at a budget, and notes on the seeds that were not evaluated on both sides of it."""
+    """A group at a budget, ``None`` if no seed can be read there, and notes on the seeds that cannot."""
     values: list[tuple[float, float]] = []
     unread: dict[str, list[str]] = defaultdict(list)
     for run in group.runs:
@@ -171,12 +179,8 @@ def read_group(group: Group, axis: str, budget: float) -> tuple[AtBudget | None,
     return (AtBudget(*map(estimate, zip(*values, strict=True))) if values else None), notes
 
 
-def parameters_of(group: Group) -> int:
-    return group.runs[0].summary["parameters"]
-
-
 def losses_of(group: Group, part: str) -> dict[int, float]:
-    """By seed; ``part`` is ``best_validation`` or ``test``."""
+    """Losses by seed; ``part`` is ``best_validation`` or ``test``."""
     return {run.summary["seed"]: run.summary[part]["loss"] for run in group.runs}
 
 
@@ -191,9 +195,9 @@ def at_parameters(groups: Sequence[Group], given: float | None) -> list[AtSize]:
         UserError: no architecture can be read at the number that is given.
     """
     found = []
-    for data in dict.fromkeys(group.data for group in groups):
-        families = architectures([group for group in groups if group.data == data])
-        largest_common = min((parameters_of(family[-1]) for family in families if len(family) > 1), default=None)
+    for same in grouped(groups, attrgetter("data")).values():
+        families = architectures(same)
+        largest_common = min((family[-1].parameters for family in families if len(family) > 1), default=None)
         found += [read_architecture(family, largest_common if given is None else given) for family in families]
     if given is not None and all(one.test is None for one in found):
         notes = "; ".join(f"{one.architecture}, {one.note}" for one in found[:3]) + ("; ..." if len(found) > 3 else "")
@@ -203,17 +207,16 @@ def at_parameters(groups: Sequence[Group], given: float | None) -> list[AtSize]:
 
 
 def architectures(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups of one architecture by size; of several with the same size the one that validation prefers."""
-    by_key: dict[str, dict[int, Group]] = defaultdict(dict)
-    for group in groups:
-        sizes, size = by_key[architecture_key(group)], parameters_of(group)
-        candidates = [sizes[size], group] if size in sizes else [group]
-        sizes[size] = min(candidates, key=lambda one: fmean(losses_of(one, "best_validation").values()))
-    return [[sizes[n] for n in sorted(sizes)] for sizes in by_key.values()]
+    """Groups of one architecture in ascending size; of several with the same size the best on validation."""
+    found = []
+    for family in grouped(groups, architecture_key).values():
+        by_size = grouped(sorted(family, key=attrgetter("parameters")), attrgetter("parameters"))
+        found.append([min(same, key=attrgetter("validation_loss")) for same in by_size.values()])
+    return found
 
 
 def architecture_key(group: Group) -> str:
-    """Equal for groups whose models differ in sizes alone, with the same data, training and precision."""
+    """Equal for groups whose models differ in sizes only, with the same data, training and precision."""
     run = group.runs[0]
     flat = {
         key: value
@@ -225,7 +228,7 @@ def architecture_key(group: Group) -> str:
 
 
 def name_of(family: Sequence[Group]) -> str:
-    """The words that the names of an architecture's sizes begin with, or all the names."""
+    """The words with which all names of an architecture's sizes begin, or else all the names."""
     models = dict.fromkeys(group.model for group in family)
     words = [set(words) for words in zip(*(model.split("_") for model in models), strict=False)]
     common = takewhile(lambda different: len(different) == 1, words)
@@ -233,14 +236,14 @@ def name_of(family: Sequence[Group]) -> str:
 
 
 def read_architecture(family: Sequence[Group], target: float | None) -> AtSize:
-    """One architecture, its sizes in ascending order, at a number of parameters, or why it cannot be read there."""
+    """One architecture at ``target`` parameters, or why it cannot be read there; ``family`` has its sizes ascending."""
 
     def unread(note: str) -> AtSize:
         return AtSize(name_of(family), family[0].data, target, (), None, None, note)
 
-    sizes = list(map(parameters_of, family))
-    nearest = min(family, key=lambda group: abs(parameters_of(group) - (target or 0)))
-    if target is not None and abs(parameters_of(nearest) - target) <= ALIKE * target:
+    sizes = [group.parameters for group in family]
+    nearest = min(family, key=lambda group: abs(group.parameters - (target or 0)))
+    if target is not None and abs(nearest.parameters - target) <= ALIKE * target:
         low, high, weight = nearest, nearest, 1.0
     elif target is None or len(family) == 1:
         return unread(f"one size only: {sizes[0]:,} parameters")
@@ -257,7 +260,7 @@ def read_architecture(family: Sequence[Group], target: float | None) -> AtSize:
 
 
 def estimate_between(low: Group, high: Group, weight: float, part: str) -> Estimate:
-    """The loss over the seeds that two sizes have in common; ``weight`` is that of the second."""
+    """The loss over the seeds that two sizes have in common, interpolated; ``weight`` is that of ``high``."""
     first, second = losses_of(low, part), losses_of(high, part)
     return estimate(
         [(1 - weight) * first[seed] + weight * second[seed] for seed in sorted(first.keys() & second.keys())]

@@ -1,35 +1,36 @@
-"""From runs to a comparison: groups with their rows, paired differences, and whatever is not alike."""
+"""From runs to a comparison: groups with their rows, paired differences, and mismatches between runs."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from operator import attrgetter
 from typing import Any
 
 from seqlab.formatting import counted
 from seqlab.report.budgets import UNITS, At, at_budget, at_parameters, read_at
 from seqlab.report.formats import scaled
 from seqlab.report.grids import headline
-from seqlab.report.groups import Group, group, in_json, in_order, with_effect
+from seqlab.report.groups import Group, group, grouped, in_json, in_order, with_effect
 from seqlab.report.rows import Row, device_of, row_of
 from seqlab.report.runs import Run, Skipped
 from seqlab.report.statistics import Estimate, estimate
 
 MOST_IN_PAIRS = 20
-"""Groups of the same data up to which every pair is compared; of more, each with the best by validation."""
+"""The most groups of the same data of which every pair is compared; of more, each is compared with the best one."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two groups on the seeds that both have.
+    """The paired difference between two groups, over the seeds that both have.
 
     Args:
         first, second: validation prefers ``first``.
-        metric: of what.
+        metric: its name.
         seeds: those that both have.
         estimate: of ``second`` minus ``first``, over the pairs.
-        more_is_better: of accuracy it is, of losses less.
+        more_is_better: true for accuracy, false for losses.
     """
 
     first: Group
@@ -41,7 +42,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval says."""
+        """What the interval shows."""
         if self.estimate.low is None:
             return "one seed: no interval"
         if self.estimate.low <= 0 <= self.estimate.high:
@@ -56,11 +57,11 @@ class Comparison:
 
     Args:
         groups: in the order of data, model and settings.
-        rows: one for each group; by data and its content, then the best on validation first, in the metric that the
-            data is judged by (with a budget the lowest loss there).
-        skipped: folders that take no part, and why.
+        rows: one for each group, by data and its content. Within these the best on validation is first, in the metric
+            that the data is judged by; with a budget the lowest loss there.
+        skipped: folders that are left out, and why.
         differences: paired, within the same data.
-        mismatches: what runs side by side differ in: by its name, pairs of a value and the labels that have it.
+        mismatches: how runs side by side differ: by name, pairs of a value and the labels that have it.
         at: the equal budget, if one was asked for.
     """
 
@@ -75,11 +76,11 @@ class Comparison:
 def compare(
     runs: Sequence[Run], skipped: Sequence[Skipped] = (), *, at: tuple[str, float | None] | None = None
 ) -> Comparison:
-    """Put runs beside each other.
+    """Group runs and compare the groups.
 
     Args:
-        runs: completed ones, of any data; only those of the same data are held against each other.
-        skipped: what else was found.
+        runs: completed ones, of any data; only those of the same data are compared with each other.
+        skipped: folders that are left out.
         at: axis, and budget or ``None`` for the largest common one.
     """
     groups = group(runs)
@@ -107,18 +108,17 @@ def compare(
 
 
 def headlines(rows: Sequence[Row]) -> dict[str, str]:
-    """By data, the metric that it is judged by."""
-    names = dict.fromkeys(row.group.data for row in rows)
-    return {data: headline([row for row in rows if row.group.data == data]) for data in names}
+    """The metric that each data set is judged by."""
+    return {data: headline(same) for data, same in grouped(rows, attrgetter("group.data")).items()}
 
 
 def content_of(group: Group) -> tuple[str, Any]:
-    """Equal for groups of the same data down to the last example: only those stand against each other."""
+    """Equal for groups of the same data down to the last example: only those are compared with each other."""
     return group.data, group.runs[0].summary.get("data_fingerprint")
 
 
 def places_of_contents(groups: Sequence[Group]) -> dict[tuple[str, Any], int]:
-    """Data sets by name, and one's contents by the settings that tell them apart: length 64 before 128."""
+    """The order of data: by name, and contents of the same name by their settings, such as length 64 before 128."""
     settings: dict[tuple[str, Any], list[Any]] = {}
     for one in groups:
         values = [in_order(value) for key, value in one.settings.items() if key.startswith("data.")]
@@ -128,7 +128,7 @@ def places_of_contents(groups: Sequence[Group]) -> dict[tuple[str, Any], int]:
 
 
 def validation_order(row: Row, metrics: dict[str, str]) -> tuple[float, float]:
-    """Less for what validation prefers; between equals in the metric the loss decides."""
+    """A sort key, less for what validation prefers; where the metric is equal the loss decides."""
     metric = metrics[row.group.data]
     judged, loss = row.validation.get(metric), row.validation["loss"].mean
     return (loss if metric == "loss" else float("inf") if judged is None else -judged.mean), loss
@@ -140,7 +140,7 @@ def config_key(run: Run | Skipped) -> str:
 
 
 def unfinished_seeds(skipped: Iterable[Skipped]) -> dict[str, dict[int, str]]:
-    """What became of the seeds that did not complete, by group: a mean over the rest is not the whole truth."""
+    """What became of the seeds that did not complete, by group: a mean over the others alone can mislead."""
     seeds: dict[str, dict[int, str]] = defaultdict(dict)
     for one in skipped:
         if one.config and isinstance(seed := one.summary.get("seed"), int):
@@ -149,18 +149,15 @@ def unfinished_seeds(skipped: Iterable[Skipped]) -> dict[str, dict[int, str]]:
 
 
 def seeds_left_out(group: Group, unfinished: dict[str, dict[int, str]]) -> list[str]:
-    """The seeds of a group that never completed."""
+    """The seeds of a group that never completed, with what became of them."""
     seeds = unfinished.get(config_key(group.runs[0]), {}) if unfinished else {}
     return [f"seed {seed} {why}" for seed, why in sorted(seeds.items()) if seed not in group.seeds]
 
 
 def differences_of(rows: Sequence[Row], metrics: dict[str, str], at: At | None) -> list[Difference]:
     """Paired differences between groups of the same data with a seed in common: on test, and at the budget."""
-    by_content: dict[tuple[str, Any], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_content[content_of(row.group)].append(row)
     found = []
-    for (data, _), same in by_content.items():
+    for (data, _), same in grouped(rows, lambda row: content_of(row.group)).items():
         best, *others = groups = [row.group for row in sorted(same, key=lambda row: validation_order(row, metrics))]
         pairs = list(combinations(groups, 2)) if len(groups) <= MOST_IN_PAIRS else [(best, other) for other in others]
         metric = metrics[data]
@@ -173,10 +170,12 @@ def differences_of(rows: Sequence[Row], metrics: dict[str, str], at: At | None) 
 
 
 def test_metric(run: Run, name: str) -> float | None:
+    """A metric of the test split; ``None`` where the run lacks it."""
     return run.summary["test"].get(name)
 
 
 def loss_at(run: Run, axis: str, budget: float) -> float | None:
+    """Validation loss at a budget; ``None`` where it cannot be read."""
     reading = read_at(run, axis, budget)
     return None if reading is None else reading[0]
 
@@ -184,7 +183,7 @@ def loss_at(run: Run, axis: str, budget: float) -> float | None:
 def difference(
     first: Group, second: Group, metric: str, value_of: Callable[[Run], float | None], more_is_better: bool
 ) -> Difference | None:
-    """Two groups on the seeds that both have a value for, ``None`` without such a seed."""
+    """The paired difference of two groups over the seeds that have a value in both; ``None`` without such a seed."""
     one, other = (
         {run.summary["seed"]: value for run in group.runs if (value := value_of(run)) is not None}
         for group in (first, second)
@@ -204,17 +203,15 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "precision": lambda run: str(run.summary.get("precision") or "unknown"),
     "device": device_of,
 }
-"""What has to be alike, besides the data, for losses and costs to stand side by side."""
+"""What has to be equal, besides the data's name, for losses and costs to be comparable."""
 
 
 def mismatches_of(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str]]]]:
-    """What differs between runs that a table puts side by side, with who has which value.
+    """How runs that a table puts side by side differ, with the labels that have each value.
 
-    A difference within a group names the seeds; with several data sets each is looked at for itself.
+    Data sets are looked at one by one. Where the runs of one group differ, the labels name the seeds.
     """
-    by_data: dict[str, list[Group]] = defaultdict(list)
-    for one in groups:
-        by_data[one.data].append(one)
+    by_data = grouped(groups, attrgetter("data"))
     found = {}
     if len(by_data) > 1:
         found["data"] = [(data, [one.label for one in same]) for data, same in by_data.items()]
@@ -222,41 +219,40 @@ def mismatches_of(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str
         differing = {name: holders for name, fact in FACTS.items() if len(holders := holders_of(same, fact)) > 1}
         parts = [sorted(differing[name].values()) for name in (CONTENT, SPLIT) if name in differing]
         if len(parts) == 2 and parts[0] == parts[1]:
-            del differing[CONTENT]  # a line of marks that says what the next says in words
+            del differing[CONTENT]  # the description says in words what the fingerprints say
         for name, holders in differing.items():
             found[name if len(by_data) == 1 else f"{name} of {data}"] = list(holders.items())
     return found
 
 
 def holders_of(groups: Sequence[Group], fact: Callable[[Run], str]) -> dict[str, list[str]]:
-    """Who has which value: labels, with the seeds where a group does not agree."""
+    """The labels that have each value, the most frequent value first, with seeds where the runs of a group differ."""
     holders: dict[str, list[str]] = defaultdict(list)
     for one in groups:
-        seeds: dict[str, list[str]] = defaultdict(list)
-        for run in one.runs:
-            seeds[fact(run)].append(str(run.summary["seed"]))
-        for value, some in seeds.items():
-            holders[value].append(one.label if len(seeds) == 1 else f"{one.label} (seed {', '.join(some)})")
+        by_value = grouped(one.runs, fact)
+        for value, runs in by_value.items():
+            seeds = ", ".join(str(run.summary["seed"]) for run in runs)
+            holders[value].append(one.label if len(by_value) == 1 else f"{one.label} (seed {seeds})")
     return dict(sorted(holders.items(), key=lambda item: -len(item[1])))
 
 
 def warnings_of(comparison: Comparison) -> list[str]:
-    """What stands above the tables: a line for each thing that is not alike, and what cannot be read at the budget."""
+    """The lines above the tables: one for each mismatch, and what cannot be read at the budget."""
     return mismatches_in_words(comparison) + ([] if comparison.at is None else comparison.at.notes)
 
 
 def mismatches_in_words(comparison: Comparison, most: int = 8) -> list[str]:
-    """A line for each thing in which runs side by side differ: the values, and who has which."""
+    """A line for each mismatch: its values, at most ``most``, and the labels that have each."""
     lines = []
     for name, holders in comparison.mismatches.items():
         each = max(2, 12 // len(holders))
-        values = "; ".join(f"{value}: {first_labels(labels, each)}" for value, labels in holders[:most])
+        values = "; ".join(f"{value}: {first_few(labels, each, ' / ')}" for value, labels in holders[:most])
         rest = f"; and {counted(len(holders) - most, 'more value')}" if len(holders) > most else ""
         lines.append(f"Not alike: {name}. {values}{rest}")
     return lines
 
 
-def first_labels(labels: Sequence[str], most: int) -> str:
-    """Labels, which have commas themselves, in a row; of many the first."""
-    rest = len(labels) - most
-    return " / ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")
+def first_few(names: Sequence[object], most: int, separator: str) -> str:
+    """Names in a line; of many the first, and the number of the others."""
+    rest = len(names) - most
+    return separator.join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")

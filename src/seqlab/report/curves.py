@@ -1,7 +1,7 @@
 """Reading ``metrics.jsonl``: one record a line, into an array for each split and column.
 
-Of a long run's training records only about a thousand are parsed, at equal distances; the others are looked at no
-further than to see that they begin and end like a record. Validation and test records are all kept.
+Of a long run's training records only about a thousand are parsed, at equal distances; of the others only the first and
+last character are checked. Validation and test records are all parsed.
 """
 
 import json
@@ -19,15 +19,15 @@ AXES = {"step": "steps", "tokens": "tokens", "flops": "training FLOPs", "seconds
 """What training spends: columns of every record of metrics (``Trainer.spent``), with the titles of their axes."""
 
 POINTS = 1000
-"""Training records that a long run keeps, at least; a run with less than twice as many keeps all."""
+"""The fewest training records parsed of a long run; of a run with less than twice as many, all are parsed."""
 
 TRAIN = b'"split": "train"'
 HEAD = 48
-"""Bytes of a line among which its split is, after the step."""
+"""Bytes at the start of a line that contain its step and split."""
 
 
 class Damaged(ValueError):
-    """A file that is not what a run writes, with the reason."""
+    """A file that a run cannot have written, with the reason."""
 
 
 def read_curves(content: bytes) -> dict[str, Curve]:
@@ -53,7 +53,7 @@ def read_curves(content: bytes) -> dict[str, Curve]:
 
 
 def select_lines(content: bytes) -> list[bytes]:
-    """The lines of a long file, of those of training only as many as are kept, the last among them."""
+    """The lines of a long file that are kept: of training about ``POINTS`` and the last one, of other splits all."""
     content = content if content.endswith(b"\n") else content + b"\n"
     characters = np.frombuffer(content, dtype=np.uint8)
     ends = np.flatnonzero(characters == ord("\n"))  # (lines,)
@@ -70,9 +70,13 @@ def select_lines(content: bytes) -> list[bytes]:
 
 
 def parse(lines: list[bytes]) -> list[dict[str, Any]]:
-    """The records of whole lines."""
+    """The records of whole lines.
+
+    Raises:
+        Damaged: a line is no JSON object.
+    """
     try:
-        records = from_json(b"[" + b",".join(lines) + b"]")  # reads numbers several times as fast as json does
+        records = from_json(b"[" + b",".join(lines) + b"]")  # several times as fast as json
     except ValueError:
         records = [parse_line(line) for line in lines]
     if len(records) != len(lines) or not set(map(type, records)) <= {dict}:
@@ -81,6 +85,11 @@ def parse(lines: list[bytes]) -> list[dict[str, Any]]:
 
 
 def parse_line(line: bytes) -> Any:
+    """What a line holds.
+
+    Raises:
+        Damaged: it is no JSON.
+    """
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -88,7 +97,11 @@ def parse_line(line: bytes) -> Any:
 
 
 def to_arrays(records: list[dict[str, Any]]) -> Curve:
-    """The numbers of one split's records, by column, in the order of the steps."""
+    """The numbers of one split's records, in the order of the steps: float64 arrays (records,) by column.
+
+    Raises:
+        Damaged: a value is neither a number nor null.
+    """
     key_orders = dict.fromkeys(map(tuple, records))  # nearly always one: the keys of the first record
     names = [name for name in dict.fromkeys(chain.from_iterable(key_orders)) if name != "split"]
     values = [record.get(name) for name in names for record in records]
@@ -102,4 +115,5 @@ def to_arrays(records: list[dict[str, Any]]) -> Curve:
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is an int or a float; a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Accuracy against what makes a probe hard: slices of the test split, and test sets beyond training."""
+"""Accuracy against the difficulty of a probe: slices of the test split, and further test sets."""
 
 import math
 from collections import defaultdict
@@ -9,11 +9,11 @@ from seqlab.report.statistics import Estimate, estimate_of_shares
 from seqlab.runs.targets import changes_of
 
 Curve = dict[str, Estimate]
-"""By value of the difficulty, as text and in ascending order, accuracy over the seeds."""
+"""Accuracy over the seeds by the value of the difficulty, as text, ascending."""
 
 
 def accuracies(summaries: Sequence[dict[str, Any]]) -> dict[str, Curve]:
-    """What the runs of one group reached at each difficulty, by title: ``by distance``, ``at length``."""
+    """The accuracy of one group's runs at each difficulty, by title: ``by distance``, ``at length``."""
     seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for summary in summaries:
         for name, values in (summary.get("test_slices") or {}).items():
@@ -34,7 +34,7 @@ def accuracies(summaries: Sequence[dict[str, Any]]) -> dict[str, Curve]:
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Values in ascending order, each compared number by number; those that are no numbers last."""
+    """Values in ascending order, compared number by number; those without numbers last."""
     return sorted(values, key=lambda value: (numbers_of(value) is None, numbers_of(value) or (), value))
 
 
@@ -50,8 +50,7 @@ def numbers_of(value: str) -> tuple[float, ...] | None:
 def titles(curves: Sequence[dict[str, Curve]]) -> dict[str, list[str]]:
     """Every title with its values among the groups, in order.
 
-    Slices are left out where no group has several, for a single one is the whole test split again; a single further
-    test is not.
+    A slice with a single value in every group is left out, as it is the whole test split; a single further test is not.
     """
     values: dict[str, set[str]] = defaultdict(set)
     for by_title in curves:

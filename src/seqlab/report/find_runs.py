@@ -1,4 +1,4 @@
-"""Which folders hold runs: a walk over sweeps, links, and folders that have nothing to do with this project."""
+"""Which folders hold runs: a walk over sweeps, links and unrelated folders."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from seqlab.errors import UserError
 
 RUN_FILES = frozenset({"summary.json", "metrics.jsonl", ".hydra"})
-"""What a run writes first and last: a folder with one of these is taken for a run and not entered."""
+"""The first and the last files of a run: a folder with one of these is taken for a run, and not entered."""
 
 NOT_ENTERED = frozenset({"checkpoints", "comparisons", "benchmarks", "__pycache__"})
 SWEEP_FILES = frozenset({"multirun.yaml", "sweep.json", "search.json", "search.db"})
@@ -22,7 +22,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]
         paths: folders of runs, sweeps, folders above them, or globs of any of these.
 
     Raises:
-        UserError: nothing is there by that name.
+        UserError: a path does not exist or matches nothing.
     """
     walk = Walk()
     for path in paths:
@@ -36,7 +36,11 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]
 
 
 def expand(path: Path) -> list[Path]:
-    """The path itself, or what it matches as a glob; sweeps' folders have brackets in their names at times."""
+    """The path itself, or what it matches as a glob. Folders of sweeps may have brackets in their names.
+
+    Raises:
+        UserError: it does not exist and matches nothing.
+    """
     if os.path.lexists(path):
         return [path]
     if has_magic(str(path)) and (matches := sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))):
@@ -46,7 +50,7 @@ def expand(path: Path) -> list[Path]:
 
 
 class Walk:
-    """One walk, which enters each folder once however many names lead to it."""
+    """A walk over folders, which enters each once however many links lead to it."""
 
     def __init__(self) -> None:
         self.runs: list[Path] = []
@@ -54,7 +58,15 @@ class Walk:
         self.seen: set[tuple[int, int]] = set()
 
     def enter(self, folder: Path, above: tuple[tuple[int, int], ...] = ()) -> str | None:
-        """Collect the runs in a folder. Returns why it holds none; the caller may say so of a larger such folder."""
+        """Collect the runs in and below a folder.
+
+        Args:
+            folder: to enter.
+            above: device and inode of the folders above it, to find links that form a loop.
+
+        Returns:
+            Why it holds no run, for the caller to report for this folder or for one above it; else ``None``.
+        """
         try:
             status = folder.stat()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -87,7 +99,7 @@ class Walk:
         for entry in entries:
             if entry.name.startswith(".") or entry.name in NOT_ENTERED:
                 continue
-            if os.path.isdir(entry.path):  # noqa: PTH112 (pathlib raises where it may not be known)
+            if os.path.isdir(entry.path):  # noqa: PTH112 (pathlib raises without permission)
                 yield Path(entry.path)
             elif entry.is_symlink():
                 self.skipped.append((Path(entry.path), "a link that leads nowhere"))

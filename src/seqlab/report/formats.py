@@ -1,4 +1,4 @@
-"""Numbers as text: as many digits as an interval supports, and prefixes for what is large."""
+"""Numbers as text: as many digits as an interval supports, and prefixes for large ones."""
 
 import math
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 from seqlab.report.statistics import Estimate
 
 NONE = "–"  # noqa: RUF001
-"""In place of a number that nobody has."""
+"""In place of a missing number."""
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 Unit = tuple[float, str, int]
-"""How large, its sign, and places after the point for three digits."""
+"""A unit's size, its sign, and the decimal places for three digits."""
 
 
 def decimals(estimate: Estimate) -> int:
-    """Places after the point: two digits of the interval's half width; four digits of the mean where none is known."""
+    """Decimal places: two digits of the interval's half width; without an interval four digits of the mean."""
     width = estimate.half_width
     places = 1 - exponent(width) if width else 3 - exponent(estimate.mean)
     return min(8, max(0, places))
@@ -27,7 +27,7 @@ def exponent(number: float) -> int:
 
 
 def mean(estimate: Estimate | None) -> str:
-    """The mean alone, with as many digits as its interval supports."""
+    """The mean with as many digits as its interval supports."""
     return NONE if estimate is None else f"{estimate.mean:.{decimals(estimate)}f}"
 
 
@@ -39,7 +39,7 @@ def mean_and_std(estimate: Estimate | None) -> str:
 
 
 def interval(estimate: Estimate | None) -> str:
-    """``[1.723, 1.786]``, or that there is none."""
+    """``[1.723, 1.786]``; ``one seed`` without an interval."""
     if estimate is None:
         return NONE
     if estimate.low is None:
@@ -54,22 +54,22 @@ def signed(estimate: Estimate) -> str:
 
 
 def scaled(number: float | None) -> str:
-    """Three digits and a prefix: 1234567 is 1.23 M."""
+    """Three digits and a prefix: ``1.23 M`` for 1234567."""
     return in_unit(number, prefix_of)
 
 
 def scaled_bytes(number: float | None) -> str:
-    """1536 is 1.50 KiB."""
+    """Bytes with a binary prefix: ``1.50 KiB`` for 1536."""
     return in_unit(number, bytes_of)
 
 
 def cost(estimate: Estimate | None, unit_of: Callable[[float], Unit]) -> str:
-    """``42.7 ± 1.3 s``: three digits of the mean, and the standard deviation unless it is zero at those."""
+    """``42.7 ± 1.3 s``: three digits of the mean, and the standard deviation unless it rounds to zero."""
     return NONE if estimate is None else in_unit(estimate.mean, unit_of, estimate.std)
 
 
 def in_unit(number: float | None, unit_of: Callable[[float], Unit], std: float | None = None) -> str:
-    """A number in the unit that suits it, with its spread in the same."""
+    """A number in the unit that suits it, with its standard deviation in the same."""
     if number is None:
         return NONE
     size, sign, places = unit_of(number)
@@ -78,6 +78,7 @@ def in_unit(number: float | None, unit_of: Callable[[float], Unit], std: float |
 
 
 def prefix_of(number: float) -> Unit:
+    """The decimal prefix for a number."""
     rounded = float(f"{number:.3g}")  # 999,999 is 1.00 M, not 1000 k
     power = min(len(PREFIXES) - 1, exponent(rounded) // 3) if abs(rounded) >= 1000 else 0
     value = rounded / 1000**power
@@ -85,13 +86,14 @@ def prefix_of(number: float) -> Unit:
 
 
 def bytes_of(number: float) -> Unit:
+    """The unit for a number of bytes."""
     power = next((power for power in range(4) if abs(number) < 1000 * 1024**power), 4)
     size = 1024.0**power
     return size, ("B", "KiB", "MiB", "GiB", "TiB")[power], max(0, 2 - exponent(number / size)) if power else 0
 
 
 def time_of(seconds: float) -> Unit:
-    """Seconds below two minutes, then minutes, then hours."""
+    """The unit for a number of seconds: seconds up to two minutes, minutes up to two hours, then hours."""
     units = ((3600, "h"), (60, "min"), (1, "s"))
     size, sign = next((size, sign) for size, sign in units if seconds >= 2 * size or size == 1)
     return size, sign, max(0, 2 - exponent(seconds / size))

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seqlab.config.overrides import flatten
 from seqlab.report.curves import is_number
 from seqlab.report.formats import NONE
-from seqlab.report.groups import FINGERPRINT, Group, flatten, in_json, in_order, in_short, short_names
+from seqlab.report.groups import FINGERPRINT, Group, in_json, in_order, in_short, short_names
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
 from seqlab.runs.targets import is_for
@@ -20,7 +21,7 @@ PARAMETERS = {
     "length": "context length",
     "lr": "learning rate",
 }
-"""Swept parameters in words, in the order of their panels; any other comes after them by its own name."""
+"""Titles of swept parameters, in the order of their panels; any other follows under its own name."""
 
 ENOUGH = 0.99
 """Accuracy from which a task counts as solved."""
@@ -34,16 +35,14 @@ class Grid:
     """Every model at every data setting and size, as far as runs completed.
 
     Args:
-        data: trained on.
         parameter: the size's short name.
         titles: of the data settings, in order: ``length 64, pairs 4``.
         sizes: in ascending order.
-        models: by name; a place without a completed run is absent.
-        follows: what else changes along with the data setting or the size.
+        models: by name; places without a completed run are absent.
+        follows: which other settings change along with the data setting or the size.
         left_out: models with several settings at one place, of which none is picked.
     """
 
-    data: str
     parameter: str
     titles: tuple[str, ...]
     sizes: tuple[float, ...]
@@ -68,7 +67,7 @@ def headline(rows: Sequence[Row]) -> str:
 
 
 def importance(key: str) -> int:
-    """A dotted key's place among the parameters with a name of their own."""
+    """A sort key of dotted keys: the place of its last name in ``PARAMETERS``, other names after these."""
     names = [*PARAMETERS, name := key.split(".")[-1]]
     return names.index(name)
 
@@ -91,7 +90,7 @@ def grid_of(groups: Sequence[Group]) -> Grid | None:
 
 
 def titles_of(keys: Sequence[str], flats: Sequence[dict[str, Any]]) -> list[str]:
-    """For each configuration its data setting in words; a list is named only if nothing else tells settings apart."""
+    """Each configuration's data setting in words; lists are left out unless settings differ in nothing else."""
 
     def different(some: Sequence[str]) -> int:
         return len({in_json([flat.get(key) for key in some]) for flat in flats})
@@ -105,7 +104,15 @@ def titles_of(keys: Sequence[str], flats: Sequence[dict[str, Any]]) -> list[str]
 def grid_over(
     groups: Sequence[Group], size: str, sizes: Sequence[Any], titles: Sequence[str], data_keys: Sequence[str]
 ) -> Grid | None:
-    """The grid over one size setting; ``sizes`` and ``titles`` are the groups' places in it."""
+    """The grid over one size setting; ``None`` if the groups form none.
+
+    Args:
+        groups: of one data set.
+        size: the setting's dotted key.
+        sizes: its value in each group.
+        titles: each group's data setting in words.
+        data_keys: the dotted keys of the data settings.
+    """
     places: dict[str, dict[tuple[str, float], list[Group]]] = defaultdict(lambda: defaultdict(list))
     for group, value, title in zip(groups, sizes, titles, strict=True):
         if is_number(value):
@@ -122,7 +129,6 @@ def grid_over(
     keys = dict.fromkeys(key for points in models.values() for group in points.values() for key in group.settings)
     names = short_names(list(keys))
     return Grid(
-        data=groups[0].data,
         parameter=names[size],
         titles=tuple(sorted(flats, key=lambda title: [in_order(flats[title].get(key)) for key in data_keys])),
         sizes=tuple(sorted({value for points in models.values() for _, value in points})),
@@ -133,20 +139,20 @@ def grid_over(
 
 
 def crosses(points: Points) -> bool:
-    """Whether several data settings have several sizes each."""
+    """Whether at least two data settings have several sizes each."""
     titles = [title for title, _ in points]
     return sum(titles.count(title) > 1 for title in set(titles)) > 1
 
 
 def bounds_of(grid: Grid, metric: str) -> dict[float, tuple[str, ...]]:
-    """The values that an experiment is to reach at every place of a grid, with the models that are to reach each.
+    """The bounds that a target sets for a metric at every place of a grid, with the models that it is for.
 
     Args:
         grid: of which.
         metric: of the test split.
 
     Returns:
-        By bound, the models' names in the grid's order; what only some of a model's places have is left out.
+        By bound, the models' names in the grid's order; without the bounds set at only some of a model's places.
     """
     found: dict[float, list[str]] = defaultdict(list)
     for model, points in grid.models.items():
@@ -161,18 +167,18 @@ def bounds_of(grid: Grid, metric: str) -> dict[float, tuple[str, ...]]:
 
 
 def bounds_for(target: dict[str, Any], model: str, metric: str) -> list[float]:
-    """The bounds that a judged target sets for a model's metric of the test split; a published figure is none."""
+    """The bounds that a judged target sets for a model's metric of the test split; a published figure is no bound."""
     if target["metric"] != f"test.{metric}" or not is_for(target["rule"], model):
         return []
     return [target["rule"][name] for name in ("at_least", "at_most") if target["rule"].get(name) is not None]
 
 
 def sizes_needed(grid: Grid, accuracy: dict[int, Estimate]) -> list[list[str]]:
-    """For each model a line: its name, and for each data setting the smallest size that is accurate enough.
+    """A line for each model: its name, and for each data setting the smallest size with an accuracy of ``ENOUGH``.
 
     Args:
         grid: of which.
-        accuracy: of a group, by its ``id``.
+        accuracy: of each group, by its ``id``.
     """
 
     def needed(model: str, title: str) -> str:

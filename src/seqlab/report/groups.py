@@ -1,12 +1,13 @@
-"""Runs that differ in nothing but the seed belong together."""
+"""Groups of runs that differ in the seed only."""
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
 import yaml
 
@@ -16,21 +17,22 @@ from seqlab.report.curves import is_number
 from seqlab.report.runs import BySection, Run
 
 SECTIONS = ("data", "model", "trainer")
-"""Of a configuration: what a run is built from. Everything else there only feeds these by interpolation."""
+"""The sections of a configuration that a run is built from; the others only feed these by interpolation."""
 
 WITHOUT_EFFECT_BELOW = ("data.download",)
 
 ALIASES = ("size", "optimizer", "schedule")
-"""Sections whose settings others repeat, under the names that a person would set."""
+"""Sections that other sections repeat by interpolation; their keys are those that a user sets."""
 
 FINGERPRINT = "fingerprint"
 MOST_IN_LABEL = 4
 SIZES = Path(__file__).parents[3] / "conf" / "size"
 
 FACTS = ("model", "data", "data_fingerprint", "precision", "device")
-"""What runs of one group share in their summaries besides the configuration; device is cpu or cuda."""
+"""Entries of the summary that runs of one group share, besides the configuration; device is cpu or cuda."""
 
 Flat = dict[str, Any]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ class Group:
 
     Args:
         label: the model, with the settings in which it differs from other groups of the same model and data.
-        model: the model's name, the key of its colour.
+        model: the model's name.
         data: the data's name.
         settings: flat configuration keys that vary between the groups of the same model and data.
-        runs: in the order of their seeds.
-        repeated: runs of the same seeds that do not count, each with the newer one that does.
+        runs: one for each seed, ascending.
+        repeated: older runs of the same seeds, which do not count, each with the newer one that does.
     """
 
     label: str
@@ -55,16 +57,35 @@ class Group:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The runs' seeds, ascending."""
         return tuple(run.summary["seed"] for run in self.runs)
+
+    @property
+    def parameters(self) -> int:
+        """The model's number of parameters."""
+        return self.runs[0].summary["parameters"]
+
+    @property
+    def validation_loss(self) -> float:
+        """The mean over seeds of the best validation loss, by which settings are selected."""
+        return fmean(run.summary["best_validation"]["loss"] for run in self.runs)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, list[Item]]:
+    """Items by their key, in the order in which the keys first occur."""
+    found: dict[Any, list[Item]] = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return dict(found)
 
 
 def with_effect(config: dict[str, Any]) -> Flat:
-    """The flat settings that say what a run does, its seed aside; one that is null counts as absent."""
+    """The flat settings that determine what a run computes, without the seed; null counts as absent."""
     return {key: value for name in SECTIONS for key, value in section_with_effect(name, config.get(name)).items()}
 
 
 def section_with_effect(name: str, section: Any) -> Flat:
-    """Those of one section."""
+    """These settings of one section."""
     return {
         key: value
         for key, value in flatten(section, name).items()
@@ -73,12 +94,9 @@ def section_with_effect(name: str, section: Any) -> Flat:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of data, model and settings; of runs with the same group and seed the newest counts."""
-    families: dict[tuple[str, str], list[list[list[Run]]]] = defaultdict(list)
-    for seeds in by_identity(runs):
-        first = seeds[0][0].summary
-        families[first["data"], first["model"]].append(seeds)
+    """Groups in the order of data, model and settings. Of runs with the same group and seed the newest counts."""
     groups = []
+    families = grouped(by_identity(runs), lambda seeds: (seeds[0][0].summary["data"], seeds[0][0].summary["model"]))
     for (data, model), family in families.items():
         examples = [seeds[0][0] for seeds in family]
         settings = settings_that_vary(examples)
@@ -90,10 +108,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def by_identity(runs: Sequence[Run]) -> list[list[list[Run]]]:
-    """For each group its runs: a list for each seed in their order, which has more than one where a run was repeated.
-
-    Of those the newest is the first.
-    """
+    """For each group a list for each of its seeds, ascending, of the runs with that seed, the newest first."""
     text_of = BySection(lambda name, section: in_json(sorted(section_with_effect(name, section).items())))
     found: dict[tuple[str, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
@@ -107,7 +122,7 @@ def by_identity(runs: Sequence[Run]) -> list[list[list[Run]]]:
 
 
 def time_written(run: Run) -> tuple[float, str]:
-    """When a run ended; its folder settles a tie."""
+    """A sort key: when a run ended, then its folder."""
     try:
         return (run.folder / "summary.json").stat().st_mtime, str(run.folder)
     except OSError:
@@ -115,9 +130,9 @@ def time_written(run: Run) -> tuple[float, str]:
 
 
 def settings_that_vary(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each of several runs, the settings that are not the same in all.
+    """For each run, the settings that are not the same in all.
 
-    A setting that another section feeds (``trainer.optimizer.lr`` is ``optimizer.lr``) is named by that one's key.
+    A setting that another section feeds is named by that section's key: ``optimizer.lr`` for ``trainer.optimizer.lr``.
     """
     flats = [with_effect(run.config) | {"device": run.summary.get("device")} for run in runs]
     if len({run.summary.get("data_fingerprint") for run in runs}) > 1:
@@ -132,7 +147,7 @@ def settings_that_vary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     settings = [{key: column[i] for key, column in varying.items()} for i in range(len(runs))]
     without = [{key: value for key, value in one.items() if key != FINGERPRINT} for one in settings]
     distinct = len(set(map(in_json, without))) == len(settings)
-    return without if distinct else settings  # what was changed tells more than the mark that it left
+    return without if distinct else settings  # the settings explain a different fingerprint
 
 
 def columns(flats: Sequence[Flat]) -> list[tuple[str, list[Any]]]:
@@ -141,29 +156,29 @@ def columns(flats: Sequence[Flat]) -> list[tuple[str, list[Any]]]:
 
 
 def in_json(value: Any) -> str:
-    """A value as a key: equal for equal values, 1 and 1.0 among them."""
+    """A value as a text that is equal for equal values, such as 1 and 1.0."""
     text = json.dumps(value, default=str, skipkeys=True)
     return json.dumps(json.loads(text, parse_int=lambda digits: float(digits) if len(digits) < 16 else digits))
 
 
 def in_order(value: Any) -> tuple[int, float, str]:
-    """What values are sorted by: numbers by size, then everything else by name."""
+    """A sort key: numbers by size, then everything else by its text."""
     return (0, value, "") if is_number(value) else (1, 0.0, str(value))
 
 
 def size_name(run: Run) -> str | None:
-    """The file in ``conf/size`` that has all of a run's numbers, after whatever changed them; ``None`` if none has."""
+    """The file in ``conf/size`` whose numbers a run has, overrides included; ``None`` if there is none."""
     return next((name for name, numbers in named_sizes(SIZES).items() if numbers == run.config.get("size")), None)
 
 
 @cache
 def named_sizes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every size with its numbers; none where the package is installed without the configuration beside it."""
+    """Every size with its numbers; empty where the package is installed without its configuration."""
     return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))}
 
 
 def with_size_names(settings: Sequence[Flat], runs: Sequence[Run]) -> Sequence[Flat]:
-    """Settings with the size's name in place of its numbers, where every run has a size by name; else as they are."""
+    """Settings with the size's name in place of its numbers, if every run has a size by name; else unchanged."""
 
     def renamed(one: Flat, name: str) -> Flat:
         return dict(("size", name) if key.startswith("size.") else (key, value) for key, value in one.items())
@@ -175,10 +190,10 @@ def with_size_names(settings: Sequence[Flat], runs: Sequence[Run]) -> Sequence[F
 
 
 def labels_of(model: str, settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Names for the groups of one model: with every setting that varies, as far as those are few.
+    """Names for the groups of one model: with every setting that varies, if these are few.
 
-    Of many, a label leaves out what is common: settings that only go along with one that it names, and, if those are
-    still many, the values that most groups share. Three dots stand for these, so no two labels are alike.
+    Else a label leaves out the settings that change together with one it names, and, if many are left, the values that
+    most groups share. Three dots stand for what is left out. No two labels are equal.
     """
     keys = list(settings[0])
     names = short_names(keys)
@@ -195,29 +210,40 @@ def labels_of(model: str, settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def leaders(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings that vary, without those that go along with an earlier one from group to group.
+    """The settings that vary, without those that change together with an earlier one.
 
-    One that is different in every group tells of no other: all of them would seem to go along with it.
+    Settings with a different value in every group are all kept: they would all seem to change together.
     """
-    patterns: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for key in settings[0]:
-        values = [in_json(one[key]) for one in settings]
-        first = {value: place for place, value in reversed(list(enumerate(values)))}
-        patterns[tuple(first[value] for value in values)].append(key)
     kept = {
-        key for pattern, keys in patterns.items() for key in (keys if len(set(pattern)) == len(pattern) else keys[:1])
+        key
+        for pattern, keys in by_pattern(settings).items()
+        for key in (keys if len(set(pattern)) == len(pattern) else keys[:1])
     }
     return [key for key in settings[0] if key in kept]
 
 
+def by_pattern(settings: Sequence[dict[str, Any]]) -> dict[tuple[int, ...], list[str]]:
+    """The keys of the groups' settings, those together whose values are equal in the same groups.
+
+    A pattern has, for each group, the place of the first group with the same value.
+    """
+
+    def pattern(key: str) -> tuple[int, ...]:
+        values = [in_json(one[key]) for one in settings]
+        first = {value: place for place, value in reversed(list(enumerate(values)))}
+        return tuple(first[value] for value in values)
+
+    return grouped(settings[0], pattern)
+
+
 def shared_by_most(values: Sequence[Any]) -> str | None:
-    """The value, as JSON, that more than half of the groups have; ``None`` without one."""
+    """The value, as JSON, that more than half of the groups have; ``None`` if there is none."""
     value, count = Counter(map(in_json, values)).most_common(1)[0]
     return value if 2 * count > len(values) else None
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """For each dotted key its last name, or as many more as tell it from the others and from the run's seed."""
+    """For each dotted key its last name, or as many as distinguish it from the other keys and from the seed."""
     plain = {key: key.removesuffix("._target_") for key in keys}
 
     def end(key: str, size: int) -> str:
@@ -232,7 +258,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def in_short(value: Any) -> str:
-    """A setting's value in a label: of a ``_target_`` its last name."""
+    """A setting's value in a label; of a ``_target_`` the last name."""
     if isinstance(value, bool) or value is None:
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, float):

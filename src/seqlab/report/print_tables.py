@@ -1,12 +1,14 @@
-"""The tables of a comparison on the screen, however wide it is."""
+"""The tables of a comparison on the screen, fitted to its width."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import rich.table
 from rich.text import Text
 
-from seqlab.report.compare import Comparison, warnings_of
+from seqlab.report.compare import Comparison, first_few, warnings_of
+from seqlab.report.groups import grouped
 from seqlab.report.runs import Skipped
 from seqlab.report.tables import DIFFERENCES, Table, tables_of
 
@@ -15,11 +17,11 @@ BORDER = len(" │ ")
 
 
 def screen(comparison: Comparison, width: int) -> Iterator[rich.table.Table | Text]:
-    """What ``compare.py`` prints: what is not alike, then the tables, then what was passed over.
+    """What ``compare.py`` prints: warnings, the tables, then the folders that were passed over.
 
     Args:
         comparison: what to show.
-        width: characters in a line; a table that is wider goes on below, with its names again.
+        width: characters in a line; the columns of a wider table continue below, with the names repeated.
     """
     for line in warnings_of(comparison):
         yield Text(line, style="yellow")
@@ -27,7 +29,7 @@ def screen(comparison: Comparison, width: int) -> Iterator[rich.table.Table | Te
         if table.title == DIFFERENCES and len(table.lines) > PRINTED_DIFFERENCES:
             more = f"The first {PRINTED_DIFFERENCES} of {len(table.lines)}; differences.csv has all."
             table = replace(table, lines=table.lines[:PRINTED_DIFFERENCES], notes=[*table.notes, more])
-        yield Text(table.title, style="table.title")  # not the table's own, which a narrow table would wrap
+        yield Text(table.title, style="table.title")  # a title of the table itself is wrapped where the table is narrow
         for columns in columns_that_fit(table, width):
             yield rich_table(table, columns, width)
         if table.notes:
@@ -51,12 +53,12 @@ def columns_that_fit(table: Table, width: int) -> list[list[int]]:
 
 
 def least_width(table: Table, i: int) -> int:
-    """Characters that a column needs so that no word is broken; headings may take several lines."""
+    """Characters that a column needs so that no word is broken; headings may be wrapped."""
     return max([len(line[i]) for line in table.lines] + list(map(len, table.headings[i].split())))
 
 
 def rich_table(table: Table, columns: Sequence[int], width: int) -> rich.table.Table:
-    """Some columns of a table; headings take one line each where all of them have the room."""
+    """Some columns of a table; headings are not wrapped if the width allows it."""
     least = {i: least_width(table, i) for i in columns}
     whole = {i: max(least[i], len(table.headings[i])) for i in columns}
     others = BORDER * len(columns) + 1
@@ -71,14 +73,10 @@ def rich_table(table: Table, columns: Sequence[int], width: int) -> rich.table.T
 
 
 def skipped_table(skipped: Sequence[Skipped]) -> rich.table.Table:
-    """One folder for each reason, and how many more there are; comparison.md names every folder."""
+    """One folder for each reason, with the number of others; comparison.md names every folder."""
     table = rich.table.Table(title=f"Passed over: {len(skipped)}", title_justify="left")
     table.add_column("folder", overflow="fold")
     table.add_column("why", overflow="fold")
-    by_reason: dict[str, list[str]] = {}
-    for one in skipped:
-        by_reason.setdefault(one.why, []).append(str(one.folder))
-    for why, folders in by_reason.items():
-        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
-        table.add_row(Text(folders[0] + more), Text(why))
+    for why, same in grouped(skipped, attrgetter("why")).items():
+        table.add_row(Text(first_few([one.folder for one in same], 1, "")), Text(why))
     return table

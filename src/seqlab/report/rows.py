@@ -1,15 +1,14 @@
-"""What a comparison says of each group: sizes, costs, results and targets over the seeds."""
+"""The row of each group in a comparison: sizes, costs, results and targets over the seeds."""
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from seqlab.formatting import counted
 from seqlab.report.difficulty import Curve, accuracies
-from seqlab.report.groups import Group
+from seqlab.report.groups import Group, grouped
 from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate, estimate, estimate_of_shares
 from seqlab.runs.targets import Rule, bounds
@@ -19,11 +18,11 @@ COSTS = ("flops", "tokens", "wall_seconds", "further_seconds", "tokens_per_secon
 
 @dataclass(frozen=True)
 class AtBudget:
-    """The validation loss of a group where its curves reach a budget.
+    """The validation loss of a group at a budget.
 
     Args:
-        loss: read from each run's curve at the budget, on the straight line between the evaluations around it.
-        best: the lowest of each run's evaluations up to the budget.
+        loss: each run's curve at the budget, interpolated between the evaluations around it.
+        best: each run's lowest loss up to the budget.
     """
 
     loss: Estimate
@@ -36,9 +35,9 @@ class Outcome:
 
     Args:
         asked: the metric and its bounds in words.
-        values: what each seed that was measured has.
-        published: for comparison, if it is known.
-        verdict: ``reached``, ``missed``, how many seeds did, or why there is none.
+        values: of the seeds that were measured.
+        published: the published figure, if it is known.
+        verdict: ``reached``, ``missed``, how many seeds reached it, or why there is no verdict.
     """
 
     asked: str
@@ -48,7 +47,7 @@ class Outcome:
 
     @property
     def estimate(self) -> Estimate | None:
-        """Of the mean over those seeds; ``None`` without any."""
+        """The mean over those seeds; ``None`` without any."""
         return estimate(self.values) if self.values else None
 
 
@@ -57,19 +56,19 @@ class Row:
     """One line of the table.
 
     Args:
-        group: whose.
+        group: which.
         parameters, parameters_without_embeddings: of the model.
-        active_parameters: those that a token uses, all but for a mixture of experts.
-        state_bytes: what the model remembers of one sequence of the data's length; ``None`` where no run says.
+        active_parameters: those that a token uses; fewer than all in a mixture of experts.
+        state_bytes: the state of one sequence of the data's length; ``None`` where no run recorded it.
         flops, tokens, wall_seconds, tokens_per_second, peak_memory_bytes: of training, over the seeds.
-        further_seconds: of the further tests, which ``wall_seconds`` leaves out.
+        further_seconds: of the further tests, which ``wall_seconds`` does not include.
         validation: metrics at each run's best evaluation, over the seeds.
         test: metrics of the test split, over the seeds. Losses are in nats for tokens.
-        scan_backend, device, precision: each different one, if the runs do not agree; ``None`` without a scan.
-        chance: the accuracy of the best guess that knows nothing of the sequence; ``None`` where the data has none.
-        difficulty: accuracy by what makes a probe hard; see ``seqlab.report.difficulty``.
-        targets: what the runs were held against, and whether they reached it.
-        at: at the budget that was asked for, if the curves reach it.
+        scan_backend, device, precision: each different one, if the runs differ; ``None`` without a scan.
+        chance: the accuracy of the best guess without reading the sequence; ``None`` where the data has none.
+        difficulty: accuracy by the difficulty of a probe; see ``seqlab.report.difficulty``.
+        targets: the runs' targets, and whether they reached them.
+        at: losses at the budget that was asked for, if the curves reach it.
         left_out: seeds of this group that did not complete, and why.
     """
 
@@ -97,6 +96,7 @@ class Row:
 
 
 def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
+    """The row of a group."""
     summaries = [run.summary for run in group.runs]
     first = summaries[0]
     return Row(
@@ -120,7 +120,7 @@ def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
 
 
 def chance_of(summary: dict[str, Any]) -> float | None:
-    """What a guess would reach; a run from before ``chance`` was a value of its own says it in words."""
+    """The accuracy of a guess; runs from before the summary had ``chance`` state it in the data's description."""
     if summary.get("chance") is not None:
         return summary["chance"]
     words = re.search(r", chance (\d[\d.]*(?:e-\d+)?)$", summary.get("data_description") or "")
@@ -128,22 +128,23 @@ def chance_of(summary: dict[str, Any]) -> float | None:
 
 
 def device_of(run: Run) -> str:
+    """The name of a run's device."""
     return str(run.summary.get("device_name") or run.summary.get("device") or "unknown")
 
 
 def distinct(names: Iterable[str | None]) -> str:
-    """Different names in a row; nearly always there is one."""
+    """The different names, separated by semicolons."""
     return "; ".join(dict.fromkeys(name for name in names if name))
 
 
 def over_seeds(values: Iterable[Any], estimated: Callable[[Sequence[float]], Estimate] = estimate) -> Estimate | None:
-    """The estimate from those values that are numbers; its ``n`` tells how many those were."""
+    """The estimate from those values that are finite numbers; its ``n`` says how many these are."""
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     return estimated(numbers) if numbers else None
 
 
 def metrics_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
-    """An estimate for each metric that any of the runs has as a number, the loss first; an accuracy is a share."""
+    """An estimate for each metric that any of the runs has as a number, the loss first; accuracies are shares."""
     estimates = {}
     for name in dict.fromkeys(["loss", *(name for one in metrics for name in one)]):
         estimated = estimate_of_shares if name.endswith("accuracy") else estimate
@@ -152,16 +153,13 @@ def metrics_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Estimate]
 
 
 def outcomes(summaries: Sequence[dict[str, Any]]) -> list[Outcome]:
-    """Every target that any of a group's runs was held against."""
-    by_words: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for summary in summaries:
-        for target in summary.get("targets") or []:
-            by_words[bounds(target)].append(target)
-    return [outcome(asked, targets) for asked, targets in by_words.items()]
+    """Every target of any of a group's runs."""
+    targets = (target for summary in summaries for target in summary.get("targets") or [])
+    return [outcome(asked, same) for asked, same in grouped(targets, bounds).items()]
 
 
 def outcome(asked: str, targets: Sequence[dict[str, Any]]) -> Outcome:
-    """The same target of several seeds."""
+    """One target of several seeds."""
     values = tuple(target["value"] for target in targets if target["value"] is not None)
     verdicts = [target["reached"] for target in targets if target["reached"] is not None]
     if not verdicts:

@@ -1,4 +1,4 @@
-"""Runs read back from the folders that they left; whatever cannot be compared is listed with its reason."""
+"""Reading the folders of runs; those that cannot be compared are listed with the reason."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from seqlab.report.find_runs import find_runs
 
 THREADS = 4
 LARGE = 2**28
-"""Bytes of metrics from which several threads read: long files are read and split while another one is parsed. Short
-ones are parsed from the first byte to the last, which one thread does at a time."""
+"""Bytes of metrics from which several threads read. Long files are read and split while another is parsed; short files
+are only parsed, which holds Python's global lock."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -37,10 +37,10 @@ class Run:
     """A completed run.
 
     Args:
-        folder: where it is.
-        config: ``config.yaml`` as plain containers, shared with other runs: nobody may change them.
+        folder: its path.
+        config: ``config.yaml`` as plain containers. Runs share its sections, so it must not be changed.
         summary: ``summary.json``.
-        curves: by split and column, float64 arrays in the order of the steps; see ``seqlab.report.curves``.
+        curves: by split and column, float64 arrays (records,) in the order of the steps; see ``seqlab.report.curves``.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A folder that takes no part, and why; what is known of a run that did not complete."""
+    """A folder that is left out, and why; with the configuration and summary of a run that did not complete."""
 
     folder: Path
     why: str
@@ -60,7 +60,7 @@ class Skipped:
 
 
 class Foreign(ValueError):
-    """Files of another project, by the names of ours."""
+    """Files of another project that happen to have a run's file names."""
 
 
 def read(paths: Sequence[Path], advance: Callable[[int, int], None] | None = None) -> tuple[list[Run], list[Skipped]]:
@@ -68,10 +68,10 @@ def read(paths: Sequence[Path], advance: Callable[[int, int], None] | None = Non
 
     Args:
         paths: folders of runs, sweeps, folders above them, or globs of any of these.
-        advance: called with (folders read, folders in all) as the reading goes on.
+        advance: called with (folders read, folders in all) after each folder.
 
     Raises:
-        UserError: nothing is there by the name of a path.
+        UserError: a path does not exist or matches nothing.
     """
     folders, passed_over = find_runs(paths)
     results: list[Run | Skipped] = []
@@ -87,6 +87,7 @@ def read(paths: Sequence[Path], advance: Callable[[int, int], None] | None = Non
 
 
 def metrics_size(folder: Path) -> int:
+    """Bytes of a run's metrics."""
     try:
         return (folder / "metrics.jsonl").stat().st_size
     except OSError:
@@ -94,7 +95,7 @@ def metrics_size(folder: Path) -> int:
 
 
 def read_folder(folder: Path) -> Run | Skipped:
-    """One run, or why it is none that can be compared. Never raises for what the folder holds."""
+    """A run, or why it cannot be compared. Never raises, whatever the folder holds."""
     summary: dict[str, Any] = {}
     config: dict[str, Any] = {}
     try:
@@ -116,7 +117,11 @@ def read_folder(folder: Path) -> Run | Skipped:
 
 
 def parse_file(folder: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
-    """A file of a run, parsed; every way in which it can be unusable becomes ``Damaged``."""
+    """A file of a run, parsed.
+
+    Raises:
+        Damaged: it is missing, cannot be read or cannot be parsed.
+    """
     try:
         return parse((folder / name).read_bytes())
     except FileNotFoundError:
@@ -130,7 +135,7 @@ def parse_file(folder: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON in which a number that is not finite is nothing."""
+    """JSON, with ``None`` for numbers that are not finite."""
 
     def number(literal: str) -> float | None:
         return value if math.isfinite(value := float(literal)) else None
@@ -139,6 +144,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` as a mapping.
+
+    Raises:
+        Foreign: the folder is none of a run.
+        Damaged: the file cannot be used.
+    """
     if not (folder / "summary.json").exists() and not (folder / "metrics.jsonl").exists():
         raise Foreign("no summary.json: a job that did not begin, or another project's")
     summary = parse_file(folder, "summary.json", parse_json)
@@ -150,6 +161,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    """``config.yaml`` as a mapping, with the sections that a run is built from.
+
+    Raises:
+        Damaged: the file cannot be used, or lacks such a section.
+    """
     config = parse_file(folder, "config.yaml", parse_config)
     if not isinstance(config, dict):
         raise Damaged("config.yaml is no mapping")
@@ -160,24 +176,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def parse_config(content: bytes) -> Any:
-    """What ``config.yaml`` says, with the present names of parts.
+    """A configuration with the present names of its parts.
 
-    Of many runs' files the sections are alike for the most part, so each different one is parsed once. Sections that
-    two files share are the same object in both.
+    Most sections are equal in many runs' files, so each different one is parsed once. Sections that two files share are
+    the same object in both.
 
     Raises:
         yaml.YAMLError: it cannot be parsed.
     """
     before, *sections = SECTION.split(content)
     if sections and not before and not SEVERAL_DOCUMENTS.search(content):
-        with suppress(yaml.YAMLError, ValueError):  # what only the whole file can explain, by its anchors perhaps
+        with suppress(yaml.YAMLError, ValueError):  # a section may need the whole file, such as for its anchors
             return {name: node for section in sections for name, node in parse_section(section).items()}
     return with_present_names(yaml.load(content, LOADER))
 
 
 @lru_cache(maxsize=4096)
 def parse_section(content: bytes) -> dict[str, Any]:
-    """A top-level key with all that is beneath it."""
+    """A top-level key with everything beneath it."""
     return with_present_names(yaml.load(content, LOADER))
 
 
@@ -185,7 +201,7 @@ Metrics = dict[str, float | None]
 
 
 def measured(row: Any) -> Any:
-    """The metrics of a further test; one without them has its ``error`` alone."""
+    """The metrics of a further test; empty if it could not be run and has only an ``error``."""
     return {} if isinstance(row, dict) and set(row) == {"error"} else row
 
 
@@ -193,11 +209,13 @@ MaybeMeasured = Annotated[Metrics, BeforeValidator(measured)]
 
 
 class Strict(BaseModel):
+    """A model without conversions: a number in quotes is refused."""
+
     model_config = ConfigDict(strict=True)
 
 
 class Begun(Strict):
-    """What ``summary.json`` has to say of any run."""
+    """The entries of ``summary.json`` that every run has."""
 
     status: str
     model: str
@@ -206,11 +224,15 @@ class Begun(Strict):
 
 
 class MetricsWithLoss(Strict, extra="allow"):
+    """Metrics by name, among them a finite loss."""
+
     __pydantic_extra__: Metrics
     loss: FiniteFloat
 
 
 class RuleFields(Strict, extra="forbid"):
+    """The rule of a target, as in ``runs/targets.py``."""
+
     at_least: float | None = None
     at_most: float | None = None
     published: float | None = None
@@ -218,6 +240,8 @@ class RuleFields(Strict, extra="forbid"):
 
 
 class JudgedTarget(Strict):
+    """A target with the run's value and the result."""
+
     metric: str
     rule: RuleFields
     value: float | None
@@ -240,11 +264,15 @@ Completed = create_model(
     test_loss_by_position=(list[float | None] | None, None),
     targets=(list[JudgedTarget] | None, None),
 )
-"""What a comparison needs of a completed run, and the types of what only some runs have."""
+"""The entries that a comparison needs of a completed run, and the types of those that only some runs have."""
 
 
 def check(model: type[BaseModel], summary: dict[str, Any]) -> None:
-    """Raise ``Damaged`` that names the first entry of a wrong type."""
+    """Validate a summary.
+
+    Raises:
+        Damaged: an entry is missing or has a wrong type; names the first one.
+    """
     try:
         model.model_validate(summary)
     except ValidationError as error:
@@ -257,7 +285,11 @@ def check(model: type[BaseModel], summary: dict[str, Any]) -> None:
 
 
 def check_curves(curves: dict[str, dict[str, np.ndarray]], summary: dict[str, Any]) -> None:
-    """Refuse a completed run's metrics that stop before the run did."""
+    """Validate a completed run's curves, arrays (records,) by split and column.
+
+    Raises:
+        Damaged: there is no finite validation loss, or the metrics stop before the run did.
+    """
     if "validation" not in curves or "loss" not in curves["validation"]:
         raise Damaged("metrics.jsonl: there is no validation loss")
     if not np.isfinite(curves["validation"]["loss"]).any():
@@ -268,7 +300,7 @@ def check_curves(curves: dict[str, dict[str, np.ndarray]], summary: dict[str, An
 
 
 def unfinished(summary: dict[str, Any]) -> str:
-    """What became of a run that did not complete."""
+    """The status of a run that did not complete, with the first line of its error."""
     if summary["status"] == "running":
         return "still running, or killed"
     error = str(summary.get("error") or "").strip().splitlines()
@@ -276,10 +308,10 @@ def unfinished(summary: dict[str, Any]) -> str:
 
 
 class BySection:
-    """What is worked out of a section once, however many configurations share it.
+    """A function of a section, computed once however many configurations share the section.
 
     Args:
-        work: called with the section's key and what is beneath it.
+        work: called with the section's key and value.
     """
 
     def __init__(self, work: Callable[[str, Any], Any]):
@@ -287,7 +319,8 @@ class BySection:
         self.known: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     def __call__(self, key: str, section: Any) -> Any:
+        """The result for a section."""
         place = key, id(section)
         if place not in self.known:
-            self.known[place] = section, self.work(key, section)  # kept, so that nothing else gets its id
+            self.known[place] = section, self.work(key, section)  # the section too: its id must not be reused
         return self.known[place][1]

@@ -1,17 +1,17 @@
-"""What a few seeds say of a mean: the estimate, its spread and a 95 % interval.
+"""The mean over a few seeds, its standard deviation and a 95 % interval.
 
-Symbols: n values (seeds) x_1 .. x_n with mean m and standard deviation s; the error of m in units of its own estimated
-size is t = (m - truth) / (s / sqrt(n)).
+Symbols: n values (seeds) x_1 .. x_n with mean m and standard deviation s; the studentised error of m is
+t = (m - truth) / (s / sqrt(n)).
 
-The interval is a studentised bootstrap: t's distribution is found by drawing samples of n, and the interval is
-m - t_high s / sqrt(n) .. m - t_low s / sqrt(n). What the samples are drawn from depends on n:
+The interval is a studentised bootstrap (bootstrap-t; Efron and Tibshirani 1993, chapter 12): samples of n give the
+distribution of t, and the interval is m - t_high s / sqrt(n) .. m - t_low s / sqrt(n). The samples are drawn, by n:
 
 * n >= 8: from the values themselves, with replacement;
-* n = 2 .. 7: from a normal law (a parametric bootstrap), where t's distribution is known. Drawing from so few values
-  cannot work: three values have ten distinct resamples, and percentiles of their means never leave the values' own
-  range, which holds the truth in 75 cases of 100 with three seeds and in 50 with two.
+* n = 2 .. 7: from a normal distribution (a parametric bootstrap), for which t has Student's distribution. Resampling so
+  few values does not work: three values have ten distinct resamples, and percentiles of their means never leave the
+  range of the values, which contains the truth in 75 cases of 100 with three seeds and in 50 with two.
 
-How often an interval holds the truth depends on how seeds vary, which a few of them cannot tell. In simulations:
+The coverage depends on the distribution of the values, which a few seeds cannot show. In simulations:
 
 | n  | normal | uniform | exponential | lognormal | percentiles of resampled means, normal |
 |----|--------|---------|-------------|-----------|----------------------------------------|
@@ -20,8 +20,8 @@ How often an interval holds the truth depends on how seeds vary, which a few of 
 | 5  | 0.95   | 0.94    | 0.89        | 0.82      | 0.84                                   |
 | 10 | 0.94   | 0.97    | 0.93        | 0.90      | 0.90                                   |
 
-One value has no interval. Chance is seeded: the same values give the same interval. The bootstraps of scipy are none of
-these: with eight normal seeds its BCa interval holds the truth in 0.89 of the samples, with ten in 0.90.
+One value has no interval. The random numbers are seeded: the same values give the same interval. scipy has no
+studentised bootstrap; the coverage of its BCa interval is 0.89 with eight normal seeds, and 0.90 with ten.
 """
 
 from collections.abc import Sequence
@@ -32,18 +32,18 @@ import numpy as np
 
 COVERAGE = 0.95
 INTERVAL = "95 % interval of the mean (Student's t; from eight seeds on, studentised bootstrap)"
-"""What tables, page and pictures call it."""
+"""Its name in tables, pictures and on the page."""
 
 RESAMPLES = 4_000
 FEWEST_TO_RESAMPLE = 8
 NORMAL_T = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645, 6: 2.57058, 7: 2.44691}
-"""By n, the size of t that samples from a normal law exceed in 5 % of cases: Student's distribution, which drawing
-them without end would give."""
+"""By n, the magnitude that t exceeds in 5 % of samples from a normal distribution (Student's t, n - 1 degrees of
+freedom)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds. ``std`` (of the values, n - 1) and the interval are ``None`` with one value."""
+    """A mean over n seeds. ``std`` (of the values, with n - 1) and the interval are ``None`` for one value."""
 
     mean: float
     std: float | None
@@ -53,6 +53,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
+        """Half the interval's width; ``None`` without an interval."""
         return None if self.low is None else (self.high - self.low) / 2
 
 
@@ -72,13 +73,13 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def estimate_of_shares(values: Sequence[float]) -> Estimate:
-    """The same of values between 0 and 1, beyond which the interval does not go: the truth is not there either."""
+    """The estimate of values between 0 and 1, with the interval cut off there."""
     found = estimate(values)
     return found if found.low is None else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, low and high end of the interval in each column of values (n, columns), n at least 2."""
+    """Mean and the interval's ends in each column of values (n, columns), n at least 2: three arrays (columns,)."""
     n = len(values)
     mean = values.mean(axis=0)
     error = values.std(axis=0, ddof=1) / np.sqrt(n)
@@ -88,12 +89,12 @@ def intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @cache
 def resamples(n: int) -> np.ndarray:
-    """How often each of n values is drawn: (resamples, n)."""
+    """How often each of n values is drawn, (RESAMPLES, n)."""
     return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
 def resampled_t(values: np.ndarray) -> np.ndarray:
-    """The ends of t's central 95 % over resamples of the values (n, columns), in each column: (2, columns)."""
+    """The ends of the central 95 % of t over resamples of values (n, columns): (2, columns)."""
     n, counts = len(values), resamples(len(values))
     x = values - values.mean(axis=0)
     means = counts @ x / n  # (resamples, columns)

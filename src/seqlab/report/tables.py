@@ -1,8 +1,9 @@
-"""The tables of a comparison as text in rows, whatever they are printed or written with."""
+"""The tables of a comparison as rows of text, to be printed or written to files."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from seqlab.report import formats
@@ -11,12 +12,12 @@ from seqlab.report.compare import Comparison, Difference
 from seqlab.report.difficulty import titles
 from seqlab.report.formats import NONE, interval, mean, mean_and_std, scaled
 from seqlab.report.grids import ENOUGH, PARAMETERS, grid_of, headline, sizes_needed
-from seqlab.report.groups import in_short
+from seqlab.report.groups import grouped, in_short
 from seqlab.report.rows import Row
 from seqlab.report.statistics import INTERVAL, Estimate
 
 MAIN_METRICS = ("perplexity", "accuracy", "top1_accuracy", "r2")
-"""Of the test metrics besides the loss, those that a table shows; a file of all is written too."""
+"""The test metrics that a table shows besides the loss; comparison.csv has all."""
 
 INTERVAL_NOTE = f"Losses of tokens are in nats. ±: standard deviation over the seeds; in brackets: {INTERVAL}."
 
@@ -27,7 +28,7 @@ TEXT = frozenset({"scan backend", "precision", "device", "verdict", "read from"}
 
 @dataclass(frozen=True)
 class Table:
-    """A table: headings, lines of cells, and how many columns at its left are names."""
+    """Headings and lines of cells, whose first ``names`` columns are names; the notes are shown below."""
 
     title: str
     headings: list[str]
@@ -37,24 +38,24 @@ class Table:
 
     @property
     def is_text(self) -> list[bool]:
-        """For each column whether it holds words, which stand at its left, or numbers."""
+        """For each column whether it holds words, which are aligned left, or numbers."""
         return [i < self.names or heading in TEXT for i, heading in enumerate(self.headings)]
 
 
 Column = tuple[str, Callable[[Any], str]]
-"""A heading, and what is in a line's cell."""
+"""A heading, and a function from an item to its cell."""
 
 
 def table_of(
     title: str, columns: Sequence[Column], items: Iterable[Any], notes: Sequence[str] = (), names: int = 1
 ) -> Table:
-    """A line for each item."""
+    """A table with a line for each item."""
     lines = [[cell(item) for _, cell in columns] for item in items]
     return Table(title, [heading for heading, _ in columns], lines, names, list(notes))
 
 
 def over_seeds(row: Row, estimate: Estimate | None, text_of: Callable[[Any], str] = mean_and_std) -> str:
-    """An estimate as text, with how many seeds it is from where some have no number."""
+    """An estimate as text, with its number of seeds where some have no value."""
     few = estimate is not None and estimate.n < len(row.group.runs)
     return text_of(estimate) + (f" (n = {estimate.n})" if few else "")
 
@@ -63,10 +64,9 @@ MODEL: Column = ("model", lambda row: row.group.label)
 
 
 def tables_of(comparison: Comparison) -> list[Table]:
-    """For each data set its results, accuracy by difficulty, targets and costs; then what is across the groups."""
+    """For each data set its results, accuracy by difficulty, targets and costs; then the tables across groups."""
     tables = []
-    for data in dict.fromkeys(row.group.data for row in comparison.rows):
-        rows = [row for row in comparison.rows if row.group.data == data]
+    for data, rows in grouped(comparison.rows, attrgetter("group.data")).items():
         tables += [results_table(data, rows, comparison), *probe_tables(data, rows), costs_table(data, rows)]
     if comparison.at is not None and comparison.at.sizes:
         tables.append(sizes_table(comparison))
@@ -76,13 +76,13 @@ def tables_of(comparison: Comparison) -> list[Table]:
 
 
 def number_of_seeds(row: Row) -> str:
-    """How many, and what became of the others."""
+    """How many seeds completed, and what became of the others."""
     count = str(len(row.group.runs))
     return f"{count} ({'; '.join(row.left_out)})" if row.left_out else count
 
 
 def chance_notes(rows: Sequence[Row], name: str = "") -> list[str]:
-    """What a guess reaches, in a sentence, of data that say it; ``name`` is the data's, where there are several."""
+    """The accuracy of a guess in a sentence, if the data states it; ``name`` is the data's, where there are several."""
     values = sorted({row.chance for row in rows if row.chance is not None})
     if not values:
         return []
@@ -122,8 +122,8 @@ def results_table(data: str, rows: Sequence[Row], comparison: Comparison) -> Tab
 
 
 def probe_tables(data: str, rows: Sequence[Row]) -> list[Table]:
-    """Sizes needed, accuracy by difficulty, a table for each kind, and the targets; none where no run has such."""
-    tables = needed_tables(rows)
+    """Sizes needed, accuracy by each difficulty, and targets; without the tables for which no run has values."""
+    tables = needed_tables(data, rows)
     for title, values in titles([row.difficulty for row in rows]).items():
         columns = [MODEL, *(accuracy_column(title, value) for value in values)]
         tables.append(table_of(f"{data}: accuracy {title}", columns, rows))
@@ -138,8 +138,8 @@ def probe_tables(data: str, rows: Sequence[Row]) -> list[Table]:
     return [*tables, table_of(f"{data}: targets", columns, targets, names=2)] if targets else tables
 
 
-def needed_tables(rows: Sequence[Row]) -> list[Table]:
-    """The size that each model needs in each data setting, where accuracy was swept over both."""
+def needed_tables(data: str, rows: Sequence[Row]) -> list[Table]:
+    """The size that each model needs in each data setting, if both were swept; else nothing."""
     grid = grid_of([row.group for row in rows])
     if grid is None or headline(rows) != "accuracy":
         return []
@@ -150,14 +150,26 @@ def needed_tables(rows: Sequence[Row]) -> list[Table]:
         f"The smallest {size} of {sizes} with a mean test accuracy of at least {ENOUGH:g}; larger ones may have less. "
         "Only completed runs count."
     )
-    return [Table(f"{grid.data}: {size} needed", ["model", *grid.titles], lines, notes=[note])]
+    return [Table(f"{data}: {size} needed", ["model", *grid.titles], lines, notes=[note])]
 
 
 def accuracy_column(title: str, value: str) -> Column:
+    """Accuracy at one value of a difficulty."""
     return value, lambda row: over_seeds(row, row.difficulty.get(title, {}).get(value))
 
 
+COST_COLUMNS = (
+    ("training FLOPs", "flops", formats.prefix_of),
+    ("tokens", "tokens", formats.prefix_of),
+    ("wall time", "wall_seconds", formats.time_of),
+    ("tokens/s", "tokens_per_second", formats.prefix_of),
+    ("peak memory", "peak_memory_bytes", formats.bytes_of),
+)
+"""A heading, a row's attribute, and the function that chooses its unit."""
+
+
 def cost_column(heading: str, name: str, unit_of: Callable[[float], formats.Unit]) -> Column:
+    """A cost with its standard deviation."""
     return heading, lambda row: over_seeds(row, getattr(row, name), partial(formats.cost, unit_of=unit_of))
 
 
@@ -167,11 +179,7 @@ def costs_table(data: str, rows: Sequence[Row]) -> Table:
         MODEL,
         ("parameters without embeddings", lambda row: f"{row.parameters_without_embeddings:,}"),
         ("state of a sequence", lambda row: formats.scaled_bytes(row.state_bytes)),
-        cost_column("training FLOPs", "flops", formats.prefix_of),
-        cost_column("tokens", "tokens", formats.prefix_of),
-        cost_column("wall time", "wall_seconds", formats.time_of),
-        cost_column("tokens/s", "tokens_per_second", formats.prefix_of),
-        cost_column("peak memory", "peak_memory_bytes", formats.bytes_of),
+        *(cost_column(*one) for one in COST_COLUMNS),
         ("scan backend", lambda row: row.scan_backend or NONE),
         ("precision", lambda row: row.precision or NONE),
         ("device", lambda row: row.device),

@@ -28,7 +28,7 @@ LATEX = {
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """``comparison.csv``, ``differences.csv``, ``comparison.md`` and ``comparison.tex``."""
+    """Write ``comparison.csv``, ``differences.csv``, ``comparison.md`` and ``comparison.tex``; returns their paths."""
     paths = [folder / name for name in ("comparison.csv", "differences.csv", "comparison.md", "comparison.tex")]
     write_csv(paths[0], list(map(group_cells, comparison.rows)))
     write_csv(paths[1], list(map(difference_cells, comparison.differences)))
@@ -38,7 +38,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line of headings, then the rows; a key that a row lacks is left empty."""
+    """Write a line of headings, then the rows; a key that a row lacks is left empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, restval="")
@@ -49,12 +49,12 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def spread_out(
     name: str, estimate: Estimate | None, parts: Sequence[str] = ("mean", "std", "low", "high", "n")
 ) -> dict[str, Any]:
-    """An estimate's numbers in full, each in a column of its own."""
+    """An estimate's numbers at full precision, each in a column."""
     return {} if estimate is None else {f"{name}_{part}": getattr(estimate, part) for part in parts}
 
 
 def group_cells(row: Row) -> dict[str, Any]:
-    """Everything that is known of a group."""
+    """The line of a group in ``comparison.csv``."""
     group = row.group
     cells = {
         "data": group.data,
@@ -70,7 +70,7 @@ def group_cells(row: Row) -> dict[str, Any]:
     if row.at is not None:
         cells |= spread_out("validation_loss_at_budget", row.at.loss) | spread_out("best_until_budget", row.at.best)
     for name in COSTS:
-        cells |= spread_out(name, getattr(row, name), parts=("mean", "std", "n"))  # a cost is no estimate of a truth
+        cells |= spread_out(name, getattr(row, name), parts=("mean", "std", "n"))  # costs have no interval
     for part in ("validation", "test"):
         for name, estimate in getattr(row, part).items():
             cells |= spread_out(f"{part}_{name}", estimate)
@@ -82,13 +82,14 @@ def group_cells(row: Row) -> dict[str, Any]:
 
 
 def difference_cells(one: Difference) -> dict[str, Any]:
+    """The line of a difference in ``differences.csv``."""
     names = {"data": one.first.data, "metric": one.metric, "this": one.second.label, "minus_that": one.first.label}
     seeds = " ".join(map(str, one.seeds))
     return names | {"seeds": seeds} | spread_out("difference", one.estimate) | {"verdict": one.verdict}
 
 
 def markdown(comparison: Comparison) -> str:
-    """Every table, with what is not alike above them and what was passed over below."""
+    """Every table, with the warnings above and the folders that were passed over below."""
     warnings = [f"- **{markdown_cell(line)}**" for line in warnings_of(comparison)]
     blocks = ["\n".join(warnings)] if warnings else []
     for table in tables_of(comparison):
@@ -104,9 +105,9 @@ def markdown(comparison: Comparison) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one line; an underscore within a word is safe already.
+    """Text in one line, escaped so that Markdown shows it unchanged. An underscore within a word needs no escape.
 
-    Of brackets only those are escaped that would make a link, as an interval's never do.
+    Of brackets only those that would make a link are escaped, which those of an interval never do.
     """
     marks = r"([\\`*|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])|!(?=\[))"
     escaped = re.sub(marks, r"\\\1", html.escape(text, quote=False))
@@ -137,12 +138,12 @@ def latex(comparison: Comparison) -> str:
 
 
 def latex_cell(text: str) -> str:
-    """Text that LaTeX sets as it is; a minus sign before a number is one."""
+    """Text escaped for LaTeX; a sign before a number is set in math mode."""
     escaped = "".join(LATEX.get(mark, mark) for mark in text)
     return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", escaped)
 
 
 def latex_line(cells: Sequence[str]) -> str:
-    r"""One row. A cell that begins with a bracket or star is wrapped, or ``\\`` before it would take it for its own."""
+    r"""One row. Cells that begin with a bracket or star are wrapped, else ``\\`` before them would take an argument."""
     wrapped = [f"{{}}{latex_cell(cell)}" if cell.startswith(("[", "*")) else latex_cell(cell) for cell in cells]
     return " & ".join(wrapped) + r" \\"

@@ -1,6 +1,6 @@
 """One self-contained HTML page for a comparison: table, interactive charts, configurations and their differences.
 
-Jinja2 fills in the tables and plotly.js, which the plotly package brings along, draws the charts. Nothing is fetched:
+Jinja2 fills in the tables, and plotly.js, which is part of the plotly package, draws the charts. Nothing is fetched:
 scripts and styles are in the page, and its content security policy forbids every request.
 """
 
@@ -20,7 +20,7 @@ from seqlab.report.statistics import INTERVAL
 
 SCRIPTS = ("page.js", "tables.js", "charts.js", "configurations.js")
 IN_SCRIPT = ("groups", "charts", "runs", "settings")
-"""What of the payload the scripts read; the template shows the rest."""
+"""The parts of the payload that the scripts read; the template shows the others."""
 
 
 def write(comparison: Comparison, folder: Path) -> Path:
@@ -61,11 +61,11 @@ def part(name: str) -> str:
 
 
 def our_script() -> str:
-    """Our own scripts as one, with nothing of it visible outside."""
+    """The page's own scripts as one function, so that their names are not global."""
     body = "\n".join(part(name) for name in SCRIPTS)
     return f'(() => {{\n"use strict";\n{body}}})();'
 
 
 def fingerprint(text: str) -> str:
-    """What a content security policy names an inline script by."""
+    """The hash by which a content security policy allows an inline script."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,30 +1,21 @@
-"""The page's tables: what a cell shows, and what it is sorted by."""
+"""The page's tables: each cell's text, and the value that it is sorted by."""
 
 import math
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from seqlab.report.budgets import UNITS
 from seqlab.report.compare import Comparison, headlines
-from seqlab.report.formats import (
-    NONE,
-    bytes_of,
-    cost,
-    interval,
-    mean,
-    mean_and_std,
-    prefix_of,
-    scaled,
-    scaled_bytes,
-    time_of,
-)
+from seqlab.report.formats import NONE, Unit, cost, interval, mean, mean_and_std, scaled, scaled_bytes
+from seqlab.report.groups import grouped
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
-from seqlab.report.tables import Table, differences_table, number_of_seeds, probe_tables, sizes_table
+from seqlab.report.tables import COST_COLUMNS, Table, differences_table, number_of_seeds, probe_tables, sizes_table
 
 Cell = tuple[str, float | str | None]
-"""Text, and a number or text to sort by; ``None`` is sorted last."""
+"""A text, and the number or text to sort by; ``None`` is sorted last."""
 
 Column = tuple[str, Callable[[Row], Cell]]
 
@@ -32,8 +23,8 @@ Column = tuple[str, Callable[[Row], Cell]]
 def table_of(title: str, headings: list[str], lines: list[list[Cell]], notes: list[str]) -> dict[str, Any]:
     """A table for the template.
 
-    A column holds numbers if all that it is sorted by are some; a missing one is an empty text there. Texts are left
-    out, since a cell without a number is sorted by what it shows.
+    A column is numeric if no cell has a text to sort by; missing numbers are an empty text there. In other columns,
+    cells without a number are sorted by their text.
     """
     is_number = [all(not isinstance(line[i][1], str) for line in lines) for i in range(len(headings))]
     missing = ["" if numeric else None for numeric in is_number]
@@ -47,7 +38,7 @@ def table_of(title: str, headings: list[str], lines: list[list[Cell]], notes: li
 def results_table(comparison: Comparison) -> dict[str, Any]:
     """The main table, a line for each row; ``groups`` are the rows' places among the comparison's groups."""
     rows = comparison.rows
-    judged = sorted({"loss", *headlines(rows).values()})  # an accuracy stands before the loss
+    judged = sorted({"loss", *headlines(rows).values()})  # accuracy before loss
     others = dict.fromkeys(name for row in rows for name in row.test if name not in judged)
     has_inactive = any(row.active_parameters != row.parameters for row in rows)
     columns: list[Column] = [
@@ -60,11 +51,7 @@ def results_table(comparison: Comparison) -> dict[str, Any]:
         ("without embeddings", lambda row: count(row.parameters_without_embeddings)),
         *([("active parameters", lambda row: count(row.active_parameters))] if has_inactive else []),
         ("state of a sequence", lambda row: (scaled_bytes(row.state_bytes), row.state_bytes)),
-        ("training FLOPs", lambda row: measured(row.flops, partial(cost, unit_of=prefix_of))),
-        ("tokens", lambda row: measured(row.tokens, partial(cost, unit_of=prefix_of))),
-        ("wall time", lambda row: measured(row.wall_seconds, partial(cost, unit_of=time_of))),
-        ("tokens/s", lambda row: measured(row.tokens_per_second, partial(cost, unit_of=prefix_of))),
-        ("peak memory", lambda row: measured(row.peak_memory_bytes, partial(cost, unit_of=bytes_of))),
+        *(cost_column(*one) for one in COST_COLUMNS),
         *(column for name in others for column in metric_columns(name)[:1]),
         ("scan backend", lambda row: words(row.scan_backend)),
         ("precision", lambda row: words(row.precision)),
@@ -77,14 +64,20 @@ def results_table(comparison: Comparison) -> dict[str, Any]:
 
 
 def judged_columns(name: str) -> list[Column]:
-    """A metric that some data is judged by: on validation, which selects, and on test with its interval."""
+    """The columns of a metric that some data is judged by: validation, then test with its interval."""
     return [
         (f"best validation {name}", lambda row: measured(row.validation.get(name), mean)),
         *metric_columns(name),
     ]
 
 
+def cost_column(heading: str, name: str, unit_of: Callable[[float], Unit]) -> Column:
+    """A cost with its standard deviation, sorted by the mean."""
+    return heading, lambda row: measured(getattr(row, name), partial(cost, unit_of=unit_of))
+
+
 def metric_columns(name: str) -> list[Column]:
+    """A metric of the test split and its interval."""
     return [
         (f"test {name.replace('_', ' ')}", lambda row: measured(row.test.get(name), mean_and_std)),
         ("95 % interval", lambda row: interval_of(row.test.get(name))),
@@ -92,7 +85,7 @@ def metric_columns(name: str) -> list[Column]:
 
 
 def budget_columns(comparison: Comparison) -> list[Column]:
-    """The loss at the equal budget, if there is one."""
+    """The loss at the equal budget and its interval, if there is a budget."""
     at = comparison.at
     if at is None or not at.budgets:
         return []
@@ -104,26 +97,30 @@ def budget_columns(comparison: Comparison) -> list[Column]:
 
 
 def count(number: int) -> Cell:
+    """A whole number."""
     return f"{number:,}", number
 
 
 def measured(one: Estimate | None, text: Callable[[Estimate | None], str]) -> Cell:
+    """An estimate as text, sorted by its mean."""
     return text(one), None if one is None else one.mean
 
 
 def interval_of(one: Estimate | None) -> Cell:
+    """An estimate's interval, sorted by its low end."""
     return interval(one), None if one is None else one.low
 
 
 def words(text: str | None) -> Cell:
+    """A text; the sign for a missing value in place of an empty one."""
     return text or NONE, text or None
 
 
 def extra_tables(comparison: Comparison) -> list[dict[str, Any]]:
-    """Probes' accuracies and targets, paired differences, and equal parameters if they were asked for."""
+    """Accuracies and targets of probes, paired differences, and the comparison at equal parameters if there is one."""
     found: list[Table] = []
-    for data in dict.fromkeys(row.group.data for row in comparison.rows):
-        found += probe_tables(data, [row for row in comparison.rows if row.group.data == data])
+    for data, rows in grouped(comparison.rows, attrgetter("group.data")).items():
+        found += probe_tables(data, rows)
     found += [sizes_table(comparison)] if comparison.at is not None and comparison.at.sizes else []
     found += [differences_table(comparison.differences)] if comparison.differences else []
     return [
@@ -133,7 +130,7 @@ def extra_tables(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def sort_key(text: str) -> float | str | None:
-    """The number that a text begins with, or the text."""
+    """The number at the start of a text, or else the text."""
     try:
         number = float(text.split(" ")[0].replace(",", ""))
     except ValueError:

@@ -21,11 +21,11 @@ const AXIS = { gridcolor: "#d0d7de", linecolor: "#57606a", zeroline: false, auto
 const START = 0.02; // of training, whose losses do not set a chart's range
 const PRINTED = { width: 330, height: 240 }; // pixels: two on a page of paper
 
-// The choices that some charts have, and which of their axes are logarithmic by another.
+// The choices that select a chart's panel, and the checkboxes that make its horizontal axis logarithmic.
 const CHOICES = { axis: () => document.querySelector("input[name=x]:checked").value, cost: () => find("cost").value };
 const LOGARITHMIC = { axis: "log-x", cost: "log-cost" };
 
-// Plotly reads a little HTML in its texts; a name shall not be any.
+// Plotly interprets some HTML in texts; names must be shown as they are.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 const SYMBOLS = {
@@ -33,7 +33,7 @@ const SYMBOLS = {
   "<": "triangle-left", ">": "triangle-right", "*": "star", p: "pentagon", h: "hexagon",
 };
 
-// The lines that a chart shows of a panel, with what Python leaves at places of lists that several lines share.
+// The lines of a panel that a chart shows, with their arrays and styles, which encoding.py stores once for all lines.
 // A line of several groups is shown whole if any group of its model is shown.
 function shownLines(chart, panel, isLogX) {
   const shown = new Set(shownGroups());
@@ -48,7 +48,7 @@ function shownLines(chart, panel, isLogX) {
   }).filter((line) => line.x.length);
 }
 
-// A line, with its band beneath it or the bars of its points.
+// Plotly's traces of a line: the line with its band beneath it, or its points with bars.
 function tracesOf({ groups: [first, ...others], x, y, low, high, colour, line, marker }, panel, hasBars) {
   const labels = [first, ...others].map((group) => plain(group.label));
   const label = (i) => (others.length ? labels[i] : labels[0]);
@@ -88,7 +88,7 @@ function paretoFront(lines) {
   return { x: front.map(([x]) => x), y: front.map(([, y]) => y), mode: "lines", line, hoverinfo: "skip" };
 }
 
-// What the later part of the curves needs; the first steps' losses would flatten everything after them.
+// The range of the vertical axis without the first steps, whose losses would flatten everything after them.
 function rangeOf(lines, isLog) {
   const late = ({ x, high }) => {
     const start = x.length > 2 ? x[0] + START * (x.at(-1) - x[0]) : x[0]; // of two points neither is a mere start
@@ -118,7 +118,7 @@ function drawChart(chart, isPrinted) {
     ...(isPrinted ? PRINTED : {}),
     xaxis: axisOf(panel.x.title, isLogX, { exponentformat: "SI", ...namesOf(panel.x) }),
     yaxis: axisOf(panel.y, isLogY, { exponentformat: "none", range }),
-    uirevision: [key, isLogX, isLogY].join(), // another of them forgets what was zoomed
+    uirevision: [key, isLogX, isLogY].join(), // a change of any resets the zoom
   };
   const label = `${chart.title} against ${panel.x.title}: ${lines.length} shown; the table holds the results.`;
   chart.place.setAttribute("aria-label", label);

@@ -1,4 +1,4 @@
-"""The charts of the page: the panels that the pictures have too, with every group."""
+"""The charts of the page: the panels of the pictures, with every group."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ from seqlab.report.plots.panels import (
 )
 
 POINTS = 25_000
-"""Of all curves together; each has a share of them."""
+"""The most points of all curves together, which each has a share of."""
 
 FEWEST, MOST = 20, 200
-"""Points of one curve."""
+"""Limits for the points of one curve."""
 
 
 def charts_of(data: DataSet, groups: int) -> list[dict[str, Any]]:
     """Every chart of a data set, which shows one of its panels at a time.
 
-    ``by`` names the reader's choice among them: the ``axis`` of the curves, or the ``cost``. In a chart ``of_models`` a
-    line has several groups of one model, and is shown if any group of the model is.
+    ``by`` names the choice that selects the panel: the ``axis`` of the curves, or the ``cost``. Where ``of_models`` is
+    true, a line has several groups of a model, and is shown if any of the model's groups is.
 
     Args:
-        data: of which.
-        groups: of the whole comparison, which share the page's points.
+        data: whose.
+        groups: how many the whole comparison has; its curves share ``POINTS``.
     """
     everyone = range(len(data.rows))
     points = dict.fromkeys(everyone, min(MOST, max(FEWEST, POINTS // (2 * groups))))
@@ -48,6 +48,6 @@ def charts_of(data: DataSet, groups: int) -> list[dict[str, Any]]:
 
 
 def is_logarithmic(data: DataSet) -> bool:
-    """Whether the losses span so much that only a logarithmic axis shows them all."""
+    """Whether the losses span so much that the page starts with a logarithmic axis."""
     panel = loss_panels(data, "validation", dict.fromkeys(data.prominent, FEWEST))["step"]
     return spans([end for line in panel.lines for end in line.band.extent], 20)

@@ -1,4 +1,4 @@
-"""The page's data as JSON that may stand in a script element."""
+"""The page's data as JSON for a script element."""
 
 import json
 from typing import Any
@@ -9,17 +9,17 @@ from seqlab.report.plots.bands import Band
 from seqlab.report.plots.style import Style
 
 DIGITS = 6
-"""Significant digits of a number in a chart, which cannot tell it from one with all of them."""
+"""Significant digits of a number in a chart, where more would not be visible."""
 
 
 def as_json(value: Any) -> str:
-    """JSON that can stand in a script element whatever its strings hold: no ``<`` can end it or open a comment."""
+    """JSON for a script element, whatever its strings contain: without ``<``, which could end it or open a comment."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII, so no surrogate can break the file
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 class Encoder:
-    """Turns charts into containers for JSON, with places in ``arrays`` and ``styles`` for what several lines share.
+    """Encodes charts for JSON; arrays and styles that several lines share are stored once, and referred to by place.
 
     The curves of a group share the losses of all their axes, those of many groups their steps, and with one seed a
     band's edges are its mean.
@@ -31,6 +31,7 @@ class Encoder:
         self.places: dict[bytes, int] = {}
 
     def encode(self, value: Any) -> Any:
+        """A value as containers, numbers and strings for JSON."""
         if isinstance(value, Style):
             return self.styles.setdefault(value, len(self.styles))
         if isinstance(value, Band):
@@ -42,6 +43,7 @@ class Encoder:
         return self.encode(vars(value)) if hasattr(value, "__dict__") else value
 
     def place_of(self, values: np.ndarray) -> int:
+        """The place of an array (points,) in ``arrays``."""
         place = self.places.setdefault(values.tobytes(), len(self.arrays))
         if place == len(self.arrays):
             self.arrays.append([None if x != x else float(f"{x:.{DIGITS}g}") for x in values.tolist()])

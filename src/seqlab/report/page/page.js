@@ -1,4 +1,4 @@
-// What the page knows, what its reader has chosen, and small helpers that every part uses.
+// The page's data, the reader's choices, and helpers that every part uses.
 
 const known = JSON.parse(document.getElementById("data").textContent);
 const { groups } = known;

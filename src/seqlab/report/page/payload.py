@@ -1,6 +1,5 @@
-"""What the page shows, as plain containers: tables, charts, and configurations without repeats."""
+"""Everything that the page shows, as plain containers: tables, charts and configurations."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,13 +20,14 @@ def payload(comparison: Comparison) -> dict[str, Any]:
     data = data_sets(comparison)
     runs = [run for group in groups for run in group.runs]
     largest = max(data, key=lambda one: len(one.rows))
+    chances = [note for one in data for note in chance_notes(one.rows, one.name if len(data) > 1 else "")]
     return {
         "version": __version__,
         "written": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "counts": f"{counted(len(runs), 'run')} in {counted(len(groups), 'group')}",
         "warnings": warnings_of(comparison),
         "skipped": [[str(one.folder), one.why] for one in comparison.skipped],
-        "note": " ".join([INTERVAL_NOTE, *chances_of(data)]),
+        "note": " ".join([INTERVAL_NOTE, *chances]),
         "table": results_table(comparison),
         "extra": extra_tables(comparison),
         "costs": COSTS,
@@ -41,7 +41,7 @@ def payload(comparison: Comparison) -> dict[str, Any]:
 
 
 def described_groups(data: DataSet) -> list[dict[str, Any]]:
-    """Each group's name and look, and whether it is shown at first and among the best; in the comparison's order."""
+    """Each group's name and look, whether it is shown at first, and whether it is its model's best."""
     shown, best = set(data.prominent), set(best_of_models(data.rows))
     return [
         {
@@ -55,8 +55,3 @@ def described_groups(data: DataSet) -> list[dict[str, Any]]:
         }
         for i, (group, style) in enumerate(zip(data.groups, data.styles, strict=True))
     ]
-
-
-def chances_of(data: Sequence[DataSet]) -> list[str]:
-    """What a guess reaches on each data set that says it."""
-    return [note for one in data for note in chance_notes(one.rows, one.name if len(data) > 1 else "")]

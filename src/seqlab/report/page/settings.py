@@ -1,11 +1,10 @@
-"""The configurations of all runs and what came of them, each different value once."""
+"""The configurations and results of all runs, each different value once."""
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
-from seqlab.report.groups import flatten
+from seqlab.config.overrides import flatten
 from seqlab.report.runs import BySection, Run
 
 RESULT = "result: "
@@ -26,11 +25,11 @@ FACTS = (
     "git_commit",
     "command",
 )
-"""Of a run's summary, what may explain a difference that the configuration does not."""
+"""Entries of the summary that may explain differences which the configuration does not."""
 
 
 def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each setting and fact once, with its different values and which run has which (none where all have the first)."""
+    """Each setting and fact once, with its different values and the index of each run's (left out if all are equal)."""
     section_in_text = BySection(lambda name, section: in_text(flatten(section, name)))
     known: list[dict[str, str]] = []
     for run in runs:
@@ -49,23 +48,17 @@ def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """What is known of a run besides its configuration, flat."""
+    """A run's facts and losses, as a flat mapping."""
     facts = {name: run.summary[name] for name in FACTS if name in run.summary}
     losses = {f"{name} loss": run.summary[name].get("loss") for name in ("best_validation", "test")}
     return flatten(facts) | losses
 
 
 def in_text(flat: dict[str, Any]) -> dict[str, str]:
+    """Settings with their values as text."""
     return {key: as_text(value) for key, value in flat.items()}
 
 
 def as_text(value: Any) -> str:
-    """A setting as YAML would show it, near enough to read."""
-    if isinstance(value, str):
-        return value
-    return scalar_as_text(value) if isinstance(value, bool | int | float | None) else ENCODER.encode(value)
-
-
-@lru_cache(maxsize=4096, typed=True)
-def scalar_as_text(value: bool | int | float | None) -> str:
-    return ENCODER.encode(value)
+    """A setting nearly as YAML shows it."""
+    return value if isinstance(value, str) else ENCODER.encode(value)

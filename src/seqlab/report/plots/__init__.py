@@ -10,7 +10,7 @@ from seqlab.report.plots.dataset import data_sets
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw everything that the runs hold; returns the files, PNG before SVG.
+    """Draw every picture that the runs have values for; returns the files, PNG before SVG.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -45,7 +45,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def file_names(data: list[str]) -> list[str]:
-    """For each data set a name that every file system takes, no two alike."""
+    """A file name for each data set, valid on every file system and unique without regard to case."""
     names: list[str] = []
     for one in data:
         name = stem = re.sub(r"[^\w.-]+", "_", one, flags=re.ASCII).strip("._")[:60] or "data"

@@ -1,4 +1,4 @@
-"""Curves of a group's runs as one line and one band, thin enough to draw."""
+"""Curves of a group's runs as one line and one band, with few enough points to draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,16 @@ from seqlab.report.runs import Run
 from seqlab.report.statistics import Estimate
 
 FIRST = 0.02
-"""The share of a training's steps whose losses may leave the frame: their fall would flatten all that follows."""
+"""The share of the steps, at the start, whose losses may leave the frame: their fall would flatten the rest."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A line with its spread: the mean over ``n`` seeds, and a lower and an upper end.
+    """A line with its spread, over ``n`` seeds.
 
-    ``x``, ``mean``, ``low`` and ``high`` have one value a point. Of curves the ends are the lowest and the highest
-    seed, all of them where every seed is; with one seed the three are the same. ``alone`` holds the parts ``(x, y)``
-    of single seeds where some other seed is not. Of estimates the ends are those of the interval, not a number where
-    there is none.
+    ``x``, ``mean``, ``low`` and ``high`` are arrays (points,). The ends of a curve are the lowest and the highest seed,
+    where every seed has values; with one seed the three are the same array. The ends of an estimate are those of its
+    interval, NaN without one. ``alone`` holds the parts ``(x, y)`` of single seeds where another has no values.
     """
 
     x: ndarray
@@ -34,43 +33,41 @@ class Band:
     alone: tuple[tuple[ndarray, ndarray], ...] = ()
 
     def beyond_zero(self) -> "Band":
-        """The part that a logarithmic axis can show."""
+        """The part with x above zero, for a logarithmic axis."""
         shown = self.x > 0
         alone = tuple((x[x > 0], y[x > 0]) for x, y in self.alone if (x > 0).any())
         return Band(self.x[shown], self.mean[shown], self.low[shown], self.high[shown], self.n, alone)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Where the first seed begins and the last one ends."""
+        """The least and the greatest x of any seed."""
         places = np.concatenate([self.x, *(x for x, _ in self.alone)])
         return float(places.min()), float(places.max())
 
     def losses(self, start: float = -np.inf) -> ndarray:
-        """Every value from a place on: the band's edges and the seeds alone."""
+        """Every value from ``start`` on, (values,): the band's edges and the single seeds."""
         parts = [(self.x, self.low), (self.x, self.high), *self.alone]
         return np.concatenate([y[x >= start] for x, y in parts])
 
     @property
     def extent(self) -> tuple[float, float]:
-        """The lowest and the highest loss, of more than two points without those of the first steps alone."""
+        """The lowest and the highest loss, of more than two points the highest without the first steps."""
         late = self.losses(FIRST * self.ends[1]) if len(self.x) > 2 else self.losses()
         return float(self.losses().min()), float(late.max())
 
 
-def band_of_estimates(x: Sequence[float], estimates: Sequence[Estimate], *, is_share: bool = False) -> Band:
-    """Means with their intervals; those of shares end at 0 and 1."""
+def band_of_estimates(x: Sequence[float], estimates: Sequence[Estimate]) -> Band:
+    """Means with their intervals."""
     ends = [[np.nan, np.nan] if one.low is None else [one.low, one.high] for one in estimates]
     low, high = np.array(ends, dtype=float).reshape(-1, 2).T
-    if is_share:
-        low, high = np.maximum(low, 0.0), np.minimum(high, 1.0)
     means = np.array([one.mean for one in estimates])
     return Band(np.array(x, dtype=float), means, low, high, max((one.n for one in estimates), default=0))
 
 
 def thin(columns: Sequence[ndarray], points: int) -> ndarray:
-    """Columns of equal length with at most so many rows: the means of consecutive rows, (columns, rows).
+    """Columns (columns, rows) reduced to at most ``points`` rows, the means of consecutive rows: (columns, points).
 
-    A mean of all rows, where picking every tenth would draw the noise of one batch.
+    A mean of all rows, since every tenth row alone would show the noise of single batches.
     """
     values = np.asarray(columns)
     if values.shape[1] <= points:
@@ -81,13 +78,13 @@ def thin(columns: Sequence[ndarray], points: int) -> ndarray:
 
 @lru_cache(maxsize=64)
 def parts(length: int, points: int) -> tuple[ndarray, ndarray]:
-    """Where each of so many parts of a length begins, and how long it is."""
+    """Where each of ``points`` parts of a length begins, (points,), and how long it is, (points,)."""
     starts = np.linspace(0, length, points, endpoint=False).astype(np.intp)
     return starts, np.diff(starts, append=length)
 
 
 def thinned_curve(run: Run, split: str, points: int) -> dict[str, ndarray]:
-    """The loss of a run's split where it is finite, thinned, with the axes that were recorded there throughout.
+    """A run's loss on a split where it is finite, and the axes recorded throughout: arrays (points,) by name.
 
     Empty without such a curve.
     """
@@ -104,10 +101,11 @@ def thinned_curve(run: Run, split: str, points: int) -> dict[str, ndarray]:
 
 
 def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:
-    """Mean and extent of several curves ``(x, y)`` where all of them are, each alone elsewhere; ``None`` without any.
+    """Mean and extent of several curves ``(x, y)``, arrays (points,), where all have values; the rest alone.
 
     Curves measured at different places are interpolated at the places of the first, never beyond an end. Seeds differ
-    in their seconds (the first one compiles, a GPU is shared), up to having none in common: then there is no mean.
+    in their seconds (the first one compiles, a GPU is shared). If they have none in common, there is no mean. ``None``
+    without any curve.
     """
     if not curves:
         return None
@@ -124,7 +122,7 @@ def band(curves: Sequence[tuple[ndarray, ndarray]]) -> Band | None:
 
 
 def outside(curve: tuple[ndarray, ndarray], low: float, high: float) -> list[tuple[ndarray, ndarray]]:
-    """The parts of a curve before ``low`` and after ``high``, up to these; the whole where ``low`` is the higher."""
+    """The parts of a curve, arrays (points,), before ``low`` and after ``high``; all of it if ``low`` is higher."""
     x, y = curve
     if low > high:
         return [curve]
@@ -137,14 +135,14 @@ def outside(curve: tuple[ndarray, ndarray], low: float, high: float) -> list[tup
 
 
 def bands(group: Group, split: str, points: int) -> dict[str, Band]:
-    """A group's loss on a split against every axis that its runs have."""
+    """A group's loss on a split against every axis that all of its runs have."""
     curves = [curve for run in group.runs if (curve := thinned_curve(run, split, points))]
     extent = None
     found = {}
     for axis in AXES:
         if not curves or not all(axis in curve for curve in curves):
             continue
-        if alike([curve[axis] for curve in curves]):  # as steps nearly always are: one extent serves all such axes
+        if alike([curve[axis] for curve in curves]):  # as steps nearly always are; these axes share the extent
             extent = extent or extent_of(np.stack([curve["loss"] for curve in curves]))
             found[axis] = Band(curves[0][axis], *extent, len(curves))
         else:
@@ -153,20 +151,23 @@ def bands(group: Group, split: str, points: int) -> dict[str, Band]:
 
 
 def alike(places: Sequence[ndarray]) -> bool:
-    """Whether curves are measured at the same places, each further than the one before."""
+    """Whether curves have the same places, arrays (points,), in ascending order."""
     first, *others = places
     return bool((first[1:] > first[:-1]).all()) and all(np.array_equal(first, other) for other in others)
 
 
 def extent_of(values: ndarray) -> tuple[ndarray, ndarray, ndarray]:
-    """Mean, lowest and highest over the seeds of values (seeds, points); one array for all three with one seed."""
+    """Mean, lowest and highest of values (seeds, points) over the seeds, each (points,); with one seed one array."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     return values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
 def loss_by_position(group: Group, points: int = 64) -> Band | None:
-    """Test loss at each position of the context, counted from 1; later positions as means of ever wider bins."""
+    """Test loss at each position of the context, counted from 1; later positions are averaged in ever wider bins.
+
+    ``None`` where no run has such losses, or where their numbers differ.
+    """
     losses = [loss for run in group.runs if (loss := run.summary.get("test_loss_by_position"))]
     if not losses or len({len(loss) for loss in losses}) > 1:
         return None

@@ -1,4 +1,4 @@
-"""What stands beneath the pictures of a data set."""
+"""The captions of the pictures."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,13 +21,13 @@ CUT = (
 
 
 def opening(data: DataSet, spread: str, groups: Iterable[Group]) -> str:
-    """How a caption begins; ``spread`` says what shows it, if one of the groups drawn has any."""
+    """The beginning of a caption: data, seeds, and what shows the spread if any of ``groups`` has several runs."""
     several = any(len(group.runs) > 1 for group in groups)
     return f"{data.name}. {seeds(data)}{'; ' + spread if several else ''}."
 
 
 def seeds(data: DataSet) -> str:
-    """How many runs stand behind a line."""
+    """The number of seeds that a line is a mean over."""
     counts = sorted({len(group.runs) for group in data.groups})
     if counts == [1]:
         return "One seed, so no interval"
@@ -37,7 +37,7 @@ def seeds(data: DataSet) -> str:
 
 
 def caption(data: DataSet, spread: str, *more: str, every_point: bool = False) -> str:
-    """A caption's opening, which groups stand out, and more; ``every_point``: all the others are drawn too."""
+    """A caption: its opening, which groups the legend names, and ``more``; ``every_point``: all groups are drawn."""
     others, drawn = len(data.groups) - len(data.prominent), len(data.background)
     faint = f"the {others} others" if drawn == others or every_point else f"the next best {drawn} of {others} others"
     stand_out = f"In the legend: each model's best setting on validation; faint: {faint}." if others else ""
@@ -45,11 +45,12 @@ def caption(data: DataSet, spread: str, *more: str, every_point: bool = False) -
 
 
 def joined(*sentences: str) -> str:
+    """Sentences without the empty ones."""
     return " ".join(filter(None, sentences))
 
 
 def bases(sweeps: dict[str, list[Series]]) -> str:
-    """Where each model's series meet: the settings that stay as they are in the other panels."""
+    """The base setting of each model, which the series of all panels share."""
     if len(sweeps) == 1:
         return "Nothing else changes along a line." if not next(iter(sweeps.values()))[0].follows else ""
     by_model = {one.model: one.base.settings for series in sweeps.values() for one in series}
@@ -58,11 +59,12 @@ def bases(sweeps: dict[str, list[Series]]) -> str:
 
 
 def settings_in_words(settings: dict[str, Any]) -> str:
+    """Settings with short keys and values."""
     return ", ".join(f"{key.split('.')[-1]} {in_short(value)}" for key, value in settings.items())
 
 
 def caption_of_grid(data: DataSet, grid: Grid, most_panels: int) -> str:
-    """What stands behind the points of a grid, and what is not there."""
+    """The caption of a grid: its groups, and what is missing or not drawn."""
     drawn = [group for points in grid.models.values() for group in points.values()]
     places = len(grid.titles) * len(grid.sizes) * len(grid.models)
     of_some = [

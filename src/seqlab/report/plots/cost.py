@@ -1,6 +1,5 @@
-"""The picture of what a loss costs: parameters and training FLOPs, the sizes of a model joined."""
+"""The picture of loss against cost: parameters and training FLOPs, with lines through the sizes of a model."""
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -9,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from seqlab.report.budgets import parameters_of
-from seqlab.report.groups import Group, in_json, size_name
+from seqlab.report.groups import Group, grouped, in_json, size_name
 from seqlab.report.plots.captions import BARS, caption, joined, opening
 from seqlab.report.plots.dataset import DataSet
 from seqlab.report.plots.drawing import FAINT, WIDTH, Picture, draw_points, format_axis, legend_handle
@@ -22,9 +20,9 @@ MOST_FAMILIES = 12
 
 
 def cost_picture(data: DataSet) -> Picture | None:
-    """Test loss against what it cost, with the front of those that nothing beats.
+    """Test loss against parameters and FLOPs, with the Pareto front.
 
-    Where every group has a size by name, a colour is a model, a marker a size, and all are drawn alike.
+    Where every group has a size by name, colours stand for models, markers for sizes, and no group is faint.
     """
     costs = {"parameters": "parameters", "flops": COSTS["flops"]}
     some_inactive = any(row.active_parameters != row.parameters for row in data.rows)
@@ -53,15 +51,17 @@ def cost_picture(data: DataSet) -> Picture | None:
 
 def families(groups: Sequence[Group]) -> list[list[int]]:
     """Places of the groups that are sizes of one model and differ in nothing else, by parameters."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for place, group in enumerate(groups):
-        others = {key: value for key, value in group.settings.items() if not key.startswith("size.")}
-        found[in_json([group.model, others])].append(place)
-    return [sorted(same, key=lambda i: parameters_of(groups[i])) for same in found.values() if len(same) > 1]
+
+    def model(place: int) -> str:
+        others = {key: value for key, value in groups[place].settings.items() if not key.startswith("size.")}
+        return in_json([groups[place].model, others])
+
+    found = grouped(range(len(groups)), model).values()
+    return [sorted(same, key=lambda place: groups[place].parameters) for same in found if len(same) > 1]
 
 
 def named_sizes(groups: Sequence[Group], joined_sizes: Sequence[Sequence[int]]) -> list[str]:
-    """Each group's size by name, if all have one and those of a model are different; else nothing."""
+    """Each group's size by name; nothing if a size has no name or the sizes of a model do not form a single family."""
     names = [size_name(group.runs[0]) for group in groups]
     models = [group.model for group in groups]
     one_family_each = len(joined_sizes) == len(set(models)) <= MOST_FAMILIES
@@ -100,10 +100,10 @@ def draw_costs(
     Args:
         axes: to draw on.
         panel: what to draw.
-        looks: of every group.
+        looks: the style of each group.
         in_front: places of the groups with a marker and a bar; the others are faint points.
         joined_sizes: places of the groups that a line joins.
-        markersize: of those in front, in points.
+        markersize: of the groups in front, in points.
     """
     points = {line.groups[0]: (line.band.x[0], line.band.mean[0]) for line in panel.lines}
     if not points:
@@ -123,6 +123,6 @@ def draw_costs(
     front = pareto_front(costs, losses)
     step = {"color": "0.55", "linewidth": 0.9, "drawstyle": "steps-post", "zorder": 1}
     axes.plot([costs[i] for i in front], [losses[i] for i in front], **step)
-    if panel.x.log and max(costs) < 2 * min(costs):  # room for the ticks' names around points that lie together
+    if panel.x.log and max(costs) < 2 * min(costs):  # room for tick labels around close points
         axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
     format_axis(axes, "x", log=panel.x.log)

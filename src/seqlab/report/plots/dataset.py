@@ -1,20 +1,20 @@
-"""The groups of one data set, with what every chart of them shares: looks, who stands out, the metric."""
+"""The groups of one data set, with what all their charts share: styles, the groups in the legend, the metric."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 from seqlab.report.compare import Comparison
 from seqlab.report.grids import Grid, grid_of, headline
-from seqlab.report.groups import Group
+from seqlab.report.groups import Group, grouped
 from seqlab.report.plots.style import Style, styles
 from seqlab.report.plots.sweeps import Series, sweeps
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
 
 PROMINENT = 12
-"""Curves that one picture can tell apart; beyond it, the best setting of each model stands out."""
+"""The most groups that a legend names; of more, it names the best setting of each model."""
 
 MOST_BACKGROUND = 60
 
@@ -26,7 +26,7 @@ class DataSet:
     Args:
         name: the data's.
         rows: one for each group.
-        styles: the look of each group.
+        styles: the style of each group.
         everyone: every model of the comparison, among which colours are chosen.
     """
 
@@ -37,11 +37,12 @@ class DataSet:
 
     @cached_property
     def groups(self) -> list[Group]:
+        """The group of each row."""
         return [row.group for row in self.rows]
 
     @cached_property
     def place(self) -> dict[int, int]:
-        """Of each group among the rows, by the group's ``id``."""
+        """Each group's place among the rows, by the group's ``id``."""
         return {id(group): i for i, group in enumerate(self.groups)}
 
     @cached_property
@@ -56,30 +57,32 @@ class DataSet:
 
     @cached_property
     def headlines(self) -> dict[int, Estimate]:
-        """Each group's test metric that the data is judged by, by the group's ``id``."""
+        """Each group's value of that metric on the test split, by the group's ``id``."""
         return {id(row.group): row.test[self.headline] for row in self.rows}
 
     @cached_property
     def prominent(self) -> list[int]:
-        """Places of the groups that the legend names."""
+        """Places of the groups that the legend names: all, or of too many each model's best."""
         return prominent(self.rows)
 
     @cached_property
     def background(self) -> list[int]:
-        """Places of the groups that are drawn without a name; of very many others those that validation prefers."""
+        """Places of the groups that are drawn without a name, at most ``MOST_BACKGROUND``, the best on validation."""
         others = set(range(len(self.rows))) - set(self.prominent)
         return sorted(others, key=lambda place: self.rows[place].validation["loss"].mean)[:MOST_BACKGROUND]
 
     @cached_property
     def sweeps(self) -> dict[str, list[Series]]:
+        """The series of each swept parameter."""
         return sweeps(self.groups)
 
     @cached_property
     def grid(self) -> Grid | None:
+        """The grid over data settings and sizes, if the groups form one."""
         return grid_of(self.groups)
 
     def styles_of(self, models: Sequence[str]) -> dict[str, Style]:
-        """A look for each model, where its settings share a line."""
+        """One style for each model, for lines that join its settings."""
         return dict(zip(models, styles(models, self.everyone), strict=True))
 
 
@@ -87,9 +90,7 @@ def data_sets(comparison: Comparison) -> list[DataSet]:
     """The data sets of a comparison, in the order of its groups."""
     rows = {id(row.group): row for row in comparison.rows}
     everyone = [group.model for group in comparison.groups]
-    by_data: dict[str, list[Row]] = defaultdict(list)
-    for group in comparison.groups:
-        by_data[group.data].append(rows[id(group)])
+    by_data = grouped((rows[id(group)] for group in comparison.groups), attrgetter("group.data"))
     return [
         DataSet(name, same, styles([row.group.model for row in same], everyone), everyone)
         for name, same in by_data.items()

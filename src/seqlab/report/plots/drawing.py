@@ -1,4 +1,4 @@
-"""Parts that several pictures share: axes, lines, panels, the legend, and a figure on its way to a file."""
+"""Parts that several pictures share: axes, lines, panels, the legend, and writing to files."""
 
 import re
 import warnings
@@ -33,7 +33,7 @@ from seqlab.report.plots.panels import MOST_NAMED, Axis, Line, Panel, short_numb
 from seqlab.report.plots.style import Style
 
 WIDTH = 7.0
-"""Inches: the text of a page in two columns; letters are of the size of its footnotes."""
+"""Inches: the width of a page's text, whose footnotes have letters of the same size."""
 
 DPI = 180
 
@@ -68,7 +68,7 @@ DASHES: dict[str, Any] = {
 }
 FAINT = 0.3
 SHARE_LIMITS = (-0.03, 1.03)
-"""Of an axis for values between 0 and 1."""
+"""Limits of an axis for values between 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,12 @@ class Picture:
 
 
 def linestyle(style: Style) -> Any:
+    """A style's dash for matplotlib."""
     return DASHES.get(style.line, style.line)
 
 
 def legend_handle(style: Style, *, line: bool = True, marker: bool = False) -> Line2D:
+    """A line without points, for the legend."""
     return Line2D(
         [],
         [],
@@ -95,7 +97,7 @@ def legend_handle(style: Style, *, line: bool = True, marker: bool = False) -> L
 
 
 def draw_band(axes: Axes, line: Line) -> None:
-    """A line with its band, and thin lines of single seeds beyond it; a marker where there is but one point."""
+    """A line with its band, thin lines where seeds are single, and a marker where there is a single point."""
     band, style = line.band, line.style
     line_style = {"color": style.colour, "linestyle": linestyle(style), "zorder": 3}
     axes.plot(band.x, band.mean, marker=style.marker if len(band.x) == 1 and not band.alone else None, **line_style)
@@ -107,7 +109,7 @@ def draw_band(axes: Axes, line: Line) -> None:
 
 
 def draw_background(axes: Axes, lines: Sequence[Line]) -> None:
-    """Thin lines without bands, as one artist: hundreds of them take no longer than one."""
+    """Thin lines without bands, as one artist, which draws hundreds of them as fast as one."""
     drawn = [
         (np.column_stack(part), line.style.colour)
         for line in lines
@@ -120,7 +122,7 @@ def draw_background(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def draw_points(axes: Axes, line: Line, **more: Any) -> None:
-    """Means as a line with markers, and the intervals as bars."""
+    """Means as a line with markers, intervals as bars; ``more`` are keywords for ``errorbar``."""
     band, style = line.band, line.style
     bars = None if np.isnan(band.low).all() else np.nan_to_num([band.mean - band.low, band.high - band.mean])
     axes.errorbar(
@@ -139,7 +141,7 @@ def draw_points(axes: Axes, line: Line, **more: Any) -> None:
 def draw_panels(
     panels: Sequence[Panel], *, columns: int, width: float, height: float, sharex: bool = False, **more: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of panels with a common vertical axis, named at the first of each row.
+    """A figure of panels with a common vertical axis, labelled at the first of each row.
 
     Args:
         panels: of swept values, at least one.
@@ -166,7 +168,7 @@ def draw_panels(
 
 
 def format_values(axes: Axes, axis: Axis) -> None:
-    """The axis of swept values: of few every one is named, of many as many as there is room for."""
+    """The axis of swept values, each labelled if they are few."""
     axes.set_xlabel("\n".join(plain(line, 40) for line in axis.title.split("\n")))
     axes.margins(x=0.12)
     if not axis.names:
@@ -185,13 +187,13 @@ def format_values(axes: Axes, axis: Axis) -> None:
 
 
 def format_axis(axes: Axes, which: str, *, log: bool) -> None:
-    """A linear or logarithmic axis, with few enough ticks for a narrow panel."""
+    """A linear or logarithmic axis with ticks for a narrow panel; ``which`` is ``x`` or ``y``."""
     axis = getattr(axes, f"{which}axis")
     if log:
         getattr(axes, f"set_{which}scale")("log")
         low, high = axis.get_view_interval()
         decades = np.log10(high / low)
-        if decades < 1.5:  # at most one power of ten would be named
+        if decades < 1.5:  # with at most one power of ten to label
             steps = (1, 1.5, 2, 3, 5, 7) if decades < 0.6 else (1, 2, 5)
             axis.set_major_locator(LogLocator(subs=steps))
             axis.set_minor_locator(NullLocator())
@@ -204,7 +206,7 @@ def format_axis(axes: Axes, which: str, *, log: bool) -> None:
 
 
 def format_losses(axes: Axes, lines: Sequence[Line]) -> float | None:
-    """The axis of losses that fall during training, for lines against steps; returns where it ends at the top."""
+    """The axis of losses that fall during training, for lines against steps; returns its upper end."""
     extents = [line.band.extent for line in lines]
     if not extents or not np.isfinite(extents).all():
         return None
@@ -217,7 +219,7 @@ def format_losses(axes: Axes, lines: Sequence[Line]) -> float | None:
 
 
 def finish(picture: Picture) -> None:
-    """A legend for the whole figure above its panels and the caption beneath, each given room of its own."""
+    """Add a legend above the panels and the caption beneath, and make the figure higher by their heights."""
     figure = picture.figure
     labels = list(map(plain, shortened([label for _, label in picture.legend], 3 * 60)))
     parts = [label.split("\n") for label in labels]
@@ -242,7 +244,7 @@ def finish(picture: Picture) -> None:
 
 
 def save(picture: Picture, folder: Path, name: str) -> list[Path]:
-    """The figure as PNG and SVG, the same bytes every time, with the caption as description."""
+    """Write the figure as PNG and SVG, the same bytes each time, with the caption as description; returns the paths."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     figure = picture.figure
     canvas = FigureCanvasAgg(figure)
@@ -250,7 +252,7 @@ def save(picture: Picture, folder: Path, name: str) -> list[Path]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a label in another script
         canvas.draw()
-        figure.set_layout_engine("none")  # the layout is made; the other file need not make it again
+        figure.set_layout_engine("none")  # keep the layout for the other file
         description = PngInfo()
         description.add_itxt("Description", picture.caption)
         pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -262,4 +264,4 @@ def save(picture: Picture, folder: Path, name: str) -> list[Path]:
 
 
 PLACE = re.compile(r"\b([ML]) (-?\d+\.\d\d)\d* (-?\d+\.\d\d)\d*")
-"""A point of a path; a hundredth of a point is enough."""
+"""The coordinates in an SVG path, in points, with more than two decimals."""

@@ -1,4 +1,4 @@
-"""Names as short and as plain as a picture needs them."""
+"""Names as a picture shows them: short, printable, wrapped."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ MOST_LINES = 4
 
 
 def plain(text: str, longest: int = 70) -> str:
-    """Text that matplotlib draws as it stands: printable, not hidden by an underscore; wrapped, in a few lines."""
+    """Text for matplotlib: printable, in a few lines, and without an underscore at the start, which hides a label."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     if len(text) > longest:
         text = textwrap.fill(text, longest, max_lines=MOST_LINES, placeholder="…")
@@ -15,9 +15,9 @@ def plain(text: str, longest: int = 70) -> str:
 
 
 def shortened(texts: Sequence[str], longest: int) -> list[str]:
-    """Names side by side without what is too much of them: first their common beginning, then ends that tell no more.
+    """Names of at most about ``longest`` letters: without their common beginning, then without ends.
 
-    Where two of them differ later than at ``longest`` letters, they stay as long as it takes to tell them apart.
+    Names that differ later than at ``longest`` letters stay as long as it takes to distinguish them.
     """
     if max(map(len, texts), default=0) <= longest:
         return list(texts)
@@ -35,6 +35,6 @@ def shortened(texts: Sequence[str], longest: int) -> list[str]:
 
 
 def alike_for(texts: Sequence[str]) -> int:
-    """Letters at the beginning that all texts share."""
+    """How many letters all texts share at the beginning."""
     columns = zip(*texts, strict=False)
     return next((i for i, letters in enumerate(columns) if len(set(letters)) > 1), min(map(len, texts)))

@@ -67,7 +67,7 @@ def position_picture(data: DataSet) -> Picture | None:
 
 
 def draw_lines(axes: Axes, data: DataSet, panel: Panel, *, log: bool) -> None:
-    """The lines of one panel, those that the legend names with their bands."""
+    """Draw the lines of one panel, those that the legend names with their bands."""
     lines = [replace(line, band=line.band.beyond_zero()) for line in panel.lines] if log else panel.lines
     lines = [line for line in lines if len(line.band.x) or line.band.alone]
     named = set(data.prominent)
@@ -78,5 +78,5 @@ def draw_lines(axes: Axes, data: DataSet, panel: Panel, *, log: bool) -> None:
 
 
 def legend(data: DataSet, *, line: bool = True, marker: bool = False) -> list[tuple[Line2D, str]]:
-    """An entry for each group that stands out."""
+    """An entry for each prominent group."""
     return [(legend_handle(data.styles[i], line=line, marker=marker), data.groups[i].label) for i in data.prominent]

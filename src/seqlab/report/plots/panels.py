@@ -1,4 +1,4 @@
-"""What the charts of a data set show, whatever draws them: axes, and lines with their look and their spread."""
+"""The panels of a data set's charts, for pictures and page: axes, and lines with their style and spread."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 from seqlab.report.curves import AXES, is_number
 from seqlab.report.difficulty import numbers_of, titles
-from seqlab.report.grids import PARAMETERS, in_order
-from seqlab.report.groups import Group, in_short
+from seqlab.report.grids import PARAMETERS
+from seqlab.report.groups import Group, in_order, in_short
 from seqlab.report.plots.bands import Band, band_of_estimates, bands, loss_by_position
 from seqlab.report.plots.dataset import DataSet
 from seqlab.report.plots.style import LINES, Style
@@ -21,10 +21,10 @@ COSTS = {
     "tokens": "training tokens",
     "wall_seconds": "wall time (s)",
 }
-"""What a loss can be held against: a row's attribute, and its axis."""
+"""The costs on the page: a row's attribute, and the title of its axis."""
 
 MOST_NAMED = 10
-"""Numbers on an axis up to which each is named."""
+"""The most numbers on an axis of which each is labelled."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Axis:
     Args:
         title: may have two lines.
         log: logarithmic or linear.
-        places: where the swept values stand; empty on an axis of measured numbers.
-        names: of the places; empty if they are too many numbers to name.
+        places: of the swept values; empty on an axis of measured numbers.
+        names: of the places; empty for numbers that are too many to name.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Line:
     """One line.
 
     Args:
-        groups: their places in the data set: one for each point, or a single one for all.
+        groups: places of the groups in the data set: one for each point, or a single one for all.
         style: its look.
         band: its points and their spread.
     """
@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A pair of axes with their lines; ``is_share``: what ``y`` names lies between 0 and 1."""
+    """A pair of axes with their lines; with ``is_share`` the values of ``y`` lie between 0 and 1."""
 
     x: Axis
     y: str
@@ -70,7 +70,7 @@ class Panel:
 
 
 def spans(values: Sequence[float], factor: float) -> bool:
-    """Whether positive numbers span so large a factor that a logarithmic axis is due."""
+    """Whether numbers are positive and span at least a factor, so that a logarithmic axis suits them."""
     return bool(len(values)) and min(values) > 0 and max(values) / min(values) >= factor
 
 
@@ -78,9 +78,9 @@ def loss_panels(data: DataSet, split: str, points: Mapping[int, int]) -> dict[st
     """Training or validation loss against every axis.
 
     Args:
-        data: of what.
+        data: whose.
         split: ``train`` or ``validation``.
-        points: places of the groups, and how many points each curve may have.
+        points: the most points of a curve, by the group's place; other groups are left out.
     """
     found = {i: bands(data.groups[i], split, most) for i, most in points.items()}
     y = "training loss" if split == "train" else "validation loss"
@@ -105,7 +105,7 @@ def position_panel(data: DataSet, places: Iterable[int]) -> Panel:
 
 
 def cost_panels(data: DataSet, costs: Mapping[str, str]) -> dict[str, Panel]:
-    """Test loss against what it cost; ``costs`` are attributes of rows and their axes."""
+    """Test loss against each cost; ``costs`` are a row's attributes with the titles of their axes."""
     panels = {}
     for key, title in costs.items():
         spent = {i: cost for i, row in enumerate(data.rows) if (cost := cost_of(row, key)) is not None}
@@ -122,13 +122,13 @@ def cost_panels(data: DataSet, costs: Mapping[str, str]) -> dict[str, Panel]:
 
 
 def cost_of(row: Row, key: str) -> float | None:
-    """What a group cost: a number of its model, or the mean over its runs; ``None`` where no run says."""
+    """A row's attribute as a number, a mean for an estimate; ``None`` where no run recorded it."""
     value = getattr(row, key)
     return value.mean if isinstance(value, Estimate) else value
 
 
 def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
-    """Places of the points that no other beats: none costs at most as much at a lower loss, or less at the same."""
+    """Places of the points on the Pareto front, ascending in cost: no other costs at most as much at a lower loss."""
     front: list[int] = []
     for place in sorted(range(len(costs)), key=lambda place: (costs[place], losses[place])):
         if not front or losses[place] < losses[front[-1]]:
@@ -170,20 +170,21 @@ def grid_panels(data: DataSet) -> dict[str, Panel]:
 
 
 def styles_of_grid(data: DataSet) -> dict[str, Style]:
-    """A look for each model of a grid, no two lines alike: their points often lie on one height."""
+    """A style for each model of a grid, each with a dash of its own, since lines often coincide."""
     looks = data.styles_of(list(data.grid.models))
     return {model: replace(style, line=LINES[i % len(LINES)]) for i, (model, style) in enumerate(looks.items())}
 
 
 def judged_line(data: DataSet, groups: Mapping[float, Group], looks: Mapping[str, Style]) -> Line:
-    """One model's groups by their place on the axis."""
+    """One model's groups by their place on the axis, as a line."""
     estimates = [data.headlines[id(group)] for group in groups.values()]
-    band = band_of_estimates(list(groups), estimates, is_share=data.is_share)
+    band = band_of_estimates(list(groups), estimates)
     model = next(iter(groups.values())).model
     return Line(tuple(data.place[id(group)] for group in groups.values()), looks[model], band)
 
 
 def judged_panel(data: DataSet, axis: Axis, lines: list[Line]) -> Panel:
+    """A panel of the metric that the data is judged by."""
     return Panel(axis, "accuracy" if data.is_share else "test loss", lines, data.is_share)
 
 
@@ -198,14 +199,14 @@ def difficulty_panels(data: DataSet, places: Sequence[int]) -> dict[str, Panel]:
             curve = data.rows[i].difficulty.get(title, {})
             drawn = {place[value]: curve[value] for value in values if value in curve}
             if drawn:
-                band = band_of_estimates(list(drawn), list(drawn.values()), is_share=True)
+                band = band_of_estimates(list(drawn), list(drawn.values()))
                 lines.append(Line((i,), data.styles[i], band))
         panels[title] = Panel(axis, "accuracy", lines, is_share=True)
     return panels
 
 
 def axis_of_difficulty(title: str, values: Sequence[str]) -> Axis:
-    """Values of a single number to scale; those of several, or of none, stand side by side."""
+    """Values of one number each are placed to scale; values of several numbers, or of none, side by side."""
     title = title.removeprefix("by ").removeprefix("at ")
     numbers = [numbers_of(value) for value in values]
     if any(one is None or len(one) > 1 for one in numbers):
@@ -214,7 +215,7 @@ def axis_of_difficulty(title: str, values: Sequence[str]) -> Axis:
 
 
 def axis_of(title: str, values: Sequence[Any], *, factor: float = 4, name: Callable[[Any], str] = in_short) -> Axis:
-    """Numbers to scale, on a logarithmic axis if they span the factor; anything else side by side."""
+    """An axis of numbers placed to scale, logarithmic if they span the factor; other values are placed side by side."""
     numbers = all(is_number(value) and math.isfinite(value) for value in values)
     places = tuple(values) if numbers else tuple(range(len(values)))
     names = () if numbers and len(values) > MOST_NAMED else tuple(map(name, values))
@@ -222,7 +223,7 @@ def axis_of(title: str, values: Sequence[Any], *, factor: float = 4, name: Calla
 
 
 def short_power(value: float) -> str:
-    """A length on an axis: 16Ki for 16384."""
+    """A length: ``16Ki`` for 16384."""
     for size, unit in ((2**20, "Mi"), (2**10, "Ki")):
         if value >= size and value % size == 0:
             return f"{value / size:g}{unit}"
@@ -230,7 +231,7 @@ def short_power(value: float) -> str:
 
 
 def short_number(value: float, _place: int | None = None) -> str:
-    """A tick's name that fits at paper width: 2.5M for 2500000."""
+    """A tick's label that fits a small panel: ``2.5M`` for 2500000. Matplotlib passes the tick's place too."""
     prefixes = "kMGTPE"
     power = min(len(prefixes), int(math.log10(abs(value)) // 3)) if abs(value) >= 1000 else 0
     return f"{value / 1000**power:.4g}{prefixes[power - 1] if power else ''}"

@@ -1,4 +1,4 @@
-"""The look of every picture: a colour for each architecture, a line for each of its settings."""
+"""The style of lines: a colour for each architecture, a dash for each of its settings."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-# Told apart with each of the common kinds of colour blindness, and visible on white and on black.
+# Distinguishable with each of the common kinds of colour blindness, and visible on white and on black.
 COLOURS = {
     "mamba": "#0072B2",
     "transformer": "#D55E00",
@@ -40,10 +40,9 @@ def architecture(model: str) -> str:
 
 
 def colours(models: Sequence[str]) -> dict[str, str]:
-    """The colour of each architecture: fixed for the known, the same in every picture for any other.
+    """The colour of each architecture: fixed for those in ``COLOURS``, chosen among ``OTHERS`` for the rest.
 
-    An unknown name chooses by its letters, so that it keeps its colour from one comparison to the next, unless
-    another has taken it.
+    The choice depends on the name, so that it is the same in every comparison unless another name has taken the colour.
     """
     chosen = {}
     free = list(OTHERS)
@@ -59,10 +58,10 @@ def colours(models: Sequence[str]) -> dict[str, str]:
 
 
 def styles(models: Sequence[str], everyone: Sequence[str]) -> list[Style]:
-    """One for each model named, in order: the architecture's colour, a line for each of its settings, a marker.
+    """A style for each model, in order: the architecture's colour, a dash for each of its settings, a marker.
 
     Args:
-        models: of one data set; a name stands there as often as it has settings.
+        models: of one data set; a name occurs as often as it has settings.
         everyone: all models of the comparison, among which the colours are chosen.
     """
     by_architecture = colours(everyone)

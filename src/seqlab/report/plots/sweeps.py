@@ -1,21 +1,20 @@
-"""Which parameters were swept: groups that differ from a base setting in one of them alone."""
+"""Which parameters were swept: groups that differ from a base setting in a single parameter."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from operator import attrgetter
 from typing import Any
 
-from seqlab.report.grids import PARAMETERS, grid_of, importance, in_order
-from seqlab.report.groups import Group, short_names
+from seqlab.report.grids import PARAMETERS, grid_of, importance
+from seqlab.report.groups import Group, by_pattern, grouped, in_json, in_order, short_names
 
 
 @dataclass(frozen=True)
 class Series:
-    """Groups of one model that differ in one parameter alone, by its value; ``base`` is where all series meet.
+    """Groups of one model that differ in one parameter only, by its value.
 
-    ``follows`` are the parameters that always change along with it.
+    ``base`` is the group that all series of the model contain. ``follows`` are the parameters that always change along.
     """
 
     parameter: str
@@ -29,19 +28,14 @@ class Series:
 def sweeps(groups: Sequence[Group]) -> dict[str, list[Series]]:
     """For each parameter swept on one data set, a series for each model that sweeps it.
 
-    Groups that form a grid over data settings and sizes have a picture of their own and no series. All series of a
-    model go through one base setting, the one that most others differ from in a single parameter (of several such, the
-    best on validation). Nothing is picked among the rest, so no series is flattered by a search.
+    Models that form a grid over data settings and sizes have a picture of their own and no series. All series of a
+    model contain one base setting: the one from which most others differ in a single parameter, and of several such the
+    best on validation. Other groups are not selected by their results, which would favour models with more settings.
     """
     grid = grid_of(groups)
-    families: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        if grid is None or group.model not in grid.models:
-            families[group.model].append(group)
-    found: dict[str, list[Series]] = defaultdict(list)
-    for family in families.values():
-        for series in family_series(family):
-            found[series.parameter].append(series)
+    others = [group for group in groups if grid is None or group.model not in grid.models]
+    families = grouped(others, attrgetter("model")).values()
+    found = grouped((series for family in families for series in family_series(family)), attrgetter("parameter"))
     known = [name for name in PARAMETERS if name in found]
     return {name: found[name] for name in [*known, *sorted(set(found) - set(known))]}
 
@@ -49,13 +43,13 @@ def sweeps(groups: Sequence[Group]) -> dict[str, list[Series]]:
 def family_series(family: Sequence[Group]) -> list[Series]:
     """The series of the groups of one model on one data set.
 
-    Where some groups are in none, settings vary together (a small, a wide and a deep size); two groups that happen to
-    differ in one of them are then no sweep, and only series of three and more count.
+    Where some groups are in no series, settings vary together, as in named sizes. Two groups that happen to differ in
+    one parameter are then no sweep, and only series of at least three count.
     """
     parameters = joint_parameters(family)
     if not parameters:
         return []
-    cells = [tuple(json.dumps(group.settings.get(keys[0]), default=str) for keys in parameters) for group in family]
+    cells = [tuple(in_json(group.settings[keys[0]]) for keys in parameters) for group in family]
 
     def neighbours(place: int) -> dict[int, list[int]]:
         """For each parameter, the groups that differ from one in that parameter alone."""
@@ -67,7 +61,7 @@ def family_series(family: Sequence[Group]) -> list[Series]:
         return by_parameter
 
     reach = {place: neighbours(place) for place in range(len(family))}
-    base = min(reach, key=lambda place: (-sum(map(len, reach[place].values())), validation_loss(family[place])))
+    base = min(reach, key=lambda place: (-sum(map(len, reach[place].values())), family[place].validation_loss))
     short = short_names([key for keys in parameters for key in keys])
     reached = 1 + sum(map(len, reach[base].values()))
     fewest = 2 if reached == len(family) else 3
@@ -90,17 +84,7 @@ def family_series(family: Sequence[Group]) -> list[Series]:
     return series
 
 
-def validation_loss(group: Group) -> float:
-    """The mean of the seeds' best validation losses, which selects; the test split does not."""
-    return fmean(run.summary["best_validation"]["loss"] for run in group.runs)
-
-
 def joint_parameters(family: Sequence[Group]) -> list[list[str]]:
-    """The keys that vary, those that always change together in one list, the one to name it by first."""
-    together: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for key in dict.fromkeys(key for group in family for key in group.settings):
-        values = [json.dumps(group.settings.get(key), default=str) for group in family]
-        pattern = tuple(values.index(value) for value in values)
-        if any(pattern):
-            together[pattern].append(key)
-    return [sorted(keys, key=lambda key: (importance(key), key.split(".")[-1])) for keys in together.values()]
+    """The keys that vary; those that always change together are in one list, the most important first."""
+    together = [keys for pattern, keys in by_pattern([group.settings for group in family]).items() if any(pattern)]
+    return [sorted(keys, key=lambda key: (importance(key), key.split(".")[-1])) for keys in together]

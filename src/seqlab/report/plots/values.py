@@ -1,4 +1,4 @@
-"""The pictures of results against what was set: swept parameters, grids of data settings and sizes, difficulty."""
+"""The pictures of results against settings: swept parameters, grids of data settings and sizes, difficulty."""
 
 from dataclasses import replace
 
@@ -19,13 +19,13 @@ GRID_COLUMNS = 4
 MOST_SWEEPS = 12
 MOST_SETTINGS = 16
 SPREAD = 0.5
-"""The part of the gap between two sizes that the models' markers at one size take."""
+"""The share of the gap between two sizes over which the models' markers at one size are spread."""
 
 TARGET = {"color": "0.2", "linewidth": 0.6, "linestyle": (0, (5, 3)), "zorder": 4}
 
 
 def sweep_picture(data: DataSet) -> Picture | None:
-    """Final test loss, or accuracy where the data has it, against each swept parameter: a panel each."""
+    """Test loss, or accuracy where the data has it, against each swept parameter, a panel each."""
     sweeps = dict(list(data.sweeps.items())[:MOST_SWEEPS])
     if not sweeps:
         return None
@@ -39,7 +39,7 @@ def sweep_picture(data: DataSet) -> Picture | None:
 
 
 def grid_picture(data: DataSet) -> Picture | None:
-    """Accuracy (or test loss) against the size, a line a model: figure 2 of Zoology (Arora et al. 2023)."""
+    """Accuracy (or test loss) against the size, a line for each model: figure 2 of Zoology (Arora et al. 2023)."""
     grid = data.grid
     if grid is None:
         return None
@@ -64,9 +64,9 @@ def grid_picture(data: DataSet) -> Picture | None:
 
 
 def side_by_side(panel: Panel, data: DataSet) -> Panel:
-    """Each model's line a little beside its neighbours: what lies on one height would hide one another.
+    """Each model's line moved a little to the side, so that markers at the same place do not hide one another.
 
-    Together they take a part of the smallest gap between two sizes.
+    Together they take the share ``SPREAD`` of the smallest gap between two sizes.
     """
     axis, models = panel.x, list(data.grid.models)
     places = np.log(axis.places) if axis.log else np.array(axis.places, dtype=float)
@@ -83,7 +83,7 @@ def side_by_side(panel: Panel, data: DataSet) -> Panel:
 def difficulty_picture(data: DataSet) -> Picture | None:
     """Test accuracy by slice of the test split and at each further test, a line for each model.
 
-    Not for a grid: its places have data of their own, and models would be drawn at different ones.
+    Not for a grid, where each place has data of its own.
     """
     found = {} if data.grid else difficulty_panels(data, data.prominent)
     if not found:
@@ -97,4 +97,5 @@ def difficulty_picture(data: DataSet) -> Picture | None:
 
 
 def legend_of_models(looks: dict[str, Style]) -> list[tuple[Line2D, str]]:
+    """An entry for each model."""
     return [(legend_handle(style, marker=True), model) for model, style in looks.items()]
