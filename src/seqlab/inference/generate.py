@@ -1,4 +1,7 @@
-"""Sampling text from a language model, token by token."""
+"""Sampling text from a language model, token by token.
+
+Symbols: B batch, L length, N tokens of a text, V vocabulary size.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -15,7 +18,11 @@ class Text(Protocol):
     """A data object of text: what turns it into token ids and back."""
 
     def encode(self, text: str) -> Tensor:
-        """The token ids of a text, (N,) int64; UserError for a symbol that the vocabulary lacks."""
+        """The token ids of a text, (N,) int64.
+
+        Raises:
+            UserError: a symbol is not in the vocabulary.
+        """
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that token ids stand for."""
@@ -24,22 +31,22 @@ class Text(Protocol):
 def generate_tokens(
     model: nn.Module, prompt: Tensor, sampling: Sampling, *, max_new_tokens: int, seed: int
 ) -> Iterator[Tensor]:
-    """The tokens that follow a prompt, one after the other.
+    """Sample the tokens that follow a prompt.
 
     Args:
         model: a ``SequenceModel`` over tokens, in evaluation mode.
-        prompt: (B, L) at least one token each.
+        prompt: (B, L) token ids, L at least 1.
         sampling: how a token is drawn.
-        max_new_tokens: how many follow.
-        seed: of the draws, which are made on the CPU: the same on every device, as far as the logits are.
+        max_new_tokens: number of tokens to sample.
+        seed: of the draws, which are made on the CPU: equal logits give equal tokens on every device.
 
     Returns:
-        One (B,) on the CPU after the other.
+        An iterator over the new tokens, (B,) int64 each, on the CPU.
 
     Raises:
-        UserError: the model's learned positions end before the last token; nothing is generated then.
+        UserError: the model has too few learned positions; raised before anything is sampled.
     """
-    model.check_length(prompt.shape[1] + max_new_tokens - 1)  # the last one is never read
+    model.check_length(prompt.shape[1] + max_new_tokens - 1)  # the last token is not fed back
     return _tokens(model, prompt, sampling, max_new_tokens, seed)
 
 
@@ -64,17 +71,17 @@ def generate_text(
     seed: int = 0,
     stop: str | None = None,
 ) -> Iterator[str]:
-    """The text that follows a prompt, in pieces as they are sampled.
+    """Sample the text that follows a prompt, in pieces of one token or more.
 
     Args:
         model: trained on ``data``, in evaluation mode.
-        data: a text corpus, whose vocabulary the model has.
-        prompt: what to continue; an empty one is the start of a line.
+        data: the text corpus, whose vocabulary the model uses.
+        prompt: text to continue; an empty one stands for the start of a line.
         sampling, max_new_tokens, seed: as for ``generate_tokens``.
-        stop: text that ends the sample, which it is not part of.
+        stop: text at which the sample ends; it is not returned.
 
     Raises:
-        UserError: the prompt holds a symbol that the vocabulary lacks, or more positions than the model has.
+        UserError: a symbol of the prompt is not in the vocabulary, or the model has too few learned positions.
     """
     ids = data.encode(prompt)  # (L,)
     if not len(ids):
@@ -84,16 +91,16 @@ def generate_text(
 
 
 def pieces(data: Text, previous: int, tokens: Iterator[int]) -> Iterator[str]:
-    """What each token adds to the text that came before it, a word with the space that parts it from the last."""
+    """The text that each token adds after the one before it; a word comes with its leading space."""
     for token in tokens:
         yield data.decode([previous, token])[len(data.decode([previous])) :]
         previous = token
 
 
 def until(stop: str | None, texts: Iterator[str]) -> Iterator[str]:
-    """A text in pieces up to where ``stop`` begins, whether that lies in one piece or across several.
+    """The pieces of a text up to the first ``stop``, which may span several pieces.
 
-    What may be the beginning of ``stop`` is held back until it is known.
+    A suffix that may be the beginning of ``stop`` is held back until the next piece decides.
     """
     held = ""
     for text in texts:
@@ -110,5 +117,5 @@ def until(stop: str | None, texts: Iterator[str]) -> Iterator[str]:
 
 
 def overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of ``stop``."""
+    """Length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next(n for n in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:n]))

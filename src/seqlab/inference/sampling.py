@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""From logits to the next token. Symbols: B batch, V vocabulary size."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,22 @@ from torch import Tensor
 from seqlab.errors import UserError
 
 ROUNDING = 4 * torch.finfo(torch.float32).eps
-"""How far, relative to ``top_p``, a sum of probabilities may be off because the logits are in float32."""
+"""Relative error of a sum of probabilities from float32 logits, which ``top_p`` allows for."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Of tokens that are equally likely, those with the lower ids count as likelier.
+    """How the next token is drawn. Among equally likely tokens the lower id ranks first.
 
     Args:
-        temperature: logits are divided by it; 0 takes the likeliest token always. A tiny one draws among those that are
-            equally the likeliest.
+        temperature: logits are divided by it; 0 is greedy decoding. A tiny one draws among the tokens that tie for the
+            largest logit.
         top_k: draw from exactly so many of the likeliest tokens; None for all.
-        top_p: draw from the fewest likeliest tokens that hold this much of the probability (Holtzman et al. 2020,
-            section 3.1), after ``top_k``; None for all. A set whose sum misses it by no more than rounding holds it.
+        top_p: draw from the smallest set of likeliest tokens whose probability reaches it, within float32's rounding
+            (Holtzman et al. 2020, section 3.1), after ``top_k``; None for all.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     temperature: float = 1.0
@@ -37,16 +40,16 @@ class Sampling:
             raise UserError("top_p", self.top_p, "must lie above 0 and at most at 1", "For example top_p=0.9")
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """The next token of each sequence: logits (B, V) to ids (B,), on the CPU."""
+        """The next token of each sequence: logits (B, V) to ids (B,) int64 on the CPU."""
         logits = logits.cpu().float()
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         return torch.multinomial(self.probabilities(logits), 1, generator=generator)[:, 0]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What is drawn from, (B, V) to (B, V) in float32, at a temperature above 0."""
-        logits = logits.double()  # in which the smallest temperature is no zero, and a sum is as good as exact
-        logits = logits - logits.amax(dim=-1, keepdim=True)  # at most 0, so that no division overflows upwards
+        """The distribution drawn from: logits (B, V) to probabilities (B, V) float32; temperature above 0."""
+        logits = logits.double()  # the smallest temperature does not underflow, and sums are nearly exact
+        logits = logits - logits.amax(dim=-1, keepdim=True)  # at most 0, so that the division cannot give +inf
         if self.top_k is None and self.top_p is None:
             return (logits / self.temperature).softmax(dim=-1).float()
         ordered, places = logits.sort(dim=-1, descending=True, stable=True)

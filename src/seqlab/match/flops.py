@@ -18,8 +18,8 @@ class EqualFlops:
     """The number of steps at which training costs as many FLOPs as that of the reference.
 
     Args:
-        reference: a model's name.
-        tolerance: largest relative difference.
+        reference: name of the reference model.
+        tolerance: largest relative difference in FLOPs.
     """
 
     def __init__(self, *, reference: str, tolerance: Tolerance = 0.01):
@@ -28,7 +28,11 @@ class EqualFlops:
     def __call__(
         self, cfg: DictConfig, reference: DictConfig, data: DataSet, model_of: Callable[[DictConfig], nn.Module]
     ) -> dict[str, Any]:
-        """Set the budget of ``cfg`` to a number of steps; returns what was done."""
+        """Set the budget of ``cfg`` to a number of steps; returns the record for ``cfg.matched``.
+
+        Raises:
+            UserError: no number of steps comes within the tolerance.
+        """
 
         def cost(cfg: DictConfig) -> tuple[int, int]:
             trainer = built(cfg, "trainer")

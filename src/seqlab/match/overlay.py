@@ -1,4 +1,4 @@
-"""What a ``match`` overlay does to a configuration: its reference is composed, then the width or the steps adjusted."""
+"""Applying a ``match`` overlay: the reference's configuration is composed, then the width or the steps adjusted."""
 
 import copy
 import logging
@@ -24,10 +24,10 @@ META = torch.device("meta")
 
 
 def matched(cfg: DictConfig, data: DataSet | None) -> DictConfig:
-    """The configuration after its ``match`` overlay, or as it is where there is none.
+    """The configuration with its ``match`` overlay applied; unchanged without one.
 
     Args:
-        cfg: a job's, with its interpolations, while Hydra's own configuration is the job's.
+        cfg: a job's configuration, interpolations unresolved; ``HydraConfig`` must be that job's.
         data: the job's data object; not needed without an overlay.
     """
     if cfg.get("match") is None:
@@ -48,7 +48,7 @@ def matched(cfg: DictConfig, data: DataSet | None) -> DictConfig:
 
 
 def in_words(record: dict[str, Any]) -> str:
-    """What was adjusted and what came of it, in a line."""
+    """One line on what was adjusted and the result."""
     adjusted = {record["key"]: record} | record.get("also", {})
     changes = ", ".join(f"{key} from {one['from']} to {one['value']}" for key, one in adjusted.items())
     what = record.get("counted", record["to"]).replace("_", " ")
@@ -60,7 +60,12 @@ def in_words(record: dict[str, Any]) -> str:
 
 
 def compose_with(model: str) -> DictConfig:
-    """The running job's configuration with another model as its file has it, resolved."""
+    """The running job's configuration with ``model`` as its file in ``conf/model/`` has it, resolved.
+
+    Raises:
+        UserError: there is no such file.
+        MissingConfigException: another file that the command names is missing.
+    """
     own = ("model", "match", "resume")
     shared = [o for o in HydraConfig.get().overrides.task if parse(o)[0].partition(".")[0] not in own]
     try:
@@ -71,7 +76,7 @@ def compose_with(model: str) -> DictConfig:
         raise UserError("match.reference", model, "is no option of model", nearest(model, model_options())) from error
     running = HydraConfig.instance().cfg
     try:
-        HydraConfig.instance().set_config(cfg)  # for its ``hydra:`` interpolations, which mean its own choices
+        HydraConfig.instance().set_config(cfg)  # so that its ``hydra:`` interpolations resolve to its own choices
         with open_dict(cfg):
             del cfg["hydra"]
         return OmegaConf.create(OmegaConf.to_container(up_to_date(cfg), resolve=True))

@@ -22,14 +22,14 @@ FAR = 0.2  # a relative difference that no tolerance should allow
 class EqualParameters:
     """The width at which a model has as many parameters as the reference.
 
-    The feed-forward keeps its proportion to the width. Coarse steps of the width come first, then finer ones down to
-    what the heads allow, then the feed-forward alone; last any width, with the mixers as wide inside (``d_inner``) as
-    at the nearest width that the heads allow.
+    The feed-forward's width is scaled with it. The search tries coarse steps of the width first, then finer ones that
+    the heads still divide, then the feed-forward alone; last any width, with the mixers' inner width (``d_inner``) held
+    at that of the nearest width that the heads divide.
 
     Args:
-        reference: a model's name.
+        reference: name of the reference model.
         count: ``without_embeddings`` leaves out lookup tables (a tied head counts), ``total`` nothing.
-        active: count what a token meets: of a mixture's experts as many as it visits. Dense models have no other.
+        active: count the parameters active for one token: of a mixture only the ``top_k`` experts that it uses.
         tolerance: largest relative difference.
     """
 
@@ -48,9 +48,13 @@ class EqualParameters:
     def __call__(
         self, cfg: DictConfig, reference: DictConfig, data: DataSet, model_of: Callable[[DictConfig], nn.Module]
     ) -> dict[str, Any]:
-        """Set ``size.d_model``, ``size.d_ff`` and the mixers' ``d_inner`` of ``cfg``; returns what was done."""
+        """Set ``size.d_model``, ``size.d_ff`` and the mixers' ``d_inner`` of ``cfg``; returns ``cfg.matched``.
+
+        Raises:
+            UserError: no width comes within the tolerance.
+        """
         target = self.number(model_of(reference))
-        self.number(model_of(cfg))  # what cannot be built as it was asked for says so itself
+        self.number(model_of(cfg))  # raises if the configuration as given cannot be built
         given, n_heads, followers = Widths(cfg.size.d_model, cfg.size.d_ff), cfg.size.n_heads, mixers_that_follow(cfg)
         before = settings_of(given, followers)
 
@@ -66,7 +70,7 @@ class EqualParameters:
             cache(count), target, self.tolerance, given, n_heads=n_heads, holds_inner=bool(followers)
         )
         if count(widths._replace(d_ff=given.d_ff)) == reached:
-            widths = widths._replace(d_ff=given.d_ff)  # the model has no use for it
+            widths = widths._replace(d_ff=given.d_ff)  # the model does not use it
         count(widths)
         after = settings_of(widths, followers)
         if abs(reached - target) > self.tolerance * target:
@@ -78,13 +82,13 @@ class EqualParameters:
         return record | ({"also": changes} if changes else {}) | {"target": target, "reached": reached}
 
     def number(self, model: nn.Module) -> int:
-        """The parameters of a model that count."""
+        """Number of a model's parameters, of those that ``count`` and ``active`` select."""
         counts = count_parameters(model)
         number = counts["parameters_without_embeddings" if self.without_embeddings else "parameters"]
         return number - self.active * (counts["parameters"] - counts["active_parameters"])
 
     def missed(self, target: int, reached: int, settings: dict[str, int]) -> UserError:
-        """The error where the nearest widths are not near enough."""
+        """The error for nearest widths outside the tolerance."""
         difference = reached / target - 1
         enough = math.ceil(100 * abs(difference)) / 100
         rule = (
@@ -99,14 +103,14 @@ class EqualParameters:
 
 
 def mixers_that_follow(cfg: DictConfig) -> dict[str, int]:
-    """Mixers in the pattern whose inner width follows the model's, each with the ratio of the inner one to it."""
+    """The pattern's mixers whose inner width follows ``d_model`` (``d_inner`` is null), each with its ``expand``."""
     mixers = {name: cfg.model.mixers[name] for name in cfg.model.pattern}
     follow = {name: node for name, node in mixers.items() if "d_inner" in node and node.d_inner is None}
     return {name: node.get("expand", 1) for name, node in follow.items()}
 
 
 def settings_of(widths: Widths, followers: dict[str, int]) -> dict[str, int | None]:
-    """The settings of widths, by key."""
+    """The configuration's values for these widths, by key."""
     inner = {
         f"model.mixers.{name}.d_inner": None if widths.inner is None else times * widths.inner
         for name, times in followers.items()

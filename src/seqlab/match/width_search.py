@@ -1,4 +1,4 @@
-"""Which widths give a model a number of parameters: coarse steps first, finer ones where those miss it."""
+"""Search for the widths at which a model has a given number of parameters: coarse steps first, then finer ones."""
 
 import math
 from bisect import bisect_left
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 WIDEST = 16
-"""Times the width that was given; beyond that two models are not comparable by their width."""
+"""Largest factor on the given width; further apart, two models are not comparable by width."""
 
 STEPS = (16, 8, 2, 1)
-"""Of a width that no heads have to divide; matrix products run best at multiples of 8."""
+"""Step sizes of a width that no heads have to divide; matrix products run best at multiples of 8."""
 
 AROUND = range(-8, 9)
-"""Steps to either side of a width at which the feed-forward is tried alone."""
+"""Offsets, in steps, of the widths at which the feed-forward alone is varied."""
 
 
 class Widths(NamedTuple):
@@ -21,8 +21,8 @@ class Widths(NamedTuple):
 
     Args:
         d_model: width of the residual stream.
-        d_ff: of the feed-forward.
-        inner: the ``d_model`` to which the mixers' inner widths belong; ``None`` is the model's own.
+        d_ff: width of the feed-forward.
+        inner: the ``d_model`` that the mixers' inner widths are computed from; ``None`` for the model's own.
     """
 
     d_model: int
@@ -31,7 +31,7 @@ class Widths(NamedTuple):
 
 
 class Unfit(Exception):
-    """The heads do not divide such widths."""
+    """The heads do not divide these widths."""
 
 
 Count = Callable[[Widths], int]
@@ -50,9 +50,9 @@ def nearest_widths(
         count: parameters at widths.
         target: how many there should be.
         tolerance: largest relative difference.
-        given: the widths at the start; the feed-forward keeps its proportion as far as it can.
-        n_heads: which has to divide a width of attention.
-        holds_inner: whether the model has mixers whose inner width can differ from the model's.
+        given: the widths to start from, whose proportion the feed-forward keeps where possible.
+        n_heads: number of heads, which divides a width of attention.
+        holds_inner: whether the model has mixers whose inner width can be set apart from the model's.
     """
     nearest = None
     for widths, reached in Search(count, target, given, n_heads).candidates(holds_inner=holds_inner):
@@ -73,12 +73,11 @@ class Search:
     n_heads: int
 
     def candidates(self, *, holds_inner: bool) -> Iterator[Candidate]:
-        """Candidates from those that change least and run best to the finest.
+        """Candidates, from those that change least and run fastest to the finest.
 
-        First the widths as given; then, in steps of 16 and whole pairs a head, of pairs a head, of a head's width and
-        from 16 down to 1, the two widths on either side of the target; then the feed-forward alone, at widths around
-        those; last the model's width in steps from 16 to 1, and the feed-forward, with the mixers as wide inside as the
-        heads allow.
+        First the widths as given. Then the two widths on either side of the target, in steps of lcm(16, 2 n_heads),
+        2 n_heads, n_heads, 16, 8, 2 and 1, the largest first. Then the feed-forward alone, at widths around those. Last
+        the model's width in steps from 16 to 1, and the feed-forward, with the mixers' inner width held.
         """
         yield self.given, self.count(self.given)
         around, finest, pair = [self.given.d_model], 2 * self.n_heads, 2 * self.n_heads
@@ -90,15 +89,15 @@ class Search:
             around, finest = [widths.d_model for widths, _ in found], step
             yield from found
             if found[0][1] < self.target and found[0][0].d_model == widest:
-                return  # the widest has too few
+                return  # even the widest has too few parameters
         yield from self.by_feedforward([self.proportional(width) for width in steps_around(around[0], finest)])
         if holds_inner:
             yield from self.with_inner_held(around)
 
     def with_inner_held(self, around: list[int]) -> Iterator[Candidate]:
-        """With the mixers inside as at each of several widths, the model's width alone, then the feed-forward's too.
+        """At each of several inner widths of the mixers, the model's width alone, then the feed-forward's too.
 
-        The number of parameters then grows with the width and not with its square, so that a step of 1 is always fine.
+        The mixers' parameters then grow linearly with the width, not quadratically, so that a step of 1 is fine enough.
         """
         nearest = dict.fromkeys(around, 0)
         for step in STEPS:
@@ -112,15 +111,15 @@ class Search:
             )
 
     def proportional(self, width: int, inner: int | None = None) -> Widths:
-        """A width with the feed-forward in the proportion that was given."""
+        """The widths at ``width``, with the feed-forward in the given proportion."""
         return Widths(width, max(1, round(self.given.d_ff * width / self.given.d_model)), inner)
 
     def by_width(self, step: int, widest: int, inner: int | None = None) -> list[Candidate]:
-        """The multiples of a step, up to the widest, on either side of the target."""
+        """The multiples of ``step``, up to the widest, on either side of the target."""
         return self.on_either_side(lambda k: self.proportional(k * step, inner), widest // step)
 
     def by_feedforward(self, around: list[Widths]) -> Iterator[Candidate]:
-        """At each of several widths, the feed-forward's on either side of the target, from half of it to twice."""
+        """At each of several widths, the two ``d_ff`` on either side of the target, from half its own to twice."""
         for widths in around:
             least, most = (widths.d_ff + 1) // 2, 2 * widths.d_ff
             found = self.on_either_side(lambda d_ff, widths=widths: widths._replace(d_ff=d_ff), most)
@@ -129,9 +128,9 @@ class Search:
             yield from ((widths, reached) for widths, reached in found if widths.d_ff >= least)
 
     def on_either_side(self, widths_at: Callable[[int], Widths], limit: int) -> list[Candidate]:
-        """The last of the growing widths below the target and the first that are not; the nearer come first.
+        """By bisection, the last widths below the target and the first at or above it; the nearer come first.
 
-        The widest alone where none up to the limit are enough, and nothing where the heads do not divide them.
+        Only the widest if even those are below the target; nothing if the heads do not divide the widths.
         """
 
         def count_at(k: int) -> int:
@@ -148,5 +147,5 @@ class Search:
 
 
 def steps_around(width: int, step: int) -> list[int]:
-    """Widths in steps to either side of one, the nearest first."""
+    """Widths in steps on both sides of ``width``, the nearest first."""
     return [width + n * step for n in sorted(AROUND, key=abs) if width + n * step >= 1]

@@ -1,4 +1,4 @@
-"""Sequence models, all of one ``SequenceModel`` built from mixers and feed-forwards."""
+"""Sequence models: one class, ``SequenceModel``, built from mixers and feed-forwards."""
 
 from seqlab.models.counting import state_bytes
 from seqlab.models.mixture_of_experts import auxiliary_losses, expert_load

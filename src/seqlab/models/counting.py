@@ -1,6 +1,8 @@
-"""What a model costs, counted on its modules: parameters, training FLOPs, the bytes of its state, its backends.
+"""What a model costs, counted on its modules: parameters, training FLOPs, bytes of state; and its backends.
 
 FLOPs and state are counted on the ``meta`` device: shapes alone, no memory and no arithmetic.
+
+Symbols: B batch, L length.
 """
 
 import copy
@@ -21,9 +23,9 @@ Shape = tuple[int, ...]
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """All parameters, those that a token uses, and those that are no lookup table.
+    """Number of parameters: all, those not in an embedding, and those active for one token.
 
-    A token uses only some of a mixture's experts; a tied head counts as the matrix that it is.
+    Of a mixture's experts a token uses only ``top_k``. A tied embedding counts as the head's matrix.
     """
     total = sum(p.numel() for p in model.parameters())
     head = model.head.weight if isinstance(model, SequenceModel) else None
@@ -36,23 +38,24 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 class Examples(Protocol):
-    """What FLOPs are counted on: of a data object, its window's length, a batch and the loss."""
+    """What counting FLOPs needs of a data object: the window's length L, a batch and the loss."""
 
     length: int
 
-    def train_batch(self, index: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]: ...
+    def train_batch(self, index: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """A batch: inputs and targets, (B, L) or (B, L, width) each."""
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each position, (B, L)."""
 
 
 def training_flops(model: nn.Module, data: Examples) -> int:
     """FLOPs of one forward and backward pass over one window of ``data.length`` positions.
 
-    Matrix products, convolutions and attention are counted by torch as one forward and one backward pass run through
-    its dispatcher. A recurrence is elementwise work which torch's counter does not see, so a mixer states its own
-    (``CountsFlops``), backward as twice forward. Norms, activations and the loss are left out, as in the published
-    counts; attention counts the whole square of positions although half of it is masked (Chowdhery et al. 2022,
-    appendix B).
+    Torch counts matrix products, convolutions and attention in its dispatcher, during one forward and backward pass. A
+    recurrence is elementwise work, which torch does not count, so a mixer states its own (``CountsFlops``); its
+    backward pass counts as twice the forward. Norms, activations and the loss are left out, as in published counts.
+    Attention counts the whole square of positions although half of it is masked (Chowdhery et al. 2022, appendix B).
     """
     model = copy.deepcopy(model).to("meta").train()
     inputs, targets = (part.to("meta") for part in data.train_batch(0, 1, seed=0))
@@ -66,15 +69,15 @@ def training_flops(model: nn.Module, data: Examples) -> int:
 def convolution_backward_flops(
     grad_out: Shape, x: Shape, weight: Shape, *settings: Any, out_shape: tuple[Shape | None, ...]
 ) -> int:
-    """Each gradient of a convolution costs what the convolution costs (torch's own count forgets the groups)."""
+    """FLOPs of a convolution's backward pass: those of the forward for each gradient (torch's own ignore groups)."""
     gradients = sum(shape is not None for shape in out_shape[:2])  # by the input, by the weight
     return gradients * 2 * prod(grad_out) * prod(weight[1:])
 
 
 def state_bytes(model: nn.Module, length: int) -> int | None:
-    """Bytes of recurrent state or of keys and values that a model holds for one sequence after ``length`` positions.
+    """Bytes of recurrent state, or of cached keys and values, of one sequence after ``length`` positions.
 
-    In the dtype of its parameters. ``None`` for a model that is no ``SequenceModel``.
+    In the dtype of the model's parameters. ``None`` for a model that is no ``SequenceModel``.
     """
     if not isinstance(model, SequenceModel):
         return None
@@ -86,7 +89,7 @@ def state_bytes(model: nn.Module, length: int) -> int | None:
 
 @torch.no_grad()
 def mixer_state_bytes(mixer: Mixer, d_model: int, length: int) -> int:
-    """Bytes of one mixer's state after ``length`` positions; one that the first step leaves at its size keeps it."""
+    """Bytes of one mixer's state after ``length`` positions; a state that one step does not enlarge never grows."""
     dtype = next((p.dtype for p in mixer.parameters()), torch.float32)
     x = torch.empty(1, length, d_model, dtype=dtype, device="meta")
     start = bytes_of(mixer.initial_state(1))
@@ -97,7 +100,7 @@ def mixer_state_bytes(mixer: Mixer, d_model: int, length: int) -> int:
 
 
 def tensors_of(state: Any) -> list[Tensor]:
-    """Every tensor in a state, however they are nested in lists, tuples and dictionaries."""
+    """The tensors in a state, of any shape, in nested lists, tuples and dictionaries."""
     if isinstance(state, Tensor):
         return [state]
     inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
@@ -105,12 +108,12 @@ def tensors_of(state: Any) -> list[Tensor]:
 
 
 def bytes_of(state: Any) -> int:
-    """Bytes of a state's tensors."""
+    """Bytes of all tensors in a state."""
     return sum(tensor.nbytes for tensor in tensors_of(state))
 
 
 def backends(model: nn.Module, device: torch.device) -> dict[str, str | None]:
-    """What the model's parts run on: ``scan_backend``, and ``experts_backend`` where there are experts.
+    """The backends that a model runs on: ``scan_backend``, and with experts ``experts_backend``.
 
     Raises:
         UserError: a backend cannot run there.
@@ -126,7 +129,11 @@ def scan_backend(model: nn.Module, device: torch.device) -> str | None:
 
 
 def chosen_backends(asked: list[tuple[Scans | MixtureOfExperts, str]], device: torch.device, key: str) -> str | None:
-    """What the names that parts ask for come to on a device in float32; ``key`` is the setting's."""
+    """The backends that the names asked for resolve to on a device in float32; ``key`` is the setting's.
+
+    Raises:
+        UserError: a backend cannot run there.
+    """
     try:
         chosen = {part.resolve_backend(name, device, torch.float32) for part, name in asked}
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""Feed-forward halves of a layer: (B, L, D) -> (B, L, D), each position alone."""
+"""Feed-forward halves of a layer, which treat each position separately.
+
+Symbols: D model width; ... any axes before it, (B, L) for a sequence and (B,) for one position.
+"""
 
 import torch.nn.functional as F
 from pydantic import PositiveInt
@@ -20,13 +23,15 @@ class MLP(nn.Module):
         self.out_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) to the same shape."""
         return self.out_proj(F.relu(self.in_proj(x)))
 
 
 def swiglu_width(d_ff: int) -> int:
     """The hidden width of ``SwiGLU``: two thirds of ``d_ff``, rounded up to a multiple of 8.
 
-    It has three matrices where ``MLP`` has two: the same ``d_ff`` then means as many parameters and FLOPs in both.
+    It has three matrices where ``MLP`` has two, so that both have as many parameters and FLOPs at the same ``d_ff``
+    (Shazeer 2020, section 2).
     """
     return -(-2 * d_ff // 24) * 8
 
@@ -36,7 +41,7 @@ class SwiGLU(nn.Module):
 
     Args:
         d_model: width D.
-        d_ff: hidden width of an ``MLP`` as large; its own is ``swiglu_width``.
+        d_ff: hidden width of an ``MLP`` of the same size; the hidden width here is ``swiglu_width(d_ff)``.
     """
 
     def __init__(self, d_model: int, *, d_ff: PositiveInt):
@@ -46,5 +51,6 @@ class SwiGLU(nn.Module):
         self.out_proj = nn.Linear(d_hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) to the same shape."""
         gate, value = self.in_proj(x).chunk(2, dim=-1)
         return self.out_proj(F.silu(gate) * value)

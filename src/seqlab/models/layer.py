@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from seqlab.models.protocols import Mixer, Prefills
 
 Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
-"""How a mixer goes on from a state: ``step_mixer`` or ``prefill_mixer``."""
+"""How a mixer is advanced from a state: ``step_mixer`` or ``prefill_mixer``."""
 
 
 def step_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -21,7 +21,7 @@ def step_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it, by steps where it has no ``prefill``."""
+    """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it; step by step if it has no ``prefill``."""
     if isinstance(mixer, Prefills):
         return mixer.prefill(x, state)
     outputs = []
@@ -32,7 +32,7 @@ def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 class Branch(nn.Module):
-    """Half a layer: x + dropout(inner(norm(x))), or dropout(inner(norm(x))) where there is no residual stream."""
+    """Half a layer: x + dropout(inner(norm(x))), or without a residual connection dropout(inner(norm(x)))."""
 
     def __init__(self, inner: nn.Module, norm: nn.Module, *, residual: bool, dropout: float):
         super().__init__()
@@ -43,10 +43,11 @@ class Branch(nn.Module):
         return x + self.dropout(y) if self.residual else self.dropout(y)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D), or (B, D) for a feed-forward, to the same shape."""
         return self._join(x, self.inner(self.norm(x)))
 
     def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
-        """The output for x (B, D) or (B, L, D) after what the mixer's state remembers, and the state after it."""
+        """Advance the mixer's state by x (B, D) or (B, L, D): the output in x's shape and the next state."""
         y, state = read(self.inner, self.norm(x), state)
         return self._join(x, y), state
 
@@ -59,10 +60,11 @@ class Layer(nn.Module):
         self.mixer, self.feedforward = mixer, feedforward
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
         x = self.mixer(x)
         return x if self.feedforward is None else self.feedforward(x)
 
     def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
-        """As of ``Branch``."""
+        """Advance the mixer's state by x (B, D) or (B, L, D): the output in x's shape and the next state."""
         x, state = self.mixer.advance(x, state, read)
         return x if self.feedforward is None else self.feedforward(x), state

@@ -1,14 +1,15 @@
-"""A mixture of experts in place of one feed-forward: each token visits the few experts that a router picks for it.
+"""A mixture of experts in place of one feed-forward: a router picks a few experts for each token.
 
 Symbols:
 
     T, D        tokens, model width
-    E, k        experts, experts that a token visits
+    E, k        experts, experts of a token
     logits      (T, E) W_r x_t, in float32 at any precision (Fedus et al. 2022, section 2.4)
     p           (T, E) softmax of the logits
     gates       (T, k) the k largest of p, divided by their sum where they are renormalised (Jiang et al. 2024, Mixtral,
-                section 2.1); with k = 1 p itself, or the router had no gradient (Fedus et al. 2022, equation 2)
-    f           (E,) share of the T k visits that each expert has, a constant to the gradient
+                section 2.1); with k = 1 p itself, without which the router would have no gradient (Fedus et al. 2022,
+                equation 2)
+    f           (E,) share of the T k assignments that go to each expert, a constant to the gradient
     P           (E,) mean of p over the tokens
 
 The output is the sum over a token's experts of gate times expert. There is no capacity: no token is dropped.
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
+from typing_extensions import override
 
 from seqlab.errors import UserError
 from seqlab.models.feedforward import swiglu_width
@@ -28,53 +30,60 @@ from seqlab.ops.routed_experts import resolve_backend, routed_experts, routed_ex
 
 
 class ExpertMaps(nn.Module):
-    """A linear map for each expert, ``weight`` (n_experts, d_in, d_out), each at the start as ``nn.Linear`` has it."""
+    """A linear map for each expert, ``weight`` (n_experts, d_in, d_out), initialised as ``nn.Linear`` is."""
 
     def __init__(self, n_experts: int, d_in: int, d_out: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_experts, d_in, d_out).uniform_(-1, 1) / d_in**0.5)
 
+    @override
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.weight.shape))
 
 
 class HasAuxiliaryLoss(nn.Module):
-    """A part with a loss of its own besides the data's.
+    """A part with a loss of its own, which is added to that of the data.
 
-    At each forward pass in training it leaves that loss, a scalar times its weight, in ``auxiliary_loss``. Any part may
-    do so; one that inherits from this class can be copied meanwhile.
+    Each forward pass in training stores it, a scalar already weighted, in ``auxiliary_loss``. Any part may do so; one
+    that inherits from this class can be copied while a loss is stored.
     """
 
     auxiliary_loss: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has no part in the graph that the auxiliary loss belongs to."""
+        """The state without the auxiliary loss, whose autograd graph cannot be copied."""
         return self.__dict__ | {"auxiliary_loss": None}
 
 
 class MixtureOfExperts(HasAuxiliaryLoss):
-    """Experts of which each is a ``SwiGLU``, and the router that sends each token to ``top_k`` of them.
+    """Experts, each a ``SwiGLU``, and the router that sends each token to ``top_k`` of them.
 
-    In training it leaves ``balance_weight`` E sum_e f_e P_e, which is ``balance_weight`` where all experts are equally
-    busy (Fedus et al. 2022, equations 4 to 6; for k = 2 as in GShard, Lepikhin et al. 2021, section 2.2), plus
-    ``z_weight`` times the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5) in ``auxiliary_loss``,
-    f in ``expert_share`` (E,), and in ``loss_by_share`` (E,) the derivative of that loss by f. It is linear in f, which
-    gives the loss of a part of a batch under the shares of the whole.
+    In training it stores
+
+    - ``auxiliary_loss``: ``balance_weight`` E sum_e f_e P_e, which is ``balance_weight`` at perfect balance (Fedus et
+      al. 2022, equations 4 to 6; for k = 2 as in GShard, Lepikhin et al. 2021, section 2.2), plus ``z_weight`` times
+      the mean of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5);
+    - ``expert_share`` (E,): f;
+    - ``loss_by_share`` (E,): the derivative of the loss by f. The loss is linear in f, so that this gives the loss of a
+      part of a batch for the f of the whole batch.
 
     Args:
         d_model: width D.
         d_ff: width of an expert, in the sense of ``SwiGLU``.
         n_experts: E.
-        top_k: experts that a token visits.
-        renormalise: a token's gates sum to 1, as in Mixtral; otherwise to the probability that its experts hold, as in
-            Jamba (Lieber et al. 2024).
-        balance_weight: of the loss that keeps the experts equally busy.
-        z_weight: of the loss that keeps the logits small.
-        dropout: on what the experts give together.
+        top_k: k, experts of a token.
+        renormalise: divide a token's gates by their sum, as Mixtral does; otherwise they are the router's
+            probabilities, as in Jamba (Lieber et al. 2024).
+        balance_weight: weight of the balance loss, which keeps the experts equally busy.
+        z_weight: weight of the z-loss, which keeps the logits small.
+        dropout: on the sum of the experts' outputs.
         backend: one of ``seqlab.ops.routed_experts.BACKENDS``, or ``auto``.
+
+    Raises:
+        UserError: top_k is above n_experts.
     """
 
-    resolve_backend = staticmethod(resolve_backend)  # what ``experts_backend`` comes to on a device
+    resolve_backend = staticmethod(resolve_backend)  # of ``experts_backend`` on a device
 
     def __init__(
         self,
@@ -105,6 +114,7 @@ class MixtureOfExperts(HasAuxiliaryLoss):
         self.loss_by_share: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, L, D) or (B, D) to the same shape."""
         tokens = x.reshape(-1, x.shape[-1])  # (T, D)
         logits, p, experts, gates = self._route(tokens)
         y = self._visit(tokens, experts, gates)
@@ -117,7 +127,7 @@ class MixtureOfExperts(HasAuxiliaryLoss):
         exact = nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False)
         with exact:
             weight = self.router.weight
-            dtype = torch.promote_types(weight.dtype, torch.float32)  # of a model in bfloat16 too
+            dtype = torch.promote_types(weight.dtype, torch.float32)  # float32 for a bfloat16 model too
             logits = nn.functional.linear(tokens.to(dtype), weight.to(dtype))  # (T, E)
         p = logits.softmax(dim=-1)
         largest, experts = p.topk(self.top_k, dim=-1)
@@ -125,12 +135,12 @@ class MixtureOfExperts(HasAuxiliaryLoss):
         return logits, p, experts, gates
 
     def _visit(self, tokens: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
-        """What the experts of each token give together, (T, D)."""
+        """The gated sum of each token's experts, (T, D)."""
         maps = self.in_proj.weight, self.out_proj.weight
         return routed_experts(tokens, *maps, experts, gates, backend=self.experts_backend)
 
     def _leave_losses(self, logits: Tensor, p: Tensor, experts: Tensor) -> None:
-        """Leave the auxiliary loss and the experts' load."""
+        """Store the auxiliary loss and the experts' shares."""
         everyone = torch.arange(logits.shape[1], device=experts.device)
         share = (experts.flatten()[:, None] == everyone).to(logits.dtype).mean(dim=0)  # (E,)
         self.expert_share.copy_(share)
@@ -143,17 +153,18 @@ class MixtureOfExperts(HasAuxiliaryLoss):
         self.auxiliary_loss = loss
 
     def why_not_captured(self, device: torch.device) -> str | None:
+        """A reason unless the experts run on "triton", the one backend that never waits for the device."""
         chosen = self.resolve_backend(self.experts_backend, device, torch.float32)
         return None if chosen == "triton" else f"the experts' backend {chosen!r} waits for the device"
 
     def inactive_parameters(self) -> int:
-        """Those of the experts that a token does not visit."""
+        """Number of parameters of the experts that a token does not use."""
         every = sum(p.numel() for maps in (self.in_proj, self.out_proj) for p in maps.parameters())
         n_experts = len(self.expert_share)
         return every // n_experts * (n_experts - self.top_k)
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:
-        """Of the visited experts' matrix products, forward."""
+        """Forward FLOPs of the experts' matrix products."""
         _, d_hidden, d_model = self.out_proj.weight.shape
         return routed_experts_flops(batch_size * length * self.top_k, d_model, d_hidden)
 
@@ -162,25 +173,27 @@ class MixtureOfExperts(HasAuxiliaryLoss):
 
 
 def balance_loss(p: Tensor, share: Tensor) -> Tensor:
-    """E sum_e f_e P_e of p (T, E) and f = share (E,): 1 where all are equally busy, E where one has it all."""
+    """E sum_e f_e P_e, a scalar, of p (T, E) and f = share (E,): 1 at perfect balance, E if one expert has it all."""
     return len(share) * torch.dot(share, p.mean(dim=0))
 
 
 def z_loss(logits: Tensor) -> Tensor:
-    """The mean over tokens of logsumexp(logits)^2."""
+    """The mean over tokens of logsumexp(logits)^2, a scalar, of logits (T, E)."""
     return logits.logsumexp(dim=-1).square().mean()
 
 
 def auxiliary_losses(model: nn.Module, shares: dict[nn.Module, Tensor] | None = None) -> Tensor | None:
-    """The sum of what the parts left in the last forward pass, or ``None``; it is taken, so that no graph stays.
+    """The sum of the auxiliary losses that the last forward pass stored, a scalar, or ``None`` without any.
+
+    The parts' losses are removed, which frees their graphs.
 
     Args:
-        model: all of it.
-        shares: of the visits, (E,), to take for those of the pass, by the part that has experts.
+        model: the whole model.
+        shares: f (E,) of each mixture of experts, in place of that of the pass.
     """
     total = None
     for part in model.modules():
-        loss = vars(part).get("auxiliary_loss")  # any part may leave one; to ask modules for what they lack is slow
+        loss = vars(part).get("auxiliary_loss")  # any part may have one; getattr is slow for what a module lacks
         if loss is None:
             continue
         part.auxiliary_loss = None
@@ -193,25 +206,20 @@ def auxiliary_losses(model: nn.Module, shares: dict[nn.Module, Tensor] | None = 
 
 
 def balances(model: nn.Module) -> bool:
-    """Whether some part has a loss of the shares of visits."""
+    """Whether some part has a balance loss, which depends on f."""
     return any(part.balance_weight for part in parts(model, MixtureOfExperts))
 
 
 class ExpertLoad(NamedTuple):
-    """How the visits spread over the experts, of all layers that have any.
+    """How tokens are distributed over the experts, in all layers that have any."""
 
-    largest_share: of the visits of one layer that one expert had; 1 / n_experts is perfect balance.
-    dead: experts that nobody visited, in all layers together.
-    shares: of each layer, of each expert.
-    """
-
-    largest_share: float
-    dead: int
-    shares: list[list[float]]
+    largest_share: float  # the largest f_e of any layer; 1 / n_experts is perfect balance
+    dead: int  # number of experts without a token, in all layers together
+    shares: list[list[float]]  # f of each layer
 
 
 def expert_load(model: nn.Module) -> ExpertLoad | None:
-    """The load in the last training pass, or of its whole batch; ``None`` without experts. Waits for the device."""
+    """The load by the parts' ``expert_share``; ``None`` without experts. Waits for the device."""
     layers = [part.expert_share for part in parts(model, MixtureOfExperts)]
     if not layers:
         return None

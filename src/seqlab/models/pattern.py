@@ -7,7 +7,11 @@ from seqlab.models.protocols import Factory, Mixer
 
 
 def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:
-    """Refuse a pattern that names an unknown mixer or that the depth would cut."""
+    """Check that a pattern names known mixers and fits into the depth.
+
+    Raises:
+        UserError: it names an unknown mixer, or its length does not go with ``n_layers``.
+    """
     names = ", ".join(map(repr, mixers)) or "a mixer"
     unknown = next((name for name in pattern if name not in mixers), None)
     if unknown is not None:
@@ -25,14 +29,22 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
 
 
 def check_mixer(name: str, mixer: nn.Module) -> None:
-    """Refuse a mixer that could be trained but never generate."""
+    """Check that a mixer has all that generation needs.
+
+    Raises:
+        UserError: it lacks ``initial_state`` or ``step``.
+    """
     if not isinstance(mixer, Mixer):
         rule = "has no initial_state and step, by which a model generates"
         raise UserError(f"mixers.{name}", type(mixer).__name__, rule, "Write them (seqlab.models.protocols.Mixer)")
 
 
 def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_layers: int) -> list[Factory | None]:
-    """The feed-forwards as a list that repeats over the depth; one that the depth would cut is refused."""
+    """The feed-forwards as a list that repeats over the depth.
+
+    Raises:
+        UserError: the list is empty, or longer than the depth.
+    """
     if not isinstance(feedforward, list):
         return [feedforward]
     if not feedforward:
@@ -43,7 +55,11 @@ def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_la
 
 
 def check_fits(key: str, value: list, things: str, n_layers: int) -> None:
-    """Refuse a list that is longer than the depth, whose last entries would silently be left out."""
+    """Check that a list is not longer than the depth, which would silently leave out its last entries.
+
+    Raises:
+        UserError: it is.
+    """
     if len(value) > n_layers > 0:
         raise UserError(
             key,

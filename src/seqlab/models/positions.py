@@ -1,4 +1,4 @@
-"""Absolute positions: what is added to the embedding at each place. ``at(start, end, like)`` gives (L, D).
+"""Absolute positions: vectors that are added to the embedding.
 
 Symbols: L positions, D model width.
 """
@@ -10,14 +10,19 @@ from seqlab.errors import UserError
 
 
 class LearnedPositions(nn.Embedding):
-    """A vector for each of ``max_length`` positions."""
+    """A learned vector for each of ``max_length`` positions."""
 
     def initialise(self, std: float) -> None:
+        """Draw the vectors from a normal distribution of standard deviation ``std``."""
         nn.init.normal_(self.weight, std=std)
         self.weight.lookup = True
 
     def check_length(self, length: int) -> None:
-        """Refuse a sequence that is longer than they are."""
+        """Check that there is a vector for each of ``length`` positions.
+
+        Raises:
+            UserError: there are fewer.
+        """
         if length > self.num_embeddings:
             raise UserError(
                 "model.positions",
@@ -27,6 +32,7 @@ class LearnedPositions(nn.Embedding):
             )
 
     def at(self, start: int, end: int, like: Tensor) -> Tensor:
+        """The vectors (L, D) of positions ``start`` to ``end``, without the last; ``like`` is not used."""
         self.check_length(end)
         return self.weight[start:end]
 
@@ -34,8 +40,8 @@ class LearnedPositions(nn.Embedding):
 class SinusoidalPositions(nn.Module):
     """sin and cos of t / 10000^(2i/D) at position t (Vaswani et al. 2017, section 3.5), without an end.
 
-    They are scaled to the standard deviation of the embedding at the start: at their own size they would drown it,
-    where the paper multiplies the embedding instead.
+    They are scaled to the embedding's initial standard deviation, which they would otherwise dwarf; the paper scales up
+    the embedding instead.
     """
 
     def __init__(self, d_model: int):
@@ -43,12 +49,14 @@ class SinusoidalPositions(nn.Module):
         self.d_model, self.scale = d_model, 1.0
 
     def initialise(self, std: float) -> None:
-        self.scale = std * 2**0.5  # a sine's own is the root of a half
+        """Set the standard deviation of the vectors to ``std``."""
+        self.scale = std * 2**0.5  # that of a sine is sqrt(1/2)
 
     def check_length(self, length: int) -> None:
-        """Any length will do."""
+        """Nothing to check: any length is possible."""
 
     def at(self, start: int, end: int, like: Tensor) -> Tensor:
+        """The vectors (L, D) of positions ``start`` to ``end``, without the last, in ``like``'s dtype and device."""
         position = torch.arange(start, end, device=like.device, dtype=torch.float32)
         width = torch.arange(0, self.d_model, 2, device=like.device, dtype=torch.float32)
         angle = position[:, None] * 10_000.0 ** (-width / self.d_model)  # (L, ceil(D/2))

@@ -1,9 +1,9 @@
-"""What the parts of a model are to one another and to what trains, counts and generates: the contract of its modules.
+"""The protocols of a model's parts: what the model, training, counting and generation need of them.
 
 Symbols: B batch, L length, D model width.
 
-A part of a model is any ``nn.Module``. A mixer must do what ``Mixer`` says; what else a part can say of itself is a
-protocol of one method or two, which it has or has not. ``parts`` finds those that have it.
+A part of a model is any ``nn.Module``. A mixer must satisfy ``Mixer``; the other protocols, of one method each, are
+optional. ``parts`` finds the modules that satisfy one.
 """
 
 from collections.abc import Callable
@@ -20,18 +20,18 @@ Factory = Callable[[int], nn.Module]
 class Mixer(Protocol):
     """Maps (B, L, D) to (B, L, D) causally, at once or position by position. It is built as ``Mixer(d_model, ...)``.
 
-    A state may be of any kind: one size at every length (Mamba, a GRU), growing (attention), growing up to a window. It
-    is continued once, so that a step may write into it.
+    A state may be of any type and of constant size (Mamba, a GRU) or growing (attention, up to its window). Each state
+    is used once, so that a step may change it in place.
 
-    A projection that writes into the residual stream is called ``out_proj``, so that the model can rescale it. FLOPs
-    and states are counted on the ``meta`` device, so a mixer gives shapes there too.
+    A projection into the residual stream is called ``out_proj``, so that the model can rescale it. FLOPs and states are
+    counted on the ``meta`` device, so a mixer must run there too.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole sequence: (B, L, D) to (B, L, D) of x's dtype."""
 
     def initial_state(self, batch_size: int) -> Any:
-        """What is remembered before the first position, of ``batch_size`` sequences."""
+        """The state of ``batch_size`` sequences before the first position."""
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One position, (B, D) to (B, D), and the state after it; equal to ``forward`` there within rounding."""
@@ -39,39 +39,53 @@ class Mixer(Protocol):
 
 @runtime_checkable
 class Prefills(Protocol):
+    """A mixer that can advance its state by many positions at once."""
+
     def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """L positions, (B, L, D) to (B, L, D), and the state after them: what as many calls of ``step`` give."""
 
 
 @runtime_checkable
 class CountsFlops(Protocol):
+    """A part with FLOPs that torch's counter does not see."""
+
     def uncounted_flops(self, batch_size: int, length: int) -> int:
         """Forward FLOPs that torch's counter does not see, of ``batch_size`` sequences of ``length`` positions."""
 
 
 @runtime_checkable
 class CountsInactive(Protocol):
+    """A part of which a token uses only some parameters."""
+
     def inactive_parameters(self) -> int:
-        """How many of its parameters a token does not meet."""
+        """Number of parameters that a token does not use."""
 
 
 @runtime_checkable
 class WaitsForDevice(Protocol):
+    """A part that may wait for the device in a training step."""
+
     def why_not_captured(self, device: torch.device) -> str | None:
-        """Why no CUDA graph can hold it there: it waits for the device in a step, or may. ``None`` if one can."""
+        """Why a CUDA graph cannot capture it on ``device``: it waits, or may. ``None`` if one can."""
 
 
 @runtime_checkable
 class Scans(Protocol):
+    """A mixer whose scan has several backends."""
+
     scan_backend: str
 
     def resolve_backend(self, backend: str, device: torch.device, dtype: torch.dtype) -> str:
-        """What a backend's name, ``auto`` among them, comes to on a device; ValueError for one that cannot run."""
+        """The backend that a name, which may be ``auto``, resolves to on ``device``.
+
+        Raises:
+            ValueError: it cannot run there.
+        """
 
 
 Kind = TypeVar("Kind")
 
 
 def parts(model: nn.Module, kind: type[Kind]) -> list[Kind]:
-    """The modules of a model, itself among them, that are of a class or protocol."""
+    """The modules of a model, itself included, that are instances of a class or satisfy a protocol."""
     return [module for module in model.modules() if isinstance(module, kind)]

@@ -1,6 +1,7 @@
-"""The one model: embed, layers of mixer and feed-forward, norm, head.
+"""The one model: embedding, layers of mixer and feed-forward, norm, head.
 
-Symbols: B batch, L length, D model width.
+Symbols: B batch, L length, D model width, d_input and d_output widths of the data, P chosen positions of the flattened
+batch.
 """
 
 import inspect
@@ -21,13 +22,13 @@ CHUNK = 4096
 
 
 class ModelState(NamedTuple):
-    """What the model remembers between two calls of ``step`` or ``prefill``.
+    """The model's state between two calls of ``step`` or ``prefill``.
 
-    A state is continued once: attention writes what follows into the room that its cache has.
+    Use each state once: attention extends its cache in place.
     """
 
-    position: int
-    layers: list[Any]
+    position: int  # positions so far
+    layers: list[Any]  # the state of each layer's mixer
 
 
 class SequenceModel(nn.Module):
@@ -36,23 +37,26 @@ class SequenceModel(nn.Module):
     The data object gives the first four arguments, the configuration the rest.
 
     Args:
-        tokens: inputs are token ids below ``d_input``; otherwise they are features of that width.
+        tokens: inputs are token ids below ``d_input``; otherwise features of that width.
         d_input: vocabulary size or feature width.
         d_output: vocabulary size or output width.
-        max_length: the longest window, which sizes learned positions.
+        max_length: the longest window, which is the number of learned positions.
         d_model: width D of the residual stream.
         n_layers: number of layers; 0, with an empty pattern, leaves embedding and head.
         pattern: names of the layers' mixers, repeated over the depth.
         mixers: how to build each name in ``pattern``, given D.
-        feedforward: how to build the feed-forward after each mixer, given D; a list of such, or of null where there
-            is none, is repeated over the depth as ``pattern`` is.
+        feedforward: how to build the feed-forward after each mixer, given D; a list of these, null for none, repeats
+            over the depth as ``pattern`` does.
         norm: how to build the norm before each half layer and before the head, given D.
         residual: add each half layer to its input.
-        positions: ``learned`` adds a vector for each position, ``sinusoidal`` a fixed one that also longer sequences
-            have; ``none`` leaves order to the mixers.
+        positions: ``learned`` adds a vector for each position, ``sinusoidal`` a fixed one, at any length; ``none``
+            leaves order to the mixers.
         tie_embeddings: the head uses the embedding's matrix (tokens of one vocabulary only).
-        embedding_std: standard deviation of the embedding at the start.
+        embedding_std: initial standard deviation of the embedding.
         dropout: on the embedding and on each half layer's output.
+
+    Raises:
+        UserError: ``pattern`` or ``feedforward`` does not fit, or a part refuses its arguments.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class SequenceModel(nn.Module):
             self.embed.weight.lookup = True
 
     def _rescale_residual_projections(self) -> None:
-        """Divide what each half layer adds by the square root of how many add (GPT-2, section 2.3)."""
+        """Divide the half layers' output projections by the square root of their number (GPT-2, section 2.3)."""
         branches = [b for layer in self.layers for b in (layer.mixer, layer.feedforward) if b is not None]
         with torch.no_grad():
             for branch in branches:
@@ -122,7 +126,11 @@ class SequenceModel(nn.Module):
                     projection.weight /= len(branches) ** 0.5
 
     def check_length(self, length: int) -> None:
-        """Refuse a sequence that is longer than the learned positions, if those are what the model has."""
+        """Check that the model has positions for a sequence of ``length``.
+
+        Raises:
+            UserError: it has fewer learned positions.
+        """
         if self.positions is not None:
             self.positions.check_length(length)
 
@@ -134,8 +142,11 @@ class SequenceModel(nn.Module):
         return self.dropout(x)
 
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-        """Outputs (B, L, d_output), or (P, d_output) at ``places`` (P,) of the flat batch alone: where few positions
-        are asked for, a large head at all of them would be most of the work."""
+        """Tokens (B, L) or features (B, L, d_input) to outputs (B, L, d_output).
+
+        With ``places`` (P,), indices into the flattened batch, to (P, d_output): a large head at all positions would be
+        most of the work where few are needed.
+        """
         x = self._embed(inputs, 0, inputs.shape[1])  # (B, L, D)
         for layer in self.layers:
             x = layer(x)
@@ -164,14 +175,14 @@ class SequenceModel(nn.Module):
         places: Tensor | None = None,
         chunk: int = CHUNK,
     ) -> tuple[Tensor, ModelState]:
-        """Many positions at once: what as many calls of ``step`` give, within rounding.
+        """Many positions at once, equal to as many calls of ``step`` within rounding.
 
         Args:
             inputs: tokens (B, L) or features (B, L, d_input), at least one position.
-            state: before the first of them.
-            every: give the outputs of every position, not of the last alone.
-            places: give those at these places (P,) of the flat batch.
-            chunk: positions at a time.
+            state: the state before them.
+            every: return the outputs of every position, not of the last alone.
+            places: return the outputs at these indices (P,) into the flattened batch.
+            chunk: number of positions processed at a time.
 
         Returns:
             Outputs, (B, d_output) of the last position, (B, L, d_output) of every one or (P, d_output) at ``places``,

@@ -1,5 +1,6 @@
-"""Causal multi-head self-attention (Vaswani et al. 2017), with rotary positions (Su et al. 2021) and a sliding window
-(Beltagy et al. 2020) if asked.
+"""Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
+
+Optional are rotary positions (Su et al. 2021) and a sliding window (Beltagy et al. 2020).
 
 Symbols: B batch, L length, H heads, P width of a head, D model width, E = H P inner width, W window.
 """
@@ -15,16 +16,20 @@ from seqlab.models.mixers.softmax import attend_last, attend_window
 
 
 class Attention(nn.Module):
-    """Softmax attention over all positions up to one's own, or over the last W of them.
+    """Softmax attention of each position over itself and all earlier ones, or over the last W of them.
 
     Args:
         d_model: width D.
         n_heads: heads H, a divisor of E.
-        rotary: turn queries and keys by their position; without it the mixer knows no order but causality.
-        rotary_base: the largest wavelength over 2 pi.
+        rotary: rotate queries and keys by their position; otherwise order enters only through the causal mask.
+        rotary_base: base of the rotary frequencies.
         bias: biases in the projections.
-        window: W, how many positions one sees, its own among them; null is all. Work is then O(L W), the cache O(W).
-        d_inner: inner width E of queries, keys and values; null is D.
+        window: W, how many positions one attends to, itself included; null for all. Work is then O(L W), the cache
+            O(W).
+        d_inner: inner width E of queries, keys and values; null for D.
+
+    Raises:
+        UserError: H does not divide E, or the rotary heads' width is odd.
     """
 
     def __init__(
@@ -64,21 +69,25 @@ class Attention(nn.Module):
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
         q, k, v = self._project(x, start=0)
         if self.window is None:
             return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self._merge(attend_window(q, k, v, self.window))
 
     def initial_state(self, batch_size: int) -> Cache:
+        """An empty cache of keys and values, (B, H, 0, P) each."""
         empty = self.in_proj.weight.new_empty(batch_size, self.n_heads, 0, self.d_inner // self.n_heads)
         return Cache(empty, empty, 0, self.window)
 
     def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+        """(B, D) to (B, D), and the cache with one more position."""
         q, k, v = self._project(x[:, None], start=state.length)
         state = state.extended(k, v)
         return self._merge(F.scaled_dot_product_attention(q, *state.filled))[:, 0], state
 
     def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+        """(B, L, D) to (B, L, D), and the cache with L more positions."""
         q, k, v = self._project(x, start=state.length)
         if self.window is None:
             state = state.extended(k, v)

@@ -1,6 +1,6 @@
-"""Keys and values that attention keeps of the positions so far: of all of them, or of the last W alone.
+"""The cache of attention: keys and values of all positions so far, or of the last W.
 
-Symbols: B batch, L new positions, H heads, P width of a head, C positions that a buffer has room for, W window.
+Symbols: B batch, L new positions, H heads, P width of a head, C capacity of a buffer in positions, W window.
 """
 
 from typing import NamedTuple
@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 
 SPARE = 256
-"""Positions of room, at least, that a cache grows by."""
+"""Least number of positions that a cache grows by."""
 
 
 class Cache(NamedTuple):
-    """Keys and values of all positions so far, or of the last W in a ring, where position t stands at t mod W.
+    """Keys and values of all positions so far, or of the last W in a ring buffer, position t at index t mod W.
 
-    What comes next is written into the room that there is, so a cache can be continued once: what is continued from it
-    again takes the same room. A buffer grows by an eighth, so that a position costs the same however many there are.
+    New positions are written into the buffers in place, so a cache can be extended only once: a second extension would
+    overwrite the first. A buffer grows by an eighth, so that a position costs amortised O(1).
     """
 
-    k: Tensor  # (B, H, C, P); those of ``filled`` come first
-    v: Tensor
-    length: int
-    window: int | None
+    k: Tensor  # (B, H, C, P), the first of them in use (``filled``)
+    v: Tensor  # the same
+    length: int  # positions so far
+    window: int | None  # W; None for all positions
 
     def extended(self, k: Tensor, v: Tensor) -> "Cache":
-        """The cache with the keys and values (B, H, L, P) of the next L positions, of which a window keeps the last."""
+        """The cache with keys and values (B, H, L, P) of the next L positions appended; a window keeps the last W."""
         end = self.length + k.shape[2]
         window = self.window or end
         first = max(self.length, end - window)  # of the new positions that are kept
         place = first % window
-        unwrapped = min(end - first, window - place)  # those before the ring's end; the others stand at its start
+        unwrapped = min(end - first, window - place)  # up to the ring's end; the others wrap around to its start
         buffers = []
         for buffer, new in ((self.k, k), (self.v, v)):
             buffer = with_room(buffer, self.length, min(end, window), new, most=self.window)
@@ -43,12 +43,12 @@ class Cache(NamedTuple):
 
     @property
     def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values that are kept, each (B, H, length, P) or (B, H, min(length, W), P) in the ring's order."""
+        """The keys and the values kept: (B, H, length, P) each, or (B, H, min(length, W), P) in the ring's order."""
         count = self.length if self.window is None else min(self.length, self.window)
         return self.k[:, :, :count], self.v[:, :, :count]
 
     def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values that a window keeps, oldest first, and behind them those (B, H, L, P) of what is next."""
+        """Keys and values of the window, oldest first, followed by the next ones k and v (B, H, L, P)."""
         if self.length == 0:
             return k, v
         oldest = self.length % self.window if self.length > self.window else 0
@@ -59,10 +59,10 @@ class Cache(NamedTuple):
 
 
 def with_room(buffer: Tensor, length: int, needed: int, new: Tensor, most: int | None = None) -> Tensor:
-    """The buffer (B, H, C, P), or a larger one with its first ``length`` positions, if ``needed`` do not fit into it.
+    """The buffer (B, H, C, P), or a larger one with its first ``length`` positions if ``needed`` exceeds C.
 
-    At the start it takes the dtype of what is new, and just the room that is needed; later it grows by an eighth, to
-    ``most`` positions at most.
+    The first allocation is exactly ``needed``; later ones add an eighth, up to ``most`` positions. The dtype is that of
+    ``new``.
     """
     if needed <= buffer.shape[2]:
         return buffer

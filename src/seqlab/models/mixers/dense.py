@@ -1,4 +1,4 @@
-"""The mixer that mixes nothing: each position alone."""
+"""A mixer that mixes nothing: each position on its own. Symbols: B batch, L length, D model width."""
 
 from torch import Tensor, nn
 
@@ -11,13 +11,16 @@ class Dense(nn.Module):
         self.linear = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
         return self.linear(x).relu()
 
     def initial_state(self, batch_size: int) -> None:
-        return None
+        """None: there is no state."""
 
     def step(self, x: Tensor, state: None) -> tuple[Tensor, None]:
+        """(B, D) to (B, D)."""
         return self(x), state
 
     def prefill(self, x: Tensor, state: None) -> tuple[Tensor, None]:
+        """(B, L, D) to (B, L, D)."""
         return self(x), state

@@ -1,7 +1,7 @@
 """Mamba-1 (Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces").
 
 Symbols, the paper's: B batch, L length, D model width, E = expand D inner width, N state size, K width of the
-convolution, R rank of delta; A (E, N) decay, B and C (B, L, N) input and output maps, delta (B, L, E) step.
+convolution, R rank of delta; A (E, N) decay, B and C (B, L, N) input and output maps, delta (B, L, E) step size.
 """
 
 import math
@@ -24,28 +24,32 @@ from seqlab.ops.selective_scan import resolve_backend
 
 
 class State(NamedTuple):
-    """What one Mamba layer remembers, the same size at every length."""
+    """The state of one Mamba layer, of constant size."""
 
     conv: Tensor  # (B, K - 1, E), the last inputs of the convolution
-    ssm: Tensor  # (B, E, N), float32, or float64 in a model that is
+    ssm: Tensor  # (B, E, N), float32, or float64 in a float64 model
 
 
 def log_uniform_step_bias(width: int, smallest: float, largest: float) -> Tensor:
-    """A bias b (width,) for which softplus(b) is log-uniform in [smallest, largest] (the paper's section 3.6)."""
+    """Draw a bias b (width,) such that softplus(b) is log-uniform in [smallest, largest] (the paper's section 3.6)."""
     low, high = math.log(smallest), math.log(largest)
     step = torch.exp(low + (high - low) * torch.rand(width))
     return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
 def check_range(name: str, smallest: float, largest: float) -> None:
-    """Refuse a range ``<name>_min`` to ``<name>_max`` whose ends are the wrong way round."""
+    """Check that ``<name>_min`` is not above ``<name>_max``.
+
+    Raises:
+        UserError: it is.
+    """
     if smallest > largest:
         rule = f"is above the largest, {name}_max={largest}"
         raise UserError(f"{name}_min", smallest, rule, f"Lower it, or set {name}_max={smallest} or more")
 
 
 def decay(A_log: Tensor) -> Tensor:
-    """A = -exp(A_log), in float32 also of a model in half precision, in float64 of one in that."""
+    """A = -exp(A_log) in A_log's shape, in float32 for half precision too, in float64 for float64."""
     return -torch.exp(A_log.to(accumulation_dtype(A_log.dtype)))
 
 
@@ -56,14 +60,17 @@ class Mamba(nn.Module):
         d_model: width D.
         d_state: state size N.
         d_conv: width K of the causal depthwise convolution.
-        expand: inner width E over D.
-        d_inner: E itself; null is expand * D.
-        dt_rank: rank R of delta; ``None`` is ceil(D / 16).
-        dt_min, dt_max: range of the steps at the start.
+        expand: the ratio E / D.
+        d_inner: E itself; null for expand * D.
+        dt_rank: rank R of delta; null for ceil(D / 16).
+        dt_min, dt_max: range of the initial step sizes.
         scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
+
+    Raises:
+        UserError: dt_min is above dt_max.
     """
 
-    resolve_backend = staticmethod(resolve_backend)  # what ``scan_backend`` comes to on a device
+    resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
     def __init__(
         self,
@@ -85,7 +92,7 @@ class Mamba(nn.Module):
         self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)
 
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
-        bound = d_conv**-0.5  # torch's own bound for a depthwise convolution
+        bound = d_conv**-0.5  # torch's own initialisation of a depthwise convolution
         self.conv_weight = nn.Parameter(torch.empty(d_inner, d_conv).uniform_(-bound, bound))
         self.conv_bias = nn.Parameter(torch.empty(d_inner).uniform_(-bound, bound))
         self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
@@ -106,6 +113,7 @@ class Mamba(nn.Module):
 
     @property
     def A(self) -> Tensor:  # noqa: N802
+        """The decay (E, N)."""
         return decay(self.A_log)
 
     def _convolve(self, u: Tensor, **states: Any) -> Any:
@@ -119,10 +127,12 @@ class Mamba(nn.Module):
         return selective_scan(u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, **settings, **states)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scan(self._convolve(u), z))
 
     def initial_state(self, batch_size: int) -> State:
+        """Zeros."""
         weight = self.conv_weight
         return State(
             conv=weight.new_zeros(batch_size, weight.shape[1] - 1, self.d_inner),
@@ -130,6 +140,7 @@ class Mamba(nn.Module):
         )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B, D) to (B, D)."""
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, E) each
         u, conv = causal_conv1d_update(state.conv, u, self.conv_weight, self.conv_bias, activation="silu")
         delta, B, C = self._select(u)
@@ -139,10 +150,12 @@ class Mamba(nn.Module):
         return self.out_proj(y), State(conv, ssm)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B, L, D) to (B, L, D)."""
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
         u, conv = self._convolve(u, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(u, z, initial_state=state.ssm, return_final_state=True)
         return self.out_proj(y), State(conv, ssm)
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:
+        """Forward FLOPs of the scan's recurrence."""
         return selective_scan_flops(batch_size, length, self.d_inner, self.d_state)

@@ -3,7 +3,7 @@ State Space Duality").
 
 Symbols, the paper's: B batch, L length, D model width, E = expand D inner width, H heads, P = E / H channels of a head,
 G groups of heads that share B and C, N state size, K width of the convolution; A (H,) decay, B and C (B, L, G, N) input
-and output maps, dt (B, L, H) step.
+and output maps, dt (B, L, H) step size.
 """
 
 from typing import Any, NamedTuple
@@ -20,14 +20,14 @@ from seqlab.ops.ssd import resolve_backend
 
 
 class State(NamedTuple):
-    """What one Mamba-2 layer remembers, the same size at every length."""
+    """The state of one Mamba-2 layer, of constant size."""
 
     conv: Tensor  # (B, K - 1, E + 2 G N), the last inputs of the convolution
-    ssm: Tensor  # (B, H, P, N), float32, or float64 in a model that is
+    ssm: Tensor  # (B, H, P, N), float32, or float64 in a float64 model
 
 
 class GatedRMSNorm(nn.Module):
-    """x silu(z), divided by its root mean square in each of G groups of channels, times a weight (section 7.2)."""
+    """x silu(z), divided by its root mean square in each of G groups of channels, times a weight (section 7.1)."""
 
     def __init__(self, width: int, n_groups: int, eps: float):
         super().__init__()
@@ -35,7 +35,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """x and z (..., E) to (..., E) in x's dtype; the mean is in float32, or in float64 if x is."""
+        """x and z of shape (..., E) to the same shape in x's dtype; computed in float32, or in float64 if x is."""
         dtype = accumulation_dtype(x.dtype)
         y = x.to(dtype) * nn.functional.silu(z.to(dtype))
         y = y.unflatten(-1, (self.n_groups, -1))  # (..., G, E / G)
@@ -48,19 +48,22 @@ class Mamba2(nn.Module):
 
     Args:
         d_model: width D.
-        n_heads: heads H, each with a decay and a step of its own; a divisor of E.
+        n_heads: heads H, each with its own decay and step size; a divisor of E.
         d_state: state size N.
         d_conv: width K of the causal depthwise convolution, which x, B and C pass.
-        expand: inner width E over D.
-        d_inner: E itself; null is expand * D.
+        expand: the ratio E / D.
+        d_inner: E itself; null for expand * D.
         n_groups: groups G, a divisor of H.
-        dt_min, dt_max: range of the steps at the start.
-        A_min, A_max: range of -A at the start.
+        dt_min, dt_max: range of the initial step sizes.
+        A_min, A_max: range of the initial -A.
         norm_eps: added to the mean square in the gated norm.
         scan_backend: one of ``seqlab.ops.ssd.BACKENDS``, or ``auto``.
+
+    Raises:
+        UserError: a width is no multiple of what must divide it, or a minimum is above its maximum.
     """
 
-    resolve_backend = staticmethod(resolve_backend)  # what ``scan_backend`` comes to on a device
+    resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class Mamba2(nn.Module):
         self.d_mixed = d_inner + 2 * n_groups * d_state  # x, B and C side by side
 
         self.in_proj = nn.Linear(d_model, d_inner + self.d_mixed + n_heads, bias=False)
-        bound = d_conv**-0.5  # torch's own bound for a depthwise convolution
+        bound = d_conv**-0.5  # torch's own initialisation of a depthwise convolution
         self.conv_weight = nn.Parameter(torch.empty(self.d_mixed, d_conv).uniform_(-bound, bound))
         self.conv_bias = nn.Parameter(torch.empty(self.d_mixed).uniform_(-bound, bound))
         self.dt_bias = nn.Parameter(log_uniform_step_bias(n_heads, dt_min, dt_max))
@@ -101,6 +104,7 @@ class Mamba2(nn.Module):
 
     @property
     def A(self) -> Tensor:  # noqa: N802
+        """The decay (H,), a scalar for each head."""
         return decay(self.A_log)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -108,7 +112,7 @@ class Mamba2(nn.Module):
         return self.in_proj(x).split((self.d_inner, self.d_mixed, self.n_heads), dim=-1)
 
     def _select(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (..., H, P), B and C (..., G, N) from what the convolution gave."""
+        """x (..., H, P), B and C (..., G, N) from the convolution's output."""
         width = self.n_groups * self.d_state
         x, B, C = mixed.split((self.d_inner, width, width), dim=-1)
         B, C = (part.unflatten(-1, (self.n_groups, self.d_state)) for part in (B, C))
@@ -125,14 +129,16 @@ class Mamba2(nn.Module):
         return ssd(x, dt, self.A, B, C, self.D, self.dt_bias, **settings, **states)
 
     def _leave(self, y: Tensor, z: Tensor) -> Tensor:
-        """From the heads' outputs (..., H, P) to the model's width (..., D)."""
+        """Gate, normalise and project the heads' outputs (..., H, P) to (..., D)."""
         return self.out_proj(self.norm(y.flatten(-2), z))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
         z, mixed, dt = self._project(x)
         return self._leave(self._scan(self._convolve(mixed), dt), z)
 
     def initial_state(self, batch_size: int) -> State:
+        """Zeros."""
         weight = self.conv_weight
         d_head = self.d_inner // self.n_heads
         return State(
@@ -143,6 +149,7 @@ class Mamba2(nn.Module):
         )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B, D) to (B, D)."""
         z, mixed, dt = self._project(x)
         mixed, conv = causal_conv1d_update(state.conv, mixed, self.conv_weight, self.conv_bias, activation="silu")
         u, B, C = self._select(mixed)
@@ -150,12 +157,14 @@ class Mamba2(nn.Module):
         return self._leave(y, z), State(conv, ssm)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B, L, D) to (B, L, D)."""
         z, mixed, dt = self._project(x)
         mixed, conv = self._convolve(mixed, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(mixed, dt, initial_state=state.ssm, return_final_state=True)
         return self._leave(y, z), State(conv, ssm)
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:
+        """Forward FLOPs of the scan's recurrence."""
         return ssd_flops(batch_size, length, self.n_heads, self.d_inner // self.n_heads, self.d_state)
 
 

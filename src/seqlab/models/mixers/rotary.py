@@ -1,6 +1,6 @@
-"""Rotary positions (Su et al. 2021): each pair of a head's numbers is turned by an angle that grows with the position.
+"""Rotary positions (Su et al. 2021): pairs of a head's channels are rotated by angles proportional to the position.
 
-Symbols: L positions, P width of a head, t position, i pair; the halves of a head are the pairs, (x_i, x_{i + P/2}).
+Symbols: L positions, P width of a head, t position, i pair, of the channels x_i and x_{i + P/2}.
 """
 
 from functools import lru_cache
@@ -9,30 +9,31 @@ import torch
 from torch import Tensor
 
 LEAST = 256
-"""Positions, at least, of a table."""
+"""Least number of positions in a table."""
 
 
 def rotate(x: Tensor, start: int, base: float) -> Tensor:
-    """Turn each pair at position t by the angle t base^(-2i/P); Su et al. 2021, equation 34.
+    """Rotate each pair at position t by the angle t base^(-2i/P); Su et al. 2021, equation 34.
 
     Args:
-        x: (..., L, P), its first position number ``start``; P even.
-        base: the largest wavelength over 2 pi.
+        x: of shape (..., L, P), P even.
+        start: the position of x's first row.
+        base: base of the frequencies.
 
     Returns:
-        (..., L, P) of x's dtype; the products are float32, or float64 if x is, of a cosine and a sine in float32.
+        The same shape in x's dtype; products are in float32, or in float64 if x is, with cosine and sine in float32.
     """
     length, width = x.shape[-2:]
-    capacity = max(LEAST, 1 << (start + length - 1).bit_length())  # a table serves generation for many positions
-    tables = turns if torch.compiler.is_compiling() else kept_turns  # which a compiler cannot follow
+    capacity = max(LEAST, 1 << (start + length - 1).bit_length())  # so that generation reuses a table for many steps
+    tables = turns if torch.compiler.is_compiling() else kept_turns  # whose cache a compiler cannot trace
     cos, sin = (table[start : start + length] for table in tables(capacity, width, base, x.device))  # (L, P)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin).to(x.dtype)
 
 
 def turns(capacity: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The cosine of each angle, and its sine with the first half's sign turned, (capacity, P) each in float32.
+    """The cosine of each angle, and its sine, negated in the first half: (capacity, P) each in float32.
 
-    The angles are float64: in float32 that of position 2^20 would be wrong by 0.06.
+    The angles are in float64: in float32 that of position 2^20 would be off by 0.06.
     """
     position = torch.arange(capacity, device=device, dtype=torch.float64)
     frequency = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
@@ -43,6 +44,6 @@ def turns(capacity: int, width: int, base: float, device: torch.device) -> tuple
 
 @lru_cache(maxsize=16)
 def kept_turns(capacity: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``turns``, which all layers of a model share; ``free_memory`` lets go of them when a job has ended."""
-    with torch.inference_mode(False), torch.no_grad():  # an evaluation may make what the next training step reads
+    """``turns``, (capacity, P) each, cached for all layers of a model; ``free_memory`` clears the cache after a job."""
+    with torch.inference_mode(False), torch.no_grad():  # what an evaluation puts here, a training step may read next
         return turns(capacity, width, base, device)

@@ -1,7 +1,7 @@
 """Softmax attention by PyTorch's fused kernels: over all positions, or over a sliding window (Beltagy et al. 2020).
 
-Symbols: B batch, L positions that ask, S positions that are asked (the last L of them ask), H heads, P width of a head,
-W window: a position sees itself and the W - 1 before it; T positions of a block, n blocks.
+Symbols: B batch, L queries, S keys (the queries are at the last L of these positions), H heads, P width of a head,
+W window: a position attends to itself and the W - 1 before it; T positions of a block, n blocks.
 """
 
 import torch
@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST_BLOCK = 64
-"""Positions, at least, that ask at once: a narrow window would leave a kernel too little to do."""
+"""Least number of queries in a block: a narrow window would leave a kernel too little to do."""
 
 PAIRS = 2**29
-"""Pairs of positions, those of all heads, that a CPU goes through in one call when a prompt is read. It takes a second
-or two; no signal is heard meanwhile."""
+"""Pairs of query and key, over the batch and all heads, in one call on a CPU when a prompt is read. That takes a second
+or two, in which Python handles no signal."""
 
 
 def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of the last L of S positions: q (B, H, L, P), k and v (B, H, S, P) to (B, H, L, P).
 
-    It is for reading a prompt: on a CPU there are no right gradients where S > L.
+    For inference only: on a CPU the gradients are wrong where S > L.
     """
     length, before = q.shape[2], k.shape[2] - q.shape[2]
     if before == 0:
@@ -27,15 +27,15 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type != "cpu":
         from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler: a second of every start
 
-        mask = causal_lower_right(length, before + length)  # a name for it, which the GPU's kernels know
+        mask = causal_lower_right(length, before + length)  # symbolic: GPU kernels need no tensor for it
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     size = max(SMALLEST_BLOCK, PAIRS // (q.shape[0] * q.shape[1] * k.shape[2]))
     if size < length:
         ends = [min(start + size, length) for start in range(0, length, size)]
         parts = zip(q.split(size, dim=2), ends, strict=True)
         return torch.cat([attend_last(one, k[:, :, : before + n], v[:, :, : before + n]) for one, n in parts], dim=2)
-    # The kernel for CPUs would take that mask as a tensor and work through all of it. So: what came before without a
-    # mask, the new positions causally, and both joined by the sums of exponentials that they divided by.
+    # On a CPU that mask would be a dense tensor. Instead: attention to the earlier positions without a mask, causal
+    # attention to the new ones, and both combined by their log-sum-exps.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     old, log_sum_old = kernel(q, k[:, :, :before], v[:, :, :before])
     new, log_sum_new = kernel(q, k[:, :, before:], v[:, :, before:], is_causal=True)
@@ -46,8 +46,8 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Attention of the last L of S positions, each to the last W up to its own, in O(L W) work and memory.
 
-    The positions that ask are cut into blocks of T >= W, so that a block sees itself and the W positions before it and
-    nothing else. All blocks but the first have the same mask, and are one call.
+    The queries are cut into blocks of T >= W, so that a block attends only to itself and the W positions before it. All
+    blocks but the first have the same mask and are computed in one call.
 
     Args:
         q: (B, H, L, P).
@@ -64,7 +64,7 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         k, v, before = k[:, :, before - window :], v[:, :, before - window :], window
     block = max(window, SMALLEST_BLOCK)
     band = torch.ones(block, window + block, dtype=torch.bool, device=q.device)
-    band = band.triu(1).tril(window)  # (T, W + T): the position r of a block sees those in r + 1 .. r + W
+    band = band.triu(1).tril(window)  # (T, W + T): query r of a block attends to keys r + 1 .. r + W
     head = min(block, length)
     mask = band[:head, window - before : window + head]  # (head, before + head)
     first = F.scaled_dot_product_attention(
