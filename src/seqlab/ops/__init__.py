@@ -1,7 +1,7 @@
 """Operations on tensors: pure functions, each with one reference and one or more faster backends.
 
-Each operation is a package, and its public function bears the package's name: ``seqlab.ops.selective_scan`` is the
-function, ``from seqlab.ops.selective_scan import resolve_backend`` reads from the package.
+Each operation is a package whose public function has the package's name: ``seqlab.ops.selective_scan`` is the function,
+``from seqlab.ops.selective_scan import resolve_backend`` imports from the package.
 """
 
 from seqlab.ops.causal_conv1d import causal_conv1d, causal_conv1d_update

@@ -1,7 +1,8 @@
 """Choosing among the implementations of one operation.
 
 A backend is a module inside the operation's package; its file name is its name. It holds the operation itself and
-``why_unavailable(device, dtype) -> str | None``: the reason it cannot run there, or None. It must import anywhere.
+``why_unavailable(device, dtype) -> str | None``: the reason it cannot run there, or None. It can be imported on every
+machine.
 """
 
 import sys
@@ -12,9 +13,9 @@ import torch
 
 
 def load(package: str, name: str) -> ModuleType:
-    """The backend ``name`` of the operation whose package is ``package``.
+    """The backend ``name`` of the operation in ``package``.
 
-    Looks among the loaded modules first: torch.compile follows that, but not an import.
+    Loaded modules are looked up first, which torch.compile can trace, unlike an import.
     """
     return sys.modules.get(f"{package}.{name}") or import_module(f"{package}.{name}")
 
@@ -22,7 +23,7 @@ def load(package: str, name: str) -> ModuleType:
 def resolve(package: str, order: tuple[str, ...], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
     """The name of the backend that runs: ``backend`` itself, or for "auto" the first of ``order`` that can.
 
-    "auto" passes over "triton" on what is no GPU: there it would be Triton's interpreter, which is for tests alone.
+    "auto" skips "triton" without a GPU, where only Triton's interpreter could run it, which is for tests.
 
     Raises:
         ValueError: there is no backend of that name, or it cannot run on this device with this dtype. A backend

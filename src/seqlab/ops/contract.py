@@ -1,4 +1,4 @@
-"""What every operation asks of its tensors: shapes that agree, one device, dtypes it can accumulate.
+"""Checks of every operation's tensors: shapes that agree, one device, supported dtypes.
 
 A shape is written as axis names, for instance ``("batch", "length", "d_inner")``. The first tensor that has an axis
 fixes its size; the tensors after it have to agree.
@@ -17,12 +17,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_shapes(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor | None], sizes: dict[str, int]) -> None:
-    """Hold ``tensors`` to ``shapes``, in the order of ``shapes``; None passes.
+    """Check ``tensors`` against ``shapes``, in the order of ``shapes``; None passes.
 
     Args:
         shapes: the axis names of every argument.
         tensors: the arguments.
-        sizes: the sizes of the axes known so far. Axes met for the first time are added, at least 1 long.
+        sizes: the sizes of the axes known so far. New axes are added; their size must be at least 1.
 
     Raises:
         ValueError: names the argument, its shape and the expected shape.
@@ -41,9 +41,10 @@ def check_shapes(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor |
 
 
 def check_dtypes(tensors: dict[str, Tensor | None]) -> None:
-    """One device for all; float64 for all or for none. The first tensor sets both, None passes.
+    """Check that all tensors are on one device, and all or none of them float64; None passes.
 
-    float32, bfloat16 and float16 may be mixed, as they are under autocast (parameters in float32).
+    The first tensor sets both. float32, bfloat16 and float16 may be mixed, as they are under autocast (parameters in
+    float32).
 
     Raises:
         ValueError: names the argument, what it is and what was expected.
@@ -64,7 +65,12 @@ def check_dtypes(tensors: dict[str, Tensor | None]) -> None:
 
 
 def check_seq_idx(seq_idx: Tensor | None, name: str, sequence: Tensor) -> None:
-    """Hold seq_idx to an integer for each position of ``sequence``, the argument ``name``, on its device; None passes.
+    """Check that seq_idx (batch, length) holds integers on the device of a sequence; None passes.
+
+    Args:
+        seq_idx: the tensor.
+        name: the name of the argument ``sequence``.
+        sequence: (batch, length, ...).
 
     Raises:
         ValueError: names what does not fit and what was expected.

@@ -1,9 +1,9 @@
-"""Work for several threads at once, on those that PyTorch has anyway.
+"""Parallel work on the threads that PyTorch has already.
 
 After a matrix product PyTorch's threads spin for some milliseconds, waiting for more to do. Threads of our own would
-have to share their cores with them, and gain nothing. So the work goes to PyTorch's threads, through the OpenMP
-library that it has loaded. Where that offers no way in, and in a forked process, which has none of its parent's
-threads, a pool takes their place.
+share their cores with them and gain nothing. So the work goes to PyTorch's threads, through the OpenMP library that it
+has loaded. Where that library lacks the entry point, and in a forked process, which has none of its parent's threads, a
+thread pool is used instead.
 """
 
 import ctypes
@@ -21,9 +21,9 @@ _SUBNORMAL = 2.0**-1040
 
 
 def on_threads(count: int, work: Callable[[], None]) -> None:
-    """Call ``work`` on ``count`` threads, or fewer where there are fewer, this one among them; raise its first error.
+    """Call ``work`` on up to ``count`` threads, this one included; raises its first error.
 
-    It should share out tasks as it goes: any thread may be held up by other processes.
+    ``work`` should take tasks one by one from a common iterator, since any thread may be delayed by other processes.
     """
     errors = []
 
@@ -50,8 +50,8 @@ def on_threads(count: int, work: Callable[[], None]) -> None:
 
 @contextmanager
 def _subnormals_flushed() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0 in this thread: arithmetic with them is up to ten times as slow, and a gradient
-    that fades away backwards in time ends among them."""
+    """Flush numbers below 1e-38 to 0 in this thread: arithmetic with them is up to ten times slower, and gradients that
+    vanish backwards in time reach them."""
     already = _SUBNORMAL * 1.0 == 0.0
     torch.set_flush_denormal(True)
     try:
@@ -62,7 +62,7 @@ def _subnormals_flushed() -> Iterator[None]:
 
 @cache
 def _fork_join() -> Callable | None:
-    """The entry point of GNU's OpenMP, which LLVM's and Intel's have on Linux too."""
+    """The entry point of GNU's OpenMP, which LLVM's and Intel's also have on Linux; None if there is none."""
     try:
         call = ctypes.CDLL(torch._C.__file__).GOMP_parallel
     except (AttributeError, OSError):

@@ -1,35 +1,52 @@
-"""What a fused operator answers where more is asked of it than the first derivative that it has written out."""
+"""Operators with a hand-written first derivative, which refuse any further one with an error."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 REMEDY = 'use backend="reference", which PyTorch differentiates'
 
 
-class FirstDerivative(torch.autograd.Function):
-    """A function whose gradient is written out: a second one, forward mode and ``torch.func`` are refused in words.
+def owned(tensor: Tensor) -> Tensor:
+    """The tensor, of any shape, copied if it shares its memory: outputs of a registered operator may not."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
-    Subclasses have ``operation``, a ``forward`` that keeps its last argument as ``ctx.backend``, and ``differentiate``
-    in place of ``backward``. Under ``create_graph`` their gradients are part of the graph, where it ends.
+
+class FirstDerivative(torch.autograd.Function):
+    """An autograd function whose gradient is written out; second derivatives, forward mode and ``torch.func`` raise.
+
+    Subclasses define ``operation``, its name, a ``forward`` that keeps its last argument as ``ctx.backend``, and
+    ``differentiate`` in place of ``backward``. With ``create_graph`` the gradients are part of the graph, but cannot be
+    differentiated again.
 
     Raises:
         NotImplementedError: names the operation, its backend and the one that PyTorch differentiates by itself.
     """
 
     operation: str
-    differentiate: Callable[..., tuple]
+
+    @staticmethod
+    def differentiate(ctx: Any, *gradients: Tensor | None) -> tuple:
+        """The gradients of ``forward``'s arguments, in their shapes, from those of its outputs; None where none is."""
+        raise NotImplementedError
 
     @classmethod
     def apply(cls, *inputs: Any) -> Any:
+        """Call the function on ``forward``'s arguments.
+
+        Raises:
+            NotImplementedError: a transform of ``torch.func`` is active.
+        """
         if torch._C._are_functorch_transforms_active():
             raise NotImplementedError(
                 f"{cls.operation} backend={inputs[-1]!r} does not go through torch.func: {REMEDY}"
             )
         return super().apply(*inputs)
 
+    @override
     @classmethod
     def backward(cls, ctx: Any, *gradients: Tensor | None) -> tuple:
         with torch.no_grad():
@@ -41,14 +58,16 @@ class FirstDerivative(torch.autograd.Function):
         attached = iter(_Final.apply(f"{cls.operation} backend={ctx.backend!r}", len(wanted), *wanted, *sources))
         return tuple(None if tensor is None else next(attached) for tensor in found)
 
+    @override
     @classmethod
     def jvp(cls, ctx: Any, *_: Any) -> None:
         raise NotImplementedError(f"{cls.operation} backend={ctx.backend!r} has no forward-mode derivative: {REMEDY}")
 
 
 class _Final(torch.autograd.Function):
-    """Gradients as they are; theirs is refused."""
+    """The identity on gradients; its own backward raises."""
 
+    @override
     @staticmethod
     def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.name = name

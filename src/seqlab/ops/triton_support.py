@@ -10,7 +10,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a kernel that sums in float32 cannot run there, or None.
 
-    It runs on NVIDIA GPUs from compute capability 8.0 on, and on a CPU under Triton's interpreter alone, for tests.
+    It runs on NVIDIA GPUs from compute capability 8.0 on, and for tests on a CPU in Triton's interpreter.
     """
     if find_spec("triton") is None:
         return "the package triton is not installed"
@@ -25,7 +25,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter. The import takes a while, so it is not made before it is needed."""
+    """Whether kernels run in Triton's interpreter. Triton is imported here, since that takes a while."""
     import triton
 
     return triton.knobs.runtime.interpret

@@ -2,8 +2,8 @@
 
     y_t = bias + sum over k of weight_k x_{t-K+1+k}      k = 0 .. K - 1, weight_{K-1} meets the current input
 
-It stands before the selective scan in Mamba (Gu and Dao 2023, arXiv:2312.00752, section 3.4). ``causal_conv1d`` is
-the whole sequence, ``causal_conv1d_update`` one position of it for generation.
+It precedes the selective scan in Mamba (Gu and Dao 2023, arXiv:2312.00752, section 3.4). ``causal_conv1d`` computes a
+whole sequence, ``causal_conv1d_update`` one position of it for generation.
 """
 
 from typing import Literal
@@ -46,8 +46,8 @@ def causal_conv1d(
     """Convolve each channel with its own filter over the current and the K - 1 earlier positions.
 
     Sums are in float32, or in float64 if the arguments are float64. float32, bfloat16 and float16 arguments may be
-    mixed. With "cpu" and "triton", outputs and gradients are the same from run to run, bit by bit; the other two
-    follow ``torch.use_deterministic_algorithms``.
+    mixed. With "cpu" and "triton", outputs and gradients are bitwise reproducible; the other two follow
+    ``torch.use_deterministic_algorithms``.
 
     Args:
         x: (batch, length, d_inner) the input, at least one position long.
@@ -57,10 +57,10 @@ def causal_conv1d(
         initial_state: (batch, d_conv - 1, d_inner) the inputs before x, the latest last; zeros if None.
         return_final_state: whether to return the last d_conv - 1 inputs too, those of ``initial_state`` among them
             where x is shorter.
-        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
-            whose number is not the one before, and sees zeros before it. ``initial_state`` belongs to the sequence of
-            position 0; the final state is the last sequence's, zeros where that is shorter. Negative numbers are
-            padding: y is 0 there, whatever x is, and nothing goes into a gradient.
+        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins where the number
+            differs from that of the position before, and has zeros before it. ``initial_state`` belongs to the sequence
+            of position 0; the final state is the last sequence's, zeros where that is shorter. Negative numbers are
+            padding: y is 0 there, whatever x is, and contributes to no gradient.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:

@@ -6,7 +6,11 @@ from seqlab.ops.contract import check_dtypes, check_shapes
 
 
 def check_arguments(x_axes: tuple[str, ...], tensors: dict[str, Tensor | None], activation: str | None) -> None:
-    """Hold x, weight, bias and the state, the last of ``tensors``, to their shapes; raise ValueError otherwise."""
+    """Check the shapes of x, weight, bias and the state, the last of ``tensors``, their dtypes and the activation.
+
+    Raises:
+        ValueError: one does not fit.
+    """
     state = list(tensors)[-1]
     sizes: dict[str, int] = {}
     check_shapes({"x": x_axes, "weight": ("d_inner", "d_conv"), "bias": ("d_inner",)}, tensors, sizes)

@@ -1,6 +1,6 @@
-"""The causal convolution fused for a CPU: bias and activation included, nothing kept but the inputs.
+"""The causal convolution fused for a CPU: bias and activation included, only the inputs saved for backward.
 
-The loops are in ``cpu_kernels.py``; here is how they are spread over threads. Symbols as there.
+The loops are in ``cpu_kernels.py``; this file distributes them over threads. Symbols as there.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,15 @@ from seqlab.ops.causal_conv1d.operator import Gradients
 from seqlab.ops.cpu_threads import on_threads
 
 ELEMENTS = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.float16: np.uint16}
-"""Numba knows neither bfloat16 nor float16: the kernels see their bits, and tell the two by the sign."""
-BLOCKS = 8  # of channels that a task works on side by side at most, to read longer stretches of memory
+"""Numba has neither bfloat16 nor float16: the kernels get their bits, as signed and as unsigned integers."""
+BLOCKS = 8  # most blocks of channels of a task, side by side, so that it reads longer stretches of memory
 TASKS_PER_THREAD = 4
-LEAST_NUMBERS = 2**16  # that a call or a thread is worth: some 0.1 ms, what it takes to wake another thread
-GROUPS = 32  # of sequences at most, whose shares of the parameters' gradients are summed one by one
+LEAST_NUMBERS = 2**16  # fewest numbers for a call or another thread: some 0.1 ms of work, as long as a thread's wake-up
+GROUPS = 32  # most groups of sequences, whose shares of the parameters' gradients are summed one by one
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason this backend cannot run there, or None."""
     if device.type != "cpu":
         return "needs a CPU"
     if find_spec("numba") is None:
@@ -33,7 +34,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @cache
 def _kernels() -> ModuleType:
-    """Numba takes half a second to import: not before it is needed."""
+    """Imported at the first call, since Numba takes half a second."""
     from seqlab.ops.causal_conv1d import cpu_kernels
 
     return cpu_kernels
@@ -64,7 +65,7 @@ def backward(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
 ) -> Gradients:
-    """The gradients by x, weight, bias and initial_state; arguments as in ``forward``, which keeps nothing."""
+    """The gradients for dy (Bt, L, D); the other arguments as in ``forward``, which saves nothing."""
     x, dy = _unit_stride(x), _unit_stride(dy)
     dx = torch.empty(x.shape, dtype=x.dtype)
     d_state = None if initial_state is None else torch.empty(initial_state.shape, dtype=x.dtype)
@@ -80,7 +81,7 @@ def backward(
 
 
 class _Operands:
-    """What both kernels read, in the order of their arguments; keeps alive what they know by address alone."""
+    """The arguments that both kernels read, in their order; holds references to the tensors passed by address."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class _Operands:
         )
 
     def spread(self, kernel: Callable[..., None], *first: int | tuple[int, ...]) -> None:
-        """Run a kernel's tasks on as many threads as PyTorch is to use; which thread runs one changes nothing."""
+        """Run a kernel's tasks on as many threads as PyTorch uses; results do not depend on which runs what."""
         _, batch, _, _, lags = self.shape
         all_blocks, threads = self.taps.shape[0], torch.get_num_threads()
         groups = min(GROUPS, batch)
@@ -133,12 +134,12 @@ class _Operands:
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
-    """Channels side by side, the vector axis; a chunk of a wider tensor is read in place."""
+    """The tensor with channels, the vector axis, side by side; a slice of a wider tensor is not copied."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _place(tensor: Tensor) -> tuple[int, int, int]:
-    """The address, and the strides from sequence to sequence and from position to position, in bytes."""
+    """The address, and the strides of sequences and of positions in bytes."""
     size = tensor.element_size()
     return tensor.data_ptr(), tensor.stride(0) * size, tensor.stride(1) * size
 

@@ -1,12 +1,12 @@
 """The loops of the fused causal convolution on a CPU, compiled by Numba.
 
-Channels are the vector axis, and every innermost loop runs over W of them. A tile of positions is brought into
-scratch rows as float32, whatever its dtype, is worked on there, in the cache next to the core, and only results go
-back to memory. Taps come in fours, so that one pass over a row makes all products of the usual widths; a filter that
-is shorter gets zeros for its earliest taps.
+Channels are the vector axis, and every innermost loop runs over W of them. A tile of positions is copied to scratch
+rows as float32, whatever its dtype, and processed there, in the first-level cache; only results go back to memory. Taps
+are handled in fours, so that one pass over a row makes all products of the usual widths; a shorter filter is padded
+with zeros for its earliest taps.
 
-Tensors come as addresses: what knows nothing of arrays compiles in a fraction of the time, and rows of a constant
-length that begin with a cache line become straight vector code.
+Tensors are passed as addresses: code without arrays compiles in a fraction of the time, and rows of constant length,
+aligned to cache lines, become straight vector code.
 
 Symbols (the rest as in ``reference.py``):
 
@@ -28,7 +28,7 @@ W, T = 64, 16
 ROW = 4 * W  # bytes
 
 compiled = njit(cache=True, nogil=True, error_model="numpy")
-"""No fast-math: left to choose what fuses, the compiler chooses differently for what it keeps on disk (``fma``)."""
+"""No fast-math: if the compiler may choose what to fuse, cached code can differ from fresh code (hence ``fma``)."""
 
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2_E = np.float32(1.4426950408889634)
@@ -40,7 +40,7 @@ E2, E3, E4, E5, E6 = (np.float32(1 / factorial) for factorial in (2, 6, 24, 120,
 
 @intrinsic
 def pointer(_context, address, element):
-    """An address as a pointer to numbers of the class ``element``."""
+    """An address as a pointer to numbers of the type ``element``."""
     kind = types.CPointer(element.dtype)
 
     def generate(context, builder, _signature, arguments):
@@ -63,11 +63,11 @@ def fma(_context, a, b, c):
 
 @intrinsic
 def prefer_wide_vectors(_context):
-    """Let this function use 512-bit vectors where there are any; compilers stop at 256 for fear of lower clocks."""
+    """Let this function use 512-bit vectors where available; compilers stop at 256 to avoid lower clock rates."""
 
     def generate(context, builder, _signature, _arguments):
         attributes = builder.function.attributes
-        if isinstance(attributes, set):  # llvmlite's own add() knows only attributes without a value
+        if isinstance(attributes, set):  # llvmlite's own add() refuses attributes with a value
             set.add(attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
@@ -76,7 +76,7 @@ def prefer_wide_vectors(_context):
 
 @intrinsic
 def half_to_float(_context, bits):
-    """The float32 of a float16's bits: one instruction, which Numba has no name for."""
+    """The float32 of a float16's bits: one instruction, which Numba does not offer."""
 
     def generate(_context, builder, _signature, arguments):
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
@@ -152,16 +152,19 @@ def sigmoid(a):
 
 @compiled
 def row_at(address):
+    """The scratch row (W,) at an address."""
     return carray(pointer(address, np.float32), (W,))
 
 
 @compiled
 def four_rows_at(address):
+    """Four scratch rows (4, W) from an address on."""
     return carray(pointer(address, np.float32), (4, W))
 
 
 @compiled
 def zero_rows(at, count):
+    """Fill scratch rows with zeros."""
     for t in range(count):
         row = row_at(at + t * ROW)
         for w in range(W):
@@ -170,6 +173,7 @@ def zero_rows(at, count):
 
 @compiled
 def move_rows(to, at, count):
+    """Copy scratch rows, in ascending order."""
     for t in range(count):
         source, target = row_at(at + t * ROW), row_at(to + t * ROW)
         for w in range(W):
@@ -178,7 +182,7 @@ def move_rows(to, at, count):
 
 @compiled
 def read_rows(element, memory, stride, count, n, to):
-    """Bring rows of memory to scratch rows as float32, zeros for channels that do not exist."""
+    """Copy rows of memory to scratch rows as float32, zeros for channels that do not exist."""
     prefer_wide_vectors()
     for t in range(count):
         source, target = carray(pointer(memory + t * stride, element), (n,)), row_at(to + t * ROW)
@@ -190,7 +194,7 @@ def read_rows(element, memory, stride, count, n, to):
 
 @compiled
 def write_rows(element, memory, stride, count, n, at):
-    """Store scratch rows, the channels that exist."""
+    """Copy the channels that exist from scratch rows to memory."""
     prefer_wide_vectors()
     for t in range(count):
         source, target = row_at(at + t * ROW), carray(pointer(memory + t * stride, element), (n,))
@@ -200,7 +204,7 @@ def write_rows(element, memory, stride, count, n, at):
 
 @compiled
 def sum_of_taps(a_at, x_at, taps_at, bias_at, lags, reach):
-    """a of one position; of each array comes the address of the row, of the taps the first row."""
+    """a of one position; arguments are addresses of the position's rows, for the taps of the first row."""
     prefer_wide_vectors()
     a, bias = row_at(a_at), row_at(bias_at)
     if reach + 1 < lags:
@@ -243,7 +247,7 @@ def differentiate_activation(g_at, a_at):
 
 @compiled
 def differentiate_sum(dx_at, d_taps_at, g_at, x_at, taps_at, lags, reach):
-    """Add what g of one position gives to the gradients of its inputs, of the taps and, after them, of the bias."""
+    """Add one position's share, from g, to the gradients of its inputs, the taps and, stored after them, the bias."""
     prefer_wide_vectors()
     g, d_bias = row_at(g_at), row_at(d_taps_at + lags * ROW)
     for w in range(W):
@@ -274,7 +278,7 @@ def differentiate_sum(dx_at, d_taps_at, g_at, x_at, taps_at, lags, reach):
 
 @compiled
 def next_reach(seq_idx, b, t, length, reach, history):
-    """reach of position t from that of the one before it; the state counts as position 0's own."""
+    """reach of position t from that of the one before; the state belongs to position 0's sequence."""
     if t == 0:
         return history
     if seq_idx != 0:
@@ -286,7 +290,7 @@ def next_reach(seq_idx, b, t, length, reach, history):
 
 @compiled
 def read_inputs_before(element, size, state, b, context, channels, first, n, to, history):
-    """Fill ``history`` rows with what precedes position 0: the state, zeros if there is none."""
+    """Fill ``history`` rows with the inputs before position 0: the state, or zeros without one."""
     zero_rows(to, history)
     if state != 0:
         memory = state + (b * context * channels + first) * size
@@ -298,7 +302,7 @@ def forward(element, y, x, taps, bias, state, context, seq_idx, shape, silu, wor
     """y of the tasks in a range; a task is a group of sequences and a few blocks of channels side by side.
 
     Args:
-        element, shape: the class of the numbers in memory; (size of one, batch, length, channels, lags).
+        element, shape: the type of the numbers in memory; (bytes of one, batch, length, channels, lags).
         y, state, seq_idx: addresses, 0 for None.
         x: address, and strides in bytes.
         taps, bias: addresses of a row of taps for each block and lag, and of a row of biases for each block.
@@ -340,7 +344,7 @@ def backward(
 ):  # fmt: skip
     """dx, d_state and shares of the other gradients; arguments as in ``forward``.
 
-    ``shares`` holds zeros and gets, for each group and block, a row for each lag's taps and one for the bias.
+    ``shares`` is zeros at first; each group and block adds to a row for each lag's taps and one for the bias.
     """
     (dy_0, dy_b, dy_t), (x_0, x_b, x_t) = dy, x
     (size, batch, length, channels, lags), (groups, blocks, begin, end) = shape, tasks
@@ -383,7 +387,7 @@ def backward(
 
 @compiled
 def write_gradients(element, size, dx, d_state, context, place, at):
-    """Store gradients by the inputs at ``count`` positions from t on, those before 0 as gradients of the state."""
+    """Store the gradients of the inputs at ``count`` positions from t on, those before 0 as gradients of the state."""
     b, t, count, length, channels, first, n = place
     before = min(max(-t, 0), count)
     skipped = min(max(-t - context, 0), before)  # inputs of taps that are zeros

@@ -5,13 +5,14 @@ A fused backend is a file with two functions beside ``why_unavailable``:
     forward(x, weight, bias, activation, initial_state, seq_idx) -> y
     backward(dy, x, weight, bias, activation, initial_state, seq_idx) -> Gradients
 
-Both sum in one fixed order: their results are the same, bit by bit, from run to run. Symbols as in ``reference.py``.
+Both sum in one fixed order, so that results are bitwise reproducible. Symbols as in ``reference.py``.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.causal_conv1d.reference import final_state, final_state_gradients
@@ -22,7 +23,7 @@ PACKAGE = "seqlab.ops.causal_conv1d"
 
 
 class Gradients(NamedTuple):
-    """The gradient by each tensor, in its shape and dtype; None where there is no such argument."""
+    """The gradient of each tensor, in its shape and dtype; None for an argument that was not given."""
 
     x: Tensor
     weight: Tensor
@@ -40,9 +41,10 @@ def fused_conv(
     return_final_state: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """y and the final state, empty unless asked for; arguments as in ``causal_conv1d``, the state in x's dtype.
+    """y (Bt, L, D) and the final state, (Bt, K - 1, D) or without ``return_final_state`` (0,).
 
-    A registered operator costs some 60 us more a call than a plain autograd function. Only a compiler needs it.
+    Arguments as in ``causal_conv1d``, the initial state in x's dtype. The registered operator, which costs some 60 us
+    more per call than an autograd function, is used under a compiler alone.
     """
     call = _conv_operator if torch.compiler.is_compiling() else _Conv.apply
     return call(x, weight, bias, activation, initial_state, seq_idx, return_final_state, backend)
@@ -78,7 +80,7 @@ def _backward(
     seq_idx: Tensor | None,
     backend: str,
 ) -> Gradients:
-    """The gradients by y and by the final state, of which there may be none."""
+    """The gradients of the arguments, for those of y and, unless None, of the final state."""
     fused = backends.load(PACKAGE, backend)
     gradients = fused.backward(dy, x, weight, bias, activation, initial_state, seq_idx)
     if d_final is not None:
@@ -128,7 +130,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiate(backward: Any, ctx: Any, dy: Tensor, d_final: Tensor) -> tuple:
-    """The gradients by the arguments of ``fused_conv``."""
+    """The gradients of the arguments of ``fused_conv``."""
     x, weight, bias, initial_state, seq_idx = ctx.saved_tensors
     d_final = d_final if ctx.return_final_state else None
     dx, d_weight, d_bias, d_state = backward(
@@ -149,12 +151,14 @@ class _Conv(FirstDerivative):
 
     operation = "causal_conv1d"
 
+    @override
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         output = _forward(*inputs)
         _save(ctx, inputs, output)
         return output
 
+    @override
     @staticmethod
     def differentiate(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple:
         return _differentiate(_backward, ctx, dy, d_final)

@@ -1,4 +1,4 @@
-"""The causal convolution as its sum is written: what every backend is held to.
+"""The causal convolution written out as a sum: the reference for all other backends.
 
 Symbols:
 
@@ -42,7 +42,7 @@ def conv(
 
 
 def linked_positions(seq_idx: Tensor, lags: int) -> list[Tensor]:
-    """For each lag below ``lags``, (Bt, L): whether positions t and t - lag are of one sequence.
+    """For each lag below ``lags``, (Bt, L) whether positions t and t - lag are of one sequence.
 
     Positions before 0 belong to the sequence of position 0.
     """
@@ -57,7 +57,7 @@ def linked_positions(seq_idx: Tensor, lags: int) -> list[Tensor]:
 
 
 def final_state(x: Tensor, state: Tensor, seq_idx: Tensor | None) -> Tensor:
-    """(Bt, K - 1, D) the inputs that the position after x sees, zeros for those of earlier sequences."""
+    """(Bt, K - 1, D) the inputs that the position after x needs, zeros for those of earlier sequences."""
     length, context = x.shape[1], state.shape[1]
     recent = min(length, context)
     final = torch.cat([state[:, recent:], x[:, length - recent :]], dim=1)
@@ -65,10 +65,10 @@ def final_state(x: Tensor, state: Tensor, seq_idx: Tensor | None) -> Tensor:
 
 
 def final_state_gradients(d_final: Tensor, length: int, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The gradients of ``final_state`` by the first rows of the state reversed and by the last rows of x.
+    """The gradients through ``final_state``, which reach only the last rows of the initial state and of x.
 
     Returns:
-        (Bt, K - 1 - n, D) by state[:, n:] and (Bt, n, D) by x[:, L - n:], n = min(L, K - 1).
+        (Bt, K - 1 - n, D) of state[:, n:] and (Bt, n, D) of x[:, L - n:], n = min(L, K - 1).
     """
     context = d_final.shape[1]
     if seq_idx is not None:

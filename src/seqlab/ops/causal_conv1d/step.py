@@ -21,7 +21,7 @@ def causal_conv1d_update(
     """Advance the convolution by one position.
 
     Args:
-        state: (batch, d_conv - 1, d_inner) the inputs before x, the latest last; left as it is.
+        state: (batch, d_conv - 1, d_inner) the inputs before x, the latest last; not changed.
         x: (batch, d_inner) the input.
         weight: (d_inner, d_conv).
         bias: (d_inner,).

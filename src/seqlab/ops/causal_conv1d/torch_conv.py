@@ -14,7 +14,7 @@ from seqlab.ops.contract import accumulation_dtype
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None: PyTorch brings a convolution for every device and dtype of the contract."""
+    """None: PyTorch has a convolution for every device and dtype of the contract."""
     return None
 
 
@@ -23,9 +23,8 @@ def conv(
 ) -> Tensor:
     """y (Bt, L, D) in x's dtype; arguments as in ``causal_conv1d``, the state always given.
 
-    All of it is in float32 or float64, for PyTorch sums the gradient by a half-precision filter in half precision. A
-    convolution cannot leave out taps from place to place, so packed sequences are summed tap by tap, as in the
-    reference.
+    Computed in float32 or float64, since PyTorch sums the gradient of a half-precision filter in half precision. A
+    convolution cannot leave out taps at single positions, so packed sequences go to the reference.
     """
     if seq_idx is not None:
         return reference.conv(x, weight, bias, activation, state, seq_idx)

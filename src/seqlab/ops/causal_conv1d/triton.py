@@ -1,6 +1,6 @@
-"""The causal convolution as two fused Triton kernels: bias and activation included, nothing kept but the inputs.
+"""The causal convolution as fused Triton kernels: bias and activation included, only the inputs saved for backward.
 
-The loops are in ``triton_kernels.py``; here is how a tensor is cut into programs. Symbols as there.
+The loops are in ``triton_kernels.py``; this file cuts tensors into programs. Symbols as there.
 """
 
 from functools import cache
@@ -16,13 +16,13 @@ LINE = 128  # bytes: a row of a tile is one cache line
 THREADS = 128
 RUNS = (64, 32, 16, 8)
 PROGRAMS_PER_PROCESSOR = 8  # enough loads in flight to keep the memory busy
-COLUMNS = 32  # channels of a program that adds up shares
+COLUMNS = 32  # channels of a program that sums shares
 OPTIONS = {"num_warps": THREADS // 32, "num_stages": 1, "enable_fp_fusion": True}
 
 
 @cache
 def _kernels() -> ModuleType:
-    """Triton's import takes a while, and the wheels of torch for CPUs come without it: not before it is needed."""
+    """Imported at the first call: it takes a while, and torch's wheels for CPUs come without Triton."""
     from seqlab.ops.causal_conv1d import triton_kernels
 
     return triton_kernels
@@ -61,7 +61,7 @@ def backward(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
 ) -> Gradients:
-    """The gradients by x, weight, bias and initial_state; arguments as in ``forward``, which keeps nothing."""
+    """The gradients for dy (Bt, L, D); the other arguments as in ``forward``, which saves nothing."""
     x, dy = _unit_stride(x), _unit_stride(dy)
     (_, _, channels), taps = x.shape, weight.shape[1]
     tile, programs = _cut(x, 8 // x.element_size())
@@ -79,14 +79,14 @@ def backward(
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
-    """Channels side by side, so that a thread reads several at once; a chunk of a wider tensor is read in place."""
+    """The tensor with channels side by side, so that a thread reads several; a slice of a wider one is not copied."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _operands(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, seq_idx: Tensor | None
 ) -> tuple:
-    """What both kernels read, with its strides."""
+    """The tensors that both kernels read, with their strides."""
     bias = None if bias is None else bias.contiguous()
     state = None if initial_state is None else _unit_stride(initial_state)
     return (
@@ -102,7 +102,7 @@ def _operands(
 def _cut(x: Tensor, vector: int) -> tuple[dict[str, int], int]:
     """The tile of a program, in which a thread holds ``vector`` channels, and the number of programs along time.
 
-    Long runs read fewer positions twice, short ones occupy the device when there is little to do.
+    Longer runs read fewer positions twice; shorter ones give more programs, to occupy the device.
     """
     batch, length, channels = x.shape
     columns = min(LINE // x.element_size(), 1 << (channels - 1).bit_length())

@@ -1,15 +1,15 @@
 """The fused causal convolution in Triton.
 
-A program owns R runs of T positions and C channels. A thread walks along the positions of its runs with the last
-inputs in registers, so each input is read once (but for the few around a run) and each silu is computed once. The
-runs of all sequences of the batch are numbered through.
+A program has R runs of T positions and C channels. A thread walks along the positions of its runs with the last
+inputs in registers, so each input is read once (except the few around a run) and each silu is computed once. Runs are
+numbered over all sequences of the batch.
 
 Symbols (the rest as in ``reference.py``):
 
     R, T, C     runs of a program, positions of a run, channels of a program
     U           positions whose loads are issued together
     t0          (R, 1) the first position of each run
-    window      tuple of the K inputs that position t sees, (R, C) each, the current last
+    window      tuple of the K inputs that position t needs, (R, C) each, the current last
     linked      tuple over the lags 1 .. K - 1, (R, 1) each: whether positions t and t - lag are of one sequence
     a           (R, C) the sum before the activation
     g           (R, C) gradient of the loss by a
@@ -114,7 +114,7 @@ def forward_kernel(
     batch, length, channels, runs, column_blocks,
     K: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, U: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """y of one program's runs; strides are in elements, those of the channels and of y's positions are known."""
+    """y of one program's runs; strides are in elements; channels and y are contiguous."""
     PACKED: tl.constexpr = seq_ptr is not None
     _, b, t0, channel, run_exists, channel_exists = _place(column_blocks, batch, length, channels, runs, T, R, C)
     exists = run_exists & channel_exists
@@ -156,7 +156,7 @@ def _differentiate(
     window, linked, pending, sums, taps, bias, dy, counted,
     PACKED: tl.constexpr, SILU: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Add what position t contributes: to the gradients of its window, and where ``counted`` to those of the taps."""
+    """Add position t's share: to the gradients of its window, and where ``counted`` to those of the taps."""
     seen = _seen(window, linked, PACKED, K)
     g = dy
     if SILU:
@@ -187,12 +187,11 @@ def backward_kernel(
     batch, length, channels, runs, column_blocks,
     K: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, U: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """dx of one program's runs, and of its share of the sums for taps and bias.
+    """dx of one program's runs, and its share of the gradients of taps and bias.
 
-    The gradient by x_p is complete K - 1 positions later. So a run walks K - 1 positions on its own account first,
-    whose share of the sums is the run's before it; only a sequence's first run counts them, and there what completes
-    are the gradients of the state. d_state is written where there is a state: (Bt, K - 1, D), partial (programs,
-    K + 1, D) always.
+    The gradient of x_p is complete K - 1 positions later. So a run first walks its first K - 1 positions, whose share
+    of the sums belongs to the run before it; only a sequence's first run counts them, and there they complete the
+    gradients of the state. Written are partial (programs, K + 1, D) and, with a state, d_state (Bt, K - 1, D).
     """
     PACKED: tl.constexpr = seq_ptr is not None
     block, b, t0, channel, run_exists, channel_exists = _place(column_blocks, batch, length, channels, runs, T, R, C)

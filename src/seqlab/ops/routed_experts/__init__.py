@@ -1,10 +1,10 @@
-"""A feed-forward of many experts of which each token visits a few: the sum over its k experts of gate times output.
+"""A feed-forward of many experts, of which each token uses k: the sum over these of gate times output.
 
     y_t = sum over j of g_tj W2_e (silu(x_t A_e) * (x_t B_e))      e = e_tj, [A_e B_e] = W1_e
 
-Every pair of a token and one of its experts is a row. Rows are sorted by expert, so that each expert's are together,
-and the matrix products go over all groups at once; no group has a capacity, so no token is dropped (MegaBlocks, Gale et
-al. 2022, section 4). With "triton" who visits whom stays on the device, and nothing waits for it.
+Every pair of a token and one of its experts is a row. Rows are sorted by expert, and the matrix products are grouped by
+it; no group has a capacity, so no token is dropped (MegaBlocks, Gale et al. 2022, section 4). With "triton" the routing
+stays on the device, and the host does not wait for it.
 """
 
 import torch
@@ -31,18 +31,18 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
 def routed_experts(
     x: Tensor, in_weight: Tensor, out_weight: Tensor, experts: Tensor, gates: Tensor, *, backend: str = "auto"
 ) -> Tensor:
-    """Send each token through its experts and add up what they give, each times its gate.
+    """Send each token through its experts and sum their outputs, each times its gate.
 
     Sums are in float32, or in float64 if the arguments are float64; on a GPU float32 products have float32's accuracy
-    unless ``torch.set_float32_matmul_precision`` allows less. Outputs and gradients are the same from run to run, bit
-    by bit. Under autocast x and the weights are taken in its dtype.
+    unless ``torch.set_float32_matmul_precision`` allows less. Outputs and gradients are bitwise reproducible. Under
+    autocast x and the weights are cast to its dtype.
 
     Args:
         x: (tokens, d_model).
-        in_weight: (n_experts, d_model, 2 d_hidden), the gate's and the value's map of each expert side by side.
+        in_weight: (n_experts, d_model, 2 d_hidden), the maps A_e and B_e of each expert side by side.
         out_weight: (n_experts, d_hidden, d_model).
-        experts: (tokens, top_k) int64, whom each token visits, each number below n_experts.
-        gates: (tokens, top_k) their weights.
+        experts: (tokens, top_k) int64, the experts of each token, as numbers below n_experts.
+        gates: (tokens, top_k) the weights of these experts.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:
@@ -65,7 +65,11 @@ def routed_experts(
 
 
 def check_arguments(x: Tensor, in_weight: Tensor, out_weight: Tensor, experts: Tensor, gates: Tensor) -> None:
-    """Hold the arguments to their shapes, dtypes and device; raises ValueError."""
+    """Check the shapes, dtypes and devices of the arguments of ``routed_experts``.
+
+    Raises:
+        ValueError: one does not fit.
+    """
     tensors = {"x": x, "in_weight": in_weight, "out_weight": out_weight, "gates": gates}
     shapes = {
         "x": ("tokens", "d_model"),
@@ -82,5 +86,5 @@ def check_arguments(x: Tensor, in_weight: Tensor, out_weight: Tensor, experts: T
 
 
 def routed_experts_flops(rows: int, d_model: int, d_hidden: int) -> int:
-    """Multiplications and additions of the three matrix products, forward, for rows = tokens times top_k."""
+    """Forward FLOPs, multiplications and additions, of the three matrix products, for rows = tokens times top_k."""
     return 2 * rows * d_model * 3 * d_hidden

@@ -1,6 +1,7 @@
-"""The pieces of the mixture in plain PyTorch, on any device and in any dtype: one product of matrices a group.
+"""The mixture's operations in plain PyTorch, on any device and in any dtype: one matrix product per group.
 
-Where each group ends has to be known to the host, which on a GPU waits for it. Symbols as in ``operator.py``.
+The host needs to know where each group ends, and on a GPU waits for that. Symbols as in ``operator.py``; places are the
+indices of sorted rows.
 """
 
 from collections.abc import Iterator
@@ -15,16 +16,16 @@ from seqlab.ops.routed_experts.groups import Groups
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Runs everywhere."""
+    """None: plain PyTorch runs everywhere."""
     return None
 
 
 ROWS = 512
-"""Of a piece of the work between the products, so that it stays in a cache and its memory is used again."""
+"""Rows processed at a time between the products, so that they stay in a cache and their memory is reused."""
 
 
 def _slices(groups: Groups) -> Iterator[tuple[int, slice]]:
-    """The number and the places of each expert."""
+    """Each expert's number and its places."""
     begin = 0
     for number, end in enumerate(groups.ends.tolist()):
         yield number, slice(begin, end)
@@ -39,7 +40,7 @@ def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) 
     """(M, N), each row of x times its expert's matrix.
 
     Args:
-        x: (M, K) in sorted order, or (T, K) with one row for all the places of a token if ``spread``.
+        x: (M, K) in sorted order, or with ``spread`` (T, K), one row for all places of a token.
         weight: (E, K, N), in any layout.
     """
     y = x.new_empty(len(groups.order), weight.shape[2])
@@ -51,10 +52,10 @@ def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) 
 
 
 def outer(left: Tensor, right: Tensor, groups: Groups, *, spread: Literal["left", "right"]) -> Tensor:
-    """(E, K, N), for each expert the sum over its rows of left_m right_m^T; zeros where nobody came.
+    """(E, K, N), for each expert the sum over its rows of left_m right_m^T; zeros for an expert without rows.
 
     Args:
-        left, right: (M, K) and (M, N) in sorted order, but the one that ``spread`` names has a row for each token.
+        left, right: (M, K) and (M, N) in sorted order; the one that ``spread`` names has T rows, one for each token.
     """
     total = left.new_empty(len(groups.ends), left.shape[1], right.shape[1])
     tokens = groups.tokens
@@ -75,9 +76,9 @@ def activate(hidden: Tensor, gates: Tensor, groups: Groups) -> Tensor:
 
 
 def activate_backward(d_active: Tensor, hidden: Tensor, gates: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients by hidden (M, 2 H) and by the gates (T, k), and between them what ``activate`` gave (M, H).
+    """From d_active (M, H): the gradients of hidden (M, 2 H) and of the gates (T, k).
 
-    The last takes the place of ``d_active``, which nobody needs any more.
+    Between them it returns the result of ``activate`` (M, H), which overwrites ``d_active``.
     """
     gate, (a, b) = _sorted(gates, groups).to(hidden.dtype), hidden.chunk(2, dim=-1)
     d_hidden, d_gates = torch.empty_like(hidden), gates.new_empty(len(hidden))  # (M,)
@@ -98,5 +99,5 @@ def _sorted(gates: Tensor, groups: Groups) -> Tensor:
 
 
 def collect(rows: Tensor, groups: Groups) -> Tensor:
-    """(T, D), the sum of each token's rows, of which ``rows`` (M, D) has the sorted."""
+    """(T, D), for each token the sum over its ``rows`` (M, D), which are in sorted order."""
     return rows[groups.inverse].sum(dim=1, dtype=accumulation_dtype(rows.dtype)).to(rows.dtype)

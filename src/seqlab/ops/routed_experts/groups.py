@@ -10,19 +10,15 @@ from torch import Tensor
 
 
 class Groups(NamedTuple):
-    """Who stands where once the rows are sorted by expert, all on the tokens' device.
+    """The order of rows sorted by expert, on the tokens' device. A place is an index into the sorted rows."""
 
-    order: (M,) the row that stands at each place.
-    inverse: (T, k) the place of each row.
-    ends: (E,) int32, the place after each expert's last.
-    """
-
-    order: Tensor
-    inverse: Tensor
-    ends: Tensor
+    order: Tensor  # (M,) the row at each place
+    inverse: Tensor  # (T, k) the place of each row
+    ends: Tensor  # (E,) int32, the place after each expert's last
 
     @property
     def top_k(self) -> int:
+        """k, the experts of a token."""
         return self.inverse.shape[1]
 
     @property
@@ -32,7 +28,7 @@ class Groups(NamedTuple):
 
 
 def sort_by_expert(experts: Tensor, n_experts: int) -> Groups:
-    """The rows of experts (T, k) in a stable order; the host waits for nothing."""
+    """Sort the rows of experts (T, k) stably; the host does not wait for the device."""
     narrow = torch.uint8 if n_experts < 256 else torch.int64  # a radix sort takes one pass for each byte
     numbers, order = experts.flatten().to(narrow).sort(stable=True)  # (M,)
     following = torch.arange(1, n_experts + 1, device=experts.device, dtype=narrow)

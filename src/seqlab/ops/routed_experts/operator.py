@@ -1,10 +1,10 @@
-"""The mixture as one operator of PyTorch, with its gradient, put together from what a backend brings.
+"""The mixture as one operator of PyTorch, with its gradient, composed of a backend's functions.
 
 A backend has five functions over rows sorted by expert (``groups.py``): ``product`` and ``outer``, the grouped matrix
-products, ``activate`` and ``activate_backward`` between the two maps (the latter may write over its first argument),
-and ``collect``, which adds up a token's rows. The gates multiply the hidden units, so that collecting is a plain sum
-and its gradient a plain copy. Between the two passes only the hidden units before the activation are kept. A second
-derivative is refused.
+products, ``activate`` and ``activate_backward`` between the two maps (the latter may overwrite its first argument), and
+``collect``, which sums a token's rows. The gates multiply the hidden units, so that collecting is a plain sum and its
+gradient a plain copy. For the backward pass only the hidden units before the activation are saved. A second derivative
+raises an error.
 
 Symbols: T tokens, k experts of a token, M = T k rows, E experts, D model width, H hidden width.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.derivatives import FirstDerivative
@@ -27,8 +28,8 @@ def fused_experts(
 ) -> Tensor:
     """y (T, D); arguments as in ``routed_experts``, x and the weights of one dtype.
 
-    A registered operator costs some 60 us more a call than a plain autograd function. Only a compiler needs it, and
-    the meta device, which has shapes alone.
+    The registered operator, which costs some 60 us more per call than an autograd function, is used under a compiler
+    and on the meta device alone.
     """
     call = _operator if torch.compiler.is_compiling() or x.is_meta else _Experts.apply
     return call(x, in_weight, out_weight, experts, gates, backend)[0]
@@ -57,7 +58,7 @@ def _backward(
     ends: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients by x, both weights and the gates."""
+    """The gradients of x, both weights and the gates."""
     pieces = backends.load(PACKAGE, backend)
     groups, dy = Groups(order, inverse, ends), dy.contiguous()
     d_active = pieces.product(dy, out_weight.mT, groups, spread=True)  # (M, H)
@@ -93,11 +94,11 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, in_weight, out_weight, _, gates, ctx.backend = inputs
     ctx.save_for_backward(x, in_weight, out_weight, gates, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # else zeros as large as the hidden units for what has no gradient
+    ctx.set_materialize_grads(False)  # else zeros as large as the hidden units for outputs without a gradient
 
 
 def _differentiate(backward: Any, ctx: Any, dy: Tensor | None) -> tuple:
-    """The gradients by the arguments of ``_forward``."""
+    """The gradients of the arguments of ``_forward``."""
     if dy is None:
         return (None,) * 6
     dx, d_in_weight, d_out_weight, d_gates = backward(dy, *ctx.saved_tensors, ctx.backend)
@@ -112,12 +113,14 @@ class _Experts(FirstDerivative):
 
     operation = "routed_experts"
 
+    @override
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         output = _forward(*inputs)
         _save(ctx, inputs, output)
         return output
 
+    @override
     @staticmethod
     def differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> tuple:
         return _differentiate(_backward, ctx, dy)

@@ -1,4 +1,7 @@
-"""The truth: every expert sees every token, and those that a token does not visit count nothing."""
+"""The reference: every expert processes every token; those that are not the token's have a gate of 0.
+
+Symbols: T tokens, E experts, D model width, H hidden width.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +9,7 @@ from torch import Tensor
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Runs everywhere."""
+    """None: plain PyTorch runs everywhere."""
     return None
 
 

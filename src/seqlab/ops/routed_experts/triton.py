@@ -1,6 +1,6 @@
-"""The pieces of the mixture as Triton kernels: nothing is waited for, and the copies in sorted order are never made.
+"""The mixture's operations as Triton kernels: the host never waits, and no copies in sorted order are made.
 
-The loops are in ``triton_kernels.py``; here is how the work is cut into programs. Symbols as there.
+The loops are in ``triton_kernels.py``; this file cuts the work into programs. Symbols as there.
 """
 
 from functools import cache
@@ -21,21 +21,21 @@ OUTER = {
     4: {"BM": 32, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
     2: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
 }
-ROWS, COLUMNS = 4, 256  # of a program between and after the products
-SMALLEST = 16  # rows of a tile that a tensor core takes
+ROWS, COLUMNS = 4, 256  # of a program of the kernels between and after the products
+SMALLEST = 16  # fewest rows of a tile on tensor cores
 OPTIONS = {"enable_fp_fusion": True}
 
 
 @cache
 def _kernels() -> ModuleType:
-    """Triton's import takes a while, and the wheels of torch for CPUs come without it: not before it is needed."""
+    """Imported at the first call: it takes a while, and torch's wheels for CPUs come without Triton."""
     from seqlab.ops.routed_experts import triton_kernels
 
     return triton_kernels
 
 
 def _precision() -> Literal["tf32", "tf32x3"]:
-    """Of products of float32, as ``torch.set_float32_matmul_precision`` asks; others take no notice."""
+    """Of float32 products, as ``torch.set_float32_matmul_precision`` sets it; other dtypes ignore it."""
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
@@ -54,7 +54,7 @@ def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) 
     tile: dict[str, Any] = dict(PRODUCT[x.element_size()])
     tile["BM"] = min(tile["BM"], max(SMALLEST, _power_of_two(places)))
     y = x.new_empty(places, columns)
-    row_tiles = _blocks(places, tile["BM"]) + min(experts, places)  # each expert may leave one that is not full
+    row_tiles = _blocks(places, tile["BM"]) + min(experts, places)  # each expert may have one that is not full
     kernel = _kernels().product_kernel[(row_tiles * _blocks(columns, tile["BN"]),)]
     operands = (y, x, weight, *weight.stride(), groups.order, groups.ends, experts, inner, columns)
     fixed = {"FAN": groups.top_k, "SPREAD": spread, "EXPERTS": _power_of_two(experts), "PRECISION": _precision()}
@@ -87,7 +87,7 @@ def activate(hidden: Tensor, gates: Tensor, groups: Groups) -> Tensor:
 
 
 def activate_backward(d_active: Tensor, hidden: Tensor, gates: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients by hidden (M, 2 H) and by the gates (T, k), and between them what ``activate`` gave (M, H)."""
+    """The gradients of hidden (M, 2 H) and the gates (T, k), and between them the result of ``activate`` (M, H)."""
     places, width = d_active.shape
     d_hidden, active = torch.empty_like(hidden), torch.empty_like(d_active)
     d_gates = torch.empty_like(gates, memory_format=torch.contiguous_format)
@@ -99,7 +99,7 @@ def activate_backward(d_active: Tensor, hidden: Tensor, gates: Tensor, groups: G
 
 
 def collect(rows: Tensor, groups: Groups) -> Tensor:
-    """(T, D), the sum of each token's rows, of which ``rows`` (M, D) has the sorted."""
+    """(T, D), for each token the sum over its ``rows`` (M, D), which are in sorted order."""
     (tokens, fan), width = groups.inverse.shape, rows.shape[1]
     y = rows.new_empty(tokens, width)
     kernel = _kernels().collect_kernel[(_blocks(tokens, ROWS), _blocks(width, COLUMNS))]

@@ -1,11 +1,11 @@
-"""Grouped matrix products in Triton, and what stands between and after them.
+"""Grouped matrix products in Triton, and the kernels between and after them.
 
-A program of a product takes one tile of one expert's rows; which expert that is it finds out from ``ends``, so the host
-launches as many programs as there could be and knows no group's size.
+A program of a product computes one tile of one expert's rows. It derives the expert from ``ends``, so the host launches
+as many programs as there could be and needs no group's size.
 
 Symbols (the rest as in ``operator.py``):
 
-    FAN         k, the experts of a token; a place's row number divided by it is the token
+    FAN         k, the experts of a token; the row number at a place divided by it is the token
     BM, BN, BK  rows, columns and summands of a tile
     EXPERTS     E rounded up to a power of two
     PRECISION   of products of float32: "tf32x3" is float32's accuracy from three products of TensorFloat32
@@ -152,7 +152,7 @@ def activate_backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The gradients by hidden and by the gates, and active once more, for whole rows."""
+    """The gradients of hidden and of the gates, and active again, for whole rows."""
     place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     exists = place < rows
     row = tl.load(order_ptr + place, mask=exists, other=0)

@@ -4,7 +4,7 @@
     y_t = C_t h_t + D u_t                                 output
     y_t = y_t silu(z_t)                                   gate, where z is given
 
-``selective_scan`` is the whole sequence, ``selective_state_update`` one position of it for generation.
+``selective_scan`` computes a whole sequence, ``selective_state_update`` one position of it for generation.
 """
 
 import torch
@@ -60,19 +60,19 @@ def selective_scan(
     deterministic: bool | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run the selective scan over a sequence; differentiable in every tensor but ``seq_idx``; once, unless
-    by "reference", which alone goes through ``torch.func`` too.
+    """Run the selective scan over a sequence.
 
-    The discretisation is the paper's code's: exp(delta A) for the state (equation 4) and the simplified delta B for
-    the input. Arithmetic is in float32, or in float64 if the arguments are float64, also under autocast. float32,
-    bfloat16 and float16 arguments may be mixed.
+    It is differentiable in every tensor but ``seq_idx``: once, or with "reference" any number of times and through
+    ``torch.func``. The discretisation is that of the paper's code: exp(delta A) for the state (equation 4) and the
+    simplified delta B for the input. Arithmetic is in float32, or in float64 if the arguments are float64, also under
+    autocast. float32, bfloat16 and float16 arguments may be mixed.
 
     Args:
         u: (batch, length, d_inner) the input, at least one position long.
         delta: (batch, length, d_inner) step sizes, before ``delta_bias`` and softplus.
         A: (d_inner, d_state) the diagonal of the state matrix of each channel, negative in a stable model.
-        B: (batch, length, d_state) what enters the state.
-        C: (batch, length, d_state) what is read from it.
+        B: (batch, length, d_state) the input map: delta B u enters the state.
+        C: (batch, length, d_state) the output map: y is C h.
         D: (d_inner,) the skip: D u is added to y, before the gate.
         z: (batch, length, d_inner) the gate: y is multiplied by silu(z).
         delta_bias: (d_inner,) added to delta.
@@ -80,14 +80,14 @@ def selective_scan(
         initial_state: (batch, d_inner, d_state) the state before the first position, float32 (float64 if u is);
             zeros if None.
         return_final_state: whether to return the state after the last position too.
-        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
-            whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
+        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins where the number
+            differs from that of the position before, with a state of zeros. ``initial_state`` belongs to the sequence
             of position 0, the final state to the last one. Negative numbers are no exception: padding is a sequence
-            of its own, silent where its input is 0, as ``causal_conv1d`` leaves it. What is not finite, or overflows,
-            stays in its sequence with every backend, forward and backward (but for the gradients by A, D and
-            delta_bias, which all share).
-        deterministic: whether gradients have to be the same from run to run, bit by bit, which may cost time and
-            memory; as ``torch.use_deterministic_algorithms`` says if None.
+            of its own, whose output is 0 where its input is, as after ``causal_conv1d``. Infinity and NaN do not leave
+            their sequence with any backend, forward and backward (except into the gradients of A, D and delta_bias,
+            which all sequences share).
+        deterministic: whether gradients must be bitwise reproducible, which may cost time and memory; None for the
+            setting of ``torch.use_deterministic_algorithms``.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:

@@ -1,10 +1,10 @@
-"""The fused selective scan on the CPU: the tasks of one call, on as many threads as PyTorch would use.
+"""The fused selective scan on the CPU: the tasks of one call, on as many threads as PyTorch uses.
 
-The arithmetic is in ``cpu_kernels``, which Numba compiles at the first call (and keeps on disk for the next process).
-Tensors are handed over as addresses and strides, so float32, bfloat16 and float16 in any layout are read in place, by
-one and the same machine code. A task is one sequence and a group of its channels. The groups follow from the shape
-alone, and what several tasks contribute to is summed afterwards in a fixed order: gradients are bitwise the same from
-run to run, on any number of threads.
+The arithmetic is in ``cpu_kernels``, which Numba compiles at the first call and caches on disk for the next process.
+Tensors are passed as addresses and strides, so float32, bfloat16 and float16 in any layout are read in place, by the
+same machine code. A task is one sequence and a group of its channels. The groups depend on the shape alone, and shares
+of several tasks are summed afterwards in a fixed order, so that gradients are bitwise reproducible on any number of
+threads.
 
 Symbols: Bt batch, L length, D channels, N state size; T, W positions and channels of a tile.
 """
@@ -24,13 +24,13 @@ from seqlab.ops.cpu_threads import on_threads
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
 
 TASKS = 32
-"""Sequences are split by channels until there are so many tasks."""
+"""Number of tasks, up to which sequences are split by channels."""
 
 LEAST_NUMBERS = 2**19
-"""Positions x channels x states that a call is worth: some 0.1 ms forward, where the call itself takes 0.02."""
+"""Fewest positions x channels x states for a call: some 0.1 ms forward, where the call itself takes 0.02."""
 
 SMALLEST_GROUP = 2
-"""Blocks of channels in a group: B and C are read, and their gradients folded, once a group."""
+"""Fewest blocks of channels in a group: B and C are read, and their gradients folded, once per group."""
 
 _compiling = threading.Lock()
 
@@ -58,7 +58,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def saved_shape(inputs: Inputs) -> tuple[int, ...]:
-    """The states before each tile: (Bt, tiles, blocks of channels, N, W)."""
+    """The shape of the states before each tile: (Bt, tiles, blocks of channels, N, W)."""
     kernels = _kernels()
     batch, length, channels = inputs.u.shape
     tile, block = int(kernels.T), int(kernels.W)
@@ -66,7 +66,7 @@ def saved_shape(inputs: Inputs) -> tuple[int, ...]:
 
 
 def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """y (Bt, L, D), the final state (Bt, D, N), and the states before each tile if ``keep``, else nothing (0,)."""
+    """y (Bt, L, D), the final state (Bt, D, N), and the states before each tile, or without ``keep`` (0,)."""
     kernels = _kernels()
     y = torch.empty(inputs.u.shape, dtype=inputs.u.dtype)
     state = _state(inputs, initial_state)
@@ -92,7 +92,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[T
 
 
 def backward(inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool) -> Gradients:
-    """The gradient by every argument. It is always deterministic."""
+    """The gradients for dy (Bt, L, D) and d_final_state (Bt, D, N). Always deterministic."""
     kernels = _kernels()
     u, delta, z = inputs.u, inputs.delta, inputs.z
     (batch, length, channels), n_states = u.shape, inputs.A.shape[1]
@@ -149,7 +149,7 @@ def _groups(inputs: Inputs) -> list[range]:
 
 
 def _spans(inputs: Inputs, groups: list[range]) -> list[tuple[int, int]]:
-    """The sequences of each task, first and end: more than one where one is too little work for a call from Python."""
+    """The sequences of each task, first and end: several if one is too little work for a call from Python."""
     batch, length, _ = inputs.u.shape
     numbers = length * len(groups[0]) * int(_kernels().W) * inputs.A.shape[1]
     fair = -(-batch * len(groups) // torch.get_num_threads())  # no thread is left without a task
@@ -165,12 +165,12 @@ def _state(inputs: Inputs, state: Tensor | None) -> Tensor:
 
 
 def _A(inputs: Inputs) -> np.ndarray:  # noqa: N802
-    """A as float32, in one piece."""
+    """A (D, N) as float32, contiguous."""
     return inputs.A.detach().float().contiguous().numpy()
 
 
 def _vectors(inputs: Inputs) -> Tensor:
-    """D and delta_bias as float32, zero where there is none: (blocks, 2, W)."""
+    """D and delta_bias as float32, zeros for None: (blocks, 2, W)."""
     kernels, channels = _kernels(), inputs.u.shape[2]
     blocks, width = -(-channels // int(kernels.W)), int(kernels.W)
     vectors = torch.zeros(int(kernels.VECTORS), blocks * width)
@@ -181,7 +181,7 @@ def _vectors(inputs: Inputs) -> Tensor:
 
 
 def _fresh(inputs: Inputs) -> np.ndarray:
-    """(Bt, L) whether a position forgets the state before it."""
+    """(Bt, L) whether a position begins a sequence, and resets the state."""
     if inputs.seq_idx is None:
         return np.zeros(inputs.u.shape[:2], dtype=np.bool_)
     changes = inputs.seq_idx[:, 1:] != inputs.seq_idx[:, :-1]
@@ -200,7 +200,7 @@ def _read(inputs: Inputs) -> dict[int, Tensor | None]:
 
 
 def _operands(tensors: dict[int, Tensor | None]) -> np.ndarray:
-    """What the kernels know of each tensor: address, dtype, strides."""
+    """The kernels' table of tensors: address, dtype and strides of each."""
     table = np.zeros((_kernels().OPERANDS, 5), dtype=np.int64)
     for row, tensor in tensors.items():
         if tensor is not None:
@@ -209,7 +209,7 @@ def _operands(tensors: dict[int, Tensor | None]) -> np.ndarray:
 
 
 def _run(kernel: Any, arguments: tuple, places: list[tuple], scratch_size: int) -> None:
-    """Call ``kernel(*arguments, scratch, *place)`` once for each place; a thread that is done takes the next one."""
+    """Call ``kernel(*arguments, scratch, *place)`` once for each place; an idle thread takes the next one."""
     _compile(kernel, (*arguments, 0, *places[0]))
     threads = min(torch.get_num_threads(), len(places))
     pitch = -(-scratch_size // 16) * 16  # floats, so that each buffer begins with a cache line
@@ -225,7 +225,7 @@ def _run(kernel: Any, arguments: tuple, places: list[tuple], scratch_size: int) 
 
 
 def _compile(kernel: Any, arguments: tuple) -> None:
-    """Compile (or load from disk) before threads need it, and without the pauses of a garbage collection."""
+    """Compile (or load from disk) before threads need it, without pauses for garbage collection."""
     with _compiling:
         if kernel.signatures:
             return

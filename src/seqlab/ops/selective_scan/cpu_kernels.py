@@ -1,19 +1,19 @@
 """The loops of the fused CPU scan, compiled by Numba: one call is one task, sequences and a group of their channels.
 
-Channels are the vector axis. A tile of T positions and W channels is brought into a scratch buffer as float32 rows,
-whatever the dtype and the strides in memory; then the recurrence runs over t, over the states n, and in the innermost
-loop, of the constant length W, over channels w. Every scratch array has constant inner dimensions, and what one loop
-reads and writes sits side by side in one array: the compiler sees at compile time that nothing overlaps, and turns the
-loop into straight vector code. Sums over channels (the gradients of B and C) stay W wide until all channels of the
-group are in, and are folded once; their order depends on the shape alone.
+Channels are the vector axis. A tile of T positions and W channels is copied to a scratch buffer as float32 rows,
+whatever its dtype and strides in memory; then the recurrence runs over t, over the states n, and in the innermost loop,
+of the constant length W, over channels w. Every scratch array has constant inner dimensions, and what one loop reads
+and writes is in one array: the compiler can prove that nothing overlaps, and turns the loop into straight vector code.
+Sums over channels (the gradients of B and C) stay W wide until all channels of the group are added, and are folded
+once; their order depends on the shape alone.
 
-It is one long file because Numba compiles anew what it keeps on disk when the file of the entry changes, and does not
-notice a change in another.
+It is one long file because Numba recompiles its cache on disk when the entry function's file changes, but not when
+another does.
 
-Symbols (arXiv:2312.00752, Algorithm 2; the rest is said in ``parallel``):
+Symbols (arXiv:2312.00752, Algorithm 2; the others as in ``parallel``):
 
     T, W     positions and channels of a tile
-    S        states of a tile: the recurrence of W channels is walked S states at a time
+    S        states of a tile: the recurrence of W channels is computed S states at a time
     dt, a    step size; decay exp(dt A)
     rate     A log2(e), so that a = 2^(dt rate)
     drive    dt u
@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-# All constants are NumPy's integers: for a Python int, Numba would compile a function it is passed to once more.
+# All constants are NumPy integers: for Python's, Numba would compile the functions that they are passed to again.
 T, W, S = np.array([32, 32, 16])
 
 U, RAW, DT, STEP, DRIVE, Y, Z, SIGMA_Z, D_OUT, DY, D_DRIVE, D_STEP, ROWS = np.arange(13)
@@ -43,21 +43,21 @@ SUM_B, SUM_C, SUMS = np.arange(3)
 SKIP, BIAS, VECTORS = np.arange(3)
 """Of a channel: D, delta_bias."""
 TO_B, TO_C, MAPS = np.arange(3)
-"""Of a state at a position: B and C; in the end, their gradients."""
+"""Of a state at a position: B and C; at last, their gradients."""
 
 FLOAT32, BFLOAT16, FLOAT16 = np.arange(3)
 IN_U, IN_DELTA, IN_B, IN_C, IN_Z, IN_DY, OUT_Y, OUT_U, OUT_DELTA, OUT_Z, OUT_B, OUT_C, OPERANDS = np.arange(13)
 """Rows of the table of operands: address, dtype code, strides by batch, position and channel (in elements)."""
 
 OPTIONS = {"nogil": True, "error_model": "numpy"}
-"""No fast-math: where ``a b + c d`` may fuse, the compiler chooses which product is not rounded, and it has chosen
-differently for a part compiled alone, which runs in the process that compiles, and inside what is kept on disk."""
+"""No fast-math: where ``a b + c d`` may fuse, the compiler chooses which product is not rounded, and has chosen
+differently in the process that compiles, where a part is compiled alone, and in the cache on disk."""
 part = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
-"""Called by compiled code only, and kept on disk inside what calls it, which spares a third of the time to compile."""
+"""Called by compiled code only and cached on disk inside its caller, which saves a third of the compile time."""
 
 
 def entry(function):
-    """Called from Python, and kept on disk: beside this file, or else in the user's cache, or else not at all."""
+    """Called from Python, and cached on disk: next to this file, else in the user's cache, else not at all."""
     try:
         return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither folder can be written to
@@ -70,7 +70,7 @@ LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 
 
 def pointer_to(element):
-    """How compiled code turns an address into a pointer."""
+    """A function that compiled code calls to turn an address into a pointer to ``element``."""
     kind = types.CPointer(element)
 
     @intrinsic
@@ -100,7 +100,7 @@ def fma(_context, a, b, c):
 
 @intrinsic
 def lane_sum(_context, array_at, row):
-    """The sum of the W floats of one row, pairwise (a loop would add them one after another)."""
+    """The sum of the W floats of one row, added pairwise (a loop would add them one after another)."""
 
     def generate(_context, builder, _signature, arguments):
         vector = ir.VectorType(ir.FloatType(), int(W))
@@ -121,9 +121,9 @@ def lane_sum(_context, array_at, row):
 
 @intrinsic
 def stand_alone(_context):
-    """Compile this function once, not again within each caller, and let it use 512-bit vectors where there are any.
+    """Compile this function once instead of inlining it into each caller, with 512-bit vectors where available.
 
-    Compilers stop at 256 for fear of lower clocks. The attribute is a hint: narrower machines ignore it.
+    Compilers stop at 256 to avoid lower clock rates. The attribute is a hint: narrower machines ignore it.
     """
 
     def generate(context, builder, _signature, _arguments):
@@ -132,7 +132,7 @@ def stand_alone(_context):
                 argument.add_attribute("noalias")
         attributes = builder.function.attributes
         attributes.add("noinline")
-        set.add(attributes, '"prefer-vector-width"="512"')  # its own add() knows no attributes with a value
+        set.add(attributes, '"prefer-vector-width"="512"')  # its own add() refuses attributes with a value
         return context.get_dummy_value()
 
     return types.none(), generate
@@ -180,7 +180,7 @@ def softplus(x):
 
 @part
 def widened_half(bits):
-    """float16 bits in an int16, as float32. Subnormals go through an integer, which no flush to zero can hurt."""
+    """float16 bits in an int16, as float32. Subnormals are converted as integers, unaffected by flushing to zero."""
     bits = np.int32(bits)
     magnitude = np.int32(bits & np.int32(0x7FFF))
     extra = np.int32(0x38000000) if magnitude < np.int32(0x7C00) else np.int32(0x70000000)  # the bias, or infinity
@@ -251,7 +251,7 @@ def read(operands, which, tile, target_at, field, fields, width):
 
 @part
 def write(operands, which, tile, source_at, field, fields, width):
-    """The way back, to an operand whose channels are contiguous."""
+    """The inverse of ``read``, to an operand whose channels are contiguous."""
     stand_alone()
     b, start, length, first, count = tile
     address, code, along_b, along_t, _ = operands[which]
@@ -276,7 +276,7 @@ def write(operands, which, tile, source_at, field, fields, width):
 
 @part
 def prepare_rows(tile, fresh, softplus_on, vectors_at, rows_at):
-    """The step sizes of a tile, what they drive, and the skip as the beginning of y."""
+    """The step sizes of a tile, dt u, and the skip D u as the initial y."""
     stand_alone()
     b, start, length, _, _ = tile
     vectors = carray(vectors_at, (VECTORS, W))
@@ -298,7 +298,7 @@ def prepare_rows(tile, fresh, softplus_on, vectors_at, rows_at):
 
 @part
 def scan_tile(tile, fresh, n_states, maps_at, rows_at, states_at):
-    """Advance the states of a tile, and add what is read from them to y."""
+    """Advance the states of a tile, and add C h to y."""
     stand_alone()
     b, start, length, _, _ = tile
     maps = carray(maps_at, (T, MAPS, n_states))
@@ -320,7 +320,7 @@ def scan_tile(tile, fresh, n_states, maps_at, rows_at, states_at):
 
 @part
 def rescan_tile(tile, fresh, n_states, first_state, end_state, maps_at, rows_at, states_at, cells_at, sums_at):
-    """``scan_tile`` for at most S states, keeping what the backward pass needs; and the gradient of C on the way."""
+    """``scan_tile`` for at most S states, saving what the backward pass needs; also adds to the gradient of C."""
     stand_alone()
     b, start, length, _, _ = tile
     maps = carray(maps_at, (T, MAPS, n_states))
@@ -386,7 +386,7 @@ def gate(tile, rows_at):
 
 @part
 def prepare_gradients(tile, gated, rows_at):
-    """From the gradient by the output to that by y; and zeros where gradients will add up."""
+    """The gradient of y from that of the output; and zeros where gradients will be summed."""
     stand_alone()
     rows = carray(rows_at, (T, ROWS, W))
     for t in range(tile[2]):
@@ -402,11 +402,11 @@ def prepare_gradients(tile, gated, rows_at):
 
 @part
 def finish_gradients(tile, gated, softplus_on, vectors_at, d_vectors_at, rows_at):
-    """Turn the rows of a tile into the gradients by z, u and delta, in place; add to those by D and delta_bias.
+    """Turn the rows of a tile into the gradients of z, u and delta, in place; add to those of D and delta_bias.
 
-    The latter are summed over the tile first, in fields that nothing needs any more, each row into the one before it:
-    position by position, a long sequence would lose a number's last digits against the sum so far. (Summing straight
-    into row 0 would keep the compiler from vectorising, for it cannot know that t is not 0.)
+    The latter are summed over the tile first, in fields no longer needed, each row into the one before it: summed
+    position by position, a long sequence would lose last digits against the sum so far. (Summing straight into row 0
+    would prevent vectorisation, since the compiler cannot know that t is not 0.)
     """
     stand_alone()
     length = tile[2]
@@ -437,7 +437,7 @@ def finish_gradients(tile, gated, softplus_on, vectors_at, d_vectors_at, rows_at
 
 @part
 def fold(length, n_states, sums_at, maps_at):
-    """The gradients of B and C at last, each summed over its W channels; and the sums are zero again."""
+    """The gradients of B and C, each summed over its W channels; then the sums are set to zero."""
     stand_alone()
     maps = carray(maps_at, (T, MAPS, n_states))
     sums = carray(sums_at, (T, n_states, SUMS, W))
@@ -453,7 +453,7 @@ def fold(length, n_states, sums_at, maps_at):
 
 @part
 def load_states(A, source, b, first, count, field, states_at):
-    """Begin with channels first : first + count of a (Bt, D, N) in a field of a block's states, and 0 beyond."""
+    """Load channels first : first + count of ``source`` (Bt, D, N) into a field of a block's states, 0 beyond."""
     stand_alone()
     n_states = A.shape[1]
     states = carray(states_at, (n_states, CHANNEL, W))
@@ -467,7 +467,7 @@ def load_states(A, source, b, first, count, field, states_at):
 
 @part
 def store_states(target, b, first, count, field, states_at):
-    """The way back."""
+    """The inverse of ``load_states``, into ``target`` (Bt, D, N)."""
     stand_alone()
     n_states = target.shape[2]
     states = carray(states_at, (n_states, CHANNEL, W))
@@ -478,7 +478,7 @@ def store_states(target, b, first, count, field, states_at):
 
 @part
 def copy_states(n_states, source_at, source_pitch, target_at, target_pitch):
-    """Rows of W states, between a block's states and what is kept of them."""
+    """Copy rows of W states between a block's states and the saved ones."""
     stand_alone()
     source = carray(source_at, (n_states, source_pitch))
     target = carray(target_at, (n_states, target_pitch))
@@ -489,6 +489,7 @@ def copy_states(n_states, source_at, source_pitch, target_at, target_pitch):
 
 @part
 def fill_zero(array_at, size):
+    """Fill an array with zeros."""
     stand_alone()
     array = carray(array_at, (size,))
     for i in range(size):
@@ -497,9 +498,9 @@ def fill_zero(array_at, size):
 
 @part
 def scratch_layout(n_states, n_blocks):
-    """Where in the scratch buffer, in floats: B and C, states, cells, sums, and the end.
+    """Offsets in the scratch buffer, in floats: of B and C, states, cells, sums, and of the end.
 
-    The rows come first. The forward pass goes only as far as the states.
+    The rows come first. The forward pass uses the buffer up to the end of the states.
     """
     maps = T * ROWS * W
     states = maps + (T * MAPS * n_states + 15) // 16 * 16
@@ -517,7 +518,7 @@ def block_of(group, block, channels):
 
 @part
 def kept_states(saved_at, shape, group, b, start, block):
-    """Where the states of a block before the tile at ``start`` are kept, in a (Bt, tiles, blocks, N, W)."""
+    """The saved states of a block before the tile at ``start``, in an array (Bt, tiles, blocks, N, W)."""
     length, channels, n_states = shape
     tiles, blocks = (length + T - 1) // T, (channels + W - 1) // W
     return floats(saved_at + 4 * (((b * tiles + start // T) * blocks + group[0] + block) * n_states * W))
@@ -525,9 +526,9 @@ def kept_states(saved_at, shape, group, b, start, block):
 
 @part
 def forward_sequence(operands, vectors_at, A, fresh, state, saved_at, softplus_on, gated, scratch_at, b, group):
-    """y of one sequence and of a group of blocks; ``state`` (Bt, D, N) goes from the initial to the final.
+    """y of one sequence and of a group of blocks; ``state`` (Bt, D, N) is updated from the initial to the final.
 
-    The states before each tile are kept if there is an address to keep them at.
+    The states before each tile are saved unless ``saved_at`` is 0.
     """
     shape = length, channels, n_states = fresh.shape[1], state.shape[1], state.shape[2]
     maps_offset, states_offset, _, _, _ = scratch_layout(n_states, group[1])
@@ -574,9 +575,9 @@ def backward_sequence(
 ):
     """Every gradient of one sequence and of a group of blocks, from the last tile to the first.
 
-    ``carry`` (Bt, D, N) goes from the gradient by the final state to that by the initial state. dA (Bt, D, N) and the
-    gradients by D and delta_bias (Bt, blocks, 2, W), which begin at zero, are this sequence's; dB and dC, at ``share``,
-    are this sequence's and these channels'.
+    ``carry`` (Bt, D, N) is updated from the gradient of the final state to that of the initial state. dA (Bt, D, N) and
+    the gradients of D and delta_bias (Bt, blocks, 2, W), which start at zero, are this sequence's; dB and dC, at
+    ``share``, are this sequence's and these channels'.
     """
     shape = length, channels, n_states = fresh.shape[1], carry.shape[1], carry.shape[2]
     maps_offset, states_offset, cells_offset, sums_offset, _ = scratch_layout(n_states, group[1])

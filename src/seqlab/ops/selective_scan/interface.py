@@ -1,4 +1,4 @@
-"""What the public function and its fused backends say to each other.
+"""The interface between the public function and its fused backends.
 
 A fused backend is a file with four functions:
 
@@ -8,7 +8,7 @@ A fused backend is a file with four functions:
     backward(inputs, saved, dy, d_final_state, deterministic) -> Gradients
 
 ``saved`` is what its backward pass needs besides the inputs: states at a few positions, of ``saved_shape`` and in the
-accumulation dtype, or an empty tensor where nothing is to be kept.
+accumulation dtype, or an empty tensor if ``keep`` is false.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """The arguments of one scan as they were given: Bt batch, L length, D channels, N state size."""
+    """The arguments of one scan: Bt batch, L length, D channels, N state size."""
 
     u: Tensor  # (Bt, L, D)
     delta: Tensor  # (Bt, L, D)
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradient by each tensor, in its shape and dtype; None where there is no such argument."""
+    """The gradient of each tensor, in its shape and dtype; None for an argument that was not given."""
 
     u: Tensor
     delta: Tensor
@@ -42,4 +42,4 @@ class Gradients(NamedTuple):
     D: Tensor | None
     z: Tensor | None
     delta_bias: Tensor | None
-    initial_state: Tensor  # also where none was given: zeros were
+    initial_state: Tensor  # also if none was given, which means zeros

@@ -1,17 +1,18 @@
 """The fused backends as one operator of PyTorch, with its gradient.
 
-What a backend brings is in ``interface.py``. The forward pass keeps its arguments and what the backend asks for, so
-memory grows with the inputs and not with the expanded states. A second derivative is refused.
+A backend's functions are listed in ``interface.py``. The forward pass saves its arguments and what the backend needs,
+so memory grows with the inputs and not with the expanded states. A second derivative raises an error.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.contract import accumulation_dtype
-from seqlab.ops.derivatives import FirstDerivative
+from seqlab.ops.derivatives import FirstDerivative, owned
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
 
 FUSED = ("cpu", "triton", "parallel")
@@ -21,9 +22,10 @@ PACKAGE = "seqlab.ops.selective_scan"
 def fused_scan(
     inputs: Inputs, initial_state: Tensor | None, deterministic: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """y and the final state; arguments as in ``selective_scan``.
+    """y (Bt, L, D) and the final state (Bt, D, N); arguments as in ``selective_scan``.
 
-    A registered operator costs some 60 us more a call than a plain autograd function. Only a compiler needs it.
+    The registered operator, which costs some 60 us more per call than an autograd function, is used under a compiler
+    and on the meta device alone.
     """
     tensors = (*inputs[:8], initial_state)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -70,7 +72,7 @@ def _backward(
     deterministic: bool,
     backend: str,
 ) -> Gradients:
-    """The gradients by y and by the final state, of which there may be none."""
+    """The gradients of the arguments, for those of y and of the final state, of which either may be None."""
     inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus)
     dy = torch.zeros_like(u) if dy is None else dy
     return backends.load(PACKAGE, backend).backward(inputs, saved, dy, d_final_state, deterministic)
@@ -106,16 +108,10 @@ def _backward_operator(
     deterministic: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``_backward`` as an operator may return it: empty tensors for None, and each with memory of its own."""
+    """``_backward`` as a registered operator may return it: empty tensors for None, none sharing memory."""
     operands = (u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, deterministic, backend)
     gradients = _backward(dy, d_final_state, saved, *operands)
-    return tuple(u.new_empty(0) if gradient is None else _owned(gradient) for gradient in gradients)
-
-
-def _owned(tensor: Tensor) -> Tensor:
-    """The tensor as the only one in its memory: some are parts of a larger one."""
-    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return tuple(u.new_empty(0) if gradient is None else owned(gradient) for gradient in gradients)
 
 
 @_backward_operator.register_fake
@@ -136,7 +132,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> Non
 
 
 def _differentiate(backward: Any, ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:
-    """The gradients by the arguments of ``_forward``."""
+    """The gradients of the arguments of ``_forward``."""
     tensors = ctx.saved_tensors
     found = backward(dy, d_final_state, *tensors, ctx.delta_softplus, ctx.deterministic, ctx.backend)
     *gradients, d_initial_state = (
@@ -156,12 +152,14 @@ class _Scan(FirstDerivative):
 
     operation = "selective_scan"
 
+    @override
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output = _forward(*inputs)
         _save(ctx, inputs, output)
         return output
 
+    @override
     @staticmethod
     def differentiate(ctx: Any, dy: Tensor | None, d_final_state: Tensor | None, _: None) -> tuple:
         return _differentiate(_backward, ctx, dy, d_final_state)

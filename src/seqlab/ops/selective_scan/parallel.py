@@ -1,9 +1,9 @@
 """The selective scan in plain PyTorch, a chunk of positions at a time, with its gradient written out.
 
-The expanded states (Bt, L, N, D) are N times the input, so they are never held whole: the forward pass keeps the
-state at the boundaries between chunks, and the backward pass computes each chunk's states again from there. Inside
-a chunk the recurrence is linear, so neighbours combine in pairs and the depth is logarithmic. Decays are only ever
-multiplied, never divided by: where they underflow, the past is forgotten and nothing else happens.
+The expanded states (Bt, L, N, D) are N times the input, so they are never held whole: the forward pass saves the state
+at the boundaries between chunks, and the backward pass recomputes each chunk's states from there. Inside a chunk the
+recurrence is linear, so neighbours combine in pairs and the depth is logarithmic. Nothing is divided by a decay, so
+that decays may underflow.
 
 Symbols (arXiv:2312.00752, Algorithm 2; state before channels inside this file, so that the innermost axis is long):
 
@@ -34,7 +34,7 @@ SHORTEST_CHUNK = 8
 """Fewer positions would make the boundary states the largest tensor of all."""
 
 SEQUENTIAL = 16
-"""Up to so many positions are walked one by one: one pass over memory instead of about three."""
+"""Up to so many positions are processed one by one: one pass over memory instead of about three."""
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -43,7 +43,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def saved_shape(inputs: Inputs) -> tuple[int, ...]:
-    """(chunks, Bt, N, D): the state at the boundary before each chunk."""
+    """The shape (chunks, Bt, N, D) of the states at the boundary before each chunk."""
     batch, length, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
     return -(-length // _chunk_length(inputs.u, d_state)), batch, d_state, d_inner
@@ -59,7 +59,7 @@ class _Chunk(NamedTuple):
     A: Tensor  # (N, D)
     B: Tensor  # (Bt, T, N)
     C: Tensor  # (Bt, T, N)
-    fresh: Tensor | None  # (Bt, T) whether a position begins a sequence, and forgets the states before it
+    fresh: Tensor | None  # (Bt, T) whether a position begins a sequence, and resets the state
 
 
 def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +99,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[T
 def backward(
     inputs: Inputs, boundaries: Tensor, d_out: Tensor, d_final_state: Tensor | None, deterministic: bool
 ) -> Gradients:
-    """Every gradient, from the last chunk to the first. It is always deterministic."""
+    """The gradients for d_out (Bt, L, D) and d_final_state (Bt, D, N). Always deterministic."""
     batch, _, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
     chunks = _chunks(inputs.u, d_state)
@@ -192,7 +192,7 @@ def _states(chunk: _Chunk, start: Tensor, a: Tensor, h: Tensor) -> None:
 def _gate_gradients(
     inputs: Inputs, chunk: _Chunk, span: slice, d_out: Tensor, h: Tensor, work: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by y and z (Bt, T, D). y is computed again: kept, it would be as large as the input.
+    """Gradients of y and z (Bt, T, D). y is recomputed: saved, it would be as large as the input.
 
     ``work`` (Bt, T, N, D) is overwritten.
     """
@@ -204,9 +204,9 @@ def _gate_gradients(
 
 
 def _state_gradients(chunk: _Chunk, dy: Tensor, carry: Tensor, a: Tensor, g: Tensor) -> None:
-    """Fill in g (Bt, T + 1, N, D), where ``carry`` (Bt, N, D) is what later chunks add to the last state's.
+    """Fill in g (Bt, T + 1, N, D); ``carry`` (Bt, N, D) is the last state's gradient from later chunks.
 
-    g_0 is what this chunk adds to the gradient of the state it started from.
+    g_0 is the gradient of the state that the chunk started from.
     """
     torch.mul(dy.unsqueeze(2), chunk.C.unsqueeze(3), out=g[:, 1:])  # (Bt, T, N, D)
     g[:, -1] += carry
@@ -217,7 +217,7 @@ def _state_gradients(chunk: _Chunk, dy: Tensor, carry: Tensor, a: Tensor, g: Ten
 def _chunk_gradients(
     chunk: _Chunk, dy: Tensor, a: Tensor, h: Tensor, g: Tensor, work: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by drive and dt (Bt, T, D), the latter through the decays alone, A (N, D), B and C (Bt, T, N).
+    """Gradients of drive and dt (Bt, T, D), the latter through the decays alone, A (N, D), B and C (Bt, T, N).
 
     ``a`` and ``work`` (Bt, T, N, D) are overwritten.
     """
@@ -239,7 +239,7 @@ def _accumulate(x: Tensor, links: Tensor, cut: Tensor | None, backwards: bool = 
     x is (Bt, K, N, D) and links (Bt, K - 1, N, D). A long sequence is halved: each pair of neighbours is joined into
     one element, the pairs are solved as a sequence of their own, and the elements between them follow from their
     neighbours. That is about three passes over memory in 3 log2(K) launches. Links that are ``cut`` (Bt, K - 1) carry
-    nothing, not even what is not finite.
+    nothing, not even infinity or NaN.
     """
     length = x.shape[1]
     if length <= SEQUENTIAL + 1:
@@ -265,7 +265,7 @@ def _accumulate(x: Tensor, links: Tensor, cut: Tensor | None, backwards: bool = 
 
 
 def _carry(target: Tensor, links: Tensor, source: Tensor, cut: Tensor | None) -> None:
-    """target += links source, nothing where the link is cut: 0 times infinity would not be nothing."""
+    """target += links source, but nothing where the link is cut: multiplying by 0 would make NaN of infinity."""
     if cut is None:
         target.addcmul_(links, source)
     else:

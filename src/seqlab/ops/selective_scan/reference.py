@@ -1,4 +1,4 @@
-"""The selective scan one position after another, as the equations are written: what every backend is held to.
+"""The selective scan one position after another, as the equations are written: the reference for all other backends.
 
 Symbols (arXiv:2312.00752, Algorithm 2):
 

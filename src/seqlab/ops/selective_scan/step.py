@@ -38,7 +38,7 @@ def selective_state_update(
     """Advance the state by one position (arXiv:2312.00752, Algorithm 2, one t of ``selective_scan``).
 
     Args:
-        state: (batch, d_inner, d_state) float32 (float64 if x is); left as it is.
+        state: (batch, d_inner, d_state) float32 (float64 if x is); not changed.
         x, delta, z: (batch, d_inner).
         A: (d_inner, d_state).
         B, C: (batch, d_state).

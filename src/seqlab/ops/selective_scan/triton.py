@@ -1,7 +1,7 @@
 """The selective scan on a GPU: fused Triton kernels, forward and backward.
 
-``triton_parts.py`` and the files it names hold the device code and the symbols; ``triton_plan.py`` cuts the work,
-and this one launches it.
+``triton_parts.py`` and the files it names hold the device code and the symbols; ``triton_plan.py`` cuts the work, and
+this file launches it.
 """
 
 import math
@@ -24,18 +24,18 @@ except ImportError:  # a torch wheel for CPUs may come without it
 
 
 class Saved(NamedTuple):
-    """What the forward pass leaves for the backward pass: three parts of one tensor, each at a multiple of 16 bytes."""
+    """What the forward pass saves for the backward pass: three parts of one tensor, each at a multiple of 16 bytes."""
 
-    BC: Tensor  # (Bt, L padded, 2, N padded) float32 in size; `triton_parts` says in what order
+    BC: Tensor  # (Bt, L padded, 2, N padded) float32 numbers, in the order of `triton_parts`
     reset: Tensor  # (Bt, L padded), empty without seq_idx
     states: Tensor  # (Bt, segments, D, N) before every ``SEGMENT`` positions
 
     @staticmethod
     def shapes(inputs: Inputs, keep: bool) -> list[tuple[int, ...]]:
-        """Of the parts; without ``keep`` there are no states."""
+        """The shapes of the parts; without ``keep`` there are no states."""
         batch, length, d_inner = inputs.u.shape
         d_state = inputs.A.shape[1]
-        lanes, tiles = lanes_of(int(d_state))  # a compiler's symbol is no key of a cache
+        lanes, tiles = lanes_of(int(d_state))  # a compiler's symbolic integer cannot be a key of a cache
         padded = -(-length // 4) * 4
         return [
             (batch, padded, 2, 4 * lanes * tiles),
@@ -45,18 +45,19 @@ class Saved(NamedTuple):
 
     @classmethod
     def within(cls, flat: Tensor, inputs: Inputs, keep: bool) -> "Saved":
+        """The parts of ``flat``, of ``saved_shape``, as views."""
         shapes = cls.shapes(inputs, keep)
         parts = flat.split([math.prod(shape) for shape in shapes])
         return cls(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def saved_shape(inputs: Inputs, keep: bool = True) -> tuple[int]:
-    """Of the tensor that ``Saved`` takes apart."""
+    """The shape of the flat tensor with all parts of ``Saved``."""
     return (sum(map(math.prod, Saved.shapes(inputs, keep))),)
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with channels side by side in memory: itself where it is a slice of a projection."""
+    """The tensor with channels side by side in memory; a slice of a projection is not copied."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -99,12 +100,12 @@ def _strides(*tensors: Tensor | None) -> list[int]:
 
 
 def _options(device: torch.device) -> dict[str, Any]:
-    # One stage, on Blackwell too: the kernels see to their loads themselves. Multiply-adds are fused on purpose.
+    # One stage, on Blackwell too: the kernels schedule their loads themselves. Multiply-adds are fused on purpose.
     return {"num_warps": LANES // 32, "num_stages": 1, "enable_fp_fusion": True} if device.type == "cuda" else {}
 
 
 def _stage(inputs: Inputs, saved: Saved, plan: Plan) -> None:
-    """Lay out B, C and where sequences begin."""
+    """Lay out B, C and the resets, where sequences begin."""
     B, C, seq_idx = inputs.B, inputs.C, inputs.seq_idx
     batch, padded = saved.BC.shape[:2]
     rows = max(2048 // plan.n_padded, 8)
@@ -116,7 +117,7 @@ def _stage(inputs: Inputs, saved: Saved, plan: Plan) -> None:
 
 
 def _chunk_tensors(inputs: Inputs, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for what each chunk adds (Bt, K, D, N), its time (Bt, K, D) and its cut (Bt, K); any tensors if K is 1."""
+    """Buffers for what each chunk adds (Bt, K, D, N), its time (Bt, K, D) and its cut (Bt, K); unused if K is 1."""
     if plan.n_chunks == 1:
         return inputs.A, inputs.A, inputs.A
     batch, _, d_inner = inputs.u.shape
@@ -160,15 +161,18 @@ def _forward(inputs: Inputs, initial_state: Tensor | None, keep: bool, cut: Plan
 
 
 def backward(inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool) -> Gradients:
-    """Every gradient; with ``deterministic`` without atomics, for 4 bytes 2 N / 16 more memory a number of u."""
+    """The gradients for dy (Bt, L, D) and d_final_state (Bt, D, N).
+
+    ``deterministic`` avoids atomic additions, for N / 2 more bytes of memory per number of u.
+    """
     return _backward(inputs, saved, dy, d_final_state, deterministic, plan(inputs.u, inputs.A.shape[1], "backward"))
 
 
 THREE_FROM = 2.2
-"""Programs for each multiprocessor from which on the backward kernel runs three at a time."""
+"""Programs per multiprocessor above which the backward kernel runs three at a time."""
 
 REGISTERS = {3: 168, 2: None}
-"""Registers of a lane in the backward kernel, by programs on a multiprocessor; None is as many as there are, 255."""
+"""Registers of a lane in the backward kernel, by programs on a multiprocessor; None for the maximum, 255."""
 
 
 def _backward(
@@ -220,7 +224,7 @@ def _backward(
 
 
 def _finish(inputs: Inputs, partial: Gradients, cut: Plan, copies: int) -> Gradients:
-    """Add up what programs left side by side, for A, D and the bias; and give every gradient its shape and dtype."""
+    """Sum the programs' shares of the gradients of A, D and the bias; give every gradient its shape and dtype."""
     batch, length, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
     sums = [None if given is None else torch.empty_like(given, memory_format=torch.contiguous_format)

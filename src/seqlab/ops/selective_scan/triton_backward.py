@@ -52,7 +52,7 @@ def chunk_gradients_kernel(
     HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
     S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As ``chunk_states_kernel``, the other way: a g (Bt, K, D, N) that each chunk hands to the state before it."""
+    """As ``chunk_states_kernel``, backwards: a g (Bt, K, D, N), each chunk's gradient of the state before it."""
     G: tl.constexpr = S if S < 4 else 4
     K: tl.constexpr = 3 if HAS_Z else 2
     E: tl.constexpr = CPT * M * 4
@@ -110,10 +110,10 @@ def chunk_gradients_kernel(
 
 @triton.jit
 def _folded_place(M: tl.constexpr, S: tl.constexpr):
-    """Where in a row of dBC the first value stands that a lane ends with after ``_fold_over_channels``.
+    """The index in a row of dBC of the first value that a lane holds after ``_fold_over_channels``.
 
-    Folding halves the list of 8 M values over each bit of the lane that tells channels apart, so the bits spell the
-    index of what is left. Returns that index and whether the lane is the one that keeps it.
+    Folding halves the list of 8 M values for each bit of the lane number that distinguishes channels, so these bits
+    form the index of what is left. Returns the index, and whether this lane is the one to write it.
     """
     lane = tl.arange(0, LANES)
     index = lane * 0
@@ -129,7 +129,7 @@ def _folded_place(M: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def _fold_over_channels(values, row, index, keep, M: tl.constexpr, S: tl.constexpr, DETERMINISTIC: tl.constexpr):
-    """Add a position's dB and dC, 4 M values each, up over the channels of the warp, then to one row of memory."""
+    """Sum a position's dB and dC, 4 M values each, over the channels of the warp; add them to one row of memory."""
     for level in tl.static_range(5):
         if (S << level) < 32:
             values = fold_list(values, ((8 * M) >> level) if ((8 * M) >> level) > 1 else 1, S << level)
@@ -144,15 +144,15 @@ def _fold_over_channels(values, row, index, keep, M: tl.constexpr, S: tl.constex
 
 @triton.constexpr_function
 def _bc_table_bytes(M):
-    """Of dB and dC of a group in shared memory: 4 positions, 2 M tiles, 36 lanes (32, and 4 against bank conflicts)."""
+    """Bytes of a group's dB and dC in shared memory: 4 positions, 2 M tiles, 36 lanes (4 to avoid bank conflicts)."""
     return 4 * 2 * M * 576
 
 
 @triton.jit
 def _add_over_channels(bc_table, row, M: tl.constexpr, DETERMINISTIC: tl.constexpr, WIDE: tl.constexpr):
-    """Add a group's dB and dC, in shared memory, up over the channels of the warp, then to four rows of memory.
+    """Sum a group's dB and dC, in shared memory, over the channels of the warp; add them to four rows of memory.
 
-    A lane takes four neighbouring states of B or C at one position.
+    A lane sums four neighbouring states of B or C at one position.
     """
     lane = tl.arange(0, LANES) % 32
     for m in tl.static_range(M):
@@ -173,7 +173,7 @@ def _add_over_channels(bc_table, row, M: tl.constexpr, DETERMINISTIC: tl.constex
 @triton.jit
 def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
                   RESETS: tl.constexpr, READ: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
-    """A group from h on: the states before and after each position (G + 1), the decays (G), and if READ, parts of y.
+    """One group from h on: the G + 1 states before and after each position, the G decays, and if READ, parts of y.
 
     ``known`` is dt, x and dy, each for CPT channels.
     """
@@ -201,7 +201,7 @@ def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr
 def _walk_back(ag, dA, A2, known, reset, states, decays, place, bc_table, row, index, keep,
                CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
                DETERMINISTIC: tl.constexpr, ASYNC: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
-    """A group back: a g before it, dA so far, and 2 CPT parts a position, of dx and the gradient by dt over ln 2."""
+    """One group backwards: a g before it, dA so far, and 2 CPT parts per position, of dx and of ddt / ln 2."""
     G: tl.constexpr = S if S < 4 else 4
     N: tl.constexpr = 4 * M
     parts = ()
@@ -245,7 +245,7 @@ def _refill(
     CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr,
     MASKED: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Walk a segment from its saved state and write the state before every group of positions to scratch."""
+    """Recompute a segment from its saved state and write the state before every group of positions to scratch."""
     G: tl.constexpr = S if S < 4 else 4
     ASYNC: tl.constexpr = STAGES > 0
     lane = tl.arange(0, LANES)
@@ -295,7 +295,7 @@ def _finish(
     raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end,
     CPT: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """From what was summed over n to du, ddelta, dz at the lane's own position; and dD and dbias so far."""
+    """du, ddelta and dz at the lane's own position from the sums over n; and dD and dbias so far."""
     du, ddelta, dz, new_dD, new_dbias = (), (), (), (), ()
     for c in tl.static_range(CPT):
         u, dx = raw[c], totals[c]
@@ -326,10 +326,10 @@ def backward_kernel(
     DETERMINISTIC: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
     STAGES: tl.constexpr, FILL_STAGES: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Every gradient. A program takes one tile after another: some channels of one chunk of one sequence.
+    """Every gradient. A program processes one tile after another: some channels of one chunk of one sequence.
 
-    Gradients by A, D and the bias are written for each sequence and chunk, to be added up; dBC (Bt, L padded, 2, N
-    padded) is added to in memory, or with DETERMINISTIC written for each warp's channels, to be added up.
+    Gradients of A, D and the bias are written for each sequence and chunk, to be summed; dBC (Bt, L padded, 2, N
+    padded) is summed in memory, or with DETERMINISTIC written for each warp's channels, to be summed.
     """
     G: tl.constexpr = S if S < 4 else 4
     E: tl.constexpr = CPT * M * 4
@@ -379,7 +379,7 @@ def backward_kernel(
             kept = scratch + (last - base) // G * (E * LANES)
             copies, steps, bounds = (lane,), (lane,), (lane,)
             if ASYNC:
-                await_copies(0)  # and what this warp has written to scratch memory is seen by it
+                await_copies(0)  # and makes what this warp has written to scratch memory visible to it
                 copies, steps, bounds = open_ring(slots, all_pointers, all_strides, rows, kept.to(tl.int64), last, base,
                                               end, channel, D_SIZE, K, CPT * M, S, M, CPT, STAGES, True)  # fmt: skip
             for group in range((stop - base + G - 1) // G):

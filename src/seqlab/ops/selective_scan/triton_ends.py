@@ -1,4 +1,4 @@
-"""Before and after the selective scan's kernels: B and C laid out for them, gradients added up behind them."""
+"""Kernels before and after those of the selective scan: the first lays out B and C, the last sums gradients."""
 
 import triton
 import triton.language as tl
@@ -37,7 +37,7 @@ def stage_kernel(
 
 @triton.jit
 def _column_sums(pointer, ROWS, WIDTH, column):
-    """(SUM_WIDTH,) the sums of columns of a (ROWS, WIDTH) matrix."""
+    """(SUM_WIDTH,) the sums of these columns of a (ROWS, WIDTH) matrix."""
     total = tl.zeros([8, SUM_WIDTH], tl.float32)
     for first in range(0, ROWS, 8):
         row = first + tl.arange(0, 8)
@@ -54,9 +54,9 @@ def finish_kernel(
     ROWS, DN, D_SIZE, PROGRAMS, NUMBERS, L, L_PADDED, N_SIZE, COPY, COPIES,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, N_PADDED: tl.constexpr,
 ):  # fmt: skip
-    """The first PROGRAMS programs add up the gradients by A, D and the bias over sequences and chunks (ROWS).
+    """The first PROGRAMS programs sum the gradients of A, D and the bias over sequences and chunks (ROWS).
 
-    The others take dB and dC (Bt, L, N) out of dBC, adding up its COPIES, each of COPY numbers.
+    The others extract dB and dC (Bt, L, N) from dBC, summing its COPIES, each of COPY numbers.
     """
     program = tl.program_id(0)
     if program < PROGRAMS:

@@ -40,7 +40,7 @@ def chunk_states_kernel(
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
     S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The state (Bt, K, D, N) that each chunk reaches from zeros, and its time (Bt, K, D); K is N_CHUNKS.
+    """The state (Bt, K, D, N) at the end of each chunk, from zeros, and the chunk's time (Bt, K, D); K is N_CHUNKS.
 
     cut (Bt, K) is minus infinity where a sequence begins inside the chunk, else 0.
     """
@@ -89,7 +89,7 @@ def chunk_states_kernel(
 @triton.jit
 def _read_out(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
               ASYNC: tl.constexpr):  # fmt: skip
-    """h after the positions of a group, and for each of a lane's channels C h at the lane's own position."""
+    """h after a group's positions, and for each of a lane's channels C h at the lane's own position."""
     G: tl.constexpr = S if S < 4 else 4
     parts = ()
     for j in tl.static_range(G):
@@ -119,7 +119,7 @@ def forward_kernel(
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, KEEP: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
     S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """y (Bt, L, D), the final state (Bt, D, N) and, if KEEP, the states saved (Bt, N_SEGMENTS, D, N)."""
+    """y (Bt, L, D), the final state (Bt, D, N) and, if KEEP, the saved states (Bt, N_SEGMENTS, D, N)."""
     G: tl.constexpr = S if S < 4 else 4
     K: tl.constexpr = 3 if HAS_Z else 2
     ASYNC: tl.constexpr = STAGES > 0

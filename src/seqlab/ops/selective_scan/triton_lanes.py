@@ -1,12 +1,12 @@
-"""What the lanes of a program do together: shuffles, and copies from memory into shared memory ahead of their use.
+"""Operations across the lanes of a program: shuffles, and copies from memory to shared memory ahead of their use.
 
 Every tensor is (LANES,), one number for each lane: there is one layout, and the compiler converts nothing. What Triton
-has no word for is a line of PTX. The interpreter, and tensors whose rows cannot be copied so, need none of it: they
-load where they compute (STAGES is 0), and the results are the same.
+cannot express is a line of PTX. In the interpreter, and for tensors whose rows cannot be copied so, numbers are loaded
+where they are used (STAGES is 0), with the same results.
 
-A warp has a part of the program's shared memory for itself, so nothing waits for the other warps. Its ring of STAGES
-slots is filled by asynchronous copies, each slot with all that one group of G positions needs: K tensors, rows of B and
-C and, if wanted, states. While a group is computed with, the next ones are on their way.
+Each warp has its own part of the program's shared memory, so no warp waits for another. Its ring of STAGES slots is
+filled by asynchronous copies, each slot with all that one group of G positions needs: K tensors, rows of B and C and,
+if wanted, states. While one group is processed, the next ones are being copied.
 """
 
 import triton
@@ -18,7 +18,7 @@ LANES = tl.constexpr(128)  # of a program
 
 @triton.jit
 def shuffle(v, source):
-    """(LANES,) what another lane of the same warp holds; ``source`` (LANES,) is its number in the program."""
+    """(LANES,) the value of another lane of the same warp; ``source`` (LANES,) is its number in the program."""
     warps: tl.constexpr = LANES // 32
     within = tl.reshape(source % 32, [warps, 32])
     return tl.reshape(tl.gather(tl.reshape(v, [warps, 32]), within, 1), [LANES])
@@ -26,7 +26,7 @@ def shuffle(v, source):
 
 @triton.jit
 def from_lane(v, j: tl.constexpr, G: tl.constexpr):
-    """(LANES,) what the lane of position j holds, for every lane of the same G."""
+    """(LANES,) the value of the lane of position j, for every lane of the same G."""
     if G == 1:
         return v
     else:
@@ -35,20 +35,20 @@ def from_lane(v, j: tl.constexpr, G: tl.constexpr):
 
 @triton.jit
 def exchange(v, bit: tl.constexpr):
-    """(LANES,) what the lane with the other value of this bit holds."""
+    """(LANES,) the value of the lane whose number differs in this bit."""
     return shuffle(v, tl.arange(0, LANES) ^ bit)
 
 
 @triton.jit
 def fold(low, high, bit: tl.constexpr):
-    """Add two values over pairs of lanes: lanes without the bit end with the sum of low, the others with high's."""
+    """Sum two values over pairs of lanes: lanes without the bit get the sum of low, the others that of high."""
     without = (tl.arange(0, LANES) & bit) == 0
     return tl.where(without, low, high) + exchange(tl.where(without, high, low), bit)
 
 
 @triton.jit
 def fold_list(values, K: tl.constexpr, bit: tl.constexpr):
-    """Halve a list of K values over pairs of lanes; a single value is added up in both lanes."""
+    """Halve a list of K values by summing over pairs of lanes; a single value is summed in both lanes."""
     folded = ()
     if K == 1:
         folded = folded + (values[0] + exchange(values[0], bit),)
@@ -60,7 +60,7 @@ def fold_list(values, K: tl.constexpr, bit: tl.constexpr):
 
 @triton.jit
 def reciprocal(x):
-    """1 / x to the last bit but one; Triton's division takes care of subnormal x too, at three times the price."""
+    """1 / x to the last bit but one; Triton's division handles subnormal x too, at three times the cost."""
     if INTERPRETED:
         return 1.0 / x
     else:
@@ -69,41 +69,43 @@ def reciprocal(x):
 
 @triton.constexpr_function
 def ceil(a, b):
+    """a / b, rounded up."""
     return -(-a // b)
 
 
 @triton.constexpr_function
 def row_bytes(S, CPT, ITEM):
-    """Of the channels of a warp at one position of one tensor, numbers of ITEM bytes."""
+    """Bytes of a warp's channels at one position of one tensor, with numbers of ITEM bytes."""
     return 32 // S * CPT * ITEM
 
 
 @triton.constexpr_function
 def part_bytes(S, CPT, ITEM):
-    """Of one copy by a lane: a row, or 16 bytes of it."""
+    """Bytes of one copy by a lane: a row, or 16 bytes of it."""
     return min(32 // S * CPT * ITEM, 16)
 
 
 @triton.constexpr_function
 def input_rounds(K, S, CPT, ITEM):
-    """Copies by all lanes that bring a group of K tensors."""
+    """Copies by all lanes that one group of K tensors takes."""
     return ceil(K * min(S, 4) * row_bytes(S, CPT, ITEM) // part_bytes(S, CPT, ITEM), 32)
 
 
 @triton.constexpr_function
 def input_bytes(K, S, CPT, ITEM):
-    """Of those in a slot: whole rounds."""
+    """Bytes of a group's inputs in a slot: whole rounds of copies."""
     return input_rounds(K, S, CPT, ITEM) * 32 * part_bytes(S, CPT, ITEM)
 
 
 @triton.constexpr_function
 def bc_rounds(S, M):
-    """Copies by all lanes, 16 bytes each, that bring a group's rows of B and C."""
+    """Copies by all lanes, 16 bytes each, that a group's rows of B and C take."""
     return ceil(min(S, 4) * 2 * S * M, 32)
 
 
 @triton.constexpr_function
 def slot_bytes(K, STATES, S, M, CPT, ITEM):
+    """Bytes of a slot: inputs, rows of B and C, and STATES tiles of states."""
     return input_bytes(K, S, CPT, ITEM) + 512 * (bc_rounds(S, M) + STATES)
 
 
@@ -140,9 +142,9 @@ def _asm_of_read(count, kind, again):
 
 @triton.jit
 def own_memory(BYTES: tl.constexpr):
-    """(LANES,) the address of BYTES of shared memory that this warp has for itself. To be called once in a kernel."""
+    """(LANES,) the address of BYTES of shared memory of this warp's own. To be called once in a kernel."""
     each: tl.constexpr = ceil(BYTES, 16) * 16
-    # A scalar, which has no layout and so is never copied: every copy would have memory of its own.
+    # A scalar, which has no layout and so is never duplicated: each duplicate would get memory of its own.
     whole = tl.inline_asm_elementwise(
         _asm_of_ring(each * (LANES // 32)), "=r,r", [tl.program_id(0)], tl.int32, is_pure=False, pack=1
     )
@@ -151,7 +153,7 @@ def own_memory(BYTES: tl.constexpr):
 
 @triton.jit
 def _copy(to, address, size, BYTES: tl.constexpr, CACHE: tl.constexpr):
-    """Begin to copy BYTES from memory at ``address`` to shared memory; ``size`` 0 writes zeros instead."""
+    """Start to copy BYTES from memory at ``address`` to shared memory; ``size`` 0 writes zeros instead."""
     tl.inline_asm_elementwise(
         _asm_of_copy(BYTES, CACHE), "=r,r,l,r", [to, address, size], tl.int32, is_pure=False, pack=1
     )
@@ -159,7 +161,7 @@ def _copy(to, address, size, BYTES: tl.constexpr, CACHE: tl.constexpr):
 
 @triton.jit
 def _close_copies():
-    """What has been begun since the last call is one group of copies."""
+    """Commit the copies started since the last call as one group."""
     tl.inline_asm_elementwise(
         "cp.async.commit_group; mov.u32 $0, 0;", "=r,r", [tl.arange(0, LANES)], tl.int32, is_pure=False, pack=1
     )
@@ -167,13 +169,13 @@ def _close_copies():
 
 @triton.jit
 def await_copies(PENDING: tl.constexpr):
-    """Wait until all groups of copies but the last PENDING are there, for every lane of the warp."""
+    """Wait until all groups of copies but the last PENDING are complete, for every lane of the warp."""
     tl.inline_asm_elementwise(_asm_of_await(PENDING), "=r,r", [tl.arange(0, LANES)], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
 def sync():
-    """Wait for the lanes of the warp, and for what they wrote."""
+    """Wait for the lanes of the warp and their writes."""
     tl.inline_asm_elementwise(
         "bar.warp.sync 0xffffffff; mov.u32 $0, 0;", "=r,r", [tl.arange(0, LANES)], tl.int32, is_pure=False, pack=1
     )
@@ -181,7 +183,7 @@ def sync():
 
 @triton.jit
 def put(address, values, FIRST: tl.constexpr):
-    """Write four float32 of ``values`` from FIRST on side by side to shared memory."""
+    """Write four float32 of ``values``, from FIRST on, to consecutive shared memory."""
     tl.inline_asm_elementwise(
         "st.shared.v4.f32 [$1], {$2, $3, $4, $5}; mov.u32 $0, 0;", "=r,r,f,f,f,f",
         [address, values[FIRST], values[FIRST + 1], values[FIRST + 2], values[FIRST + 3]],
@@ -254,7 +256,7 @@ def store_floats(pointer, values, FIRST: tl.constexpr, mask):
 
 @triton.jit
 def add_floats(pointer, values):
-    """Add 4 neighbouring float32 to memory at once."""
+    """Atomically add 4 neighbouring float32 to memory at once."""
     tl.inline_asm_elementwise(
         "red.relaxed.gpu.global.add.v4.f32 [$1], {$2, $3, $4, $5}; mov.u32 $0, 0;", "=r,l,f,f,f,f",
         [pointer.to(tl.int64), values[0], values[1], values[2], values[3]], tl.int32, is_pure=False, pack=1,
@@ -307,9 +309,9 @@ def copy_plan(
 ):  # fmt: skip
     """What a lane copies of each group of positions: tuples over the rounds of copies by all lanes.
 
-    First K tensors, then the rows of BC. Returns addresses at the group of position ``first``, the way to the next
-    group in bytes (BACK: to the one before), and the bound that a group's position has to be below. ``pointers`` and
-    ``rows`` stand at position 0, ``channel`` is the warp's first.
+    First K tensors, then the rows of BC. Returns addresses for the group of position ``first``, the distance to the
+    next group in bytes (BACK: to the one before), and the bound that a group's position must be below. ``pointers`` and
+    ``rows`` point to position 0, ``channel`` is the warp's first.
     """
     ITEM: tl.constexpr = pointers[0].dtype.element_ty.primitive_bitwidth // 8
     G: tl.constexpr = S if S < 4 else 4
@@ -347,7 +349,7 @@ def send(
     K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, ITEM: tl.constexpr,
     STAGES: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """Begin to copy group n, that of position t0, as one group of copies; returns the addresses of the next.
+    """Start to copy group n, that of position t0, as one group of copies; returns the addresses of the next.
 
     ``states`` is the address of the program's scratch memory for the group, of which STATES tiles are copied.
     """
@@ -376,7 +378,7 @@ def send(
 
 @triton.jit
 def receive(slot, K: tl.constexpr, S: tl.constexpr, CPT: tl.constexpr, DTYPE: tl.constexpr):
-    """K CPT numbers in float32: one position of each of a lane's channels, of K tensors."""
+    """K CPT numbers in float32 from a slot: one position of each of a lane's channels, of K tensors."""
     ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
     G: tl.constexpr = S if S < 4 else 4
     lane = tl.arange(0, LANES) % 32
@@ -389,7 +391,7 @@ def receive(slot, K: tl.constexpr, S: tl.constexpr, CPT: tl.constexpr, DTYPE: tl
 
 @triton.jit
 def broadcast_from_lane(values, j: tl.constexpr, V: tl.constexpr, G: tl.constexpr):
-    """What the lane of position j holds of V values, for every lane of the same G."""
+    """V values of the lane of position j, for every lane of the same G."""
     received = ()
     for i in tl.static_range(V):
         received = received + (from_lane(values[i], j, G),)

@@ -1,24 +1,24 @@
 """The selective scan on a GPU, device code: what its kernels share.
 
-A program is four warps, each for itself. S lanes of a warp work on the states of one group of CPT neighbouring channels
-and keep them in registers as tiles of 4 neighbouring n, M of them for each channel. For c = 0 .. CPT - 1,
-m = 0 .. M - 1 and i = 0 .. 3 a lane holds, as element (c M + m) 4 + i of a tuple,
+A program is four independent warps. S lanes of a warp work on the states of one group of CPT neighbouring channels and
+hold them in registers as tiles of 4 neighbouring n, M of them for each channel. For c = 0 .. CPT - 1, m = 0 .. M - 1
+and i = 0 .. 3 a lane holds, as element (c M + m) 4 + i of a tuple,
 
     channel   first channel of the program + lane // S CPT + c
     n         (m S + lane % S) 4 + i
 
-Positions go G = min(S, 4) at a time, a group. What a position needs once for each channel (step size, gate) is computed
-by lane % G = position % G alone and broadcast to the other lanes; sums over n come back the same way. States are never
-written for each position: the forward pass keeps one every SEGMENT positions where a backward pass follows, and that
-computes the others again, twice: from the segment's start to the state before every group, which it writes to scratch
-memory of its own, and from there, when it comes back to them.
+Positions are processed in groups of G = min(S, 4). What is computed once per position and channel (step size, gate) is
+computed by lane % G = position % G alone and broadcast to the other lanes; sums over n return the same way. States are
+not written for each position: if a backward pass follows, the forward pass saves one every SEGMENT positions, and the
+backward pass recomputes the others twice: from the segment's start up to the state before each group, which it writes
+to scratch memory of its own, and from there when it reaches that group on its way back.
 
-Long sequences are cut in chunks that run side by side. ``chunk_states_kernel`` computes what each chunk adds to the
-state, and its time (the sum of its step sizes); with one exponential for a whole chunk, exp(time A), a program
-collects the state it starts from. ``chunk_gradients_kernel`` does the same for the way back.
+Long sequences are cut into chunks that run in parallel. ``chunk_states_kernel`` computes what each chunk adds to the
+state, and its time (the sum of its step sizes); from these a program computes the state that it starts from, with one
+exponential for a whole chunk, exp(time A). ``chunk_gradients_kernel`` does the same for the backward pass.
 
-``triton_forward.py`` and ``triton_backward.py`` hold the kernels, ``triton_ends.py`` what comes before and after them;
-``triton_lanes.py`` what lanes do together, and how groups come into shared memory before they are wanted.
+``triton_forward.py`` and ``triton_backward.py`` hold the kernels, ``triton_ends.py`` those before and after them;
+``triton_lanes.py`` the operations across lanes, and the copies of groups to shared memory ahead of their use.
 
 Symbols (arXiv:2312.00752, Algorithm 2):
 
@@ -55,8 +55,8 @@ from seqlab.ops.selective_scan.triton_lanes import (
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# Triton compiles a kernel again where an integer becomes 1 or a multiple of 16. None of these gains by it; strides and
-# widths do, since neighbouring numbers are then loaded together.
+# Triton recompiles a kernel when an integer is 1 or a multiple of 16. These gain nothing by it; strides and widths do,
+# since neighbouring numbers are then loaded together.
 SIZES = [
     "L", "L_PADDED", "CHUNK", "N_CHUNKS", "N_SEGMENTS", "N_TILES", "TILES", "BATCH",
     "B_sb", "B_st", "B_sn", "C_sb", "C_st", "C_sn", "seq_sb", "seq_st",
@@ -79,11 +79,13 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     return reciprocal(1.0 + tl.exp2(x * -LOG2E))
 
 
 @triton.jit
 def zeros(K: tl.constexpr):
+    """A tuple of K zeros (LANES,)."""
     zeros = ()
     for _ in tl.static_range(K):
         zeros = zeros + (tl.zeros([LANES], tl.float32),)
@@ -92,6 +94,7 @@ def zeros(K: tl.constexpr):
 
 @triton.jit
 def add_each(a, b, K: tl.constexpr):
+    """The sums of the elements of two tuples of K."""
     sums = ()
     for i in tl.static_range(K):
         sums = sums + (a[i] + b[i],)
@@ -100,6 +103,7 @@ def add_each(a, b, K: tl.constexpr):
 
 @triton.jit
 def scaled(values, factor, K: tl.constexpr):
+    """The elements of a tuple of K times a factor."""
     scaled = ()
     for i in tl.static_range(K):
         scaled = scaled + (values[i] * factor,)
@@ -108,7 +112,7 @@ def scaled(values, factor, K: tl.constexpr):
 
 @triton.jit
 def load_channels(pointer, channel, D_SIZE, CPT: tl.constexpr, PRESENT: tl.constexpr):
-    """CPT numbers: a parameter of each channel in float32, zeros where there is none."""
+    """A parameter of each of the CPT channels in float32, zeros unless PRESENT."""
     values = ()
     for c in tl.static_range(CPT):
         if PRESENT:
@@ -136,7 +140,7 @@ def store_channels(pointer, values, channel, D_SIZE, CPT: tl.constexpr, G: tl.co
 def load_states(
     pointer, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PRESENT: tl.constexpr
 ):
-    """A lane's part of a (D, N) matrix in float32, zeros where there is none."""
+    """A lane's part of a (D, N) matrix in float32, zeros unless PRESENT."""
     values = ()
     for tile in tl.static_range(CPT * M):
         here = channel + tile // M
@@ -155,7 +159,7 @@ def load_states(
 def store_states(
     pointer, values, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, WHOLE: tl.constexpr
 ):
-    """The way back; WHOLE: N is 4 S M, so that a tile can be written at once."""
+    """The inverse of ``load_states``; WHOLE: N is 4 S M, so that a tile can be written at once."""
     for tile in tl.static_range(CPT * M):
         here = channel + tile // M
         n = ((tile % M) * S + tl.arange(0, LANES) % S) * 4
@@ -169,9 +173,9 @@ def store_states(
 
 @triton.jit
 def carried(value, reset, RESETS: tl.constexpr):
-    """What crosses from one position to the next: nothing where ``reset`` is not 0, as another sequence begins.
+    """The value passed from one position to the next: 0 where ``reset`` is not 0, since another sequence begins.
 
-    A choice and no product: 0 times infinity would carry one sequence's overflow into the other.
+    It is selected, not multiplied: 0 times infinity would pass one sequence's overflow to the other.
     """
     if RESETS:
         return tl.where(reset < 0.0, 0.0, value)
@@ -195,7 +199,7 @@ def step_sizes(raw, bias, t, end, CPT: tl.constexpr, SOFTPLUS: tl.constexpr, MAS
 
 @triton.jit
 def gated(raw, DOUT: tl.constexpr, Z: tl.constexpr, CPT: tl.constexpr, HAS_Z: tl.constexpr):
-    """dy before the gate for each of a lane's channels. DOUT and Z say which of the tensors in ``raw`` they are."""
+    """dy before the gate for each of a lane's channels. DOUT and Z are the places of dout and z in ``raw``."""
     dy = ()
     for c in tl.static_range(CPT):
         dy_c = raw[DOUT * CPT + c]
@@ -212,7 +216,7 @@ def open_ring(
     K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
     STAGES: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """Plan the copies of a walk over the groups between start and end, and begin those of the first STAGES - 1."""
+    """Plan the copies for all groups between start and end, and start those of the first STAGES - 1."""
     ITEM: tl.constexpr = pointers[0].dtype.element_ty.primitive_bitwidth // 8
     STEP: tl.constexpr = (-1 if BACK else 1) * (S if S < 4 else 4)
     warp_channel = channel - tl.arange(0, LANES) % 32 // S * CPT
@@ -230,9 +234,9 @@ def fetch(
     K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
     STAGES: tl.constexpr, BACK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The numbers of a group at t0 (K CPT), its slot, the place of its rows of BC, and addresses of the next copies.
+    """The K CPT numbers of the group at t0, its slot, the address of its rows of BC, and addresses of the next copies.
 
-    With STAGES 0 they are loaded now, and the place is in memory instead of in a slot.
+    With STAGES 0 they are loaded now, and the rows are in memory instead of in a slot.
     """
     G: tl.constexpr = S if S < 4 else 4
     lane = tl.arange(0, LANES)
@@ -256,7 +260,7 @@ def fetch(
 @triton.jit
 def load_row(place, j: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
               ASYNC: tl.constexpr):  # fmt: skip
-    """Of row j of a group the M tiles of B (0 .. M - 1) and of C (M .. 2 M - 1), COUNT from tile FIRST on."""
+    """COUNT tiles from FIRST on of row j of a group, which has M tiles of B (0 .. M - 1) and M of C (M .. 2 M - 1)."""
     values = ()
     for tile in tl.static_range(FIRST, FIRST + COUNT):
         offset = j * (8 * S * M) + (tile % M) * 8 * S + (tile // M) * 4
@@ -289,7 +293,7 @@ def advance(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: t
 @triton.jit
 def collect(values, A2, state_ptr, time_ptr, cut_ptr, first, count, step, D_SIZE, N_SIZE, channel,
              CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr):  # fmt: skip
-    """Carry states through ``count`` whole chunks, from chunk ``first`` on, ``step`` apart."""
+    """Advance states by ``count`` whole chunks, from chunk ``first`` on, ``step`` apart."""
     for i in range(count):
         place = first + i * step
         time = load_channels(time_ptr + place * D_SIZE, channel, D_SIZE, CPT, True)

@@ -1,5 +1,7 @@
 """How the work of the scan's kernels is cut: lanes, channels and chunks of a program, and its shared memory.
 
+Symbols: Bt batch, L length, D channels, N state size; S, M, CPT and G as in ``triton_parts.py``.
+
 ``triton_parts.py`` and the files it names hold the device code and the symbols.
 """
 
@@ -10,19 +12,20 @@ import torch
 from torch import Tensor
 
 LANES = 128
-"""Lanes of a program, as ``triton_lanes.LANES``: 4 warps, so that what they share, B and C, is fetched once."""
+"""Lanes of a program, as ``triton_lanes.LANES``: 4 warps, so that B and C, which they share, are fetched once."""
 
 SEGMENT = 64
-"""Positions between two states that the forward pass keeps: N / 16 bytes for each number of u."""
+"""Positions between two states that the forward pass saves: N / 16 bytes for each number of u."""
 
 SHORTEST_CHUNK = 2 * SEGMENT
-"""A chunk walks its positions twice, so it has to be worth a program of its own."""
+"""Fewest positions of a chunk, which are processed twice and so must justify a program of their own."""
 
 MOST_SHARED = 48 * 1024
-"""Bytes of shared memory that a program may have without asking for more."""
+"""Bytes of shared memory that a program may use without requesting more."""
 
 
 def ceil(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)
 
 
@@ -37,6 +40,7 @@ class Plan(NamedTuple):
 
     @property
     def n_padded(self) -> int:
+        """N padded: the states that the lanes of a channel have room for."""
         return 4 * self.lanes * self.tiles
 
     @property
@@ -45,6 +49,7 @@ class Plan(NamedTuple):
         return min(self.lanes, 4)
 
     def channel_tiles(self, d_inner: int) -> int:
+        """Programs that ``d_inner`` channels take."""
         return ceil(d_inner, self.width)
 
     @property
@@ -53,15 +58,16 @@ class Plan(NamedTuple):
         return LANES // self.lanes * self.channels
 
     def constants(self) -> dict[str, int]:
+        """The kernels' compile-time constants."""
         return {"S": self.lanes, "M": self.tiles, "CPT": self.channels}
 
 
 class Device(NamedTuple):
-    """What the launches depend on."""
+    """The properties of a device that the launches depend on."""
 
     multiprocessors: int
-    copies: bool  # whether it copies from memory to shared memory by itself (compute capability 8)
-    adds_wide: bool  # whether it adds four numbers to memory at once (9)
+    copies: bool  # whether it copies to shared memory asynchronously (compute capability 8)
+    adds_wide: bool  # whether it atomically adds four numbers to memory at once (9)
 
 
 @cache
@@ -74,14 +80,15 @@ def device_at(index: int | None) -> Device:
 
 
 def device_of(tensor: Tensor) -> Device:
+    """The device of a tensor of any shape."""
     return device_at(tensor.device.index if tensor.device.type == "cuda" else None)
 
 
 FEWEST = {4: 4.0, 2: 1.75, 1: 1.75}
-"""Programs for each multiprocessor that suit the forward pass, by channels of a lane: what ran fastest on an H100."""
+"""Fewest programs per multiprocessor in the forward pass, by channels of a lane: what ran fastest on an H100."""
 
 FORWARD_CHUNKED = 4
-"""Programs for each multiprocessor where only chunks make enough of them; likewise."""
+"""Programs per multiprocessor where only chunks give enough of them; likewise."""
 
 FEWEST_BACKWARD, BACKWARD_CHUNKED = 1.6, 3
 """The same for the backward pass, which has two channels to a lane."""
@@ -89,7 +96,7 @@ FEWEST_BACKWARD, BACKWARD_CHUNKED = 1.6, 3
 
 @cache
 def lanes_of(d_state: int) -> tuple[int, int]:
-    """S and M for a state size: four lanes while they suffice, since sums over n cross them."""
+    """S and M for a state size: at most four lanes if they suffice, since sums over n go across lanes."""
     lanes = min(1 << (ceil(d_state, 4) - 1).bit_length(), 4)
     while 8 * lanes < d_state:
         lanes *= 2
@@ -120,20 +127,20 @@ def _plan(batch: int, length: int, d_inner: int, d_state: int, direction: str, m
 
 
 def plan(u: Tensor, d_state: int, direction: str) -> Plan:
-    """Cut the work of the "forward" or "backward" pass so that every multiprocessor has some.
+    """Cut the work of the "forward" or "backward" pass over u (Bt, L, D) so that every multiprocessor has some.
 
-    Many channels in a lane share what B and C cost, few make more warps; chunks make more warps still, but walk every
-    position twice. The bounds are what ran fastest on an H100.
+    Many channels in a lane share the cost of B and C, few give more warps; chunks give still more warps, but process
+    every position twice. The bounds are what ran fastest on an H100.
     """
     return _plan(*u.shape, d_state, direction, device_of(u).multiprocessors)
 
 
 class Ring(NamedTuple):
-    """How a program uses shared memory; ``triton_lanes.py`` says what for. All zeros: not at all."""
+    """How a program uses shared memory (see ``triton_lanes.py``). All zeros: not at all."""
 
     stages: int = 0  # slots of a warp's ring
-    fill_stages: int = 0  # the same memory as slots of the smaller groups that refill a segment
-    sums: bool = False  # whether there is room to add dB and dC up in
+    fill_stages: int = 0  # slots in the same memory, smaller ones, while a segment is refilled
+    sums: bool = False  # whether there is room to sum dB and dC
 
 
 def _copied(plan: Plan, tensors: list[Tensor]) -> bool:
@@ -176,7 +183,7 @@ def _backward_ring(plan: Plan, tensors: int, item: int) -> Ring:
 
 
 def ring_of(direction: str, plan: Plan, tensors: list[Tensor]) -> Ring:
-    """For the kernels of one direction that read these tensors."""
+    """The ring of one direction's kernels, which read these tensors (Bt, L, D)."""
     if not (device_of(tensors[0]).copies and _copied(plan, tensors)):
         return Ring()
     shape = _forward_ring if direction == "forward" else _backward_ring

@@ -3,7 +3,7 @@
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        state, a (P, N) matrix for each head, one decay for all of it
     y_t = h_t C_t + D x_t                             output
 
-``ssd`` is the whole sequence, ``ssd_update`` one position of it for generation.
+``ssd`` computes a whole sequence, ``ssd_update`` one position of it for generation.
 """
 
 import torch
@@ -58,29 +58,29 @@ def ssd(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the scan over a sequence; differentiable, once, in every tensor but ``seq_idx``.
 
-    Sums are in float32, or in float64 if the arguments are float64, also under autocast; "triton" rounds what enters
-    a matrix product of a bfloat16 or float16 x to about that precision, and of a float32 x to 21 of its 24 bits: what
-    sums terms of both signs, as the gradient by A, is off by about 5e-7 of its usual size where they cancel. float32,
-    bfloat16 and float16 arguments may be mixed. Every backend is the same from run to run, bit by bit.
+    Sums are in float32, or in float64 if the arguments are float64, also under autocast. "triton" rounds the factors of
+    matrix products to about the precision of a bfloat16 or float16 x, and for a float32 x to 21 of its 24 bits: sums of
+    terms of both signs, such as the gradient of A, are off by about 5e-7 of their usual size where these cancel.
+    float32, bfloat16 and float16 arguments may be mixed. Every backend is bitwise reproducible.
 
     Args:
         x: (batch, length, n_heads, d_head) the input, at least one position long.
         dt: (batch, length, n_heads) step sizes, before ``dt_bias`` and softplus.
         A: (n_heads,) the decay of each head, negative in a stable model.
-        B: (batch, length, n_groups, d_state) what enters the state; n_groups divides n_heads, and neighbouring heads
-            share a group.
-        C: (batch, length, n_groups, d_state) what is read from it.
+        B: (batch, length, n_groups, d_state) the input map: dt x B^T enters the state; n_groups divides n_heads, and
+            neighbouring heads share a group.
+        C: (batch, length, n_groups, d_state) the output map: y is h C.
         D: (n_heads,) the skip: D x is added to y.
         dt_bias: (n_heads,) added to dt.
         dt_softplus: whether the step sizes are softplus(dt + dt_bias).
         initial_state: (batch, n_heads, d_head, d_state) the state before the first position, float32 (float64 if x
             is); zeros if None.
         return_final_state: whether to return the state after the last position too.
-        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins at each position
-            whose number is not the one before, and enters a state of zeros. ``initial_state`` belongs to the sequence
+        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins where the number
+            differs from that of the position before, with a state of zeros. ``initial_state`` belongs to the sequence
             of position 0, the final state to the last one. Negative numbers are no exception: padding is a sequence
-            of its own, silent where its input is 0, as ``causal_conv1d`` leaves it. What is not finite stays in its
-            sequence.
+            of its own, whose output is 0 where its input is, as after ``causal_conv1d``. Infinity and NaN do not leave
+            their sequence.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:

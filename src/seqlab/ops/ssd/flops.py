@@ -13,9 +13,9 @@ def ssd_flops(batch: int, length: int, n_heads: int, d_head: int, d_state: int) 
     readout         sum over n of C h         P N products, P (N - 1) sums     2 P N - P
     ==============  ========================  ===============================  ===========
 
-    together 5 P N + 2. As for ``selective_scan_flops`` this is the recurrence itself, whatever way it is computed: the
-    matrix products over chunks cost more arithmetic and less time. Bias and softplus of dt and the skip D x are not
-    part of it. A backward pass is usually taken as twice the forward.
+    together 5 P N + 2. As for ``selective_scan_flops`` this is the recurrence itself, however it is computed: matrix
+    products over chunks take more FLOPs and less time. Bias and softplus of dt and the skip D x are not part of it. A
+    backward pass is usually taken as twice the forward.
     """
     discretisation = 2 + d_head + d_head * d_state
     recurrence = 2 * d_head * d_state

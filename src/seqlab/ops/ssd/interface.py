@@ -1,4 +1,4 @@
-"""What the public function and its backends say to each other.
+"""The interface between the public function and its backends.
 
 A backend is a file with
 
@@ -6,7 +6,7 @@ A backend is a file with
     forward(inputs, initial_state) -> (y, final state)
     backward(inputs, initial_state, dy, d_final_state) -> Gradients      where it is in ``operator.FUSED``
 
-The backward pass has the arguments alone: it computes the states that it needs again.
+The backward pass gets the arguments alone, and recomputes the states that it needs.
 """
 
 from typing import NamedTuple
@@ -15,8 +15,7 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """The arguments of one scan as they were given: Bt batch, L length, H heads, P channels of a head, G groups,
-    N state size."""
+    """The arguments of one scan: Bt batch, L length, H heads, P channels of a head, G groups, N state size."""
 
     x: Tensor  # (Bt, L, H, P)
     dt: Tensor  # (Bt, L, H)
@@ -30,7 +29,7 @@ class Inputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradient by each tensor, in its shape and dtype; None where there is no such argument."""
+    """The gradient of each tensor, in its shape and dtype; None for an argument that was not given."""
 
     x: Tensor
     dt: Tensor
@@ -39,14 +38,14 @@ class Gradients(NamedTuple):
     C: Tensor
     D: Tensor | None
     dt_bias: Tensor | None
-    initial_state: Tensor  # also where none was given: zeros were
+    initial_state: Tensor  # also if none was given, which means zeros
 
 
 def check_groups(sizes: dict[str, int]) -> None:
-    """Hold the number of heads to a multiple of the number of groups.
+    """Check that the number of groups divides the number of heads.
 
     Raises:
-        ValueError: says both.
+        ValueError: it does not.
     """
     if sizes["n_heads"] % sizes["n_groups"] != 0:
         raise ValueError(f"B has {sizes['n_groups']} groups, expected a divisor of x's {sizes['n_heads']} heads")

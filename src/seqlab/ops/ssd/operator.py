@@ -1,17 +1,18 @@
 """The fused backends as one operator of PyTorch, with its gradient.
 
-What a backend brings is in ``interface.py``. The forward pass keeps its arguments and nothing else, so memory grows
-with the inputs alone. A second derivative is refused.
+A backend's functions are listed in ``interface.py``. The forward pass saves its arguments and nothing else, so memory
+grows with the inputs alone. A second derivative raises an error.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.contract import accumulation_dtype
-from seqlab.ops.derivatives import FirstDerivative
+from seqlab.ops.derivatives import FirstDerivative, owned
 from seqlab.ops.ssd.interface import Gradients, Inputs
 
 FUSED = ("triton", "parallel")
@@ -19,10 +20,11 @@ PACKAGE = "seqlab.ops.ssd"
 
 
 def fused_ssd(inputs: Inputs, initial_state: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    """y and the final state; arguments as in ``ssd``.
+    """y (Bt, L, H, P) and the final state (Bt, H, P, N); arguments as in ``ssd``.
 
-    A registered operator costs some 60 us more a call than a plain autograd function. Only a compiler needs it, and
-    tensors without memory: its shapes are then all that is computed, and a FLOP counter does not see how.
+    The registered operator, which costs some 60 us more per call than an autograd function, is used under a compiler
+    and on the meta device alone. There it computes shapes only, so that a FLOP counter does not see a backend's matrix
+    products.
     """
     abstract = torch.compiler.is_compiling() or inputs.x.is_meta
     call = _ssd_operator if abstract else _SSD.apply
@@ -42,7 +44,7 @@ def _forward(
     initial_state: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """y and the final state. Autocast would round what enters matrix products."""
+    """y and the final state, without autocast, which would round the factors of matrix products."""
     inputs = Inputs(x, dt, A, B, C, D, dt_bias, seq_idx, dt_softplus)
     with torch.autocast(x.device.type, enabled=False):
         return backends.load(PACKAGE, backend).forward(inputs, initial_state)
@@ -63,7 +65,7 @@ def _backward(
     dt_softplus: bool,
     backend: str,
 ) -> Gradients:
-    """The gradients by y and by the final state, of which there may be none."""
+    """The gradients of the arguments, for those of y and of the final state, of which either may be None."""
     inputs = Inputs(x, dt, A, B, C, D, dt_bias, seq_idx, dt_softplus)
     dy = torch.zeros_like(x) if dy is None else dy
     with torch.autocast(x.device.type, enabled=False):
@@ -98,16 +100,10 @@ def _backward_operator(
     dt_softplus: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``_backward`` as an operator may return it: empty tensors for None, and each with memory of its own."""
+    """``_backward`` as a registered operator may return it: empty tensors for None, none sharing memory."""
     operands = (x, dt, A, B, C, D, dt_bias, seq_idx, initial_state, dt_softplus, backend)
     gradients = _backward(dy, d_final_state, *operands)
-    return tuple(x.new_empty(0) if gradient is None else _owned(gradient) for gradient in gradients)
-
-
-def _owned(tensor: Tensor) -> Tensor:
-    """The tensor as the only one in its memory: some are parts of a larger one."""
-    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return tuple(x.new_empty(0) if gradient is None else owned(gradient) for gradient in gradients)
 
 
 @_backward_operator.register_fake
@@ -124,7 +120,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiate(backward: Any, ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:
-    """The gradients by the arguments of ``_forward``."""
+    """The gradients of the arguments of ``_forward``."""
     tensors = ctx.saved_tensors
     found = backward(dy, d_final_state, *tensors, ctx.dt_softplus, ctx.backend)
     *gradients, d_initial_state = (
@@ -144,12 +140,14 @@ class _SSD(FirstDerivative):
 
     operation = "ssd"
 
+    @override
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         output = _forward(*inputs)
         _save(ctx, inputs, output)
         return output
 
+    @override
     @staticmethod
     def differentiate(ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:
         return _differentiate(_backward, ctx, dy, d_final_state)

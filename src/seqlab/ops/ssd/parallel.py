@@ -1,12 +1,12 @@
 """State-space duality in plain PyTorch, as matrix products over chunks of positions, with its gradient written out.
 
-Inside a chunk the scan is a masked attention (the paper's dual form), between chunks it is the recurrence, one step a
-chunk (section 6, figure 5). Exponents are differences of sums of dt A; the sums are in float64, because steps of all
-sizes may meet in one chunk. Decays are never divided by. Nothing goes from one packed sequence into another: what would
-is chosen to be 0, never multiplied by 0, so that infinity and NaN stay in their sequence (``_Packing``). The gradient
-of each dt A is a sum over the pairs of positions on either side of it, never a difference of such sums, which would
-leave a remainder where every decay underflows. The backward pass computes everything again; nothing is larger than a
-chunk's square of positions or its state, for each chunk and head.
+Inside a chunk the scan is a masked attention (the paper's dual form), between chunks it is the recurrence, one step per
+chunk (section 6, figure 5). Exponents are differences of sums of dt A; the sums are in float64, because step sizes of
+all magnitudes may occur in one chunk. Nothing is divided by a decay. Nothing passes from one packed sequence to
+another: such terms are replaced by 0, never multiplied by 0, so that infinity and NaN stay in their sequence
+(``_Packing``). The gradient of each dt A is a sum over the pairs of positions on either side of it, never a difference
+of such sums, which would leave a remainder where every decay underflows. The backward pass recomputes everything; the
+largest tensors are the squares (T, T) of positions and the states (P, N), for each chunk and head.
 
 Symbols (arXiv:2405.21060; i and j positions in a chunk):
 
@@ -33,17 +33,17 @@ from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.ssd.interface import Gradients, Inputs
 
 CHUNK, SHORTEST_CHUNK = 64, 32
-"""Bounds of the chunk length T, which is the root of P N between them: the squares of positions inside chunks then cost
-about what the states between them do. On a CPU (P of 32 to 128, N 64) 16 and 128 ran up to twice as long."""
+"""Bounds of the chunk length T, which between them is sqrt(P N): the squares of positions inside chunks then cost about
+as much as the states between chunks. On a CPU (P of 32 to 128, N 64) 16 and 128 took up to twice as long."""
 
 MOST_STEPS = 64
-"""Chunks that are walked one after another, 2 or more; further ones are walked in groups side by side."""
+"""Most chunks that are processed one after another, 2 or more; beyond, groups of chunks are processed in parallel."""
 
 NEGLIGIBLE = -70.0
-"""exp of less is taken for 0: numbers near the smallest of float32, 1e-38, multiply up to ten times slower on a CPU."""
+"""exp of less is set to 0: numbers near float32's smallest, 1e-38, multiply up to ten times slower on a CPU."""
 
 FARTHEST = 2000.0
-"""exp of minus it is 0 in float64 too. Steps beyond would swallow the digits of those after them in a chunk's sums."""
+"""exp of minus it is 0 in float64 too. In a chunk's sums, larger steps would cost later ones their digits."""
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -52,16 +52,17 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 class _Packing(NamedTuple):
-    """Which positions of a chunk are of one sequence, for rows that hold several.
+    """Which positions of a chunk belong to one sequence, for packed sequences.
 
-    A product of matrices over positions adds up 0 times what another sequence holds, NaN where that is not finite. Such
-    rows are left out of it, and make NaN of the results of their own sequence that they go into.
+    A matrix product over positions includes 0 times the values of other sequences, NaN where these are not finite. Such
+    rows are therefore left out, and the results of their own sequence that depend on them are set to NaN.
     """
 
     number: Tensor  # (Bt, K, T) of each position's sequence, 0 for that of the state before the chunk
 
     @property
     def last(self) -> Tensor:
+        """(Bt, K, 1) the number of each chunk's last position."""
         return self.number[:, :, -1:]
 
     @property
@@ -82,9 +83,9 @@ class _Packing(NamedTuple):
         return squares.masked_fill_((self.number.unsqueeze(3) != self.number.unsqueeze(2)).unsqueeze(2), 0)
 
     def product(self, squares: Tensor, rows: Tensor, back: bool) -> Tensor:
-        """squares (Bt, K, H, T, T) times rows (Bt, K, H, T, X), where a row goes into itself and later ones.
+        """squares (Bt, K, H, T, T) times rows (Bt, K, H, T, X), where a row contributes to itself and later ones.
 
-        With ``back`` into itself and earlier ones.
+        With ``back`` to itself and earlier ones.
         """
         finite = rows.isfinite()
         product = squares @ rows.where(finite, 0)
@@ -125,7 +126,7 @@ class _Chunks(NamedTuple):
         return tensor.view(batch, chunks, positions, self.B.shape[2], -1).transpose(2, 3)
 
     def by_head(self, tensor: Tensor) -> Tensor:
-        """The way back: (Bt, K, G, T, R P) as (Bt, K, T, H, P)."""
+        """The inverse: (Bt, K, G, T, R P) as (Bt, K, T, H, P)."""
         return tensor.transpose(2, 3).reshape(self.x.shape)
 
     def states_by_group(self, states: Tensor) -> Tensor:
@@ -134,12 +135,12 @@ class _Chunks(NamedTuple):
         return states.view(batch, chunks, self.B.shape[2], -1, d_state)
 
     def from_state(self, values: Tensor) -> Tensor:
-        """values (Bt, K, T, H, P) times what is left of the state before the chunk."""
+        """values (Bt, K, T, H, P) times the decay from the chunk's start."""
         values = values * self.from_start.unsqueeze(4)
         return values if self.packing is None else self.packing.from_state(values)
 
     def to_state(self, values: Tensor) -> Tensor:
-        """values (Bt, K, T, H, P) times what is left of them after the chunk."""
+        """values (Bt, K, T, H, P) times the decay to the chunk's end."""
         values = values * self.to_end.unsqueeze(4)
         return values if self.packing is None else self.packing.to_state(values)
 
@@ -150,7 +151,7 @@ class _Chunks(NamedTuple):
     def states(self, values: Tensor, directions: Tensor, choose: str) -> Tensor:
         """(Bt, K, H, P, N): for each chunk the sum over positions of values (.., H, P) times directions (.., N).
 
-        ``choose`` names the method of ``_Packing`` that the values have been through.
+        ``choose`` names the method of ``_Packing`` that was applied to the values.
         """
         batch, chunks, _, heads, width = values.shape
         if self.packing is not None:
@@ -159,7 +160,7 @@ class _Chunks(NamedTuple):
         return products.view(batch, chunks, heads, width, -1)
 
     def decays(self) -> Tensor:
-        """M."""
+        """M (Bt, K, H, T, T)."""
         M = self.x.new_empty(*self.s.shape, self.s.shape[3])  # (Bt, K, H, T, T)
         torch.sub(self.s.unsqueeze(4), self.s.unsqueeze(3), out=M)
         M = _exp_(M).tril_()
@@ -185,7 +186,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_state: Tensor | None) -> Gradients:
-    """Every gradient."""
+    """The gradients for dy (Bt, L, H, P) and d_final_state (Bt, H, P, N)."""
     c = _read(inputs)
     dtype = c.x.dtype
     dy = _cut(dy.to(dtype), c.x.shape[1], c.x.shape[2])  # (Bt, K, T, H, P)
@@ -212,8 +213,8 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
         )
         across.masked_fill_(cut.unsqueeze(2), 0)
 
-    into = (read * dy).sum(dim=4)  # (Bt, K, T, H), the part of the loss that comes from h through position i
-    out = (c.u * du).sum(dim=4)  # through the state after the chunk, from position j
+    into = (read * dy).sum(dim=4)  # (Bt, K, T, H), what the path from h to position i contributes to d_log
+    out = (c.u * du).sum(dim=4)  # what the path from position j to the state after the chunk does
     if cut is not None:
         into, out = c.packing.from_state(into), c.packing.to_state(out)
 
@@ -237,7 +238,7 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
 def _gradients(
     inputs: Inputs, c: _Chunks, dy: Tensor, du: Tensor, d_log: Tensor, dB: Tensor, dC: Tensor, d_initial: Tensor
 ) -> Gradients:
-    """From the gradients in chunks to those by the arguments."""
+    """The gradients of the arguments from those in chunks."""
     d_dt = (du * c.x).sum(dim=4).addcmul_(d_log, inputs.A.to(d_log.dtype))  # (Bt, K, T, H)
     if inputs.dt_softplus:
         d_dt = torch.ops.aten.softplus_backward(d_dt, c.raw, beta=1, threshold=20)
@@ -274,7 +275,7 @@ def _read(inputs: Inputs) -> _Chunks:
     if inputs.seq_idx is not None:
         begins = F.pad(inputs.seq_idx[:, 1:] != inputs.seq_idx[:, :-1], (1, 0))  # (Bt, L)
         packing = _Packing(_cut(begins, n_chunks, positions).cumsum(dim=2))
-        # A step that is not finite makes its u so; in the sums, positions of other sequences would see it.
+        # A step that is not finite shows in its own u; in the sums it would reach other sequences.
         log_decay = log_decay.masked_fill(begins.unsqueeze(2), 0).nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
     x, raw, dt, log_decay, B, C = (
         _cut(t, n_chunks, positions) for t in (inputs.x.to(dtype), raw, dt, log_decay, inputs.B, inputs.C)
@@ -313,7 +314,7 @@ def _group_sum(squares: Tensor, groups: int) -> Tensor:
 
 
 def _crossing(pairs: Tensor, packing: _Packing | None) -> Tensor:
-    """(..., T): for each position t the sum of pairs (..., T, T) over i >= t > j, those whose way leads through t."""
+    """(..., T): for each position t the sum of pairs (..., T, T) over i >= t > j, whose path passes t."""
     later = torch.ones_like(pairs[0, 0, 0]).triu()  # [t, i] whether i >= t
     if packing is None:
         return (later @ pairs.tril(-1)).tril_(-1).sum(dim=-1)
@@ -326,8 +327,8 @@ def _walk(added: Tensor, log_decay: Tensor, cut: Tensor | None, start: Tensor | 
 
     Args:
         added: (Bt, K, H, P, N) what each chunk adds to the state.
-        log_decay: (Bt, K, H) float64, what is left of the state after it, as a logarithm.
-        cut: (Bt, K) where nothing is left, whatever the state; nowhere if None.
+        log_decay: (Bt, K, H) float64, logarithm of each chunk's decay.
+        cut: (Bt, K) where a state does not pass, whatever its decay; nowhere if None.
         start: (Bt, H, P, N) before the first; zeros if None.
     """
     n_chunks = added.shape[1]
@@ -359,7 +360,7 @@ def _walk_in_groups(
     if cut is not None:
         cut = F.pad(cut, (0, missing)).reshape(batch * groups, size)
     before, total = _walk(added, log_decay, cut, None)
-    left = log_decay.cumsum(dim=1)  # of a group's start after each of its chunks
+    left = log_decay.cumsum(dim=1)  # log decay from a group's start to after each of its chunks
     lost = None if cut is None else cut.cumsum(dim=1) > 0
     starts, final = _walk(
         total.unflatten(0, (batch, groups)),

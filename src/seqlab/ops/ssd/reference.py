@@ -1,4 +1,4 @@
-"""State-space duality one position after another, as the equations are written: what every backend is held to.
+"""State-space duality one position after another, as the equations are written: the reference for all other backends.
 
 Symbols (arXiv:2405.21060, section 2.1 and equation 2, A a scalar for each head):
 

@@ -37,7 +37,7 @@ def ssd_update(
     """Advance the state by one position (arXiv:2405.21060, equation 2 with scalar A, one t of ``ssd``).
 
     Args:
-        state: (batch, n_heads, d_head, d_state) float32 (float64 if x is); left as it is.
+        state: (batch, n_heads, d_head, d_state) float32 (float64 if x is); not changed.
         x: (batch, n_heads, d_head).
         dt: (batch, n_heads).
         A, D, dt_bias: (n_heads,).

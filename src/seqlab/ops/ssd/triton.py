@@ -1,8 +1,8 @@
 """State-space duality on a GPU: fused Triton kernels, forward and backward (arXiv:2405.21060, section 6).
 
-Four launches forward: step sizes and decays, what each chunk adds to the state, the walk over the chunks, the outputs.
-Backward the first three again, the last two of those for the gradient by the state, then one for the gradients by x and
-dt, and one each for those by B and C. The device code and its symbols are in ``triton_states.py``,
+Four launches forward: step sizes and decays, what each chunk adds to the state, the recurrence over the chunks, the
+outputs. Backward the first three again, the last two of those also for the gradient of the state, then one for the
+gradients of x and dt, and one each for those of B and C. The device code and its symbols are in ``triton_states.py``,
 ``triton_outputs.py`` and ``triton_backward.py``.
 """
 
@@ -23,16 +23,16 @@ except ImportError:  # a torch wheel for CPUs may come without it
     triton = None
 
 MOST_STATES = 256
-"""Largest state size: a program holds whole rows of B and C."""
+"""Largest state size, since a program holds whole rows of B and C."""
 
 
 class Tile(NamedTuple):
-    """What a kernel with matrix products takes at a time, and how it runs.
+    """The tile of a kernel with matrix products, and how it runs.
 
-    What the kernels assume of it, held to in ``tile_of``: sides are powers of two from 16 on, as a matrix product has
-    them; "projections" has no loop over states, so its N reaches to all of them; and P is 4 channels a warp at least,
-    also where a head has fewer. With 16 for the 8 warps of "inputs", and at the same time more warps for the others, a
-    run on an H200 ended in an illegal access, though every address in that code is in bounds.
+    The kernels assume, and ``tile_of`` asserts: sides are powers of two from 16 on, as matrix products need; the N of
+    "projections", which has no loop over states, covers all of them; and P is at least 4 channels per warp, also where
+    a head has fewer. With 16 for the 8 warps of "inputs", and at the same time more warps for the others, a run on an
+    H200 ended in an illegal access, though every address in that code is in bounds.
     """
 
     P: int  # channels of a head, at most
@@ -47,7 +47,7 @@ NARROW = {
     "inputs": Tile(32, MOST_STATES, 8, 2),
     "projections": Tile(64, MOST_STATES, 4, 2),
 }
-"""For bfloat16: what needs no more registers than there are, or hardly more."""
+"""For bfloat16: tiles that fit into the registers, or nearly."""
 
 WIDE = {
     "states": Tile(64, 128, 8, 1),
@@ -55,12 +55,11 @@ WIDE = {
     "inputs": Tile(32, 32, 8, 1),
     "projections": Tile(32, MOST_STATES, 8, 2),
 }
-"""The same for float32, whose rows of B and C are too wide to stay in registers: the products over N take 32 of
-them at a time, from memory."""
+"""For float32, whose rows of B and C are too wide to stay in registers: products over N load 32 states at a time."""
 
 PRECISION = "tf32x3"
-"""How float32 is multiplied: on tensor cores, as three products of factors cut in two, which keeps about 21 of its 24
-bits. With exact ones, which tensor cores do not have, the kernels were no faster than ``parallel``."""
+"""How float32 is multiplied: on tensor cores, as three products of factors split in two, which keeps about 21 of its 24
+bits. With exact products, which tensor cores lack, the kernels were no faster than ``parallel``."""
 
 CHUNK = 64
 """Positions of a chunk, a power of two from 16 on."""
@@ -72,17 +71,17 @@ class Plan(NamedTuple):
     T: int  # positions of a chunk
     n_chunks: int
     share: int  # heads of a program, which share the products of B and C
-    narrow: bool  # whether bfloat16 enters matrix products, and not float32
+    narrow: bool  # whether matrix products are of bfloat16, not float32
 
 
 @cache
 def _multiprocessors(index: int | None) -> int:
-    """Of the GPU of that number, or for None the interpreter."""
+    """Number of multiprocessors of a GPU; 1 for None, the interpreter."""
     return 1 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
 
 
 PROGRAMS = 4
-"""Programs for each multiprocessor that are worth more than sharing products among heads."""
+"""Programs per multiprocessor, up to which more of them are worth more than sharing products among heads."""
 
 
 def _ceil(a: int, b: int) -> int:
@@ -90,7 +89,7 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _power(n: int) -> int:
-    """The power of two from n on; a matrix product has sides of 16 at least."""
+    """The next power of two, at least 16, the shortest side of a matrix product."""
     return max(16, 1 << (n - 1).bit_length())
 
 
@@ -105,7 +104,11 @@ def tile_of(kernel: str, narrow: bool, d_head: int, d_state: int) -> Tile:
 
 
 def plan(inputs: Inputs) -> Plan:
-    """As many heads for a program as leave enough work for all."""
+    """Cut the work: as many heads per program as leave enough programs.
+
+    Raises:
+        ValueError: d_state is above ``MOST_STATES``.
+    """
     batch, length, n_heads, _ = inputs.x.shape
     n_groups, d_state = inputs.B.shape[2:]
     if d_state > MOST_STATES:
@@ -119,16 +122,16 @@ def plan(inputs: Inputs) -> Plan:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with its last axis side by side in memory: itself where it is a slice of a projection."""
+    """The tensor with its last axis contiguous in memory; a slice of a projection is not copied."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 _Taints = tuple[Tensor | None, Tensor | None]
-"""Of x or dy (Bt H, LP) and of B or C (Bt G, LP), filled in by the kernel of the states; none without ``seq_idx``."""
+"""Taints of x or dy (Bt H, LP) and of B or C (Bt G, LP), written by the kernel of the states; None without seq_idx."""
 
 
 class _Staged:
-    """What the kernels read, laid out for them, and the launches that both directions share."""
+    """The kernels' inputs, laid out for them, and the launches that both directions share."""
 
     def __init__(self, inputs: Inputs):
         self.plan = cut = plan(inputs)
@@ -147,19 +150,21 @@ class _Staged:
         self._decays()
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """An uninitialised tensor of this shape."""
         return torch.empty(shape, dtype=dtype, device=self.x.device)
 
     @property
     def decays(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Numbers (Bt, LP) or None; steps, high and low (Bt, H, LP)."""
         return self.numbers, self.steps, self.high, self.low
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """L, H, K, heads of a group: as the kernels want them."""
+        """L, H, K and heads of a group, in the kernels' order."""
         return self.length, self.n_heads, self.plan.n_chunks, self.heads
 
     def constants(self, kernel: str) -> dict[str, Any]:
-        """What a kernel with matrix products is compiled for."""
+        """The compile-time constants of a kernel with matrix products."""
         tile = tile_of(kernel, self.plan.narrow, self.d_head, self.d_state)
         return {
             "P": self.d_head,
@@ -194,9 +199,9 @@ class _Staged:
         return self.new(sum(rows), self.numbers.shape[1]).zero_().split(rows)
 
     def walk(self, x: Tensor, B: Tensor, start: Tensor | None, back: bool) -> tuple[Tensor, Tensor, _Taints]:
-        """The states before every chunk (Bt, K, H, P, N), as they enter matrix products, after the last, and taints.
+        """The states before every chunk (Bt, K, H, P, N), in the dtype of matrix products, after the last, and taints.
 
-        With ``back``, for dy and C, the gradients by the states after every chunk, before the first, and taints.
+        With ``back``, for dy and C, the gradients of the states after every chunk, before the first, and taints.
         """
         cut, size = self.plan, self.d_head * self.d_state
         added = self.new(self.batch, cut.n_chunks, self.n_heads, self.d_head, self.d_state)
@@ -233,7 +238,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_state: Tensor | None) -> Gradients:
-    """Every gradient, without atomics: the same from run to run, bit by bit."""
+    """The gradients for dy (Bt, L, H, P) and d_final_state (Bt, H, P, N), without atomics: bitwise reproducible."""
     a = _Staged(inputs)
     cut, dy = a.plan, _rows(dy)
     before, _, (_, B_taint) = a.walk(a.x, a.B, initial_state, back=False)
@@ -257,7 +262,7 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
             x, other, *a.decays, states, pairs, taint, out, *a.sizes, *x.stride()[:3], *other.stride()[:3],
             SHARE=cut.share, BACK=back, **a.constants("projections"),
         )  # fmt: skip
-    dA, dD, d_bias = sums.sum(dim=1)  # (H,) each; what has no use is not written
+    dA, dD, d_bias = sums.sum(dim=1)  # (H,) each; those not needed are not written
     return Gradients(
         dx,
         ddt,

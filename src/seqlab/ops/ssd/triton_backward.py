@@ -1,8 +1,8 @@
 """State-space duality on a GPU, device code: every gradient of a chunk.
 
-Both kernels start from the state h before the chunk and the gradient g by the state after it, both walked to by the
-kernels of ``triton_states.py``. Squares of positions live in registers; the one that leaves them is summed over heads.
-Symbols as there and in ``parallel.py``.
+Both kernels start from the state h before the chunk and the gradient g of the state after it, which the kernels of
+``triton_states.py`` compute. Squares of positions stay in registers, except one, which is summed over heads. Symbols as
+there and in ``parallel.py``.
 """
 
 import triton
@@ -15,10 +15,10 @@ from seqlab.ops.ssd.triton_states import SIZES, chosen, load_decays, load_number
 
 @triton.jit
 def crossing(pairs, into, out, T: tl.constexpr):
-    """For each t the sum of what goes from before it to it or past it: pairs (T, T) from j < t to i >= t, ``into``
-    from the state before the chunk to i >= t, ``out`` from j < t to the state after it. Nothing is subtracted.
+    """For each t the sum over paths that pass t: pairs (T, T) from j < t to i >= t, ``into`` from the state before the
+    chunk to i >= t, ``out`` from j < t to the state after it. Nothing is subtracted.
 
-    No matrix product: pairs have both signs, and dA, of what they leave, would show that bfloat16 entered it.
+    Not as a matrix product: pairs have both signs, so that in bfloat16 their sum, and with it dA, would lose accuracy.
     """
     i = tl.arange(0, T)
     below = i[:, None] > i[None, :]
@@ -37,8 +37,8 @@ def inputs_kernel(
 ):  # fmt: skip
     """dx and ddt of one chunk and SHARE heads of a group.
 
-    Besides ``pairs`` (Bt, K, H / SHARE, T, T), the gradient by C_i B_j summed over these heads, and ``sums``
-    (3, Bt K, H), the chunk's part of the gradients by A, D and the bias.
+    Also ``pairs`` (Bt, K, H / SHARE, T, T), the gradient of C_i B_j summed over these heads, and ``sums``
+    (3, Bt K, H), the chunk's share of the gradients of A, D and the bias.
     """
     chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     first_head = tl.program_id(1).to(tl.int64) * SHARE

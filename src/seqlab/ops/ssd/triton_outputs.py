@@ -33,7 +33,7 @@ def multiply(
 
 @triton.jit
 def load_part(first, pointer, stride, rows, n, n_rows, N: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr):
-    """Columns n of B or C: ``first``, its first BN, where there are no others; else from memory."""
+    """Columns n of B or C: ``first``, its first BN, if these are all; else from memory."""
     if BN >= N:
         return first
     else:

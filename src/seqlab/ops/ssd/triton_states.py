@@ -1,19 +1,20 @@
-"""State-space duality on a GPU, device code: step sizes and decays, the states of chunks, and the walk over chunks.
+"""State-space duality on a GPU, device code: step sizes and decays, the states of chunks, the recurrence over chunks.
 
-Three kernels that both directions use. The walk back of the gradient by the state is the walk forth of the state with
-other operands: g before a chunk is its decay times g after it, plus the sum over positions of exp(s_i) dy_i C_i^T.
+Three kernels that both directions use. The backward recurrence of the state's gradient is the forward recurrence of the
+state with other operands: g before a chunk is its decay times g after it, plus the sum over positions of
+exp(s_i) dy_i C_i^T.
 
-Nothing goes from one packed sequence into another: what would is chosen to be 0, never multiplied by 0 (``chosen``,
+Nothing passes from one packed sequence to another: such terms are replaced by 0, never multiplied by 0 (``chosen``,
 ``paired``). Matrix products over a chunk's positions do multiply by 0: a row that is not finite enters them as zeros,
-and what it is multiplied with becomes NaN in its own sequence.
+and its products become NaN in its own sequence.
 
 Symbols as in ``parallel.py``, and
 
     T             positions of a chunk
-    s             log2(e) times its s, kept as two float32, ``high`` + ``low``: differences are then exact where they
-                  matter, since steps of all sizes may meet in one chunk
+    s             log2(e) times its s, stored as two float32, ``high`` + ``low``: differences are then exact where it
+                  matters, since step sizes of all magnitudes may occur in one chunk
     K, LP         chunks; K T, the length with the last chunk filled up
-    number        which of the sequences in its chunk a position is of, 0 for that of the state before the chunk
+    number        the sequence of a position, counted in its chunk; 0 is that of the state before the chunk
     taint         0, or NaN where a row of x, dy, B or C is not finite
     DOT           the dtype that enters matrix products; sums are in float32
 
@@ -27,16 +28,16 @@ import triton.language as tl
 from seqlab.ops.selective_scan.triton_parts import softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)
-FARTHEST = tl.constexpr(3000.0)  # 2 to minus it is 0; steps beyond would swallow the digits of those after them
-LARGEST = tl.constexpr(3.3e38)  # float32 beyond may become infinite where a product cuts it in parts
+FARTHEST = tl.constexpr(3000.0)  # 2 to minus it is 0; larger steps would cost later ones their digits
+LARGEST = tl.constexpr(3.3e38)  # beyond, float32 may become infinite where a product splits it
 
 SIZES = ["L", "H", "K", "HEADS", "dt_sb", "dt_st", "dt_sh", "seq_sb", "seq_st"]
-"""Integers for which no kernel is compiled again where they become 1 or a multiple of 16."""
+"""Integers for which no kernel is recompiled when they are 1 or a multiple of 16."""
 
 
 @triton.jit
 def load_tile(pointer, stride, rows, columns, n_rows, WIDTH: tl.constexpr, DOT: tl.constexpr):
-    """Rows of WIDTH numbers side by side in memory, zeros outside, in DOT."""
+    """Rows of WIDTH contiguous numbers, zeros outside, in DOT."""
     inside = (rows[:, None] < n_rows) & (columns[None, :] < WIDTH)
     place = pointer + rows[:, None] * stride + columns[None, :]
     return tl.load(place, mask=inside, other=0.0).to(DOT)
@@ -61,7 +62,7 @@ def load_numbers(number_ptr, first, T: tl.constexpr, RESETS: tl.constexpr):
 
 @triton.jit
 def chosen(inside, values, RESETS: tl.constexpr):
-    """values, 0 where not inside: what is of another sequence may be infinite or NaN, and so its product with 0."""
+    """values, but 0 where not inside: another sequence's may be infinite or NaN, whose products with 0 are NaN."""
     if RESETS:
         return tl.where(inside, values, 0.0).to(values.dtype)
     else:
@@ -70,9 +71,9 @@ def chosen(inside, values, RESETS: tl.constexpr):
 
 @triton.jit
 def paired(squares, taint, number, BACK: tl.constexpr, RESETS: tl.constexpr):
-    """squares (T, T), 0 where a column's position is of another sequence than a row's or later (BACK: earlier).
+    """squares (T, T), 0 where a column's position is in another sequence than the row's, or later (BACK: earlier).
 
-    Elsewhere ``taint`` is added to them: what a row or a column that is not finite makes of its own sequence.
+    Elsewhere ``taint`` is added: NaN from a row or column of the same sequence that is not finite.
     """
     if RESETS:
         i = tl.arange(0, number.shape[0])
@@ -84,7 +85,7 @@ def paired(squares, taint, number, BACK: tl.constexpr, RESETS: tl.constexpr):
 
 @triton.jit
 def store_taint(taint_ptr, rows):
-    """NaN for the rows (T, X) that are not finite; for the others, 0 is there."""
+    """Write NaN for the rows (T, X) that are not finite; the others keep 0."""
     finite = tl.abs(rows.to(tl.float32)) < LARGEST
     spoilt = tl.min(finite.to(tl.int32), axis=1) == 0
     tl.store(taint_ptr + tl.arange(0, rows.shape[0]), float("nan"), mask=spoilt)
@@ -92,7 +93,7 @@ def store_taint(taint_ptr, rows):
 
 @triton.jit
 def load_taint(taint_ptr, first, rows, n_rows, RESETS: tl.constexpr):
-    """The taint of a chunk's rows, and the rows with those that are not finite past the end, where they are 0."""
+    """The taint of a chunk's rows, and the row indices, past the end for rows not finite, so that they load as 0."""
     if RESETS:
         taint = tl.load(taint_ptr + first + rows)
         return taint, tl.where(taint == 0.0, rows, n_rows)
@@ -108,7 +109,7 @@ def decays_kernel(
 ):  # fmt: skip
     """Step sizes, s and numbers of one chunk, BH heads at a time. The sums are in float64.
 
-    A step that is not finite makes NaN of what it is multiplied with; positions of other sequences would see it in s.
+    A step that is not finite makes its own products NaN; in s it would reach other sequences, so it is clamped there.
     """
     chunk, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     h = tl.program_id(1).to(tl.int64) * BH + tl.arange(0, BH)
@@ -150,7 +151,7 @@ def states_kernel(
 ):  # fmt: skip
     """What one chunk adds to the state, a tile of (BP, BN): the sum over j of exp(s_T - s_j) u_j B_j^T.
 
-    BACK: to the gradient by the state before it, the sum over i of exp(s_i) dy_i C_i^T; x is dy then and B is C.
+    BACK: to the gradient of the state before it, the sum over i of exp(s_i) dy_i C_i^T; x is dy then and B is C.
     HEADS share a group. Grid (K, tiles H, Bt).
     """
     chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -187,9 +188,9 @@ def walk_kernel(
     SIZE: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, HAS_START: tl.constexpr,
     BACK: tl.constexpr, RESETS: tl.constexpr,
 ):  # fmt: skip
-    """From what each chunk adds to the state before it (BACK: after it), and the last: BLOCK of SIZE = P N numbers.
+    """The states before each chunk (BACK: after it) from what chunks add, and the last: BLOCK of SIZE = P N numbers.
 
-    AHEAD chunks are loaded at once, since the walk is otherwise a wait for memory at each chunk.
+    AHEAD chunks are loaded at once; otherwise each chunk would wait for memory.
     """
     batch, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
