@@ -128,15 +128,15 @@ def scan_backend(model: nn.Module, device: torch.device) -> str | None:
     return chosen_backends([(part, part.scan_backend) for part in parts(model, Scans)], device, "scan_backend")
 
 
-def chosen_backends(asked: list[tuple[Scans | MixtureOfExperts, str]], device: torch.device, key: str) -> str | None:
-    """The backends that the names asked for resolve to on a device in float32; ``key`` is the setting's.
+def chosen_backends(settings: list[tuple[Scans | MixtureOfExperts, str]], device: torch.device, key: str) -> str | None:
+    """The backends that parts' settings, named ``key``, resolve to on a device in float32.
 
     Raises:
         UserError: a backend cannot run there.
     """
     try:
-        chosen = {part.resolve_backend(name, device, torch.float32) for part, name in asked}
+        chosen = {part.resolve_backend(name, device, torch.float32) for part, name in settings}
     except ValueError as error:
-        names = ", ".join(sorted({name for _, name in asked}))
+        names = ", ".join(sorted({name for _, name in settings}))
         raise UserError(key, names, str(error), f"Use {key}=auto, which picks the fastest that can run") from error
     return ", ".join(sorted(chosen)) or None

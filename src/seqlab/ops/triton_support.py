@@ -1,8 +1,10 @@
-"""Where Triton kernels run."""
+"""What the launches of Triton kernels have in common: where they run, and how tensors are laid out for them."""
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,3 +31,19 @@ def interpreted() -> bool:
     import triton
 
     return triton.knobs.runtime.interpret
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Number of multiprocessors of a GPU; 1 for the interpreter on a CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def ceil(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def unit_stride(tensor: Tensor) -> Tensor:
+    """The tensor, of any shape, with its last axis contiguous in memory; a slice of a wider one is not copied."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

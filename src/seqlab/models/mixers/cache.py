@@ -58,11 +58,11 @@ class Cache(NamedTuple):
         )
 
 
-def with_room(buffer: Tensor, length: int, needed: int, new: Tensor, most: int | None = None) -> Tensor:
+def with_room(buffer: Tensor, length: int, needed: int, new: Tensor, most: int | None) -> Tensor:
     """The buffer (B, H, C, P), or a larger one with its first ``length`` positions if ``needed`` exceeds C.
 
-    The first allocation is exactly ``needed``; later ones add an eighth, up to ``most`` positions. The dtype is that of
-    ``new``.
+    The first allocation is exactly ``needed``; later ones add an eighth, up to ``most`` positions (None for any). The
+    dtype is that of ``new``.
     """
     if needed <= buffer.shape[2]:
         return buffer

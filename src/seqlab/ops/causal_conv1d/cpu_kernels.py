@@ -15,7 +15,7 @@ Symbols (the rest as in ``reference.py``):
     lags    K rounded up to a multiple of 4
     n       channels of a block that exist
     reach   how many positions before t belong to its sequence, at most H
-    a, g    the sum before the activation, and the gradient of the loss by it
+    a, g    the sum before the activation, and the gradient of the loss w.r.t. it
     ..._at  the address of a row
 """
 

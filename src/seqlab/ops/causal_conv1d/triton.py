@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops.causal_conv1d.operator import Gradients
+from seqlab.ops.triton_support import ceil, multiprocessors, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 LINE = 128  # bytes: a row of a tile is one cache line
@@ -28,11 +29,6 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -42,7 +38,7 @@ def forward(
     seq_idx: Tensor | None,
 ) -> Tensor:
     """y (Bt, L, D); arguments as in ``causal_conv1d``."""
-    x = _unit_stride(x)
+    x = unit_stride(x)
     y = x.new_empty(x.shape)
     tile, programs = _cut(x, 16 // x.element_size())
     operands = _operands(x, weight, bias, initial_state, seq_idx)
@@ -62,7 +58,7 @@ def backward(
     seq_idx: Tensor | None,
 ) -> Gradients:
     """The gradients for dy (Bt, L, D); the other arguments as in ``forward``, which saves nothing."""
-    x, dy = _unit_stride(x), _unit_stride(dy)
+    x, dy = unit_stride(x), unit_stride(dy)
     (_, _, channels), taps = x.shape, weight.shape[1]
     tile, programs = _cut(x, 8 // x.element_size())
     dx = x.new_empty(x.shape)
@@ -71,16 +67,11 @@ def backward(
     d_weight, d_bias = weight.new_empty(weight.shape), None if bias is None else bias.new_empty(bias.shape)
     operands = (dx, d_state, partial, dy, *dy.stride()[:2], *_operands(x, weight, bias, initial_state, seq_idx))
     kernel = _kernels().backward_kernel[(programs * tile["column_blocks"],)]
-    sum_partial = _kernels().sum_partial_kernel[(-(-channels // COLUMNS), taps + (bias is not None))]
+    sum_partial = _kernels().sum_partial_kernel[(ceil(channels, COLUMNS), taps + (bias is not None))]
     with torch.cuda.device_of(x):
         kernel(*operands, **tile, K=taps, SILU=activation == "silu", U=2, **OPTIONS)
         sum_partial(d_weight, d_bias, partial, programs, channels, K=taps, ROWS=32, COLUMNS=COLUMNS, **OPTIONS)
     return Gradients(dx, d_weight, d_bias, d_state)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    """The tensor with channels side by side, so that a thread reads several; a slice of a wider one is not copied."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _operands(
@@ -88,7 +79,7 @@ def _operands(
 ) -> tuple:
     """The tensors that both kernels read, with their strides."""
     bias = None if bias is None else bias.contiguous()
-    state = None if initial_state is None else _unit_stride(initial_state)
+    state = None if initial_state is None else unit_stride(initial_state)
     return (
         *(x, x.stride(0), x.stride(1)),
         *(weight, weight.stride(0), weight.stride(1)),
@@ -107,10 +98,10 @@ def _cut(x: Tensor, vector: int) -> tuple[dict[str, int], int]:
     batch, length, channels = x.shape
     columns = min(LINE // x.element_size(), 1 << (channels - 1).bit_length())
     rows = THREADS * vector // columns
-    column_blocks = -(-channels // columns)
+    column_blocks = ceil(channels, columns)
     for run in RUNS:
-        runs = -(-length // run)
-        programs = -(-batch * runs // rows)
-        if programs * column_blocks >= PROGRAMS_PER_PROCESSOR * _processors(x.device):
+        runs = ceil(length, run)
+        programs = ceil(batch * runs, rows)
+        if programs * column_blocks >= PROGRAMS_PER_PROCESSOR * multiprocessors(x.device):
             break
     return {"runs": runs, "column_blocks": column_blocks, "T": run, "R": rows, "C": columns}, programs

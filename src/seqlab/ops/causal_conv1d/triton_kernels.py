@@ -12,8 +12,8 @@ Symbols (the rest as in ``reference.py``):
     window      tuple of the K inputs that position t needs, (R, C) each, the current last
     linked      tuple over the lags 1 .. K - 1, (R, 1) each: whether positions t and t - lag are of one sequence
     a           (R, C) the sum before the activation
-    g           (R, C) gradient of the loss by a
-    pending     tuple of the gradients by the inputs of the window, (R, C) each, summed over positions up to t
+    g           (R, C) gradient of the loss w.r.t. a
+    pending     tuple of the gradients of the inputs of the window, (R, C) each, summed over positions up to t
 """
 
 # Triton compiles neither starred tuples nor a choice between tuples of different types.
@@ -48,7 +48,7 @@ def _parameters(weight_ptr, w_d, w_k, bias_ptr, channel, exists, K: tl.constexpr
 
 @triton.jit
 def _inputs_before(x_at, x_t, state_ptr, s_b, s_t, b, t0, channel, exists, K: tl.constexpr):
-    """The K - 1 inputs before each run, of the state where the run is its sequence's first."""
+    """The K - 1 inputs before each run, from the state if the run is its sequence's first."""
     window = ()
     for j in tl.static_range(K - 1):
         t = t0 + (j - (K - 1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops.routed_experts.groups import Groups
+from seqlab.ops.triton_support import ceil
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 PRODUCT = {  # by bytes of an element
@@ -39,10 +40,6 @@ def _precision() -> Literal["tf32", "tf32x3"]:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block)
-
-
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
@@ -54,8 +51,8 @@ def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) 
     tile: dict[str, Any] = dict(PRODUCT[x.element_size()])
     tile["BM"] = min(tile["BM"], max(SMALLEST, _power_of_two(places)))
     y = x.new_empty(places, columns)
-    row_tiles = _blocks(places, tile["BM"]) + min(experts, places)  # each expert may have one that is not full
-    kernel = _kernels().product_kernel[(row_tiles * _blocks(columns, tile["BN"]),)]
+    row_tiles = ceil(places, tile["BM"]) + min(experts, places)  # each expert may have one that is not full
+    kernel = _kernels().product_kernel[(row_tiles * ceil(columns, tile["BN"]),)]
     operands = (y, x, weight, *weight.stride(), groups.order, groups.ends, experts, inner, columns)
     fixed = {"FAN": groups.top_k, "SPREAD": spread, "EXPERTS": _power_of_two(experts), "PRECISION": _precision()}
     with torch.cuda.device_of(x):
@@ -69,7 +66,7 @@ def outer(left: Tensor, right: Tensor, groups: Groups, *, spread: Literal["left"
     experts, inner, columns = len(groups.ends), left.shape[1], right.shape[1]
     tile = OUTER[left.element_size()]
     y = left.new_empty(experts, inner, columns)
-    kernel = _kernels().outer_kernel[(_blocks(inner, tile["BK"]) * _blocks(columns, tile["BN"]), experts)]
+    kernel = _kernels().outer_kernel[(ceil(inner, tile["BK"]) * ceil(columns, tile["BN"]), experts)]
     fixed = {"FAN": groups.top_k, "LEFT": spread == "left", "RIGHT": spread == "right", "PRECISION": _precision()}
     with torch.cuda.device_of(left):
         kernel(y, left, right, groups.order, groups.ends, inner, columns, **fixed, **tile, **OPTIONS)
@@ -80,7 +77,7 @@ def activate(hidden: Tensor, gates: Tensor, groups: Groups) -> Tensor:
     """(M, H), silu(a) b times the row's gate; arguments as in ``grouped.activate``."""
     places, width = len(hidden), hidden.shape[1] // 2
     active = hidden.new_empty(places, width)
-    kernel = _kernels().activate_kernel[(_blocks(places, ROWS), _blocks(width, COLUMNS))]
+    kernel = _kernels().activate_kernel[(ceil(places, ROWS), ceil(width, COLUMNS))]
     with torch.cuda.device_of(hidden):
         kernel(active, hidden, gates.contiguous(), groups.order, places, width, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
     return active
@@ -92,7 +89,7 @@ def activate_backward(d_active: Tensor, hidden: Tensor, gates: Tensor, groups: G
     d_hidden, active = torch.empty_like(hidden), torch.empty_like(d_active)
     d_gates = torch.empty_like(gates, memory_format=torch.contiguous_format)
     operands = (d_hidden, active, d_gates, d_active, hidden, gates.contiguous(), groups.order, places, width)
-    kernel = _kernels().activate_backward_kernel[(_blocks(places, ROWS),)]
+    kernel = _kernels().activate_backward_kernel[(ceil(places, ROWS),)]
     with torch.cuda.device_of(hidden):
         kernel(*operands, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
     return d_hidden, active, d_gates
@@ -102,7 +99,7 @@ def collect(rows: Tensor, groups: Groups) -> Tensor:
     """(T, D), for each token the sum over its ``rows`` (M, D), which are in sorted order."""
     (tokens, fan), width = groups.inverse.shape, rows.shape[1]
     y = rows.new_empty(tokens, width)
-    kernel = _kernels().collect_kernel[(_blocks(tokens, ROWS), _blocks(width, COLUMNS))]
+    kernel = _kernels().collect_kernel[(ceil(tokens, ROWS), ceil(width, COLUMNS))]
     with torch.cuda.device_of(rows):
         kernel(y, rows, groups.inverse, tokens, width, FAN=fan, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
     return y

@@ -17,10 +17,10 @@ Symbols (arXiv:2312.00752, Algorithm 2; the others as in ``parallel``):
     dt, a    step size; decay exp(dt A)
     rate     A log2(e), so that a = 2^(dt rate)
     drive    dt u
-    h, g     state, and gradient of the loss by it
+    h, g     state, and gradient of the loss w.r.t. it
     carry    a_{t+1} g_{t+1}, what position t + 1 adds to g_t
     y        output before the gate
-    d...     gradient of the loss by what follows the d
+    d...     gradient of the loss w.r.t. what follows the d
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ U, RAW, DT, STEP, DRIVE, Y, Z, SIGMA_Z, D_OUT, DY, D_DRIVE, D_STEP, ROWS = np.ar
 """Rows of a position: u, delta + bias, dt, dt in the decay (0 where a sequence starts), dt u, y, z, sigmoid(z), and
 gradients: by the output, by y, by dt u and (but for a factor) by dt in the decay."""
 RATE, STATE, CARRY, D_RATE, CHANNEL = np.arange(5)
-"""Of a channel's state: A log2(e), h, the carry, and the gradient by A."""
+"""Of a channel's state: A log2(e), h, the carry, and the gradient of A."""
 H_BEFORE, A_BAR, CELL = np.arange(3)
 """Of a state at a position."""
 SUM_B, SUM_C, SUMS = np.arange(3)

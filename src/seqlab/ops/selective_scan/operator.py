@@ -128,7 +128,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> Non
     saved = output[2]
     ctx.save_for_backward(saved, *tensors)
     ctx.mark_non_differentiable(saved)
-    ctx.set_materialize_grads(False)  # no gradient by the final state is less work than a zero one
+    ctx.set_materialize_grads(False)  # no gradient of the final state is less work than a zero one
 
 
 def _differentiate(backward: Any, ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:

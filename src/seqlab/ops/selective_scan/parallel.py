@@ -12,9 +12,9 @@ Symbols (arXiv:2312.00752, Algorithm 2; state before channels inside this file, 
     dt            (Bt, T, D) step sizes, after bias and softplus
     a             (Bt, T, N, D) decays exp(dt A); a_t leads from position t - 1 to t
     h             (Bt, T + 1, N, D) states, h_t = a_t h_{t-1} + dt_t B_t u_t
-    g             (Bt, T + 1, N, D) gradients of the loss by the states, g_t = C_t dy_t + a_{t+1} g_{t+1}
+    g             (Bt, T + 1, N, D) gradients of the loss w.r.t. the states, g_t = C_t dy_t + a_{t+1} g_{t+1}
     y             (Bt, T, D) outputs before the gate, y_t = sum over n of C_t h_t, plus D u_t
-    d...          gradient of the loss by what follows the d
+    d...          gradient of the loss w.r.t. what follows the d
 """
 
 from typing import NamedTuple

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from seqlab.ops.selective_scan import triton_plan
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
-from seqlab.ops.selective_scan.triton_plan import LANES, Plan, ceil, device_of, lanes_of, plan, ring_of
+from seqlab.ops.selective_scan.triton_plan import LANES, Plan, device_of, lanes_of, plan, ring_of
+from seqlab.ops.triton_support import ceil, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 try:
@@ -56,11 +57,6 @@ def saved_shape(inputs: Inputs, keep: bool = True) -> tuple[int]:
     return (sum(map(math.prod, Saved.shapes(inputs, keep))),)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with channels side by side in memory; a slice of a projection is not copied."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 class _Staged(NamedTuple):
     """What every kernel reads, laid out for it."""
 
@@ -75,8 +71,8 @@ class _Staged(NamedTuple):
     @classmethod
     def of(cls, inputs: Inputs, saved: Saved) -> "_Staged":
         optional = [None if tensor is None else tensor.contiguous() for tensor in (inputs.D, inputs.delta_bias)]
-        z = None if inputs.z is None else _rows(inputs.z)
-        return cls(inputs.A.float().contiguous(), _rows(inputs.u), _rows(inputs.delta), z, *optional, saved)
+        z = None if inputs.z is None else unit_stride(inputs.z)
+        return cls(inputs.A.float().contiguous(), unit_stride(inputs.u), unit_stride(inputs.delta), z, *optional, saved)
 
     def sizes(self, plan: Plan) -> tuple[int, ...]:
         """L, L padded, D, N, positions of a chunk, chunks: as the kernels want them."""
@@ -183,7 +179,7 @@ def _backward(
     saved = Saved.within(flat, inputs, True)
     staged = _Staged.of(inputs, saved)
     chunks = _chunk_tensors(inputs, cut)
-    dy = _rows(dy)
+    dy = unit_stride(dy)
     tiles = cut.channel_tiles(d_inner)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
     tensors = [staged.u, staged.delta, dy] + [staged.z] * (inputs.z is not None)

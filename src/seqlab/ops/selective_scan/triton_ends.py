@@ -3,9 +3,7 @@
 import triton
 import triton.language as tl
 
-from seqlab.ops.selective_scan.triton_parts import (
-    SIZES,
-)
+from seqlab.ops.selective_scan.triton_parts import SIZES
 
 SUM_WIDTH = tl.constexpr(128)
 ROW_WIDTH = tl.constexpr(1024)

@@ -28,8 +28,8 @@ Symbols (arXiv:2312.00752, Algorithm 2):
     x             dt u
     a             decay 2^(dt A2)
     h             state, h_t = a_t h_{t-1} + x_t B_t
-    g             gradient of the loss by h_t, g_t = C_t dy_t + a_{t+1} g_{t+1}; ag is a_t g_t
-    d...          gradient of the loss by what follows the d; dout by y after the gate, dy before it
+    g             gradient of the loss w.r.t. h_t, g_t = C_t dy_t + a_{t+1} g_{t+1}; ag is a_t g_t
+    d...          gradient of the loss w.r.t. what follows the d; dout by y after the gate, dy before it
 """
 
 import triton

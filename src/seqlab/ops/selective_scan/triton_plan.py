@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seqlab.ops.triton_support import ceil
+
 LANES = 128
 """Lanes of a program, as ``triton_lanes.LANES``: 4 warps, so that B and C, which they share, are fetched once."""
 
@@ -22,11 +24,6 @@ SHORTEST_CHUNK = 2 * SEGMENT
 
 MOST_SHARED = 48 * 1024
 """Bytes of shared memory that a program may use without requesting more."""
-
-
-def ceil(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
 
 
 class Plan(NamedTuple):

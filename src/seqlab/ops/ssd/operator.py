@@ -116,7 +116,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.dt_softplus, initial_state, ctx.backend = inputs
     ctx.has_initial_state = initial_state is not None
     ctx.save_for_backward(*tensors, initial_state)
-    ctx.set_materialize_grads(False)  # no gradient by the final state is less work than a zero one
+    ctx.set_materialize_grads(False)  # no gradient of the final state is less work than a zero one
 
 
 def _differentiate(backward: Any, ctx: Any, dy: Tensor | None, d_final_state: Tensor | None) -> tuple:

@@ -18,8 +18,8 @@ Symbols (arXiv:2405.21060; i and j positions in a chunk):
     s             (Bt, K, H, T) float64, sum of dt A from the chunk's start up to and with a position
     M             (Bt, K, H, T, T) decays exp(s_i - s_j) from j to i, 0 for j > i
     h             (Bt, K, H, P, N) state before a chunk
-    g             (Bt, K, H, P, N) gradient of the loss by the state after a chunk
-    d...          gradient of the loss by what follows the d
+    g             (Bt, K, H, P, N) gradient of the loss w.r.t. the state after a chunk
+    d...          gradient of the loss w.r.t. what follows the d
 """
 
 import math

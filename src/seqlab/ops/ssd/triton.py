@@ -6,13 +6,13 @@ gradients of x and dt, and one each for those of B and C. The device code and it
 ``triton_outputs.py`` and ``triton_backward.py``.
 """
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from seqlab.ops.ssd.interface import Gradients, Inputs
+from seqlab.ops.triton_support import ceil, multiprocessors, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 try:
@@ -74,18 +74,8 @@ class Plan(NamedTuple):
     narrow: bool  # whether matrix products are of bfloat16, not float32
 
 
-@cache
-def _multiprocessors(index: int | None) -> int:
-    """Number of multiprocessors of a GPU; 1 for None, the interpreter."""
-    return 1 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
-
-
 PROGRAMS = 4
-"""Programs per multiprocessor, up to which more of them are worth more than sharing products among heads."""
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
+"""Programs per multiprocessor up to which more programs gain more than products shared among heads."""
 
 
 def _power(n: int) -> int:
@@ -113,17 +103,12 @@ def plan(inputs: Inputs) -> Plan:
     n_groups, d_state = inputs.B.shape[2:]
     if d_state > MOST_STATES:
         raise ValueError(f'ssd backend="triton" takes d_state up to {MOST_STATES}, not {d_state}')
-    n_chunks = _ceil(length, CHUNK)
-    fewest = PROGRAMS * _multiprocessors(inputs.x.device.index if inputs.x.is_cuda else None)
+    n_chunks = ceil(length, CHUNK)
+    fewest = PROGRAMS * multiprocessors(inputs.x.device)
     heads = n_heads // n_groups
     shares = [n for n in range(1, heads + 1) if heads % n == 0]
     share = max((n for n in shares if batch * n_chunks * n_heads // n >= fewest), default=1)
     return Plan(CHUNK, n_chunks, share, inputs.x.dtype == torch.bfloat16)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with its last axis contiguous in memory; a slice of a projection is not copied."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 _Taints = tuple[Tensor | None, Tensor | None]
@@ -138,8 +123,8 @@ class _Staged:
         self.batch, self.length, self.n_heads, self.d_head = inputs.x.shape
         self.d_state = inputs.B.shape[3]
         self.heads = self.n_heads // inputs.B.shape[2]  # of a group
-        self.x, self.B, self.C, self.seq_idx = _rows(inputs.x), _rows(inputs.B), _rows(inputs.C), inputs.seq_idx
-        self.dt, self.softplus = inputs.dt, inputs.dt_softplus
+        self.x, self.B, self.C = (unit_stride(tensor) for tensor in (inputs.x, inputs.B, inputs.C))
+        self.dt, self.softplus, self.seq_idx = inputs.dt, inputs.dt_softplus, inputs.seq_idx
         self.A, self.D, self.bias = (None if t is None else t.float().contiguous() for t in (inputs.A, *inputs[5:7]))
         multiplies = inputs.x.is_cuda  # the interpreter cannot, with bfloat16
         self.dot = torch.bfloat16 if cut.narrow and multiplies else torch.float32
@@ -186,7 +171,7 @@ class _Staged:
 
     def _decays(self) -> None:
         heads = min(_power(self.n_heads), 32)
-        triton_states.decays_kernel[(self.plan.n_chunks, _ceil(self.n_heads, heads), self.batch)](
+        triton_states.decays_kernel[(self.plan.n_chunks, ceil(self.n_heads, heads), self.batch)](
             self.dt, self.A, self.bias, self.seq_idx, *self.decays, *self.sizes[:3], *self.dt.stride(),
             *((0, 0) if self.seq_idx is None else self.seq_idx.stride()), T=self.plan.T, BH=heads,
             HAS_BIAS=self.bias is not None, SOFTPLUS=self.softplus, RESETS=self.numbers is not None,
@@ -207,7 +192,7 @@ class _Staged:
         added = self.new(self.batch, cut.n_chunks, self.n_heads, self.d_head, self.d_state)
         taints = self._taints()
         constants = self.constants("states")
-        tiles = _ceil(self.d_head, constants["BP"]) * _ceil(self.d_state, constants["BN"])
+        tiles = ceil(self.d_head, constants["BP"]) * ceil(self.d_state, constants["BN"])
         triton_states.states_kernel[(cut.n_chunks, tiles * self.n_heads, self.batch)](
             x, B, *self.decays, added, *taints, *self.sizes, *x.stride()[:3], *B.stride()[:3],
             BACK=back, **constants,
@@ -215,7 +200,7 @@ class _Staged:
         before = torch.empty_like(added, dtype=self.dot)
         final = self.new(self.batch, self.n_heads, self.d_head, self.d_state)
         block = min(_power(size), 512)
-        triton_states.walk_kernel[(_ceil(size, block), self.n_heads, self.batch)](
+        triton_states.walk_kernel[(ceil(size, block), self.n_heads, self.batch)](
             added, self.numbers, self.high, self.low, None if start is None else start.contiguous(), before, final,
             self.n_heads, cut.n_chunks, SIZE=size, T=cut.T, BLOCK=block, AHEAD=4, HAS_START=start is not None,
             BACK=back, RESETS=self.numbers is not None, num_warps=4,
@@ -240,7 +225,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tenso
 def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_state: Tensor | None) -> Gradients:
     """The gradients for dy (Bt, L, H, P) and d_final_state (Bt, H, P, N), without atomics: bitwise reproducible."""
     a = _Staged(inputs)
-    cut, dy = a.plan, _rows(dy)
+    cut, dy = a.plan, unit_stride(dy)
     before, _, (_, B_taint) = a.walk(a.x, a.B, initial_state, back=False)
     after, d_initial, (dy_taint, C_taint) = a.walk(dy, a.C, d_final_state, back=True)
 
