@@ -13,8 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from seqlab.data.text import TextData  # noqa: E402
-from support import ROOT, SMALL, Job, run_sweep  # noqa: E402
+from seqlab.data.text import TextData
+from support import ROOT, SMALL, Job, run_sweep
 
 LINES = "the cat sat on the mat .\nthe dog <unk> the cat , and the cat ran .\n" * 40
 
