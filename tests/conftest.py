@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+# Read when triton is first imported, which torch.utils.flop_counter does: its kernels then run on the CPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from seqlab.data.text import TextData
 from support import ROOT, SMALL, Job, run_sweep
 
 LINES = "the cat sat on the mat .\nthe dog <unk> the cat , and the cat ran .\n" * 40
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: its kernels then run on the CPU
 
 
 @pytest.fixture(autouse=True)

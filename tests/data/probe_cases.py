@@ -1,4 +1,8 @@
-"""Every probe in a small size, and with mixed difficulty. A new probe is one entry in ``CASES``; all tests take it."""
+"""Every probe in a small size, solved from its inputs alone. A new probe is an entry in ``CASES``; all tests take it.
+
+A solver goes position by position and knows nothing of how its input was made. It maps one example's inputs to
+{answer's position: (answer, position of what it was read from)}.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,18 +10,83 @@ from typing import Any, NamedTuple
 import pytest
 from hydra.utils import get_object
 
-from data.probe_solvers import Answers, solve_copying, solve_induction_heads, solve_mqar, solve_recall
 from seqlab.data.probes.base import Probe
 from support import compose_config, options
 
 FRESH = {"n_train": None, "epoch_size": 40, "n_validation": 9, "n_test": 7, "seed": 0}
 FIXED = FRESH | {"n_train": 40}
 
+Answers = dict[int, tuple[int, int]]
 
-def shipped() -> dict[str, type[Probe]]:
-    """The probes in conf/data, found by glob."""
-    targets = {name: get_object(compose_config(f"data={name}").data["_target_"]) for name in options("data")}
-    return {name: target for name, target in targets.items() if issubclass(target, Probe)}
+
+def solve_copying(inputs: list[int], data: Any) -> Answers:
+    marker = data.vocab_size - 1
+    stored = [(token, t) for t, token in enumerate(inputs) if token not in (0, marker)]
+    markers = [t for t, token in enumerate(inputs) if token == marker]
+    return dict(zip(markers, stored, strict=True))
+
+
+def solve_induction_heads(inputs: list[int], data: Any) -> Answers:
+    special = data.vocab_size - 1
+    place = inputs.index(special)
+    assert inputs.count(special) == 2
+    assert inputs[-1] == special
+    return {len(inputs) - 1: (inputs[place + 1], place)}
+
+
+def solve_mqar(inputs: list[int], data: Any) -> Answers:
+    """A key's first coming is before its value; its second is a query."""
+    is_key = [data.fillers <= token < data.fillers + data.n_keys for token in inputs]
+    stored, answers = {}, {}
+    for t, key in enumerate(inputs):
+        if is_key[t] and key in stored:
+            assert key not in {inputs[asked] for asked in answers}
+            answers[t] = stored[key]
+        elif is_key[t]:
+            assert not answers, "a pair after a query"
+            assert inputs[t + 1] >= data.fillers + data.n_keys
+            stored[key] = inputs[t + 1], t
+    assert len(answers) == len(stored)
+    return answers
+
+
+def solve_recall(inputs: list[int], data: Any) -> Answers:
+    """Runs of key tokens, each followed by a run of value tokens; a run that came before asks for what followed it."""
+    kinds = "".join("kvn"[(token >= data.n_keys) + (token >= data.vocab_size)] for token in inputs)
+    stored, answers, t = {}, {}, 0
+    while t < len(inputs):
+        if kinds[t] == "n":
+            t += 1
+            continue
+        begin = t
+        while t < len(inputs) and kinds[t] == "k":
+            t += 1
+        middle = t
+        while t < len(inputs) and kinds[t] == "v":
+            t += 1
+        key = tuple(inputs[begin:middle])
+        assert key
+        assert t > middle
+        if key in stored:
+            value, source = stored.pop(key)
+            answers |= {middle - 1 + i: (token, middle - 1 + i - begin + source) for i, token in enumerate(value)}
+        else:
+            assert not answers, "a pair after a query"
+            stored[key] = inputs[middle:t], begin
+    assert not stored
+    return answers
+
+
+def check_compression(inputs: list[int], targets: list[list[int]], data: Any) -> None:
+    assert inputs[-1] == data.vocab_size - 1
+    assert targets[-1] == [token for token in inputs[:-1] if token != 0]
+    assert all(token == -100 for answers in targets[:-1] for token in answers)
+
+
+def check_memorization(inputs: list[int], targets: list[int], data: Any) -> None:
+    assert inputs[1::2] == [data.vocab_size - 1] * len(inputs[1::2])
+    assert targets[::2] == [-100] * len(targets[::2])
+    assert max(inputs[::2]) < data.n_facts <= min(targets[1::2])
 
 
 class Case(NamedTuple):
@@ -26,14 +95,18 @@ class Case(NamedTuple):
     settings: a small size.
     digest: of the bytes at that size: that of the first run of the tests, which holds the data to it from then on.
     example: settings of the example in the class's docstring, for a probe with a solver.
-    solver: finds the answers in an example's inputs, and the place that each was read from. Only a probe whose answers
-        cannot be found from the inputs alone has none (compression, memorization), and is checked by tests of its own.
+    solver: finds the answers in an example's inputs, and the place that each was read from.
+    check: holds the targets of an example to its inputs, for a probe whose answers are not single tokens of the input
+        (compression, memorization), in place of ``example`` and ``solver``.
+    mixed: settings with difficulties that take turns, for a probe that is tested with a mixture too.
     """
 
     settings: dict[str, Any]
     digest: str
     example: dict[str, Any] | None = None
     solver: Callable[[list[int], Any], Answers] | None = None
+    check: Callable[[list[int], list, Any], None] | None = None
+    mixed: dict[str, Any] | None = None
 
 
 CASES = {
@@ -42,6 +115,7 @@ CASES = {
         "daae08e3dd3f",
         {"length": 10, "data_tokens": 3, "vocab_size": 6},
         solve_copying,
+        mixed={"mixture": [{"data_tokens": 1}, {"data_tokens": 7}, {"data_tokens": 3}]},
     ),
     "selective_copying": Case(
         {"length": 30, "vocab_size": 7, "data_tokens": 4},
@@ -57,41 +131,40 @@ CASES = {
         "26f8c2c9d3b1",
         {"length": 14, "pairs": 3, "vocab_size": 13, "alpha": 0.01},
         solve_mqar,
+        mixed={"mixture": [{"pairs": 1}, {"pairs": 7}], "fillers": 3},
     ),
     "fuzzy_recall": Case(
         {"length": 47, "pairs": 4, "vocab_size": 8, "noise_vocab_size": 2, "key_tokens": 2, "value_tokens": 3},
         "db4c51ecd4d8",
         {"length": 16, "pairs": 2, "vocab_size": 6, "noise_vocab_size": 1, "key_tokens": 2, "value_tokens": 2},
         solve_recall,
+        mixed={"mixture": [{"key_tokens": 1, "pairs": 3}, {"key_tokens": 2}, {"key_tokens": 3, "value_tokens": 1}]},
     ),
     "noisy_recall": Case(
         {"length": 33, "pairs": 4, "vocab_size": 12, "noise_vocab_size": 5},
         "8501ad4a4bb1",
         {"length": 14, "pairs": 2, "vocab_size": 6, "noise_vocab_size": 3},
         solve_recall,
+        mixed={"mixture": [{"pairs": 2}, {"pairs": 3}, {"pairs": 2}]},
     ),
-    "compression": Case({"length": 12, "vocab_size": 7, "data_tokens": 6}, "163d3e81c3b7"),
-    "memorization": Case({"length": 12, "vocab_size": 21}, "e64de90bffe0"),
+    "compression": Case({"length": 12, "vocab_size": 7, "data_tokens": 6}, "163d3e81c3b7", check=check_compression),
+    "memorization": Case({"length": 12, "vocab_size": 21}, "e64de90bffe0", check=check_memorization),
 }
 PUBLISHED = {"mad_recall", "mad_fuzzy_recall"}
 """Probes that draw what others have published, whose distributions test_probes_published.py compares."""
+
+
+def shipped() -> dict[str, type[Probe]]:
+    """The probes in conf/data, found by glob."""
+    targets = {name: get_object(compose_config(f"data={name}").data["_target_"]) for name in options("data")}
+    return {name: target for name, target in targets.items() if issubclass(target, Probe)}
+
 
 PROBES = shipped()
 SMALL: dict[type[Probe], dict[str, Any]] = {PROBES[name]: case.settings for name, case in CASES.items()}
 TASKS = [pytest.param(task, settings, id=task.name) for task, settings in SMALL.items()]
 RECALLED = [p for p in TASKS if CASES[p.id].solver]
-
-MIXED = [
-    pytest.param(PROBES[name], CASES[name].settings | mixture, id=name)
-    for name, mixture in {
-        "copying": {"mixture": [{"data_tokens": 1}, {"data_tokens": 7}, {"data_tokens": 3}]},
-        "mqar": {"mixture": [{"pairs": 1}, {"pairs": 7}], "fillers": 3},
-        "noisy_recall": {"mixture": [{"pairs": 2}, {"pairs": 3}, {"pairs": 2}]},
-        "fuzzy_recall": {
-            "mixture": [{"key_tokens": 1, "pairs": 3}, {"key_tokens": 2}, {"key_tokens": 3, "value_tokens": 1}]
-        },
-    }.items()
-]
+MIXED = [pytest.param(PROBES[name], case.settings | case.mixed, id=name) for name, case in CASES.items() if case.mixed]
 
 
 def many(data: Probe, count: int) -> Any:
@@ -106,17 +179,9 @@ def solve(inputs: list[int], data: Probe) -> Answers:
 def check_solved(batch: Any, data: Probe) -> None:
     """Every target follows from the inputs alone, and nothing else is a target."""
     inputs, targets = (part.tolist() for part in batch)
-    if data.name == "compression":
-        for row, asked in zip(inputs, targets, strict=True):
-            assert row[-1] == data.vocab_size - 1
-            assert asked[-1] == [token for token in row[:-1] if token != 0]
-            assert all(token == -100 for answers in asked[:-1] for token in answers)
-    elif data.name == "memorization":
-        for row, asked in zip(inputs, targets, strict=True):
-            assert row[1::2] == [data.vocab_size - 1] * len(row[1::2])
-            assert asked[::2] == [-100] * len(asked[::2])
-            assert max(row[::2]) < data.n_facts <= min(asked[1::2])
-    else:
-        for row, asked in zip(inputs, targets, strict=True):
+    for row, asked in zip(inputs, targets, strict=True):
+        if check := CASES[data.name].check:
+            check(row, asked, data)
+        else:
             expected = {t: answer for t, (answer, _) in solve(row, data).items()}
             assert {t: token for t, token in enumerate(asked) if token != -100} == expected

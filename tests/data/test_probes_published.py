@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from data.probe_solvers import solve_mqar
+from data.probe_cases import solve_mqar
 from seqlab.data.probes.compression import Compression
 from seqlab.data.probes.copying import SelectiveCopying
 from seqlab.data.probes.mad_recall import MADFuzzyRecall, MADRecall

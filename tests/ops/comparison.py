@@ -14,6 +14,7 @@ from torch import Tensor
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Largest relative error, norm(actual - expected) / norm(expected), by the dtype of the input."""
 
+HALF = (torch.bfloat16, torch.float16)
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
@@ -40,6 +41,21 @@ def assert_all_close(
         difference = torch.linalg.vector_norm(actual[name].double() - expected[name].double()).item()
         norm = torch.linalg.vector_norm(expected[name].double()).item()
         assert difference <= tolerance * norm, f"{name}: relative error {difference / (norm or 1):.1e}"
+
+
+def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+
+
+def drawn_as(
+    drawn: dict[str, Tensor], dtype: torch.dtype, *, device: str, wide: set[str], left_out: set[str]
+) -> dict[str, Tensor]:
+    """Drawn arguments in ``dtype``, but for those of ``left_out``; those of ``wide`` in float32 at least."""
+    at_least = torch.float32 if dtype in HALF else dtype
+    kept = {name: tensor for name, tensor in drawn.items() if name not in left_out}
+    return {name: tensor.to(at_least if name in wide else dtype).to(device) for name, tensor in kept.items()}
 
 
 def step_sizes(kind: str, *shape: int) -> Tensor:

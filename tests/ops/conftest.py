@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from scan_cases import set_chunk
 from torch import Tensor
 
 
@@ -29,6 +30,13 @@ def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         for name in names:
             monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
+
+
+@pytest.fixture
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The selective scan's chunks: 13 positions at (batch, d_inner, d_state) = (2, 5, 3), 40 at N = 1, and 8, the
+    fewest, at N = 16."""
+    set_chunk(monkeypatch, 400)
 
 
 @pytest.fixture(autouse=True, scope="session")

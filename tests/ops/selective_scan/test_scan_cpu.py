@@ -6,9 +6,9 @@ Its values and gradients on everything that all backends share are in ``test_sca
 import long_scan
 import pytest
 import torch
-from comparison import TOLERANCE, assert_all_close, doubled, results, weighted_sum
-from cpu_scan_cases import ALONG_TIME, S, T, W, compare, expected, fused, inputs_of
-from scan_cases import OPTIONS, make_arguments
+from comparison import TOLERANCE, assert_all_close, assert_same_bits, doubled, numbered, results, weighted_sum
+from cpu_scan_cases import S, T, W, compare, expected, fused, inputs_of
+from scan_cases import OPTIONS, SCAN, make_arguments
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -63,25 +63,18 @@ class TestPackedSequences:
     )
     def test_equals_the_sequences_apart(self, bounds):
         arguments = make_arguments(2, 80, W + 3, S + 1, dtype=torch.float32)
-        both = [bounds, [0, 17, 50, 80]]
-        seq_idx = torch.zeros(2, 80, dtype=torch.int32)
-        for b, cuts in enumerate(both):
-            for cut in cuts[1:-1]:
-                seq_idx[b, cut:] += 1
-        assert_all_close(fused(arguments, seq_idx), expected(arguments, both), torch.float32)
+        both = [set(bounds[1:-1]), {17, 50}]
+        assert_all_close(fused(arguments, numbered(both, 80)), expected(arguments, both), torch.float32)
 
     def test_only_a_change_counts(self):
         arguments = make_arguments(1, 80, 5, 3, dtype=torch.float32)
         up, down = torch.zeros(1, 80, dtype=torch.int64), torch.full((1, 80), 7)
         up[:, 40:], down[:, 40:] = 3, -2
-        for name, value in fused(arguments, up).items():
-            assert torch.equal(value, fused(arguments, down)[name]), name
+        assert_same_bits(fused(arguments, up), fused(arguments, down))
 
     def test_a_constant_index_changes_nothing(self):
         arguments = make_arguments(2, 80, 5, 3, dtype=torch.float32)
-        plain = fused(arguments)
-        for name, value in fused(arguments, torch.full((2, 80), 4)).items():
-            assert torch.equal(value, plain[name]), name
+        assert_same_bits(fused(arguments, torch.full((2, 80), 4)), fused(arguments))
 
     def test_what_overflowed_is_forgotten_too(self):
         arguments = make_arguments(1, 8, 3, 2, dtype=torch.float32, options=())
@@ -119,14 +112,14 @@ class TestLayouts:
         """None of what runs along time is contiguous."""
         arguments = make_arguments(2, length, W + 3, 2, dtype=dtype)
         if layout == "channels first":
-            for name in ALONG_TIME:
+            for name in SCAN.along_time:
                 arguments[name] = arguments[name].transpose(1, 2).contiguous().transpose(1, 2)
         else:
             wide, rows = (torch.randn(2, length, 2 * (W + 3)).to(dtype) for _ in range(2))
             arguments["u"], arguments["z"] = wide.chunk(2, dim=-1)
             arguments["delta"] = rows[..., : W + 3]
             arguments["B"], arguments["C"], _ = torch.randn(2, length, 7).to(dtype).split((2, 2, 3), dim=-1)
-        assert not any(arguments[name].is_contiguous() for name in ALONG_TIME)
+        assert not any(arguments[name].is_contiguous() for name in SCAN.along_time)
         return arguments
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from comparison import assert_same_bits
 from cpu_scan_cases import W, fused, inputs_of
 from scan_cases import make_arguments
 
@@ -26,8 +27,7 @@ class TestThreads:
             run = fused(arguments)
         finally:
             torch.set_num_threads(before)
-        for name, value in run.items():
-            assert torch.equal(value, reference_run[name]), name
+        assert_same_bits(run, reference_run)
 
     def test_without_openmp(self, monkeypatch):
         arguments = make_arguments(3, 70, 9 * W, 5, dtype=torch.float32)
@@ -36,8 +36,7 @@ class TestThreads:
         monkeypatch.setattr(cpu_threads, "_fork_join", lambda: None)
         try:
             torch.set_num_threads(3)
-            for name, value in fused(arguments).items():
-                assert torch.equal(value, with_openmp[name]), name
+            assert_same_bits(fused(arguments), with_openmp)
         finally:
             torch.set_num_threads(before)
 
@@ -51,8 +50,7 @@ class TestThreads:
             caller.join()
         assert len(together) == 4
         for run in together:
-            for name, value in run.items():
-                assert torch.equal(value, alone[name]), name
+            assert_same_bits(run, alone)
 
     def test_an_error_in_a_thread_is_raised(self, monkeypatch):
         def failing(*_):

@@ -2,47 +2,18 @@
 
 import pytest
 import torch
-from comparison import (
-    assert_all_close,
-    assert_replays,
-    doubled,
-    numbered,
-    results,
-)
-from scan_cases import OPTIONS, every_device, every_fused_backend, gpu_test, hold, interpreted, make_arguments, ready
-from torch import Tensor
+from comparison import assert_all_close, assert_same_bits, doubled, numbered, results
+from scan_cases import OPERANDS, SCAN, every_device, every_fused_backend, gpu_test, interpreted, make_arguments, ready
 
 from seqlab.ops import selective_scan
 from seqlab.ops.selective_scan import parallel
 
 
 class TestOperator:
-    NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-
-    @every_device
-    @every_fused_backend
-    @pytest.mark.parametrize("options", [False, True])
-    def test_opcheck(self, backend, device, options):
-        ready(backend, device, torch.float32)
-        length = 2 if interpreted(backend, device) else 6
-        arguments = make_arguments(
-            1, length, 3, 2, dtype=torch.float32, options=OPTIONS if options else (), device=device
-        )
-        seq_idx = numbered([{1}], length).to(device) if options else None
-        state, operands = arguments.get("initial_state"), [arguments.get(name) for name in self.NAMES]
-        rest = (seq_idx, options, state, True, options, backend)
-        y, final, saved = torch.ops.seqlab.selective_scan(*operands, *rest)
-        dy, d_final = (torch.randn_like(y), None) if options else (None, torch.randn_like(final))
-        given = (dy, d_final, saved, *operands, seq_idx, options, options, backend)
-        torch.library.opcheck(torch.ops.seqlab.selective_scan_backward.default, given)
-        for tensor in arguments.values():
-            tensor.requires_grad_()
-        torch.library.opcheck(torch.ops.seqlab.selective_scan.default, (*operands, *rest))
-
     @every_fused_backend
     def test_keeps_nothing_unless_there_is_a_gradient(self, backend):
         ready(backend, "cpu", torch.float32)
-        operands = [make_arguments(1, 2, 3, 2, dtype=torch.float32)[name] for name in self.NAMES]
+        operands = [make_arguments(1, 2, 3, 2, dtype=torch.float32)[name] for name in OPERANDS]
         for keep in (False, True):
             _, _, saved = torch.ops.seqlab.selective_scan(*operands, None, False, None, keep, False, backend)
             assert (saved.shape == (0,)) == (not keep)
@@ -59,8 +30,7 @@ class TestOperator:
         expected = results(selective_scan, doubled(arguments), **settings | {"backend": "reference"})
         first, second = (results(selective_scan, arguments, **settings) for _ in range(2))
         assert_all_close(first, expected, torch.float32)
-        for name in first:
-            assert torch.equal(first[name], second[name]), name
+        assert_same_bits(first, second)
 
     @pytest.mark.parametrize(("asked", "switch"), [(None, False), (None, True), (True, False), (False, True)])
     def test_deterministic_is_torchs_switch_unless_given(self, asked, switch, monkeypatch):
@@ -75,38 +45,13 @@ class TestOperator:
         results(selective_scan, make_arguments(1, 3, 2, 2), deterministic=asked, backend="parallel")
         assert seen == [switch if asked is None else asked]
 
-    @every_fused_backend
-    def test_second_derivatives_are_refused(self, backend):
-        ready(backend, "cpu", torch.float32)
-        arguments = make_arguments(1, 3, 2, 2, dtype=torch.float32)
-        leaves = {name: tensor.requires_grad_() for name, tensor in arguments.items()}
-        y = selective_scan(**leaves, backend=backend)
-        (du,) = torch.autograd.grad(y.sum(), leaves["u"], create_graph=True)
-        with pytest.raises(NotImplementedError, match="has no second derivative: use backend="):
-            du.sum().backward()
-
-    @pytest.mark.gpu
-    @gpu_test
-    @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # of the leaves, used on three streams here
-    def test_cuda_graph_capture(self):
-        arguments = make_arguments(2, 200, 64, 16, dtype=torch.bfloat16, device="cuda")
-        settings = {"delta_softplus": True, "seq_idx": numbered([{4}, {2, 150}], 200).cuda(), "backend": "triton"}
-        settings["deterministic"] = True
-        static = {name: tensor.clone().requires_grad_() for name, tensor in arguments.items()}
-
-        def step() -> list[Tensor]:
-            y, state = selective_scan(**static, return_final_state=True, **settings)
-            return [y, state, *torch.autograd.grad((y, state), list(static.values()), (y.detach(), state.detach()))]
-
-        assert_replays(step, static.values())
-
     @pytest.mark.gpu
     @gpu_test
     @pytest.mark.parametrize("d_state", [16, 100, 256])
     @pytest.mark.parametrize("batch", [1, 3])
     def test_many_channels_and_states(self, batch, d_state):
         arguments = make_arguments(batch, 700, 200, d_state, dtype=torch.float32, device="cuda")
-        hold(arguments, "triton", delta_softplus=True)
+        SCAN.hold(arguments, "triton", delta_softplus=True)
 
     @pytest.mark.gpu
     @pytest.mark.skipif(

@@ -5,30 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from comparison import (
-    DEVICES,
-    POISONS,
-    assert_all_close,
-    backends_in,
-    hold_apart,
-    numbered,
-    skip_unless_available,
-)
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from scan_cases import (
-    ALONG_TIME,
-    OPTIONS,
-    PACKAGE,
-    compare_packed,
-    every_backend,
-    every_device,
-    every_fast_backend,
-    interpreted,
-    kernel_test,
-    make_arguments,
-    ready,
-)
+from comparison import DEVICES, POISONS, backends_in, hold_apart, skip_unless_available
+from scan_cases import PACKAGE, compare_packed, every_backend, every_device, interpreted, kernel_test, make_arguments
 
 from seqlab.ops import selective_scan
 from seqlab.ops.selective_scan import triton
@@ -46,58 +24,11 @@ class TestPackedSequences:
 
     @every_device
     @every_backend
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-    @kernel_test
-    def test_dtypes(self, backend, device, dtype):
-        compare_packed(make_arguments(2, 40, 7, 4, dtype=dtype, device=device), [{1, 3, 20}, {38}], backend)
-
-    @every_device
-    @every_backend
     @kernel_test
     def test_over_tiles_and_segments(self, backend, device):
         """Sequences that begin where a tile or a segment of a fused scan does, and on either side."""
         cuts = [{31, 32, 33, 64, 65}, {63, 128, 255, 256}]
         compare_packed(make_arguments(2, 300, 70, 16, dtype=torch.float32, device=device), cuts, backend)
-
-    @every_fast_backend
-    @settings(
-        max_examples=25,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
-    @given(data=st.data(), sizes=st.tuples(st.integers(1, 2), st.integers(2, 40), st.integers(3, 6), st.integers(1, 6)))
-    @kernel_test
-    def test_any_packing(self, backend, data, sizes):
-        batch, length = sizes[:2]
-        cuts = data.draw(st.lists(st.sets(st.integers(1, length - 1)), min_size=batch, max_size=batch))
-        options = data.draw(st.sets(st.sampled_from(OPTIONS)))
-        compare_packed(make_arguments(*sizes, dtype=torch.float32, options=tuple(options)), cuts, backend)
-
-    @every_fast_backend
-    def test_the_final_state_continues_the_last_sequence(self, backend):
-        ready(backend, "cpu", torch.float32)
-        arguments = make_arguments(2, 12, 5, 3, dtype=torch.float32)
-        settings = {"return_final_state": True, "backend": backend}
-        seq_idx = numbered([{6}, {3, 9}], 12)
-        y, state = selective_scan(**arguments, seq_idx=seq_idx, **settings)
-        parts = []
-        for span in (slice(0, 8), slice(8, None)):
-            part = {name: tensor[:, span] if name in ALONG_TIME else tensor for name, tensor in arguments.items()}
-            parts.append(selective_scan(**part, seq_idx=seq_idx[:, span], **settings))
-            arguments["initial_state"] = parts[-1][1]
-        actual = {"y": torch.cat([part[0] for part in parts], dim=1), "state": parts[-1][1]}
-        assert_all_close(actual, {"y": y, "state": state}, torch.float32)
-
-    @every_backend
-    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
-    def test_any_integers_serve(self, backend, dtype):
-        ready(backend, "cpu", torch.float32)
-        arguments, seq_idx = make_arguments(1, 4, 3, 2, dtype=torch.float32), numbered([{1, 3}], 4)
-        expected = selective_scan(**arguments, seq_idx=seq_idx, backend=backend)
-        strided = torch.stack([seq_idx * 100, seq_idx], dim=2).to(dtype)[..., 0]
-        assert torch.equal(selective_scan(**arguments, seq_idx=strided, backend=backend), expected)
 
     PAIRED = ((("u",), 3e38), (("delta",), math.inf), (("B", "C"), math.nan))
     """Each argument with one of the poisons, for the interpreter, which takes seconds for one."""

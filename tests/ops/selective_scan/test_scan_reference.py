@@ -6,10 +6,7 @@ import long_scan
 import numpy as np
 import pytest
 import torch
-from comparison import (
-    assert_all_close,
-    results,
-)
+from comparison import assert_all_close, results
 from scan_cases import OPTIONS, make_arguments
 from torch import Tensor
 

@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from comparison import (
-    restrided,
-    skip_unless_available,
-)
-from scan_cases import HALF, OPTIONS, PACKAGE, hold, hold_cut, hold_packed, make_arguments
+from comparison import HALF, restrided, skip_unless_available
+from scan_cases import OPTIONS, PACKAGE, SCAN, make_arguments
 
 from seqlab.ops.selective_scan import triton
 
@@ -22,46 +19,48 @@ class TestTritonInterpreted:
 
     @pytest.mark.parametrize("length", [1, 2, 9])
     def test_lengths(self, length):
-        hold(make_arguments(1, length, 5, 3, dtype=torch.float32), "triton", delta_softplus=True)
+        SCAN.hold(make_arguments(1, length, 5, 3, dtype=torch.float32), "triton", **SCAN.settings)
 
     def test_segments(self, monkeypatch):
         monkeypatch.setattr(triton.triton_plan, "SEGMENT", 4)
         arguments = make_arguments(1, 10, 5, 3, dtype=torch.float32)
         assert triton.plan(arguments["u"], 3, "backward").n_chunks == 1
-        hold(arguments, "triton", delta_softplus=True)
+        SCAN.hold(arguments, "triton", **SCAN.settings)
 
     @pytest.mark.parametrize("d_state", [1, 16, 33, 256])
     def test_state_sizes(self, d_state):
-        hold(make_arguments(1, 5, 5, d_state, dtype=torch.float32), "triton")
+        SCAN.hold(make_arguments(1, 5, 5, d_state, dtype=torch.float32), "triton")
 
     @pytest.mark.parametrize("d_inner", [1, 32, 70])
     def test_channels(self, d_inner):
-        hold(make_arguments(2, 3, d_inner, 16, dtype=torch.float32), "triton")
+        SCAN.hold(make_arguments(2, 3, d_inner, 16, dtype=torch.float32), "triton")
 
     @pytest.mark.parametrize("option", [None, *OPTIONS])
     def test_options(self, option):
         options = () if option is None else (option,)
-        hold(make_arguments(1, 5, 5, 3, dtype=torch.float32, options=options), "triton")
+        SCAN.hold(make_arguments(1, 5, 5, 3, dtype=torch.float32, options=options), "triton")
 
     @pytest.mark.parametrize("dtype", HALF, ids=str)
     def test_dtypes(self, dtype):
-        hold(make_arguments(1, 9, 7, 4, dtype=dtype), "triton", delta_softplus=True)
+        SCAN.hold(make_arguments(1, 9, 7, 4, dtype=dtype), "triton", **SCAN.settings)
 
     @pytest.mark.parametrize("layout", ["interleaved", "transposed", "expanded"])
     def test_strided_arguments(self, layout):
         arguments = make_arguments(2, 3, 5, 3, dtype=torch.float32)
-        hold({name: restrided(tensor, layout) for name, tensor in arguments.items()}, "triton")
+        SCAN.hold({name: restrided(tensor, layout) for name, tensor in arguments.items()}, "triton")
 
     @pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
     def test_adversarial_steps(self, steps):
         arguments = make_arguments(1, 7, 5, 3, dtype=torch.float32, steps=steps)
-        hold(arguments | {"delta_bias": torch.zeros_like(arguments["delta_bias"])}, "triton")
+        SCAN.hold(arguments | {"delta_bias": torch.zeros_like(arguments["delta_bias"])}, "triton")
 
     def test_packed_sequences(self):
-        hold_packed(make_arguments(2, 9, 5, 3, dtype=torch.float32), [{1, 2, 6}, {8}], "triton")
+        SCAN.hold_packed(
+            make_arguments(2, 9, 5, 3, dtype=torch.float32), [{1, 2, 6}, {8}], "triton", delta_softplus=True
+        )
 
     def test_a_cut_with_the_state_carried_changes_nothing(self):
-        hold_cut(make_arguments(1, 9, 5, 3, dtype=torch.float32), "triton", cut=5)
+        SCAN.hold_cut(make_arguments(1, 9, 5, 3, dtype=torch.float32), "triton", cut=5)
 
     @pytest.mark.parametrize(("segment", "d_state"), [(4, 3), (8, 16)])
     @pytest.mark.parametrize("packed", [False, True])
@@ -76,6 +75,8 @@ class TestTritonInterpreted:
         arguments = make_arguments(1, length, 5, d_state, dtype=torch.float32)
         assert triton.plan(arguments["u"], d_state, "forward").n_chunks == 3
         if packed:
-            hold_packed(arguments, [{segment + 2, 4 * segment, length - 1}], "triton", deterministic=True)
+            SCAN.hold_packed(
+                arguments, [{segment + 2, 4 * segment, length - 1}], "triton", **SCAN.settings, deterministic=True
+            )
         else:
-            hold(arguments, "triton", delta_softplus=True)
+            SCAN.hold(arguments, "triton", **SCAN.settings)

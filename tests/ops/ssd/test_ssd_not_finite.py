@@ -7,14 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from comparison import (
-    POISONS,
-    assert_all_close,
-    hold_apart,
-    named_gradients,
-    numbered,
-    skip_unless_available,
-)
+from comparison import POISONS, assert_all_close, hold_apart, named_gradients, numbered, skip_unless_available
 from ssd_cases import ALONG_TIME, PACKAGE, afford, every_backend, every_device, kernel_test, make_arguments, size
 from torch import Tensor
 

@@ -5,47 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from comparison import (
-    POISONS,
-    assert_all_close,
-    assert_replays,
-    hold_apart,
-    numbered,
-    results,
-    skip_unless_available,
-)
-from ssd_cases import (
-    ALONG_TIME,
-    OPTIONS,
-    PACKAGE,
-    SIZE,
-    afford,
-    compare,
-    every_device,
-    every_fused_backend,
-    kernel_test,
-    make_arguments,
-)
-from torch import Tensor
+from comparison import POISONS, hold_apart, numbered
+from ssd_cases import ALONG_TIME, SIZE, compare, kernel_test, make_arguments
 
 from seqlab.ops import ssd
 from seqlab.ops.ssd import parallel
 
 
 class TestParallel:
-    @pytest.mark.parametrize("packed", [False, True])
-    def test_gradcheck(self, packed, monkeypatch):
-        monkeypatch.setattr(parallel, "CHUNK", 3)
-        arguments = make_arguments(2, 7, 2, 2, 1, 2, dtype=torch.float64)
-        arguments = {name: tensor.requires_grad_() for name, tensor in arguments.items()}
-        settings = {"dt_softplus": True, "return_final_state": True, "backend": "parallel"}
-        settings["seq_idx"] = numbered([{2, 3}, {6}], 7) if packed else None
-
-        def operation(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-            return ssd(**dict(zip(arguments, tensors, strict=True)), **settings)
-
-        assert torch.autograd.gradcheck(operation, tuple(arguments.values()))
-
     @pytest.mark.parametrize("most", [2, 5, 64])
     @pytest.mark.parametrize("packed", [False, True])
     def test_chunks_in_groups(self, most, packed, monkeypatch):
@@ -65,44 +32,6 @@ class TestParallel:
 
 
 class TestOperator:
-    @every_device
-    @every_fused_backend
-    @pytest.mark.parametrize("options", [False, True])
-    def test_opcheck(self, backend, device, options):
-        skip_unless_available(PACKAGE, backend, device, torch.float32)
-        afford(backend, device, unless=not options)
-        arguments = make_arguments(1, 6, 1, 3, 1, 2, options=OPTIONS if options else (), device=device)
-        seq_idx = numbered([{1}], 6).to(device) if options else None
-        operands = [arguments.get(name) for name in ("x", "dt", "A", "B", "C", "D", "dt_bias")] + [seq_idx]
-        state = arguments.get("initial_state")
-        y, final = torch.ops.seqlab.ssd(*operands, options, state, backend)
-        dy, d_final = (torch.randn_like(y), None) if options else (None, torch.randn_like(final))
-        given = (dy, d_final, *operands, state, options, backend)
-        torch.library.opcheck(torch.ops.seqlab.ssd_backward.default, given)
-        for tensor in arguments.values():
-            tensor.requires_grad_()
-        torch.library.opcheck(torch.ops.seqlab.ssd.default, (*operands, options, state, backend))
-
-    @every_device
-    @every_fused_backend
-    def test_compiles_without_a_graph_break(self, backend, device):
-        skip_unless_available(PACKAGE, backend, device, torch.float32)
-        torch.compiler.reset()  # it compiles one function only so many times
-        compiled = torch.compile(ssd, backend="aot_eager", fullgraph=True, dynamic=True)
-        for length in (2, 3):
-            arguments = make_arguments(1, length, 1, 3, 1, 2, device=device)
-            settings = {"seq_idx": numbered([{1}], length).to(device), "backend": backend}
-            expected = results(ssd, arguments, **settings)
-            assert_all_close(results(compiled, arguments, **settings), expected, torch.float32)
-
-    @every_fused_backend
-    def test_second_derivatives_are_refused(self, backend):
-        skip_unless_available(PACKAGE, backend, "cpu", torch.float32)
-        leaves = {name: tensor.requires_grad_() for name, tensor in make_arguments(1, 3, 2, 2, 1, 2).items()}
-        (dx,) = torch.autograd.grad(ssd(**leaves, backend=backend).sum(), leaves["x"], create_graph=True)
-        with pytest.raises(NotImplementedError, match="has no second derivative: use backend="):
-            dx.sum().backward()
-
     def test_keeps_its_arguments_alone(self):
         """What is held for the backward pass are the arguments themselves."""
         leaves = {name: tensor.requires_grad_() for name, tensor in make_arguments(*SIZE).items()}
@@ -110,20 +39,6 @@ class TestOperator:
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
             ssd(**leaves, backend="parallel")
         assert {tensor.data_ptr() for tensor in kept} == {leaf.data_ptr() for leaf in leaves.values()}
-
-    @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # of the leaves, used on three streams here
-    def test_cuda_graph_capture(self):
-        arguments = make_arguments(2, 200, 4, 64, 1, 64, dtype=torch.bfloat16, device="cuda")
-        settings = {"dt_softplus": True, "seq_idx": numbered([{4}, {2, 150}], 200).cuda(), "backend": "triton"}
-        static = {name: tensor.clone().requires_grad_() for name, tensor in arguments.items()}
-
-        def step() -> list[Tensor]:
-            y, state = ssd(**static, return_final_state=True, **settings)
-            return [y, state, *torch.autograd.grad((y, state), list(static.values()), (y.detach(), state.detach()))]
-
-        assert_replays(step, static.values())
 
 
 @pytest.mark.gpu
