@@ -1,6 +1,6 @@
 """Cross-entropy as two Triton kernels, each of which moves the logits once.
 
-The loops are in ``triton_kernels.py``; here is how rows are cut into programs. Symbols as there.
+The loops are in ``triton_kernels.py``; this file cuts rows into programs. Symbols as there.
 """
 
 from functools import cache
@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from seqlab.ops.triton_support import ceil, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 ACCESS = 16  # bytes that a thread reads or writes at once
@@ -21,7 +22,7 @@ OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 
 @cache
 def _kernels() -> ModuleType:
-    """Triton's import takes a while, and the wheels of torch for CPUs come without it: not before it is needed."""
+    """Imported at the first call: it takes a while, and torch's wheels for CPUs come without Triton."""
     from seqlab.ops.cross_entropy import triton_kernels
 
     return triton_kernels
@@ -29,7 +30,7 @@ def _kernels() -> ModuleType:
 
 def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """losses (N,) and kept (2, N); arguments as in ``operator.py``."""
-    logits, targets = _unit_stride(logits), targets.contiguous()
+    logits, targets = unit_stride(logits), targets.contiguous()
     rows, columns = logits.shape
     losses = logits.new_empty(rows, dtype=torch.float32)
     kept = logits.new_empty(2, rows, dtype=torch.float32)
@@ -43,7 +44,7 @@ def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor,
 
 def backward(d_losses: Tensor, logits: Tensor, targets: Tensor, kept: Tensor, ignore_index: int) -> Tensor:
     """d_logits (N, V) in the logits' dtype; arguments as in ``operator.py``."""
-    logits, targets = _unit_stride(logits), targets.contiguous()
+    logits, targets = unit_stride(logits), targets.contiguous()
     rows, columns = logits.shape
     d_logits = logits.new_empty(rows, columns)
     tile, programs = _cut(logits)
@@ -55,19 +56,14 @@ def backward(d_losses: Tensor, logits: Tensor, targets: Tensor, kept: Tensor, ig
     return d_logits
 
 
-def _unit_stride(logits: Tensor) -> Tensor:
-    """Columns side by side; rows may lie apart."""
-    return logits if logits.stride(1) == 1 else logits.contiguous()
-
-
 def _cut(logits: Tensor) -> tuple[dict[str, int], int]:
     """The tile of a program, in which a thread holds ``IN_FLIGHT`` groups, and the number of programs."""
     rows, columns = logits.shape
     warps = 8 if columns > LONG else 4
     group = ACCESS // logits.element_size()
     groups = 32 * warps * IN_FLIGHT  # of a tile
-    across = min(groups, 1 << (-(-columns // group) - 1).bit_length())
+    across = min(groups, 1 << (ceil(columns, group) - 1).bit_length())
     down = min(MOST_ROWS, groups // across)
     edges = columns % KNOWN != 0 or logits.stride(0) % KNOWN != 0
     tile = {"R": down, "T": across, "W": group, "EDGES": edges, "num_warps": warps}
-    return tile, -(-rows // down)
+    return tile, ceil(rows, down)
