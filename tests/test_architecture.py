@@ -26,7 +26,7 @@ ROOMS = {
         "backends contract cpu_threads derivatives triton_support",
     ),
     "data": (
-        "errors",
+        "errors ops",
         "cache corpora download encoding protocol streams synthetic text",
     ),
     "models": (

@@ -10,7 +10,7 @@ from comparison import backends_in, skip_unless_available
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from seqlab.ops import causal_conv1d, routed_experts, selective_scan, ssd
+from seqlab.ops import causal_conv1d, cross_entropy, routed_experts, selective_scan, ssd
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
 
@@ -41,6 +41,9 @@ def case(name: str, backend: str) -> Case:
     elif name == "causal_conv1d":
         arguments = draw(1, 3, 2), draw(2, 3)
         operation = partial(causal_conv1d, activation="silu", backend=backend)
+    elif name == "cross_entropy":
+        arguments = draw(2, 3), torch.tensor([2, 0])
+        operation = partial(cross_entropy, backend=backend)
     else:
         experts = torch.tensor([[0, 1], [1, 0], [1, 2]])
         arguments = draw(3, 2), draw(3, 2, 4), draw(3, 2, 2), experts, draw(3, 2)
@@ -49,7 +52,7 @@ def case(name: str, backend: str) -> Case:
     return Case(lambda x: operation(x, *rest), first)
 
 
-NAMES = ("selective_scan", "ssd", "causal_conv1d", "routed_experts")
+NAMES = ("selective_scan", "ssd", "causal_conv1d", "routed_experts", "cross_entropy")
 EVERY = [(name, backend) for name in NAMES for backend in backends_in(f"seqlab.ops.{name}")]
 FUSED = [pair for pair in EVERY if pair[1] not in DIFFERENTIABLE]
 OWN = [pair for pair in EVERY if pair[1] in DIFFERENTIABLE]

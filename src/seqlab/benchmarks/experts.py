@@ -19,6 +19,7 @@ from seqlab.benchmarks.session import Call, measure
 from seqlab.formatting import counted
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
+from seqlab.ops import cross_entropy
 from seqlab.ops.routed_experts import resolve_backend
 from seqlab.runs.build import choose_device
 from seqlab.runs.load import fresh_model
@@ -79,7 +80,7 @@ class RandomTokens:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of outputs (B, L, V) at targets (B, L): (B, L), float32."""
-        return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        return cross_entropy(outputs, targets)
 
 
 def model_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> nn.Module:

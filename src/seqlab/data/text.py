@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 from typing_extensions import override
@@ -18,6 +17,7 @@ from seqlab.data.encoding import Vocabulary, plain
 from seqlab.data.protocol import Batch, DataSet
 from seqlab.data.streams import epoch_items, integers
 from seqlab.errors import UserError
+from seqlab.ops import cross_entropy
 
 
 class TextData(DataSet):
@@ -148,8 +148,7 @@ class TextData(DataSet):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32."""
-        logits = outputs.float().flatten(0, 1)  # (B L, V)
-        return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+        return cross_entropy(outputs, targets).float()
 
 
 def _windows(tokens: np.ndarray, start: int, rows: int, length: int) -> Batch:

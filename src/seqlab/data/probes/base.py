@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 from typing_extensions import override
@@ -22,6 +21,7 @@ from seqlab.data.probes.draws import Draw
 from seqlab.data.protocol import IGNORED, Batch, DataSet
 from seqlab.data.streams import epoch_items
 from seqlab.errors import UserError, under
+from seqlab.ops import cross_entropy
 
 EVALUATED_TOKENS = 2**20
 EVALUATED_LOGITS = 2**28
@@ -238,17 +238,16 @@ class Probe(DataSet):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32; 0 where there is no answer.
 
-        An example has few answers, so only their logits are converted to float32 and normalised. Their largest number
-        is known beforehand, so the host need not wait for the device to count them.
+        An example has few answers, so only their logits are normalised. Their largest number is known beforehand, so
+        the host need not wait for the device to count them.
         """
         length = targets.shape[1]
         most = self._answers.get(length, length)
         places = (targets != IGNORED).to(torch.uint8).topk(most, dim=1, sorted=False).indices  # (B, K)
         chosen = outputs.gather(1, places[..., None].expand(-1, -1, outputs.shape[-1]))  # (B, K, V)
         asked = targets.gather(1, places)  # (B, K)
-        loss = F.cross_entropy(chosen.float().flatten(0, 1), asked.flatten(), reduction="none")
         zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
-        return zeros.scatter(1, places, loss.view_as(asked))
+        return zeros.scatter(1, places, cross_entropy(chosen, asked).float())
 
 
 def label(setting: Setting) -> str:

@@ -16,6 +16,7 @@ from seqlab.data.probes.base import Examples, Probe, Setting
 from seqlab.data.probes.draws import Draw
 from seqlab.data.protocol import IGNORED
 from seqlab.errors import UserError
+from seqlab.ops import cross_entropy
 
 BLANK = 0
 
@@ -96,9 +97,8 @@ class Compression(Probe):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats, averaged over the data tokens: (B, L, n V) and (B, L, n) to (B, L) float32."""
-        logits = outputs[:, -1].float().unflatten(1, (self.n_scored, self.vocab_size))  # (B, n, V)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets[:, -1].flatten(), reduction="none")  # (B n,)
-        mean = loss.view(-1, self.n_scored).mean(dim=1, keepdim=True)  # (B, 1)
+        logits = outputs[:, -1].unflatten(1, (self.n_scored, self.vocab_size))  # (B, n, V)
+        mean = cross_entropy(logits, targets[:, -1]).float().mean(dim=1, keepdim=True)  # (B, 1)
         return F.pad(mean, (targets.shape[1] - 1, 0))
 
     def mask(self, targets: Tensor) -> Tensor:
