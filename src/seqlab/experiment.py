@@ -21,7 +21,7 @@ from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
-from seqlab.errors import NoResult, UserError, under
+from seqlab.errors import NoResult, under
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
@@ -60,8 +60,6 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
         if in_sweep:
             with facts.failure_written(cfg, folder):
                 check(cfg)
-            if cfg.resume is not None:
-                raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
             if not cfg.sweep.resume:
                 resume.refuse_used_folder(folder)
             cfg, data = settled(cfg, folder)
@@ -85,7 +83,7 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
 def check(cfg: DictConfig) -> None:
     """Refuse a setting of a wrong name or type, and a target that could never be judged, before anything is built."""
     check_all(cfg)
-    targets.check_targets(targets_of(cfg), cfg.name)
+    targets.check_targets(targets.targets_of(cfg), cfg.name)
 
 
 def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
@@ -115,7 +113,7 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         data = data or build_data(cfg)
         if goes_on:
             resume.refuse_other_data(data, folder)
-        targets.check_names(targets_of(cfg), data, cfg.name)
+        targets.check_names(targets.targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
         with under("model", cfg.model):
             backends(model, device)  # refuses one that cannot run before anything else is done
@@ -167,7 +165,7 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
         if completed and trainer.counters.step == first:
             summary |= {key: before[key] for key in facts.OF_THE_STEPS if key in before}
-        summary |= {"targets": targets.judged(targets_of(cfg), summary)}
+        summary |= {"targets": targets.judged(targets.targets_of(cfg), summary)}
         facts.write(folder, summary | {"status": "completed"})
         status = "completed"
     except BaseException as error:
@@ -199,9 +197,3 @@ def refuse_no_result(trainer: Trainer, test: Evaluation) -> None:
         f"the best validation loss is {counters.best_loss:.4g}, the test loss {loss:.4g}: this run has no result.\n"
         "Lower optimizer.lr, lengthen schedule.warmup, or use trainer.precision=float32."
     )
-
-
-def targets_of(cfg: DictConfig) -> dict[str, Any] | None:
-    """The published figures to reach; the configuration of an older run has none."""
-    target = cfg.get("target")
-    return OmegaConf.to_container(target) if OmegaConf.is_config(target) else target

@@ -31,24 +31,26 @@ class PointsSweeper(BasicSweeper):
         self.points = points
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        from seqlab.console import say  # imports rich, which Hydra's look for plugins need not wait for
-        from seqlab.sweep import watch
+        from seqlab import cli
+        from seqlab.sweep import watch  # imports rich, which Hydra's search for plugins need not wait for
         from seqlab.sweep.duplicates import without_duplicates
         from seqlab.sweep.workers import check_workers
+
+        with cli.importing():
+            from seqlab.sweep.shared_mistakes import refuse_shared_mistake  # imports torch
 
         refuse_empty(overrides)
         compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
         jobs, notes = without_duplicates(union(self.points, overrides), compose, self.is_group)
         check_workers(self.config, len(jobs))
-        for note in notes:
-            say(note)
-        watch.expect(len(jobs))
+        composed = [compose(list(job)) for job in representatives(jobs, self.is_group)]  # refuses unknown names
+        apart_from_seeds = {frozenset(o for o in job if not o.startswith("seed=")): job for job in jobs}
+        refuse_shared_mistake(itertools.chain(composed, map(compose, apart_from_seeds.values())))
+        watch.expect(len(jobs), notes)
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose as many jobs as show every mistake, those of later batches among them, before the first one runs."""
-        if self.batch_index == 1:
-            super().validate_batch_is_legal(representatives(itertools.chain(*self.overrides), self.is_group))
+        """Nothing: ``split_arguments`` has done it for all batches."""
 
     def is_group(self, key: str) -> bool:
         """Whether a key chooses an option of a group."""

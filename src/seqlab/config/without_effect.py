@@ -27,16 +27,34 @@ def check_choice(cfg: DictConfig) -> None:
     if not swept and (launcher := choices.get("launcher")):
         rule = "starts the jobs of a sweep, and this is one run"
         raise UserError("launcher", launcher, rule, "Add -m, or leave it out")
-    path_part("name", cfg.name, choices.model)
-    path_part("data_name", cfg.data_name, choices.data)
-    check_added(cfg, overrides)
-    check_mixers(cfg, choices, overrides)
+    refuse_without_effect(cfg, unused_mixers_too=not swept)
     if choices.get("size") == own_size(choices.model) and (note := size_note([choices.model], overrides)):
         log.info("%s", note)
     if not swept and (note := idle_note(cfg, choices.model, overrides)):
         log.info("%s", note)
     if note := window_note(cfg):  # in a sweep, its table would show two equal models without a word
         log.log(logging.WARNING if swept else logging.INFO, "%s", note)
+
+
+def refuse_without_effect(cfg: DictConfig, *, unused_mixers_too: bool = True) -> None:
+    """Refuse names that no folder can have, and settings that nothing of a job reads.
+
+    Args:
+        cfg: a job's, with its interpolations.
+        unused_mixers_too: refuse the settings of a mixer that the pattern leaves out, instead of a warning: in a sweep,
+            other jobs may use it.
+    """
+    hydra = HydraConfig.get()
+    choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
+    if hydra.mode is RunMode.MULTIRUN and cfg.resume is not None:
+        raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
+    path_part("name", cfg.name, choices.model)
+    path_part("data_name", cfg.data_name, choices.data)
+    check_added(cfg, overrides)
+    for error in settings_of_unused_mixers(cfg, choices, overrides):
+        if unused_mixers_too:
+            raise error
+        log.warning("%s", error)
 
 
 def check_added(cfg: DictConfig, overrides: Iterable[str]) -> None:
@@ -96,10 +114,8 @@ def idle_note(cfg: DictConfig, model: str, overrides: Iterable[str]) -> str | No
     return f"{', '.join(idle)}: changes nothing, as model={model} does not read it." if idle else None
 
 
-def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> None:
-    """Refuse what the command line or an experiment sets of a mixer that the pattern leaves out.
-
-    In a sweep, whose jobs share settings and may differ in the pattern, it is a warning.
+def settings_of_unused_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> Iterator[UserError]:
+    """An error for each setting of a mixer that the command line or an experiment sets and the pattern leaves out.
 
     Args:
         cfg: a job's, with its interpolations.
@@ -115,10 +131,7 @@ def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> 
     for name in unused:
         for key, value in differences(own[name], shipped.get(name, ABSENT), f"model.mixers.{name}"):
             rule = f"changes nothing, as model.pattern={list(cfg.model.pattern)} has no {name!r}"
-            error = UserError(key, value, rule, f"Put {name} into model.pattern, or leave {key} out")
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                raise error
-            log.warning("%s", error)
+            yield UserError(key, value, rule, f"Put {name} into model.pattern, or leave {key} out")
 
 
 def differences(node: Any, other: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from seqlab.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from seqlab.data import DataSet  # which brings torch, and the command line shows its help without
 
 PARTS = ("test", "best_validation", "further_tests", "test_slices")
@@ -41,6 +43,14 @@ class Rule:
     models: list[str] | None = None
 
 
+def targets_of(cfg: "DictConfig") -> dict[str, Any] | None:
+    """The published figures to reach; the configuration of an older run has none."""
+    from omegaconf import OmegaConf  # which whoever only reads targets need not wait for
+
+    target = cfg.get("target")
+    return OmegaConf.to_container(target) if OmegaConf.is_config(target) else target
+
+
 def check_targets(targets: Any, name: str) -> None:
     """Refuse targets that could never be judged, before anything is built.
 
@@ -63,7 +73,7 @@ def check_targets(targets: Any, name: str) -> None:
 
 def check_rule(rule: Any, key: str, run: str) -> None:
     """Refuse a rule with a mistyped name or value, or with nothing to hold a value against."""
-    from seqlab.config.options import model_options  # Hydra, which whoever only reads targets need not wait for
+    from seqlab.config.options import model_options  # imports Hydra
 
     if not isinstance(rule, dict) or set(rule) <= {"models"}:
         raise UserError(key, rule, "must have at_least, at_most or published", EXAMPLE)

@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from seqlab.config.exceptions import report
 from seqlab.config.without_effect import size_note
-from seqlab.console import say
 from seqlab.runs import leftovers
 from seqlab.runs.folder import SWEEP
 from seqlab.sweep import watch
 from seqlab.sweep.entries import ENTRIES
+
+
+@contextmanager
+def hydra_of(config: DictConfig) -> Iterator[None]:
+    """Resolve ``${hydra:...}`` from a composed configuration, as within its run or job."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(config)
+    try:
+        yield
+    finally:
+        hydra.cfg = before
 
 
 class ShowSweep(Callback):
@@ -32,13 +44,10 @@ class ShowSweep(Callback):
         pass
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra = HydraConfig.instance()
-        before = hydra.cfg
-        with contextlib.suppress(Exception):  # Hydra makes the folder next, and raises the same error then
-            hydra.set_config(config)  # the folder's name refers to it
+        # Hydra makes the folder next, and raises the same error then.
+        with contextlib.suppress(Exception), hydra_of(config):  # the folder's name refers to it
             folder, typed = Path(config.hydra.run.dir), list(config.hydra.overrides.task)
             leftovers.note(folder, typed, config.hydra.output_subdir)
-        hydra.cfg = before
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -47,7 +56,7 @@ class ShowSweep(Callback):
             sys.exit(report(error, debug=config.debug is True))
 
     def begin(self, config: DictConfig) -> None:
-        """Print which folder the sweep is in, and start the display."""
+        """Start the display, which says at the first job which folder the sweep is in."""
         folder = Path(config.hydra.sweep.dir)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
         leftovers.note(folder, typed)
@@ -58,6 +67,5 @@ class ShowSweep(Callback):
         else:
             where = f"A new sweep in {folder}."
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
-        watch.begin(folder, typed, list(config.hydra.callbacks.show_sweep.varies))
-        for line in filter(None, (where, size_note(models, typed))):
-            say(line)
+        notes = filter(None, (where, size_note(models, typed)))
+        watch.begin(folder, typed, list(config.hydra.callbacks.show_sweep.varies), list(notes))

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import rich
@@ -35,10 +36,11 @@ class Watch:
         folder: the sweep's.
         overrides: the command line's.
         keys: the settings that vary; without any, those that vary among the jobs so far.
+        notes: lines to print before the first job.
     """
 
-    def __init__(self, folder: Path, overrides: list[str], keys: list[str]):
-        self.folder, self.overrides, self.keys = folder, overrides, keys
+    def __init__(self, folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str] = ()):
+        self.folder, self.overrides, self.keys, self.notes = folder, overrides, keys, notes
         self.total: int | None = None
         self.console = rich.get_console()
         self.since, self.began = write_sweep(folder, overrides), time.monotonic()
@@ -106,10 +108,10 @@ class Watch:
 _current: Watch | None = None
 
 
-def begin(folder: Path, overrides: list[str], keys: list[str]) -> None:
+def begin(folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str]) -> None:
     """Display a sweep until ``finish``; the arguments are those of ``Watch``."""
     global _current
-    _current = Watch(folder, overrides, keys)
+    _current = Watch(folder, overrides, keys, notes)
     _current.start()
 
 
@@ -118,10 +120,12 @@ def watching() -> bool:
     return _current is not None
 
 
-def expect(jobs: int) -> None:
-    """Set the number of jobs."""
+def expect(jobs: int | None, notes: Sequence[str] = ()) -> None:
+    """Set the number of jobs, if it is known, and print the notes, when nothing is in the way of the first job."""
     if _current is not None:
         _current.total = jobs
+        for note in (*_current.notes, *notes):
+            say(note)
 
 
 def finish(status: int) -> int:

@@ -49,6 +49,11 @@ class Arm:
         """The overrides of a trial with these values."""
         return [*self.fixed, *(f"{key}={value}" for key, value in self.settings(values).items())]
 
+    def outermost(self) -> list[list[str]]:
+        """The overrides of two trials, with the first values of all dimensions and with the last."""
+        bounds_of = {key: bounds(dimension) for key, dimension in self.dimensions.items()}
+        return [self.overrides({key: values[end] for key, values in bounds_of.items()}) for end in (0, 1)]
+
     @property
     def fingerprint(self) -> str:
         """What must be the same for trials to belong to one study."""
@@ -88,8 +93,9 @@ def arms(overrides: Sequence[Override], each: Iterable[str], compose: Callable[[
             rule = "nothing is left to search"
             remedy = "Give it a setting with interval(...), range(...) or choice(...)"
             raise UserError("search", name, rule, remedy)
-        compose([*fixed, *choice, *(f"{key}={first(value)}" for key, value in own.items())])  # refuses unknown names
-        found.append(Arm(re.sub(r"[^\w.-]+", "_", name), [*fixed, *choice], own))
+        arm = Arm(re.sub(r"[^\w.-]+", "_", name), [*fixed, *choice], own)
+        compose(arm.outermost()[0])  # refuses unknown names
+        found.append(arm)
     return found
 
 
@@ -124,6 +130,8 @@ def typed(override: Override) -> str:
     return parse(override.input_line)[1]
 
 
-def first(distribution: BaseDistribution) -> Any:
-    """Some value of a distribution."""
-    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else distribution.low
+def bounds(distribution: BaseDistribution) -> tuple[Any, Any]:
+    """The first and the last value of a distribution."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0], distribution.choices[-1]
+    return distribution.low, distribution.high

@@ -6,6 +6,7 @@ their validation losses for the pruner.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from optuna.trial import TrialState
 
 from seqlab.errors import UserError
 from seqlab.jsonio import dump, load
+from seqlab.sweep import watch
 from seqlab.sweep.entries import SEARCH_RESULTS
 from seqlab.sweep.search.pruning import storage_in, trial_id
 from seqlab.sweep.search.space import Arm, arms
+from seqlab.sweep.shared_mistakes import refuse_shared_mistake
 
 STATUS, FOLDER, SPACE = "status", "folder", "space"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -105,7 +108,10 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
     loader = sweeper.hydra_context.config_loader
     typed = [*(f"{key}={value}" for key, value in (settings["params"] or {}).items()), *arguments]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
-    found = arms(overrides, settings["each"], lambda job: loader.load_sweep_config(config, job))
+    compose = partial(loader.load_sweep_config, config)
+    found = arms(overrides, settings["each"], compose)
+    refuse_shared_mistake(compose(job) for arm in found for job in arm.outermost())
+    watch.expect(None)
 
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
