@@ -1,7 +1,8 @@
-"""From a configuration to a finished run: build data, model and trainer, fit, test, and write what came of it.
+"""From a configuration to a finished run: build data, model and trainer, fit, test, and write the results.
 
-``run`` decides what is to be done in the run folder, ``prepare`` builds the parts, ``execute`` trains and tests. The
-folder then holds ``config.yaml``, ``metrics.jsonl``, ``summary.json`` and ``checkpoints/``.
+``run`` decides whether its folder holds a new run, one to continue or a completed one, ``prepare`` builds the parts,
+``execute`` trains and tests. The folder then holds ``config.yaml``, ``metrics.jsonl``, ``summary.json`` and
+``checkpoints/``.
 """
 
 import logging
@@ -52,7 +53,13 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
         reporter: of metrics to a hyper-parameter search, which may raise ``Pruned``.
 
     Returns:
-        What ``summary.json`` holds of the run when it is completed.
+        The content of ``summary.json``.
+
+    Raises:
+        UserError: a setting, file or folder cannot be used.
+        Diverged: the loss or gradient was not finite in too many steps.
+        Interrupted: a signal asked the run to stop.
+        Pruned: the search stopped the run.
     """
     hydra, cfg = HydraConfig.get(), up_to_date(cfg)
     folder, in_sweep = Path(hydra.runtime.output_dir), hydra.mode is RunMode.MULTIRUN
@@ -87,10 +94,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
-    """The configuration with every value resolved and, with ``match``, the width or the steps adjusted.
-
-    With it the data, where they had to be built for that.
-    """
+    """The resolved configuration, with ``match`` of adjusted width or steps, and the data if that needed them."""
     with facts.failure_written(cfg, folder):
         check_choice(cfg)
         data = build_data(cfg) if cfg.get("match") is not None else None
@@ -188,7 +192,11 @@ def close(logger: NoLogger, status: str) -> None:
 
 
 def refuse_no_result(trainer: Trainer, test: Evaluation) -> None:
-    """Raise NoResult where a loss is not finite, or most updates were thrown away: neither measures a model."""
+    """Refuse the results of a run that measure no model.
+
+    Raises:
+        NoResult: a loss is not finite, or at least half of the updates were skipped.
+    """
     counters, loss = trainer.counters, test.metrics["loss"]
     if math.isfinite(loss) and math.isfinite(counters.best_loss) and 2 * counters.hopeless <= counters.step:
         return

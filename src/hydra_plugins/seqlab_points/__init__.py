@@ -1,4 +1,4 @@
-"""A sweep as a list of products, as a sweeper of Hydra's, which looks for plugins in this namespace alone."""
+"""Hydra's sweeper for a list of products of settings; Hydra looks for plugins in this namespace alone."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from functools import partial
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+from typing_extensions import override
 
 from seqlab.sweep.points import refuse_empty, representatives, union
 
@@ -30,7 +31,9 @@ class PointsSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
         self.points = points
 
+    @override
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """The overrides of every job, in batches, of a sweep that nothing is in the way of."""
         from seqlab import cli
         from seqlab.sweep import watch  # imports rich, which Hydra's search for plugins need not wait for
         from seqlab.sweep.duplicates import without_duplicates
@@ -49,8 +52,9 @@ class PointsSweeper(BasicSweeper):
         watch.expect(len(jobs), notes)
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
+    @override
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Nothing: ``split_arguments`` has done it for all batches."""
+        """Do nothing, since ``split_arguments`` has checked all batches."""
 
     def is_group(self, key: str) -> bool:
         """Whether a key chooses an option of a group."""

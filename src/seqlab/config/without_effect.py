@@ -1,4 +1,4 @@
-"""Settings that a job's model has no use for are refused or noted; so is the size that came with the model."""
+"""Settings that have no effect on a job are refused or noted; a size that the model chose itself is noted."""
 
 import logging
 import re
@@ -20,7 +20,11 @@ ABSENT = object()
 
 
 def check_choice(cfg: DictConfig) -> None:
-    """Refuse a job's settings that its model does not use; log the size that came with it, and an idle window."""
+    """Refuse a job's settings that have no effect; log the size that its model chose, and a window without effect.
+
+    Raises:
+        UserError: as ``refuse_without_effect``, or a launcher is given for one run.
+    """
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
     swept = hydra.mode is RunMode.MULTIRUN
@@ -32,7 +36,7 @@ def check_choice(cfg: DictConfig) -> None:
         log.info("%s", note)
     if not swept and (note := idle_note(cfg, choices.model, overrides)):
         log.info("%s", note)
-    if note := window_note(cfg):  # in a sweep, its table would show two equal models without a word
+    if note := window_note(cfg):  # the table of a sweep would show two equal models without a reason
         log.log(logging.WARNING if swept else logging.INFO, "%s", note)
 
 
@@ -43,6 +47,9 @@ def refuse_without_effect(cfg: DictConfig, *, unused_mixers_too: bool = True) ->
         cfg: a job's, with its interpolations.
         unused_mixers_too: refuse the settings of a mixer that the pattern leaves out, instead of a warning: in a sweep,
             other jobs may use it.
+
+    Raises:
+        UserError: names the first of them; also a sweep of ``resume``.
     """
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
@@ -58,7 +65,11 @@ def refuse_without_effect(cfg: DictConfig, *, unused_mixers_too: bool = True) ->
 
 
 def check_added(cfg: DictConfig, overrides: Iterable[str]) -> None:
-    """Refuse a new part of the configuration (``+optimiser.lr=1``) that nothing in it refers to."""
+    """Refuse a new part of the configuration (``+optimiser.lr=1``) that nothing in it refers to.
+
+    Raises:
+        UserError: names the new setting.
+    """
     for override in overrides:
         key, value = parse(override)
         root = key.partition(".")[0]
@@ -75,7 +86,7 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def window_note(cfg: DictConfig) -> str | None:
-    """A note on a sliding window that is as long as the sequences, and so is none."""
+    """A note on a sliding window that is as long as the sequences, and so has no effect."""
     length, mixers = OmegaConf.select(cfg, "data.length"), cfg.model.get("mixers") or {}
     for name in dict.fromkeys(cfg.model.get("pattern") or ()):
         window = OmegaConf.select(mixers, f"{name}.window")
@@ -91,7 +102,7 @@ def unused_mixers(cfg: DictConfig) -> list[str]:
 
 
 def reaches_nothing(cfg: DictConfig, key: str) -> bool:
-    """Whether a model does not use a setting: that of a mixer that its pattern leaves out, or a size that it lacks.
+    """Whether a setting has no effect: that of a mixer which the pattern leaves out, or a size which nothing reads.
 
     Args:
         cfg: a job's, with its interpolations.

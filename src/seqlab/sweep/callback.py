@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import override
 
 from seqlab.config.exceptions import report
 from seqlab.config.without_effect import size_note
@@ -32,9 +33,9 @@ def hydra_of(config: DictConfig) -> Iterator[None]:
 
 
 class ShowSweep(Callback):
-    """Starts the display in the process that was called; ``seqlab.cli.main.run`` ends it, however the sweep ends.
+    """Starts the display in the process that the user started; ``seqlab.cli.main.run`` ends it.
 
-    It also notes what is in the folder of the run or sweep beforehand, for ``seqlab.runs.leftovers``.
+    It also lists what is in the folder of the run or sweep beforehand, for ``seqlab.runs.leftovers``.
 
     Args:
         varies: the keys that differ between the sweep's jobs; read from the configuration, where jobs find them too.
@@ -43,12 +44,14 @@ class ShowSweep(Callback):
     def __init__(self, varies: Sequence[str] = ()):
         pass
 
+    @override
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         # Hydra makes the folder next, and raises the same error then.
         with contextlib.suppress(Exception), hydra_of(config):  # the folder's name refers to it
             folder, typed = Path(config.hydra.run.dir), list(config.hydra.overrides.task)
             leftovers.note(folder, typed, config.hydra.output_subdir)
 
+    @override
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             self.begin(config)
@@ -56,7 +59,7 @@ class ShowSweep(Callback):
             sys.exit(report(error, debug=config.debug is True))
 
     def begin(self, config: DictConfig) -> None:
-        """Start the display, which says at the first job which folder the sweep is in."""
+        """Start the display, which names the sweep's folder when the first job is about to start."""
         folder = Path(config.hydra.sweep.dir)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
         leftovers.note(folder, typed)

@@ -1,6 +1,6 @@
-"""The display of a sweep in the process that was called: a live table, then the results and the exit status.
+"""The display of a sweep in the process that the user started: a live table, then the results and the exit status.
 
-It reads files alone, so it does not matter which launcher runs the jobs.
+It only reads files, so it does not matter which launcher runs the jobs.
 """
 
 import contextlib
@@ -55,11 +55,12 @@ class Watch:
         )
 
     def start(self) -> None:
+        """Start the display."""
         taken.set()
         self.live.start()
         self.before = None
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            # For a stop between two jobs; while one trains, its own handler stops it after a step.
+            # For a signal between two jobs; while one trains, its own handler stops it after a step.
             self.before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     def stop(self) -> None:

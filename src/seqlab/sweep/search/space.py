@@ -69,6 +69,9 @@ def arms(overrides: Sequence[Override], each: Iterable[str], compose: Callable[[
         overrides: the command line's.
         each: keys whose choices are not searched but compared.
         compose: a job's configuration from its overrides.
+
+    Raises:
+        UserError: a combination has nothing to search, or the seed is searched.
     """
     each, fixed, apart, free = set(each), [], [], {}
     for override in overrides:
@@ -100,7 +103,7 @@ def arms(overrides: Sequence[Override], each: Iterable[str], compose: Callable[[
 
 
 def has(cfg: DictConfig, key: str) -> bool:
-    """Whether an architecture has a setting; its parts and sizes differ, everything else is the same for all."""
+    """Whether an architecture has a setting; only the model's parts and sizes differ between architectures."""
     absent = object()
     if reaches_nothing(cfg, key):
         return False
@@ -108,7 +111,11 @@ def has(cfg: DictConfig, key: str) -> bool:
 
 
 def dimension(override: Override) -> BaseDistribution:
-    """Optuna's distribution of a sweep: ``choice``, ``range`` or ``interval``, on a log scale if tagged ``log``."""
+    """Optuna's distribution of a sweep: ``choice``, ``range`` or ``interval``, on a log scale if tagged ``log``.
+
+    Raises:
+        UserError: the bounds are none of a distribution.
+    """
     sweep = override.value()
     log_scale = "log" in getattr(sweep, "tags", ())
     try:

@@ -52,7 +52,7 @@ class Study:
 
     @property
     def left(self) -> int:
-        """Trials that this search still has to begin or to go on with; those that failed earlier are made anew."""
+        """Trials that this search still has to start or continue; failed ones are replaced by new ones."""
         return len(self.cut_off) + max(0, self.settings["trials"] - self.spent)
 
     def next(self) -> tuple["Study", int, list[str]]:
@@ -131,12 +131,17 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
 
 
 def write_results(folder: Path, studies: Sequence[Study]) -> None:
+    """Write ``search.json`` to the sweep's folder."""
     trials = studies[0].settings["trials"]
     dump(folder / SEARCH_RESULTS, {"trials": trials, "studies": [study.results(folder) for study in studies]})
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Refuse numbers with which nothing can be searched."""
+    """Refuse numbers with which nothing can be searched.
+
+    Raises:
+        UserError: names the first of them.
+    """
     for key, smallest in (("trials", 1), ("seed", 0), ("max_batch_size", 1)):
         value = settings[key]
         if not isinstance(value, int) or value < smallest:
