@@ -33,20 +33,20 @@ class PointsSweeper(BasicSweeper):
 
     @override
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        """The overrides of every job, in batches, of a sweep that nothing is in the way of."""
+        """The overrides of every job, in batches; a sweep that cannot start is refused."""
         from seqlab import cli
         from seqlab.sweep import watch  # imports rich, which Hydra's search for plugins need not wait for
         from seqlab.sweep.duplicates import without_duplicates
         from seqlab.sweep.workers import check_workers
-
-        with cli.importing():
-            from seqlab.sweep.shared_mistakes import refuse_shared_mistake  # imports torch
 
         refuse_empty(overrides)
         compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
         jobs, notes = without_duplicates(union(self.points, overrides), compose, self.is_group)
         check_workers(self.config, len(jobs))
         composed = [compose(list(job)) for job in representatives(jobs, self.is_group)]  # refuses unknown names
+        with cli.importing():
+            from seqlab.sweep.shared_mistakes import refuse_shared_mistake  # imports torch
+
         apart_from_seeds = {frozenset(o for o in job if not o.startswith("seed=")): job for job in jobs}
         refuse_shared_mistake(itertools.chain(composed, map(compose, apart_from_seeds.values())))
         watch.expect(len(jobs), notes)

@@ -122,7 +122,7 @@ def watching() -> bool:
 
 
 def expect(jobs: int | None, notes: Sequence[str] = ()) -> None:
-    """Set the number of jobs, if it is known, and print the notes, when nothing is in the way of the first job."""
+    """Set the number of jobs, if it is known, and print the notes; called once the sweep is certain to start."""
     if _current is not None:
         _current.total = jobs
         for note in (*_current.notes, *notes):
