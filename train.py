@@ -8,6 +8,7 @@ from seqlab import cli
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
+    """Train one model, as a run alone or as a job of a sweep; returns its best validation loss."""
     with cli.importing():
         from seqlab import experiment  # imports torch, which --help and a mistyped option need not wait for
 

@@ -1,7 +1,7 @@
 """One console on standard error for the log and the progress bar, so that neither writes over the other.
 
-What can be written nowhere, because a disk is full or the reader has gone, is lost and ends nothing: whatever is amiss
-is said by the run itself, which has results to save.
+Text that cannot be written, because a disk is full or a pipe is closed, is dropped without an error: the run goes on to
+save its results, and reports a full disk itself.
 """
 
 import contextlib
@@ -14,42 +14,46 @@ import rich
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
+from typing_extensions import override
 
 from seqlab.errors import printable
 
-LOST = contextlib.suppress(OSError, ValueError, AttributeError)
-"""What a stream raises that cannot be written, that is closed, and that there is none of."""
+UNWRITTEN = contextlib.suppress(OSError, ValueError, AttributeError)
+"""The errors of a stream that cannot be written, is closed, or is ``None``."""
 
 
 class StandardError:
-    """``sys.stderr``, whichever it is at the moment, without its errors."""
+    """A stream that writes to the present ``sys.stderr`` and ignores its errors."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream(), name)
 
     def stream(self) -> Any:
-        """Beneath what ``rich`` puts there while it draws, which writes here."""
+        """The present ``sys.stderr``, without the proxy that ``rich`` puts there while it draws."""
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     def write(self, text: str) -> int:
-        with LOST:
+        """Write as far as that is possible; returns the number of characters in the text."""
+        with UNWRITTEN:
             self.stream().write(text)
         return len(text)
 
     def flush(self) -> None:
-        with LOST:
+        """Flush as far as that is possible."""
+        with UNWRITTEN:
             self.stream().flush()
 
 
 rich.reconfigure(file=StandardError())
 
 taken = threading.Event()
-"""Set while the table of a sweep has the console, which then has no place for a job's own bars."""
+"""Set while the console shows the table of a sweep, and no progress bars of its jobs."""
 
 
 class ConsoleHandler(logging.Handler):
     """Writes log messages above the progress bar, unwrapped, so that paths and commands can be copied."""
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         style = "bold red" if record.levelno >= logging.ERROR else None
         rich.get_console().print(
@@ -58,41 +62,46 @@ class ConsoleHandler(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """``train.log``."""
+    """``train.log``; what a full disk does not take is dropped."""
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # from opening it
+        with contextlib.suppress(OSError):  # opening the file may fail
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
+    @override
     def flush(self) -> None:
         with contextlib.suppress(OSError):
             super().flush()
 
+    @override
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
 
 
 def output() -> Console:
-    """Standard output, for results, whose names and values may come from anyone's run folders."""
+    """A console on standard output, for results; control characters in them, which may be anyone's, are escaped."""
     console = Console()
-    console.push_render_hook(Harmless())
+    console.push_render_hook(EscapeControls())
     return console
 
 
-class Harmless(RenderHook):
-    """Writes control characters out in whatever a console prints, besides those of its own styles."""
+class EscapeControls(RenderHook):
+    """Escapes control characters in whatever a console prints, except those of its own styles."""
 
+    @override
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [WrittenOut(one) for one in renderables]
+        return [Escaped(one) for one in renderables]
 
 
-class WrittenOut:
-    """Something to print, with its control characters written out."""
+class Escaped:
+    """Something to print, with its control characters escaped."""
 
     def __init__(self, inner: ConsoleRenderable):
         self.inner = inner
@@ -103,11 +112,11 @@ class WrittenOut:
 
 
 def progress(*columns: ProgressColumn, lasting: bool = False) -> Progress:
-    """Bars on the shared console; none where it is no terminal, or where the table of a sweep has it.
+    """Progress bars on the shared console; none where it is no terminal, or shows the table of a sweep.
 
     Args:
-        columns: what stands behind a bar and its count; by default the time that has passed.
-        lasting: take the whole width, and stay when all is done.
+        columns: shown after a bar and its count; by default the elapsed time.
+        lasting: take the whole width, and stay at the end.
     """
     console = rich.get_console()
     return Progress(
@@ -123,10 +132,10 @@ def progress(*columns: ProgressColumn, lasting: bool = False) -> Progress:
 
 
 def say(message: str) -> None:
-    """A line on standard error, unwrapped, so that paths and commands can be copied."""
+    """Print a line on standard error, unwrapped, so that paths and commands can be copied."""
     rich.get_console().print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:
-    """The same, of a mistake."""
+    """Print an error message on standard error in bold red, unwrapped."""
     rich.get_console().print(printable(message), markup=False, highlight=False, soft_wrap=True, style="bold red")

@@ -11,7 +11,7 @@ from typing import Any
 from seqlab.formatting import counted
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
-"""Characters that a terminal takes for commands, each as it is written in Python."""
+"""Control characters, which a terminal would obey, each with its escape sequence in Python."""
 
 IN_TEXT = {code: CONTROLS[code] for code in CONTROLS if chr(code) not in "\n\t"}
 
@@ -21,17 +21,17 @@ SETTING = re.compile(r"(?<![\w.\]])([A-Za-z_]\w*)(?:\.\w+|\[\w+\])*")
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are written out, but for ends of lines and tabs: names may come from anywhere."""
+    """Text whose control characters are escaped, except newlines and tabs: names in it may come from anywhere."""
     return text.translate(IN_TEXT)
 
 
 def sentence(text: str) -> str:
-    """Text with a full stop, unless it ends in a mark of its own."""
+    """Text with a full stop, unless it ends in punctuation."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A remedy that names what was probably meant, or all there is."""
+    """A remedy that names what was probably meant, or all names if they are few."""
     names = list(names)
     same_end = [other for other in names if other.split(".")[-1] == name.split(".")[-1]]
     close = same_end or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -84,6 +84,9 @@ def under(path: str, names: Container[str]) -> Iterator[None]:
     Args:
         path: where the part stands.
         names: its parameters; other names in the key, and before an equals sign in the remedy, stay as they are.
+
+    Raises:
+        UserError: the one raised within, with full keys.
     """
 
     def full(match: re.Match[str]) -> str:
@@ -98,7 +101,7 @@ def under(path: str, names: Container[str]) -> Iterator[None]:
 
 
 class Diverged(Exception):
-    """The loss stopped being a number, several steps in a row."""
+    """The loss or gradient was not finite in several steps in a row."""
 
     exit_status = 1
 
@@ -134,6 +137,7 @@ class Interrupted(Exception):
 
     @property
     def exit_status(self) -> int:
+        """128 and the signal's number, as a shell reports it."""
         return 128 + self.signal
 
     def __str__(self) -> str:
@@ -141,7 +145,7 @@ class Interrupted(Exception):
 
 
 class Pruned(Exception):
-    """A search gave a trial up, because its validation loss is behind that of the others."""
+    """A search stopped a trial, because its validation loss is behind that of the others."""
 
     def __init__(self, step: int, loss: float):
         super().__init__(step, loss)

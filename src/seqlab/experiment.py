@@ -1,7 +1,8 @@
-"""From a configuration to a finished run: build data, model and trainer, fit, test, and write what came of it.
+"""From a configuration to a finished run: build data, model and trainer, fit, test, and write the results.
 
-``run`` decides what is to be done in the run folder, ``prepare`` builds the parts, ``execute`` trains and tests. The
-folder then holds ``config.yaml``, ``metrics.jsonl``, ``summary.json`` and ``checkpoints/``.
+``run`` decides whether its folder holds a new run, one to continue or a completed one, ``prepare`` builds the parts,
+``execute`` trains and tests. The folder then holds ``config.yaml``, ``metrics.jsonl``, ``summary.json`` and
+``checkpoints/``.
 """
 
 import logging
@@ -21,7 +22,7 @@ from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
-from seqlab.errors import NoResult, UserError, under
+from seqlab.errors import NoResult, under
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
@@ -52,7 +53,13 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
         reporter: of metrics to a hyper-parameter search, which may raise ``Pruned``.
 
     Returns:
-        What ``summary.json`` holds of the run when it is completed.
+        The content of ``summary.json``.
+
+    Raises:
+        UserError: a setting, file or folder cannot be used.
+        Diverged: the loss or gradient was not finite in too many steps.
+        Interrupted: a signal asked the run to stop.
+        Pruned: the search stopped the run.
     """
     hydra, cfg = HydraConfig.get(), up_to_date(cfg)
     folder, in_sweep = Path(hydra.runtime.output_dir), hydra.mode is RunMode.MULTIRUN
@@ -60,8 +67,6 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
         if in_sweep:
             with facts.failure_written(cfg, folder):
                 check(cfg)
-            if cfg.resume is not None:
-                raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
             if not cfg.sweep.resume:
                 resume.refuse_used_folder(folder)
             cfg, data = settled(cfg, folder)
@@ -85,14 +90,11 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
 def check(cfg: DictConfig) -> None:
     """Refuse a setting of a wrong name or type, and a target that could never be judged, before anything is built."""
     check_all(cfg)
-    targets.check_targets(targets_of(cfg), cfg.name)
+    targets.check_targets(targets.targets_of(cfg), cfg.name)
 
 
 def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
-    """The configuration with every value resolved and, with ``match``, the width or the steps adjusted.
-
-    With it the data, where they had to be built for that.
-    """
+    """The resolved configuration, with ``match`` of adjusted width or steps, and the data if that needed them."""
     with facts.failure_written(cfg, folder):
         check_choice(cfg)
         data = build_data(cfg) if cfg.get("match") is not None else None
@@ -115,7 +117,7 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         data = data or build_data(cfg)
         if goes_on:
             resume.refuse_other_data(data, folder)
-        targets.check_names(targets_of(cfg), data, cfg.name)
+        targets.check_names(targets.targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
         with under("model", cfg.model):
             backends(model, device)  # refuses one that cannot run before anything else is done
@@ -167,7 +169,7 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
             summary["further_seconds"] = time.perf_counter() - began if summary["further_tests"] else 0.0
         if completed and trainer.counters.step == first:
             summary |= {key: before[key] for key in facts.OF_THE_STEPS if key in before}
-        summary |= {"targets": targets.judged(targets_of(cfg), summary)}
+        summary |= {"targets": targets.judged(targets.targets_of(cfg), summary)}
         facts.write(folder, summary | {"status": "completed"})
         status = "completed"
     except BaseException as error:
@@ -190,7 +192,11 @@ def close(logger: NoLogger, status: str) -> None:
 
 
 def refuse_no_result(trainer: Trainer, test: Evaluation) -> None:
-    """Raise NoResult where a loss is not finite, or most updates were thrown away: neither measures a model."""
+    """Refuse the results of a run that measure no model.
+
+    Raises:
+        NoResult: a loss is not finite, or at least half of the updates were skipped.
+    """
     counters, loss = trainer.counters, test.metrics["loss"]
     if math.isfinite(loss) and math.isfinite(counters.best_loss) and 2 * counters.hopeless <= counters.step:
         return
@@ -199,9 +205,3 @@ def refuse_no_result(trainer: Trainer, test: Evaluation) -> None:
         f"the best validation loss is {counters.best_loss:.4g}, the test loss {loss:.4g}: this run has no result.\n"
         "Lower optimizer.lr, lengthen schedule.warmup, or use trainer.precision=float32."
     )
-
-
-def targets_of(cfg: DictConfig) -> dict[str, Any] | None:
-    """The published figures to reach; the configuration of an older run has none."""
-    target = cfg.get("target")
-    return OmegaConf.to_container(target) if OmegaConf.is_config(target) else target

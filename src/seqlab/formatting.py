@@ -1,4 +1,4 @@
-"""Words for numbers that every room uses."""
+"""Numbers in words, for all rooms."""
 
 
 def counted(number: int, thing: str) -> str:

@@ -1,4 +1,4 @@
-"""What JSON says of a run: the lines of ``metrics.jsonl``, numbers that JSON has no word for, whole files."""
+"""JSON: the lines of ``metrics.jsonl``, numbers that are not finite, files written whole or not at all."""
 
 import contextlib
 import json
@@ -22,12 +22,16 @@ def record_of(line: bytes) -> Record | None:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no word for numbers that are not finite: they become null."""
+    """``None`` for a number that is not finite, which JSON lacks; any other value unchanged."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -71,8 +71,8 @@ class TestFailures:
         assert summaries["mlp_64"]["error"].startswith("trainer.batch_size=64: must lie between")
 
     def test_a_job_whose_settings_are_refused_says_why_in_its_folder(self, sweep, tmp_path):
-        assert sweep("model=linear", "optimizer.lr=-1", "hydra.sweep.subdir=refused")[0] == 1
-        summary = json.loads((tmp_path / "sweep" / "refused" / "summary.json").read_text())
+        assert sweep("model=linear", "optimizer.lr=-1,1e-3", "hydra.sweep.subdir='${optimizer.lr}'")[0] == 1
+        summary = json.loads((tmp_path / "sweep" / "-1" / "summary.json").read_text())
         assert summary["status"] == "failed"
         assert summary["error"].startswith("optimizer.lr=-1: ")
 

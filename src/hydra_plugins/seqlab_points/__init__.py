@@ -1,4 +1,4 @@
-"""A sweep as a list of products, as a sweeper of Hydra's, which looks for plugins in this namespace alone."""
+"""Hydra's sweeper for a list of products of settings; Hydra looks for plugins in this namespace alone."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from functools import partial
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+from typing_extensions import override
 
 from seqlab.sweep.points import refuse_empty, representatives, union
 
@@ -30,9 +31,11 @@ class PointsSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
         self.points = points
 
+    @override
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        from seqlab.console import say  # imports rich, which Hydra's look for plugins need not wait for
-        from seqlab.sweep import watch
+        """The overrides of every job, in batches; a sweep that cannot start is refused."""
+        from seqlab import cli
+        from seqlab.sweep import watch  # imports rich, which Hydra's search for plugins need not wait for
         from seqlab.sweep.duplicates import without_duplicates
         from seqlab.sweep.workers import check_workers
 
@@ -40,15 +43,18 @@ class PointsSweeper(BasicSweeper):
         compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
         jobs, notes = without_duplicates(union(self.points, overrides), compose, self.is_group)
         check_workers(self.config, len(jobs))
-        for note in notes:
-            say(note)
-        watch.expect(len(jobs))
+        composed = [compose(list(job)) for job in representatives(jobs, self.is_group)]  # refuses unknown names
+        with cli.importing():
+            from seqlab.sweep.shared_mistakes import refuse_shared_mistake  # imports torch
+
+        apart_from_seeds = {frozenset(o for o in job if not o.startswith("seed=")): job for job in jobs}
+        refuse_shared_mistake(itertools.chain(composed, map(compose, apart_from_seeds.values())))
+        watch.expect(len(jobs), notes)
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
+    @override
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose as many jobs as show every mistake, those of later batches among them, before the first one runs."""
-        if self.batch_index == 1:
-            super().validate_batch_is_legal(representatives(itertools.chain(*self.overrides), self.is_group))
+        """Do nothing, since ``split_arguments`` has checked all batches."""
 
     def is_group(self, key: str) -> bool:
         """Whether a key chooses an option of a group."""

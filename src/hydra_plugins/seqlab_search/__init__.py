@@ -1,18 +1,20 @@
-"""The hyper-parameter search as a sweeper of Hydra's, which looks for plugins in this namespace alone."""
+"""Hydra's sweeper for hyper-parameter search; Hydra looks for plugins in this namespace alone."""
 
 import importlib.util
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from typing_extensions import override
 
 
 class OptunaSweeper(BasicSweeper):
-    """Settings are under ``hydra.sweeper``; ``seqlab.sweep.search.studies`` says what they mean and does the work."""
+    """Settings are under ``hydra.sweeper``; ``seqlab.sweep.search.studies`` explains and uses them."""
 
     def __init__(self, **settings: Any):
         super().__init__(settings["max_batch_size"], settings["params"])
         self.settings = settings
 
+    @override
     def sweep(self, arguments: list[str]) -> None:
         from seqlab.errors import UserError  # Hydra imports this file in every run
 

@@ -1,4 +1,4 @@
-"""The command line: mistakes in a line or two, the table at a run's end, and what ``conf/`` interpolates."""
+"""The command line: error messages, the table at a run's end, and the resolvers that ``conf/`` uses."""
 
 from seqlab.cli.main import importing, job, run
 from seqlab.cli.resolvers import register

@@ -33,7 +33,7 @@ log = logging.getLogger("seqlab")
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call a ``hydra.main`` function and exit with 0, or with a message and the status of what went wrong."""
+    """Call a ``hydra.main`` function and exit with status 0, or print what went wrong and exit with its status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
     os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
     os.environ[orphans.SWEEP] = str(os.getpid())
@@ -47,7 +47,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             main()
     except SystemExit as ending:
         status = ending.code or 0
-    except BrokenPipeError:  # whoever read the output has seen enough, as in --help | head
+    except BrokenPipeError:  # the reader closed the pipe, as in --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
         status = 128 + signal.SIGPIPE
     except Exception as error:
@@ -62,10 +62,10 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def refuse_copies() -> None:
-    """Refuse to be one of several processes that torchrun starts: each would train the whole run by itself.
+    """Refuse to run under torchrun with several processes: each would train the whole run by itself.
 
     Raises:
-        UserError: in the first of them; the others end with the same exit status and say nothing.
+        UserError: in the process of rank 0; the others exit with the same status and no message.
     """
     processes = os.environ.get("WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" not in os.environ or processes == "1":
@@ -79,11 +79,11 @@ def refuse_copies() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without looking for garbage among hundreds of thousands of objects that stay: a seventh of a start.
+    """Import with the garbage collector off, and exempt all objects so far from it: start-up takes a seventh less time.
 
-    At exit it is looked for once, or Triton's binding would report the objects as leaks.
+    They become collectable again at exit, or Triton's binding would report them as leaks.
     """
-    if "torch" in sys.modules:  # a later job of a sweep, which leaves real garbage
+    if "torch" in sys.modules:  # a later job of a sweep
         yield
         return
     gc.disable()
@@ -102,10 +102,10 @@ Task = Callable[..., dict[str, Any]]
 def job(task: Task, cfg: DictConfig) -> float:
     """Run one job, alone or in a sweep; show the table of one alone.
 
-    A job alone ends the process itself, before Hydra adds a line of its own to a mistake's message.
+    A job alone exits here on an error, before Hydra adds a line of its own to the message.
 
     Returns:
-        The best validation loss, which a hyper-parameter search may minimise.
+        The best validation loss, a mean per position, which a hyper-parameter search may minimise.
     """
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return swept_job(task, cfg)
@@ -124,11 +124,11 @@ def best_loss(summary: dict[str, Any]) -> float:
 
 
 def swept_job(task: Task, cfg: DictConfig) -> float:
-    """Run one job of a sweep. One that fails leaves the others alone; a signal to stop ends the process.
+    """Run one job of a sweep. A failure is reported and does not stop the others; a signal to stop ends the process.
 
     Returns:
-        The best validation loss; not a number if the job failed, since with an exception Hydra would stop at the end of
-        a batch, and keep the frames of the job, which hold its memory.
+        The best validation loss; NaN if the job failed, since on an exception Hydra would stop at the end of a batch,
+        and keep the job's stack frames, which hold its memory.
     """
     if not watch.watching():
         rich.get_console().quiet = True  # the screen belongs to the process that shows the sweep

@@ -1,4 +1,4 @@
-"""What ``conf/`` refers to by name: the interpolations that begin with ``seqlab.``, and the default sweeper.
+"""The resolvers of the interpolations in ``conf/`` that begin with ``seqlab.``, and the default sweeper.
 
 What needs torch is imported where it is used, since every command line resolves some of these.
 """
@@ -15,7 +15,7 @@ from seqlab.sweep.naming import POINTS, job_folder, sweep_folder, varying_keys
 
 
 def run_folder(resume: str | None, fresh: str) -> str:
-    """Where a run writes: its own new folder, or the one that it continues."""
+    """The run folder: a new one, or the one that ``resume`` names."""
     if resume is None:
         return fresh
     from seqlab.runs.resume import folder_to_continue
@@ -24,24 +24,24 @@ def run_folder(resume: str | None, fresh: str) -> str:
 
 
 def hydra_folder(resume: str | None) -> str:
-    """Where in the run folder Hydra writes what it composed; a resumed run keeps that of the first command."""
+    """The folder, in the run's, for Hydra's composed configuration; each command that resumes a run has its own."""
     return ".hydra" if resume is None else f".hydra/resumed_{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def console_level(mode: RunMode | None) -> str:
-    """The least severe messages of a job on the screen: in a sweep, whose table is there, only warnings."""
+    """The log level of a job's messages on the screen; in a sweep, which shows a table, only warnings."""
     return "WARNING" if mode is RunMode.MULTIRUN else "INFO"
 
 
 def share_of_cores(workers: int | None) -> int:
-    """The threads of one of several workers that share what this process could use alone."""
+    """The number of CPU threads for each of several workers that share this process's."""
     from seqlab.runs.process import DEFAULT_THREADS
 
     return max(1, DEFAULT_THREADS // max(1, workers or 1))
 
 
 def register() -> None:
-    """Make the interpolations known to OmegaConf, and the sweeper to Hydra in the place of its own."""
+    """Register the resolvers with OmegaConf, and the default sweeper with Hydra."""
     for resolver in (run_folder, path_part, console_level, describe_options, job_folder, share_of_cores):
         OmegaConf.register_new_resolver(f"seqlab.{resolver.__name__}", resolver, replace=True)
     # Cached with the configuration, as Hydra's own ``now`` is: every later reading gives what the first one gave.

@@ -67,7 +67,7 @@ def table(summary: Summary) -> Table:
 
 
 def left_out(summary: Summary) -> dict[str, str]:
-    """What the trainer's settings left unmeasured."""
+    """Rows for the evaluation that the trainer's settings left out."""
     facts = {}
     if (most := summary.get("evaluation_batches")) is not None:
         facts["evaluation"] = f"at most {most:,} batches of validation and test (trainer.evaluation_batches)"
@@ -90,6 +90,7 @@ def wall_time(summary: Summary) -> str:
 
 
 def waiting(summary: Summary) -> str:
+    """The share of training time spent waiting for data."""
     share = summary["data_wait_share"]
     return "no training step" if share is None else f"{100 * share:.1f} % of the time waiting for data"
 

@@ -1,1 +1,1 @@
-"""The configuration: what can be set, what is wrong with what was set, and how to say it."""
+"""The configuration: what can be set, checks of what was set, and error messages about it."""

@@ -22,11 +22,11 @@ from seqlab.errors import UserError, in_quotes
 FLAGS = "python train.py --hydra-help lists the flags"
 
 PATHS = ("resume", "data.dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir")
-"""Settings that name a folder, whose name may have = and , in it, as the folders of a sweep's jobs do."""
+"""Settings that name a folder, whose name may contain = and a comma, as those of a sweep's jobs do."""
 
 
 def typed_settings() -> dict[str, str]:
-    """What the command sets, by key, as it was typed; of a sweep's command in the processes of its jobs too."""
+    """The command line's settings as typed, by key; in the process of a sweep's job, those of the sweep's command."""
     return parse_all(shlex.split(os.environ.get("SEQLAB_COMMAND", "")) or sys.argv)
 
 
@@ -89,14 +89,22 @@ def quoted_path(argument: str, *, swept: bool = False) -> str:
 
 
 def refuse_empty_path(setting: str) -> None:
-    """Refuse a folder without a name, which would be the folder that the command is typed in."""
+    """Refuse an empty path, which would mean the current folder.
+
+    Raises:
+        UserError: the setting names a folder and has no value.
+    """
     key, value = parse(setting)
     if "=" in setting and key in PATHS and not value.strip("'\""):
         raise UserError(key, value, "names no folder", "Name one (. is the one you are in), or leave it out")
 
 
 def refuse_no_name(setting: str) -> None:
-    """Refuse to choose an option by a number, null or a list, or to choose none where one is needed."""
+    """Refuse to choose an option by a number, null or a list, or to choose none where one is needed.
+
+    Raises:
+        UserError: it does so.
+    """
     group, _ = parse(setting)
     if setting.startswith("~"):
         if (CONFIG_FOLDER / group).is_dir() and group not in optional_groups():
@@ -111,4 +119,5 @@ def refuse_no_name(setting: str) -> None:
     value = override.value()
     for chosen in value.list if isinstance(value, ChoiceSweep) else [value]:
         if chosen is None or isinstance(chosen, bool | int | float | list):
-            raise no_option(group, Override._get_value_element_as_str(chosen))
+            refusal = no_option(group, Override._get_value_element_as_str(chosen))
+            raise refusal

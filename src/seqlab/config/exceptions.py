@@ -1,4 +1,4 @@
-"""What an exception means to the user: each foreseen one becomes a message of a line or two."""
+"""Error messages for exceptions: each foreseen one becomes a message of one or two lines."""
 
 import errno
 import logging
@@ -45,7 +45,7 @@ NAMES = ("name", "data_name", "hydra.sweep.subdir")
 
 
 def message_of(error: BaseException) -> str:
-    """An exception in words for a person."""
+    """An exception as a message to the user."""
     return str(translate(error) or f"{type(error).__name__}: {error}")
 
 
@@ -58,7 +58,7 @@ def report(error: Exception, *, debug: bool) -> int:
 
 
 def translate(error: BaseException) -> UserError | Diverged | Interrupted | None:
-    """The user's own mistake, or another foreseen ending, behind an exception; ``None`` if it is neither."""
+    """The user's mistake or other foreseen ending that caused an exception; ``None`` if there is none."""
     chain = [error]
     while (error := error.__cause__ or error.__context__) is not None:
         chain.append(error)
@@ -67,7 +67,7 @@ def translate(error: BaseException) -> UserError | Diverged | Interrupted | None
 
 
 def translate_foreign(error: BaseException) -> UserError | None:
-    """What a library's exception means to the user, if a setting or the machine causes it."""
+    """The error to report for a library's exception, if a setting or the machine causes it."""
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return refused_path(error)
     if found := out_of_memory(error):
@@ -116,8 +116,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> UserError | None:
-    """What to do when the GPU or the machine has no more memory, with the size asked for where the error names it."""
-    torch = sys.modules.get("torch")  # an error that comes before its import is none of a GPU's
+    """The error to report when the GPU or the machine is out of memory, with the requested size if it is known."""
+    torch = sys.modules.get("torch")  # before its import no error comes from a GPU
     on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
     on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch has no type for it
     if not (on_gpu or on_cpu or isinstance(error, MemoryError)):
@@ -132,7 +132,7 @@ def out_of_memory(error: BaseException) -> UserError | None:
 
 
 def refused_setting(error: InstantiationException) -> UserError:
-    """What a part's constructor said of its settings, with the part's key."""
+    """The error to report when a part's constructor rejects its settings, with the part's key."""
     key = re.search(r"full_key: ([\w.]+)", str(error))
     target = re.search(r"Error in call to target '([^']+)'", str(error))
     remedy = "Change its settings (debug=true shows where it failed)"

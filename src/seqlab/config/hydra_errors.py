@@ -1,4 +1,4 @@
-"""Hydra's complaints about the command line in plain words, each with what was probably meant."""
+"""Hydra's errors about the command line in plain words, each with what was probably meant."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ from seqlab.errors import UserError
 ALL = "python train.py --cfg job lists all"
 WRONG_FORM = "does not have the form that it takes"
 PLUGINS = ("basic", "joblib", "submitit_local", "submitit_slurm", "points", "seqlab")
-"""Launchers and sweepers that this project has to do with."""
+"""Launchers and sweepers of this project."""
 
 
 def composition_error(message: str) -> UserError:
@@ -86,14 +86,15 @@ def options_without(key: str) -> list[str]:
 
 
 def unreadable(arguments: Sequence[str], message: str) -> UserError:
-    """The error for the first argument that is no setting, or for all of them where each is one by itself."""
+    """The error for the first argument that is no setting, or for all of them where each alone is one."""
     parser = OverridesParser.create()
     remedy = "Write settings as key=value, without spaces, and quote what the shell would take for itself"
     for argument in parse_flags(arguments).overrides:
         try:
-            if not parser.parse_override(argument).key_or_group:
-                raise HydraException("no key")
+            readable = bool(parser.parse_override(argument).key_or_group)
         except HydraException:
+            readable = False
+        if not readable:
             options = sorted(CONFIG_FOLDER.glob(f"*/{argument}.yaml")) if argument.isidentifier() else []
             if options:
                 remedy = f"Did you mean {options[0].parent.name}={argument}?"

@@ -1,4 +1,4 @@
-"""What lies in ``conf/``: its groups, their options, and what each says of itself.
+"""The groups in ``conf/``, their options and descriptions.
 
 Like ``cli.resolvers``, this imports no torch: ``--help``, ``--cfg job`` and a mistyped name do not wait for it.
 """
@@ -19,7 +19,7 @@ def options_of(group: str) -> list[str]:
 
 
 def model_options() -> list[str]:
-    """Every model that can be chosen, those of a person's own folder (``--config-dir``) among them."""
+    """Every model that can be chosen, those of a user's own folder (``--config-dir``) among them."""
     if GlobalHydra.instance().is_initialized():
         return GlobalHydra.instance().config_loader().get_group_options("model")
     return options_of("model")
@@ -83,5 +83,5 @@ def describe_options() -> str:
 
 
 def help_text() -> str:
-    """What ``--help`` shows."""
+    """The text of ``--help``."""
     return OmegaConf.load(CONFIG_FOLDER / "hydra" / "help" / "seqlab.yaml").template

@@ -55,7 +55,7 @@ def compose(*overrides: str, with_hydra: bool = False) -> DictConfig:
 
 
 def compose_in_job(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """Another configuration than the running job's, from the same folders; a person's own are among them."""
+    """Another configuration than the running job's, from the same folders; the user's own among them."""
     job = HydraConfig.get()
     folders = [override for override in job.overrides.hydra if override.startswith("hydra.searchpath=")]
     return hydra.compose(job.job.config_name, [*folders, *overrides], return_hydra_config=with_hydra)

@@ -1,7 +1,7 @@
 """A check of every setting before anything is built.
 
-A part's constructor is its schema: each ``_target_``'s settings are held against the names and types in its
-signature, so that a mistyped one is refused with its key and the nearest name.
+A part's constructor is its schema: each ``_target_``'s settings are checked against the names and types in its
+signature, and a mistyped one is refused with its key and the nearest name.
 """
 
 import inspect
@@ -35,7 +35,11 @@ TOP_LEVEL: dict[str, Any] = {
 
 
 def check_all(cfg: DictConfig) -> None:
-    """Refuse a configuration with a setting of a wrong name or type, before anything is built."""
+    """Refuse a configuration with a setting of a wrong name or type, before anything is built.
+
+    Raises:
+        UserError: names the first such setting.
+    """
     resolved, raw = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (True, False))
     for key, annotation in TOP_LEVEL.items():
         group, _, name = key.rpartition(".")
@@ -49,23 +53,30 @@ def check_all(cfg: DictConfig) -> None:
 
 
 def cores() -> int:
-    """All cores of the machine: those that a container leaves to this process bound its speed, not what it may ask."""
+    """All cores of the machine; a container may give this process fewer, which makes it slower and is no mistake."""
     return os.cpu_count() or 1
 
 
 def refuse_more_than_cores(threads: int | None) -> None:
-    """Refuse more CPU threads in a job than the machine has cores."""
+    """Refuse more CPU threads in a job than the machine has cores.
+
+    Raises:
+        UserError: there are fewer cores.
+    """
     if threads is not None and threads > cores():
         raise UserError("threads", threads, f"this machine has {cores()} cores", f"Give it {cores()} or fewer, or null")
 
 
 def check(node: Any, raw: Any = None, key: str = "") -> None:
-    """Hold every setting beneath a resolved configuration node against the signature of its ``_target_``.
+    """Check every setting beneath a resolved configuration node against the signature of its ``_target_``.
 
     Args:
         node: resolved.
         raw: the same node with its interpolations, by which an error names the setting that a value comes from.
         key: of the node.
+
+    Raises:
+        UserError: a setting has a wrong name or type, is missing, or is not finite.
     """
     if isinstance(node, float) and not math.isfinite(node):
         raise UserError(key, node, "is not finite", "Give it a number; where a setting may be left open, null does so")
@@ -99,7 +110,11 @@ GIVEN_TO_PARTS = {"d_model", "model"}
 
 
 def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
-    """The annotations of a target's parameters; a setting that is none of them, or a missing one, is refused."""
+    """The annotations of a target's parameters, by name.
+
+    Raises:
+        UserError: the target cannot be imported, a setting is no parameter of it, or one is missing.
+    """
     try:
         parameters = inspect.signature(_locate(node["_target_"]), eval_str=True).parameters.values()
     except Exception as error:
@@ -123,7 +138,11 @@ def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Refuse a value that its parameter's annotation does not admit."""
+    """Refuse a value that its parameter's annotation does not admit.
+
+    Raises:
+        UserError: says what the annotation admits.
+    """
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
     except (PydanticSchemaGenerationError, PydanticUserError):
@@ -137,7 +156,7 @@ def check_type(value: Any, annotation: Any, key: str) -> None:
 
 
 def alike(value: Any, annotation: Any) -> str:
-    """What was probably meant by a value of another type: 1e4 is 10000 to a person, and one name a list of it."""
+    """A suggestion for a value of nearly the right type: 10000 for 1e4, ``[x]`` for ``x``."""
     if isinstance(value, float) and value.is_integer() and "whole number" in in_words(annotation):
         return f", for example {int(value)}"
     return f", for example [{value}]" if annotation == list[str] and isinstance(value, str) else ""
@@ -155,7 +174,7 @@ WORDS = {
 
 
 def in_words(annotation: Any) -> str:
-    """What a type admits, for a person."""
+    """What a type admits, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         examples = [f", for example {one}" for about in arguments[1:] for one in getattr(about, "examples", None) or ()]
@@ -175,7 +194,7 @@ LARGEST_SHOWN = 2**31
 
 
 def limits_of(constraints: Iterable[Any]) -> Iterator[str]:
-    """What pydantic's constraints ask of a number, for a person."""
+    """What pydantic's constraints ask of a number, in words."""
     for about in constraints:
         for limit in getattr(about, "metadata", None) or [about]:  # of a Field, or a constraint by itself
             for name, words in LIMITS.items():
@@ -185,7 +204,7 @@ def limits_of(constraints: Iterable[Any]) -> Iterator[str]:
 
 
 def wanted_form(key: str, arguments: list[str]) -> str:
-    """What a setting takes, for a person: by the signature that it is for, or by the value that it has."""
+    """What a setting takes, in words: by the signature that it is for, or by the value that it has."""
     cfg = with_choices(arguments)
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg

@@ -1,4 +1,4 @@
-"""Settings that a job's model has no use for are refused or noted; so is the size that came with the model."""
+"""Settings that have no effect on a job are refused or noted; a size that the model chose itself is noted."""
 
 import logging
 import re
@@ -20,27 +20,56 @@ ABSENT = object()
 
 
 def check_choice(cfg: DictConfig) -> None:
-    """Refuse a job's settings that its model does not use; log the size that came with it, and an idle window."""
+    """Refuse a job's settings that have no effect; log the size that its model chose, and a window without effect.
+
+    Raises:
+        UserError: as ``refuse_without_effect``, or a launcher is given for one run.
+    """
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
     swept = hydra.mode is RunMode.MULTIRUN
     if not swept and (launcher := choices.get("launcher")):
         rule = "starts the jobs of a sweep, and this is one run"
         raise UserError("launcher", launcher, rule, "Add -m, or leave it out")
-    path_part("name", cfg.name, choices.model)
-    path_part("data_name", cfg.data_name, choices.data)
-    check_added(cfg, overrides)
-    check_mixers(cfg, choices, overrides)
+    refuse_without_effect(cfg, unused_mixers_too=not swept)
     if choices.get("size") == own_size(choices.model) and (note := size_note([choices.model], overrides)):
         log.info("%s", note)
     if not swept and (note := idle_note(cfg, choices.model, overrides)):
         log.info("%s", note)
-    if note := window_note(cfg):  # in a sweep, its table would show two equal models without a word
+    if note := window_note(cfg):  # the table of a sweep would show two equal models without a reason
         log.log(logging.WARNING if swept else logging.INFO, "%s", note)
 
 
+def refuse_without_effect(cfg: DictConfig, *, unused_mixers_too: bool = True) -> None:
+    """Refuse names that no folder can have, and settings that nothing of a job reads.
+
+    Args:
+        cfg: a job's, with its interpolations.
+        unused_mixers_too: refuse the settings of a mixer that the pattern leaves out, instead of a warning: in a sweep,
+            other jobs may use it.
+
+    Raises:
+        UserError: names the first of them; also a sweep of ``resume``.
+    """
+    hydra = HydraConfig.get()
+    choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
+    if hydra.mode is RunMode.MULTIRUN and cfg.resume is not None:
+        raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
+    path_part("name", cfg.name, choices.model)
+    path_part("data_name", cfg.data_name, choices.data)
+    check_added(cfg, overrides)
+    for error in settings_of_unused_mixers(cfg, choices, overrides):
+        if unused_mixers_too:
+            raise error
+        log.warning("%s", error)
+
+
 def check_added(cfg: DictConfig, overrides: Iterable[str]) -> None:
-    """Refuse a new part of the configuration (``+optimiser.lr=1``) that nothing in it refers to."""
+    """Refuse a new part of the configuration (``+optimiser.lr=1``) that nothing in it refers to.
+
+    Raises:
+        UserError: names the new setting.
+    """
     for override in overrides:
         key, value = parse(override)
         root = key.partition(".")[0]
@@ -57,7 +86,7 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def window_note(cfg: DictConfig) -> str | None:
-    """A note on a sliding window that is as long as the sequences, and so is none."""
+    """A note on a sliding window that is as long as the sequences, and so has no effect."""
     length, mixers = OmegaConf.select(cfg, "data.length"), cfg.model.get("mixers") or {}
     for name in dict.fromkeys(cfg.model.get("pattern") or ()):
         window = OmegaConf.select(mixers, f"{name}.window")
@@ -73,7 +102,7 @@ def unused_mixers(cfg: DictConfig) -> list[str]:
 
 
 def reaches_nothing(cfg: DictConfig, key: str) -> bool:
-    """Whether a model does not use a setting: that of a mixer that its pattern leaves out, or a size that it lacks.
+    """Whether a setting has no effect: that of a mixer which the pattern leaves out, or a size which nothing reads.
 
     Args:
         cfg: a job's, with its interpolations.
@@ -96,10 +125,8 @@ def idle_note(cfg: DictConfig, model: str, overrides: Iterable[str]) -> str | No
     return f"{', '.join(idle)}: changes nothing, as model={model} does not read it." if idle else None
 
 
-def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> None:
-    """Refuse what the command line or an experiment sets of a mixer that the pattern leaves out.
-
-    In a sweep, whose jobs share settings and may differ in the pattern, it is a warning.
+def settings_of_unused_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> Iterator[UserError]:
+    """An error for each setting of a mixer that the command line or an experiment sets and the pattern leaves out.
 
     Args:
         cfg: a job's, with its interpolations.
@@ -115,10 +142,7 @@ def check_mixers(cfg: DictConfig, choices: DictConfig, overrides: list[str]) -> 
     for name in unused:
         for key, value in differences(own[name], shipped.get(name, ABSENT), f"model.mixers.{name}"):
             rule = f"changes nothing, as model.pattern={list(cfg.model.pattern)} has no {name!r}"
-            error = UserError(key, value, rule, f"Put {name} into model.pattern, or leave {key} out")
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
-                raise error
-            log.warning("%s", error)
+            yield UserError(key, value, rule, f"Put {name} into model.pattern, or leave {key} out")
 
 
 def differences(node: Any, other: Any, key: str) -> Iterator[tuple[str, Any]]:

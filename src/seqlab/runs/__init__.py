@@ -1,1 +1,1 @@
-"""Run folders: what a run leaves, continuing one, and loading its model again."""
+"""Run folders: their content, continuing a run, and loading its model again."""

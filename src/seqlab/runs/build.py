@@ -18,7 +18,11 @@ from seqlab.training.trainer import Trainer
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a setting names; ``auto`` is the GPU where there is one."""
+    """The device that a setting names; ``auto`` is the GPU where there is one.
+
+    Raises:
+        UserError: ``cuda`` without a GPU.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device", name, "torch sees no CUDA device here", "Use device=auto or device=cpu")
     if name == "auto":
@@ -27,10 +31,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def built(cfg: DictConfig, part: str, **given: Any) -> Any:
-    """What the group ``part`` of the configuration describes.
+    """The object that the group ``part`` of the configuration describes.
 
     Raises:
-        UserError: the constructor's own, which Hydra hides in another exception, with the keys that one types.
+        UserError: the constructor's, which Hydra wraps in another exception, with the keys that a user types.
+        InstantiationException: the constructor raised another exception.
     """
     with under(part, cfg[part]):
         try:
@@ -61,9 +66,12 @@ def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Modul
 
 @contextmanager
 def shared_settings(cfg: DictConfig) -> Iterator[None]:
-    """Give a ``UserError`` about a model's setting whose name and value are one's in ``size`` the key of that one.
+    """Name the setting in ``size`` in a ``UserError`` about a model's setting of the same name and value.
 
-    There it is changed for all parts together; of a resolved configuration that is all there is to know of its origin.
+    That is where a user changes it for all parts together; a resolved configuration no longer has the interpolation.
+
+    Raises:
+        UserError: the one raised within.
     """
     size = cfg.get("size") or {}
 

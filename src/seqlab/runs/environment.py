@@ -36,6 +36,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
+    """The model of a GPU, or the processor and torch's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
@@ -51,6 +52,7 @@ def cpu_model() -> str | None:
 
 
 def package_version(name: str) -> str | None:
+    """The version of an installed package."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -71,7 +73,7 @@ def git_commit() -> str | None:
 
 
 def reset_peak_memory() -> None:
-    """Measure the peak from here on, so that it is one job's and not the process's."""
+    """Start the measurement of peak memory anew, so that it is one job's and not the process's."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if PROCESS.is_dir():

@@ -1,4 +1,4 @@
-"""Test sets beyond training: longer sequences, more pairs. One that cannot be measured costs the others nothing."""
+"""Test sets beyond training: longer sequences, more pairs. One that cannot be measured does not stop the others."""
 
 import logging
 from typing import Any
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def measure(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """For each further test set of the data its metrics, or ``error`` and why it could not be measured.
+    """The metrics of each further test set of the data, or ``error`` and why it could not be measured.
 
-    Why may be a model whose learned positions are too few, memory, or a kernel that does not take so much.
+    The model may have too few learned positions, memory may be too small, or a kernel may refuse the size.
     """
     names = trainer.data.further_tests
     if left_out(trainer):
@@ -33,6 +33,7 @@ def left_out(trainer: Trainer) -> list[str]:
 
 
 def measured(trainer: Trainer, name: str, bar: ProgressBar, place: str) -> dict[str, Any]:
+    """The metrics of one further test set, or ``error``; ``place`` is its number among all, in words."""
     log.info("Further test %s: %s.", place, name)
     try:
         return trainer.evaluate(name, bar).metrics
@@ -43,5 +44,5 @@ def measured(trainer: Trainer, name: str, bar: ProgressBar, place: str) -> dict[
         why = " ".join(str(foreseen or error).splitlines())
     log.warning("Further test %s cannot be measured: %s", name, why)
     if trainer.device.type == "cuda":
-        torch.cuda.empty_cache()  # so that a test after one too large finds what it left
+        torch.cuda.empty_cache()  # for the tests after one that was too large
     return {"error": why}

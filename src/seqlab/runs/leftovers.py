@@ -1,4 +1,4 @@
-"""A command that is refused before it made anything leaves the disk as it was.
+"""What a refused command wrote is removed again.
 
 Hydra makes the run folder before a single setting is checked, and a sweep its ``sweep.json``.
 """
@@ -16,7 +16,7 @@ from seqlab.runs.folder import CONFIG, SWEEP
 from seqlab.runs.lock import LOCK, only_process_in
 
 OF_A_START = {".hydra", "train.log", "summary.json", SWEEP, "multirun.yaml", LOCK}
-"""What may lie in a folder before its run or its first job begins; with anything else in it, it has begun."""
+"""Names that may be in a folder before its run or its first job begins; any other shows that it has begun."""
 
 OF_A_RUN = (CONFIG, ".jobs")
 """What a run or the first job of a sweep writes when it begins, in a folder of an earlier one too."""
@@ -63,7 +63,7 @@ class Leftovers:
         return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
 
     def of_another(self) -> bool:
-        """Whether another command has written here since, which may not have got as far as to lock the folder."""
+        """Whether another command has written here since; it may not have locked the folder yet."""
         try:
             written = yaml.safe_load((self.hydra / "overrides.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
@@ -75,7 +75,7 @@ class Leftovers:
 def in_use(folder: Path) -> bool:
     """Whether another process holds the folder."""
     try:
-        with contextlib.suppress(OSError), only_process_in(folder):  # a full disk takes no line about who holds it
+        with contextlib.suppress(OSError), only_process_in(folder):  # a full disk takes no line about the lock's holder
             return False
     except UserError:
         return True

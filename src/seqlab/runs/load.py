@@ -1,4 +1,4 @@
-"""Models outside a training run: the one that a run left, and one from the configuration with fresh weights."""
+"""Models outside a training run: that of a run folder, and a configured one with untrained weights."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    """What a run left."""
+    """The trained model of a run folder."""
 
     cfg: DictConfig
     data: DataSet
@@ -78,9 +78,13 @@ def load_run(
 
 
 def best_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:
-    """The weights that were the best by validation when the newest checkpoint was written, and their step.
+    """The step and weights that were the best by validation when the newest checkpoint was written.
 
-    Where they are damaged, those of an older checkpoint, with a warning that names their step.
+    Where they are damaged, those of an older checkpoint, with a warning that names their step. The weights are by
+    parameter name, each of its parameter's shape.
+
+    Raises:
+        UserError: no checkpoint is undamaged.
     """
     checkpoints = checkpoint.existing(folder / "checkpoints")
     damaged: set[Path] = set()
@@ -115,6 +119,9 @@ def fresh_model(
         size: of a file in ``conf/size``; None for the one that the model names itself, or ``usual_size``.
         vocabulary: how many tokens there are.
         max_length: the longest sequence, which sizes learned positions.
+
+    Raises:
+        UserError: no file has that name.
     """
     for group, option in {"model": name, "size": size}.items():
         if option not in (*options_of(group), None):

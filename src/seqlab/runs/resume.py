@@ -1,4 +1,4 @@
-"""Going on with an earlier run: which folder, and which settings may differ from those that it was started with."""
+"""Continuing an earlier run: its folder, and the settings that may differ from those that it was started with."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def folder_to_continue(resume: str) -> str:
-    """The folder that ``resume`` names, if it is a run's."""
+    """The folder that ``resume`` names; refused if it is no run's."""
     refuse_links(Path(str(resume)))
     saved_in(Path(str(resume)))
     return resume
@@ -78,7 +78,11 @@ def pinned(cfg: DictConfig) -> dict[str, Any]:
 
 
 def refuse_used_folder(folder: Path) -> None:
-    """Refuse to write a fresh run into the folder of another."""
+    """Refuse to write a new run into the folder of another.
+
+    Raises:
+        UserError: the folder holds a run, or files that a run would overwrite.
+    """
     saved = (folder / CONFIG).exists()
     if saved or (folder / "checkpoints").exists():
         remedy = f"Continue it with {resume_command(folder)}, or name another folder" if saved else "Name another one"
@@ -94,6 +98,9 @@ def refuse_another_job(cfg: DictConfig, folder: Path) -> None:
 
     A setting that the folder lacks and the command line does not name was added by a later version, whose default is
     what earlier versions did.
+
+    Raises:
+        UserError: names the first setting that differs.
     """
     saved, asked = flatten(OmegaConf.to_container(saved_in(folder)), into_lists=True), settings_of(cfg)
     hydra = HydraConfig.get()
@@ -118,7 +125,8 @@ def result_of(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
 
     Raises:
         UserError: the folder holds another job.
-        Diverged: it did so before, and would again.
+        Diverged: the job diverged before, and would again.
+        NoResult: its updates were mostly skipped before, and would be again.
     """
     if not (folder / CONFIG).exists():
         return None
@@ -176,6 +184,9 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     Args:
         cfg: as composed from the command line.
         overrides: the command line's.
+
+    Raises:
+        UserError: the command line changes another setting than a resumed run may.
     """
     folder, changes = Path(cfg.resume), parse_all(overrides)
     saved = saved_in(folder)
@@ -199,7 +210,11 @@ def continued(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def refuse_edited(saved: DictConfig, folder: Path) -> None:
-    """Refuse a configuration that was edited by hand; settings that only one side has are of another version."""
+    """Refuse a configuration that was edited by hand; settings that only one side has are of another version.
+
+    Raises:
+        UserError: names the first setting that was edited.
+    """
     then, now = checkpoint.origin_of(folder / "checkpoints").get("settings") or {}, pinned(saved)
     for key in sorted(then.keys() & now.keys()):
         before = RENAMED.get(then[key], then[key]) if key.endswith("_target_") else then[key]
@@ -209,7 +224,11 @@ def refuse_edited(saved: DictConfig, folder: Path) -> None:
 
 
 def refuse_other_data(data: DataSet, folder: Path) -> None:
-    """Refuse other data than the run began with; real numbers that are generated may be rounded differently."""
+    """Refuse other data than the run began with; of generated real numbers, whose rounding may differ, only warn.
+
+    Raises:
+        UserError: the fingerprints of tokens differ.
+    """
     then = checkpoint.origin_of(folder / "checkpoints") or load(folder / "summary.json")
     fingerprint = then.get("data_fingerprint")
     if fingerprint in (None, data.fingerprint):
@@ -222,12 +241,15 @@ def refuse_other_data(data: DataSet, folder: Path) -> None:
 
 
 def refuse_empty_changes(cfg: DictConfig, folder: Path, trainer: Trainer) -> None:
-    """Refuse changes that no step would be made with: a budget below the steps made, or settings of steps at the end.
+    """Refuse changes without effect: a budget below the steps made, or settings of steps when none is left.
 
     Args:
         cfg: the configuration with the changes.
         folder: the run folder, with the configuration and the summary of before.
         trainer: restored.
+
+    Raises:
+        UserError: names the changed setting.
     """
     done = trainer.counters.step
     if trainer.total < done:

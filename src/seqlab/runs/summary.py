@@ -1,4 +1,4 @@
-"""``summary.json``: what is known about a run besides its metrics over time."""
+"""``summary.json``: facts and results of a run besides its metrics over time."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ OF_THE_STEPS = (
 
 
 def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> Summary:
-    """What is known of a run before it starts."""
+    """The facts of a run before it starts."""
     return (
         {"model": cfg.name, "data": cfg.data_name, "seed": cfg.seed, "folder": os.path.relpath(folder)}
         | ({"matched": OmegaConf.to_container(cfg.matched)} if "matched" in cfg else {})
@@ -67,7 +67,7 @@ def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> Summary:
 
 
 def progress_of(trainer: Trainer) -> Summary:
-    """What a run has spent and reached so far.
+    """What a run has spent (steps, samples, tokens, FLOPs, seconds, bytes) and its best validation loss so far.
 
     ``wall_seconds`` is all time from the first step, with validation, checkpoints and the test split. The time of
     further tests, which differs between models, is apart in ``further_seconds``.
@@ -110,7 +110,7 @@ def ending_of(error: BaseException) -> Summary:
 
 @contextmanager
 def failure_written(cfg: DictConfig, folder: Path) -> Iterator[None]:
-    """Where a run fails before its first step, write why to its folder; a summary of steps already made stays."""
+    """Write the error of a run that fails before its first step to its folder; a summary of earlier steps stays."""
     before = load(folder / "summary.json")
     try:
         yield
@@ -148,7 +148,7 @@ def overwrite_status(path: Path, status: str) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """Numbers that are not finite as null, at any depth."""
+    """A copy with ``None`` for numbers that are not finite, at any depth."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

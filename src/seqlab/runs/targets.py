@@ -1,4 +1,4 @@
-"""What an experiment is to reach: ``target`` in its YAML, checked at the start and judged at the end.
+"""The targets of an experiment: ``target`` in its YAML, checked at the start and judged at the end.
 
 A target is a path in ``summary.json`` and a rule::
 
@@ -6,8 +6,8 @@ A target is a path in ``summary.json`` and a rule::
       test.accuracy: {at_least: 0.998, published: 0.998}
       further_tests.length=1048576.accuracy: {at_least: 1.0, models: [mamba]}
 
-For a model that ``models`` does not name, and for a rule with ``published`` alone, there is a value and no verdict.
-A missed target changes nothing in how a run ends.
+A model that ``models`` does not name, and a rule with ``published`` alone, get a value and no verdict. A missed target
+does not change a run's exit status.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from seqlab.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from seqlab.data import DataSet  # which brings torch, and the command line shows its help without
 
 PARTS = ("test", "best_validation", "further_tests", "test_slices")
@@ -33,12 +35,20 @@ EXAMPLE = "For example target: {test.accuracy: {at_least: 0.99}}"
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value is held against; bounds are inclusive."""
+    """The bounds that a value is compared with, inclusive, and the published value."""
 
     at_least: float | None = None
     at_most: float | None = None
     published: float | None = None
     models: list[str] | None = None
+
+
+def targets_of(cfg: "DictConfig") -> dict[str, Any] | None:
+    """The published figures to reach; the configuration of an older run has none."""
+    from omegaconf import OmegaConf  # which whoever only reads targets need not wait for
+
+    target = cfg.get("target")
+    return OmegaConf.to_container(target) if OmegaConf.is_config(target) else target
 
 
 def check_targets(targets: Any, name: str) -> None:
@@ -47,6 +57,9 @@ def check_targets(targets: Any, name: str) -> None:
     Args:
         targets: what the configuration says of them.
         name: the run's, which is its model's unless it was given another.
+
+    Raises:
+        UserError: names the target.
     """
     if targets is None:
         return
@@ -62,8 +75,12 @@ def check_targets(targets: Any, name: str) -> None:
 
 
 def check_rule(rule: Any, key: str, run: str) -> None:
-    """Refuse a rule with a mistyped name or value, or with nothing to hold a value against."""
-    from seqlab.config.options import model_options  # Hydra, which whoever only reads targets need not wait for
+    """Refuse a rule with a mistyped name or value, or without a bound and a published value.
+
+    Raises:
+        UserError: names the rule.
+    """
+    from seqlab.config.options import model_options  # imports Hydra
 
     if not isinstance(rule, dict) or set(rule) <= {"models"}:
         raise UserError(key, rule, "must have at_least, at_most or published", EXAMPLE)
@@ -84,12 +101,15 @@ def check_rule(rule: Any, key: str, run: str) -> None:
 
 
 def check_names(targets: dict[str, Any] | None, data: "DataSet", model: str) -> None:
-    """Refuse a target on what will not be measured, as far as the data tells before a run.
+    """Refuse a target on a metric or test that the data does not have.
 
     Args:
         targets: sound ones, as ``check_targets`` leaves them.
         data: a data object.
-        model: the run's. What is for other models alone may be of a data set that only they are run on.
+        model: the run's. A target for other models alone may be of a data set that only they are run on.
+
+    Raises:
+        UserError: names the target.
     """
     metrics = ["loss", *data.metrics]
     for path, rule in (targets or {}).items():
@@ -111,13 +131,17 @@ def check_names(targets: dict[str, Any] | None, data: "DataSet", model: str) -> 
 
 
 def check_name(path: str, rule: Any, name: str, names: Sequence[str], kind: str) -> None:
-    """Refuse a target whose path has a name that is none of those there are."""
+    """Refuse a target whose path has a name that is none of ``names``.
+
+    Raises:
+        UserError: names the target.
+    """
     if name not in names:
         raise UserError(f"target.{path}", rule, f"this data has no {kind} {name!r}", nearest(name, names))
 
 
 def difficulties_of(data: "DataSet") -> list[str]:
-    """What the test split is sliced by, found from its first example."""
+    """The names of the test split's slices, from its first example."""
     return list(data.slices(next(data.evaluation_batches("test", 1))))
 
 
@@ -127,7 +151,7 @@ def is_for(rule: dict[str, Any], model: str) -> bool:
 
 
 def judged(targets: dict[str, Any] | None, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each target with its value and whether it is reached; ``None`` where nothing was measured or asked."""
+    """Each target with its value and whether it is reached, ``None`` where there is no value or no bound."""
     return [
         {"metric": path, "rule": rule, "value": value, "reached": is_reached(rule, value, summary["model"])}
         for path, rule in (targets or {}).items()
@@ -136,7 +160,7 @@ def judged(targets: dict[str, Any] | None, summary: dict[str, Any]) -> list[dict
 
 
 def is_reached(rule: dict[str, Any], value: float | None, model: str) -> bool | None:
-    """Whether a value keeps within a rule's bounds, if it has some for this model."""
+    """Whether a value is within a rule's bounds; ``None`` if there are none for this model, or no value."""
     asked = Rule(**rule)
     bounded = asked.at_least is not None or asked.at_most is not None
     if value is None or not bounded or not is_for(rule, model):
@@ -156,7 +180,7 @@ def verdict(target: dict[str, Any]) -> str:
 
 
 def bounds(target: dict[str, Any]) -> str:
-    """A judged target's metric and what is asked of it: ``test.accuracy >= 0.998``."""
+    """A judged target's metric and bounds: ``test.accuracy >= 0.998``."""
     rule = Rule(**target["rule"])
     asked = {">=": rule.at_least, "<=": rule.at_most}
     said = " and ".join(f"{sign} {bound:.6g}" for sign, bound in asked.items() if bound is not None)

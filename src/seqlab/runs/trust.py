@@ -1,4 +1,4 @@
-"""What the configuration in a run folder may name, since a folder may come from anyone (docs/security.md).
+"""The targets that the configuration in a run folder may name, since a folder may come from anyone (docs/security.md).
 
 A configuration is code: its ``_target_`` names what is imported and called. What a user composes is the user's own
 code; what is read from a run folder is not trusted until all its targets are known.
@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -78,7 +78,7 @@ def trusted(cfg: DictConfig, own: Sequence[str] = ()) -> DictConfig:
     foreign = [(key, target) for key, target in targets if not (isinstance(target, str) and target in known)]
     for key, target in foreign:
         if not within(target, own):
-            raise untrusted(key, target)
+            refuse_target(key, target)
     for key, target in foreign:
         refuse_another_under_that_name(key, target, own)
     forget_foreign_cache(resolved)
@@ -106,7 +106,11 @@ def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def refuse_functions(node: Any) -> None:
-    """Refuse interpolations that are more than references to other settings."""
+    """Refuse interpolations that are more than references to other settings.
+
+    Raises:
+        UserError: one calls a function.
+    """
     for key, _, value in entries(node):
         if isinstance(value, str) and "${" in REFERENCE.sub("", value):
             rule = "a run folder holds values and references to its own settings, and this calls a function"
@@ -119,17 +123,22 @@ def within(target: Any, packages: Iterable[str]) -> bool:
 
 
 def refuse_another_under_that_name(key: str, target: str, own: Sequence[str]) -> None:
-    """Refuse what a user's own module merely imports, such as ``my_package.os.system``."""
+    """Refuse a target that a user's own module merely imports, such as ``my_package.os.system``."""
     try:
         found = get_object(target)
     except Exception:
         return  # the check of settings says why it cannot be used
     name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     if name not in known_targets() and not within(name, own):
-        raise untrusted(key, target, f"{name}, which is not of {' or '.join(own)}")
+        refuse_target(key, target, f"{name}, which is not of {' or '.join(own)}")
 
 
-def untrusted(key: str, target: Any, what: str = "other code") -> UserError:
+def refuse_target(key: str, target: Any, what: str = "other code") -> NoReturn:
+    """Refuse a target that is not trusted.
+
+    Raises:
+        UserError: says what the target is, and how the user may trust it.
+    """
     rule = f"a run folder may have seqlab's own parts built, and this is {what}"
     package = target.partition(".")[0] if isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target) else None
     remedy = f"If that code is yours and so is the folder, add trust={package}"
@@ -137,11 +146,15 @@ def untrusted(key: str, target: Any, what: str = "other code") -> UserError:
         remedy = "If it is a part that you added, name it in a YAML of conf/, and if not, leave that folder alone"
     elif package is None or package in NEVER:
         remedy = "No run of yours names it, so leave that folder alone"
-    return UserError(key, target, rule, remedy)
+    raise UserError(key, target, rule, remedy)
 
 
 def check_package(name: str) -> None:
-    """Refuse to trust a name that is no package's, and the packages whose functions could run anything."""
+    """Refuse to trust a name that is no package's, and the packages whose functions could run anything.
+
+    Raises:
+        UserError: it is one of these.
+    """
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
         raise UserError("trust", name, "is no name of a package", "Write trust=my_package, the name that you import")
     if name.partition(".")[0] in NEVER:
@@ -158,7 +171,7 @@ def packages(trust: str | Sequence[str] | None) -> list[str]:
 
 
 def forget_foreign_cache(config: dict[str, Any]) -> None:
-    """Leave out a ``cache_dir`` without a cache of ours in it: a run folder does not decide where downloads go."""
+    """Remove a ``cache_dir`` that holds no cache of seqlab's: a run folder does not decide where downloads go."""
     for node in [config, *(value for _, _, value in entries(config) if isinstance(value, dict))]:
         named = node.get("cache_dir")
         if named is not None and not is_cache(Path(str(named)).expanduser()):
@@ -175,6 +188,9 @@ def refuse_tracker(cfg: DictConfig) -> None:
     """Refuse a tracker that neither the environment nor the command line names.
 
     It would get, with the metrics, the credentials that the environment holds for another one.
+
+    Raises:
+        UserError: names the tracker.
     """
     logger = cfg.get("logger")
     uri = logger.get("tracking_uri") if isinstance(logger, DictConfig) else None
@@ -185,7 +201,11 @@ def refuse_tracker(cfg: DictConfig) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse to write in a folder that holds links; checkpoints may lie elsewhere, if they are no other run's."""
+    """Refuse to write in a folder that holds symbolic links; checkpoints may be elsewhere, if they are no other run's.
+
+    Raises:
+        UserError: names the first link.
+    """
     kept = folder / "checkpoints"
     links = [path for path in sorted(folder.glob("*")) if path.is_symlink() and path != kept]
     if kept.is_symlink() and (kept.resolve().parent / "config.yaml").exists():

@@ -2,27 +2,40 @@
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import override
 
 from seqlab.config.exceptions import report
 from seqlab.config.without_effect import size_note
-from seqlab.console import say
 from seqlab.runs import leftovers
 from seqlab.runs.folder import SWEEP
 from seqlab.sweep import watch
 from seqlab.sweep.entries import ENTRIES
 
 
-class ShowSweep(Callback):
-    """Starts the display in the process that was called; ``seqlab.cli.main.run`` ends it, however the sweep ends.
+@contextmanager
+def hydra_of(config: DictConfig) -> Iterator[None]:
+    """Resolve ``${hydra:...}`` from a composed configuration, as within its run or job."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(config)
+    try:
+        yield
+    finally:
+        hydra.cfg = before
 
-    It also notes what is in the folder of the run or sweep beforehand, for ``seqlab.runs.leftovers``.
+
+class ShowSweep(Callback):
+    """Starts the display in the process that the user started; ``seqlab.cli.main.run`` ends it.
+
+    It also lists what is in the folder of the run or sweep beforehand, for ``seqlab.runs.leftovers``.
 
     Args:
         varies: the keys that differ between the sweep's jobs; read from the configuration, where jobs find them too.
@@ -31,15 +44,14 @@ class ShowSweep(Callback):
     def __init__(self, varies: Sequence[str] = ()):
         pass
 
+    @override
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra = HydraConfig.instance()
-        before = hydra.cfg
-        with contextlib.suppress(Exception):  # Hydra makes the folder next, and raises the same error then
-            hydra.set_config(config)  # the folder's name refers to it
+        # Hydra makes the folder next, and raises the same error then.
+        with contextlib.suppress(Exception), hydra_of(config):  # the folder's name refers to it
             folder, typed = Path(config.hydra.run.dir), list(config.hydra.overrides.task)
             leftovers.note(folder, typed, config.hydra.output_subdir)
-        hydra.cfg = before
 
+    @override
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             self.begin(config)
@@ -47,7 +59,7 @@ class ShowSweep(Callback):
             sys.exit(report(error, debug=config.debug is True))
 
     def begin(self, config: DictConfig) -> None:
-        """Print which folder the sweep is in, and start the display."""
+        """Start the display, which names the sweep's folder when the first job is about to start."""
         folder = Path(config.hydra.sweep.dir)
         typed = OmegaConf.to_container(config.hydra.overrides.task)
         leftovers.note(folder, typed)
@@ -58,6 +70,5 @@ class ShowSweep(Callback):
         else:
             where = f"A new sweep in {folder}."
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
-        watch.begin(folder, typed, list(config.hydra.callbacks.show_sweep.varies))
-        for line in filter(None, (where, size_note(models, typed))):
-            say(line)
+        notes = filter(None, (where, size_note(models, typed)))
+        watch.begin(folder, typed, list(config.hydra.callbacks.show_sweep.varies), list(notes))

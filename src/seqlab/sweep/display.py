@@ -1,4 +1,4 @@
-"""A sweep on the screen: the live table, plain lines where there is no screen, and the tables at the end."""
+"""A sweep on the screen: the live table, plain lines where there is no terminal, and the tables at the end."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ BESIDE_THE_ROWS = 8  # lines of a screen that the table's frame, the bar and the
 
 
 def duration(seconds: float) -> str:
-    """Time to two units: 8 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds in at most two units: 8 s, 3 min 05 s, 2 h 10 min."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -29,11 +29,12 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
+    """A loss to four decimals, or nothing."""
     return "" if value is None else f"{value:.4f}"
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, or the whole where two end alike."""
+    """The last part of each key, or the whole key where two end alike."""
     last = [key.rpartition(".")[2] for key in keys]
     return [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
 
@@ -63,18 +64,19 @@ def totals(jobs: Sequence[Job], total: int | None, elapsed: float) -> str:
 
 
 def outcome(jobs: Sequence[Job], total: int | None, elapsed: float) -> str:
-    """How many jobs of a sweep ended in which way, in a line."""
+    """How many jobs of a sweep ended in which way, and the seconds in all, in a line."""
     count = Counter(job.status for job in jobs)
     count["not begun"] = (total or 0) - len(jobs)
     return ", ".join([*(f"{number} {status}" for status, number in count.items() if number > 0), duration(elapsed)])
 
 
 def of(total: int | None) -> str:
+    """`` of 12``, or nothing where the number of jobs is unknown."""
     return "" if total is None else f" of {total}"
 
 
 def live(jobs: Sequence[Job], total: int | None, elapsed: float, height: int) -> RenderableType:
-    """What a terminal of ``height`` lines shows of a sweep: its ended jobs, then the running ones, then the totals."""
+    """A sweep on a terminal of ``height`` lines: its ended jobs, then the running ones, then the totals."""
     ordered = sorted(jobs, key=lambda job: not job.ended)
     room = max(3, height - BESIDE_THE_ROWS)
     lines: list[RenderableType] = []
@@ -90,7 +92,7 @@ def live(jobs: Sequence[Job], total: int | None, elapsed: float, height: int) ->
 
 
 def line(job: Job, place: int, total: int | None) -> str:
-    """An ended job, where there is no screen to show a table."""
+    """An ended job, the ``place``-th, in a line for output without a terminal."""
     losses = {"best validation": job.validation, "test": job.test}
     parts = [f"[{place}{of(total)}] {job.name}: {job.status}"]
     parts += [f"{name} {number(loss)}" for name, loss in losses.items() if loss is not None]

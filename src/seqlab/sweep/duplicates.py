@@ -1,4 +1,4 @@
-"""Jobs of a sweep that would be the same run, since the setting in which they differ has no effect."""
+"""Jobs of a sweep that would be the same run, since they differ only in settings without effect."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ MODEL_SPECIFIC = ("size.", "model.mixers.")
 def without_duplicates(
     jobs: Sequence[list[str]], compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]
 ) -> tuple[list[list[str]], list[str]]:
-    """Keep the first of jobs whose models and training would be equal: the others would be no further evidence.
+    """Keep the first of the jobs whose models and training would be equal: the others would repeat it.
 
     Args:
         jobs: the overrides of each.
@@ -46,12 +46,12 @@ def without_duplicates(
 
 
 def decides(override: str, is_group: Callable[[str], bool]) -> bool:
-    """Whether an override may change what reads what: a choice, a part of the model, a new setting."""
+    """Whether an override may change which settings are read: a choice, a part of the model, a new setting."""
     return is_group(key_of(override)) or override.startswith(("model.", "+", "~"))
 
 
 def left_out_in_words(key: str, models: Counter[str]) -> str:
-    """The line on a setting, given how many jobs of each model are left out for it."""
+    """The line to print on a setting, given how many jobs of each model are left out for it."""
     number = models.total()
     jobs = "1 job that would repeat another is" if number == 1 else f"{number} jobs that would repeat others are"
     return f"{key} changes nothing for {', '.join(models)}: {jobs} left out."

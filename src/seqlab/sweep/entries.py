@@ -1,7 +1,7 @@
-"""One small file for each job of a sweep, which the job writes itself, whichever process it runs in.
+"""Entries: one small file for each job of a sweep, written by the job in whichever process it runs.
 
 ``<sweep>/.jobs/<name>.json`` holds a job's number, folder and overrides, and how it ended. ``<sweep>/sweep.json`` is
-made of these. A job that is refused, as its folder belongs to another run, has no other place to write that to.
+made of these. A job that is refused, as its folder belongs to another run, can write that nowhere else.
 """
 
 import contextlib

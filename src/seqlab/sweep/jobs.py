@@ -44,28 +44,32 @@ class Job:
 
     @property
     def name(self) -> str:
+        """The settings that vary, or the folder's name."""
         return " ".join(f"{key}={value}" for key, value in self.settings.items()) or self.folder.name
 
     @property
     def ended(self) -> bool:
+        """Whether it runs no more, for whichever reason."""
         return self.status != RUNNING
 
     @property
     def succeeded(self) -> bool:
+        """Whether it has a result: completed now or earlier, or pruned."""
         return self.status in (COMPLETED, EARLIER, PRUNED)
 
     @property
     def failed(self) -> bool:
+        """Whether it ended in an error; an interrupted job has not failed."""
         return self.ended and not self.succeeded and self.status != INTERRUPTED
 
     @property
     def done(self) -> float:
-        """The part of this job that is done, by whichever sweep."""
+        """The share of this job that is done, by this or an earlier sweep."""
         return 1.0 if self.ended else self.step / max(1, self.total)
 
     @property
     def work(self) -> float:
-        """The part of this job that this sweep has done."""
+        """The share of this job that this sweep has done."""
         return (self.step - self.began_at) / self.total if self.total and self.status != EARLIER else 0.0
 
 
@@ -76,6 +80,7 @@ def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def key_of(override: str) -> str:
+    """The key of an override, with ``+`` or ``~``."""
     return override.partition("=")[0]
 
 
@@ -134,7 +139,7 @@ def read_job(folder: Path, entry: Entry, since: int, began_at: int) -> Job:
 
 
 def last_records(path: Path) -> dict[str, Record]:
-    """The last record of each split, as far as they are near the end of a metrics file."""
+    """The last record of each split, by split, among those at the end of a metrics file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -147,7 +152,7 @@ def last_records(path: Path) -> dict[str, Record]:
 
 
 def seconds_left(jobs: Sequence[Job], total: int | None, elapsed: float) -> float | None:
-    """An estimate of the time left from the share of work done so far; ``None`` before there is any."""
+    """An estimate of the seconds left, from the share of the work done so far; ``None`` before there is any."""
     done = math.fsum(job.work for job in jobs)
     if total is None or done <= 0:
         return None

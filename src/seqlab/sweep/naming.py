@@ -17,8 +17,8 @@ from seqlab.sweep.jobs import key_of, varying
 from seqlab.sweep.points import union
 
 POINTS = "hydra_plugins.seqlab_points.PointsSweeper"
-"""The sweeper that knows its jobs before the first one runs. It stands in for Hydra's own, which composes every job
-twice, once only to see whether that can be done."""
+"""The sweeper that knows its jobs before the first one runs. It replaces Hydra's own, which composes every job twice,
+once only to see whether that is possible."""
 
 LONGEST = 128
 """Bytes of a folder's name; file systems take 255, some with encryption 143."""
@@ -46,7 +46,7 @@ def sweep_folder(resume: bool, overrides: Mapping[str, Sequence[str]], fresh: st
 
 
 def mark_of(overrides: Iterable[str]) -> str:
-    """Eight characters that stand for overrides, in whatever order."""
+    """A hash of overrides in eight characters, independent of their order."""
     return hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:8]
 
 

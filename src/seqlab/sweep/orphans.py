@@ -1,6 +1,6 @@
-"""Jobs in other processes end with the sweep that started them, also where it was killed and could end nothing itself.
+"""Jobs in other processes end with the sweep that started them, even if it was killed and could not stop them.
 
-Its workers would train on otherwise, and then wait for more. On a cluster, where jobs are meant to outlive the shell
+Its workers would otherwise train on, and then wait for more. On a cluster, where jobs are meant to outlive the shell
 that queued them, nothing here applies.
 """
 

@@ -12,7 +12,11 @@ from seqlab.errors import UserError
 
 
 def refuse_empty(overrides: Iterable[Override]) -> None:
-    """Refuse an empty range: the product with it has no jobs."""
+    """Refuse an empty range: the product with it has no jobs.
+
+    Raises:
+        UserError: names the setting.
+    """
     for override in overrides:
         if override.is_discrete_sweep() and not any(True for _ in override.sweep_string_iterator()):
             key, typed = parse(override.input_line)
@@ -46,7 +50,7 @@ def representatives(jobs: Iterable[Sequence[str]], is_group: Callable[[str], boo
 
 
 def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
-    """What two overrides share that are wrong in the same way, and whether it is the choice of an option."""
+    """A key that is equal for overrides which are wrong in the same way, and whether it is the choice of an option."""
     key, _, value = override.partition("=")
     if is_group(key.lstrip("+~").partition("@")[0]):
         return override, True
@@ -54,7 +58,11 @@ def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
 
 
 def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:
-    """The overrides of every job, each job once."""
+    """The overrides of every job, each job once.
+
+    Raises:
+        UserError: ``points`` is no list of texts.
+    """
     if not isinstance(points, Sequence | None) or any(not isinstance(point, str) for point in points or ()):
         rule = "is a list of products of settings, each in quotes"
         remedy = "For example hydra.sweeper.points=['model=mamba,lstm seed=1,2','model=mlp']"
@@ -73,6 +81,6 @@ def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[
 
 
 def models_of(overrides: list[Override]) -> set[str]:
-    """The models that overrides choose, none if they leave that open."""
+    """The models that overrides choose, if they do."""
     chosen = [override for override in overrides if override.get_key_element() == "model"]
     return {parse(job[0])[1] for job in BasicSweeper.split_arguments(chosen, None)[0] if job}

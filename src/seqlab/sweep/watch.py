@@ -1,6 +1,6 @@
-"""The display of a sweep in the process that was called: a live table, then the results and the exit status.
+"""The display of a sweep in the process that the user started: a live table, then the results and the exit status.
 
-It reads files alone, so it does not matter which launcher runs the jobs.
+It only reads files, so it does not matter which launcher runs the jobs.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import rich
@@ -35,10 +36,11 @@ class Watch:
         folder: the sweep's.
         overrides: the command line's.
         keys: the settings that vary; without any, those that vary among the jobs so far.
+        notes: lines to print before the first job.
     """
 
-    def __init__(self, folder: Path, overrides: list[str], keys: list[str]):
-        self.folder, self.overrides, self.keys = folder, overrides, keys
+    def __init__(self, folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str] = ()):
+        self.folder, self.overrides, self.keys, self.notes = folder, overrides, keys, notes
         self.total: int | None = None
         self.console = rich.get_console()
         self.since, self.began = write_sweep(folder, overrides), time.monotonic()
@@ -53,11 +55,12 @@ class Watch:
         )
 
     def start(self) -> None:
+        """Start the display."""
         taken.set()
         self.live.start()
         self.before = None
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            # For a stop between two jobs; while one trains, its own handler stops it after a step.
+            # For a signal between two jobs; while one trains, its own handler stops it after a step.
             self.before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     def stop(self) -> None:
@@ -106,10 +109,10 @@ class Watch:
 _current: Watch | None = None
 
 
-def begin(folder: Path, overrides: list[str], keys: list[str]) -> None:
+def begin(folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str]) -> None:
     """Display a sweep until ``finish``; the arguments are those of ``Watch``."""
     global _current
-    _current = Watch(folder, overrides, keys)
+    _current = Watch(folder, overrides, keys, notes)
     _current.start()
 
 
@@ -118,10 +121,12 @@ def watching() -> bool:
     return _current is not None
 
 
-def expect(jobs: int) -> None:
-    """Set the number of jobs."""
+def expect(jobs: int | None, notes: Sequence[str] = ()) -> None:
+    """Set the number of jobs, if it is known, and print the notes; called once the sweep is certain to start."""
     if _current is not None:
         _current.total = jobs
+        for note in (*_current.notes, *notes):
+            say(note)
 
 
 def finish(status: int) -> int:

@@ -1,1 +1,1 @@
-"""Hyper-parameter search with Optuna. Nothing here is imported unless a search runs, but for ``pruning``."""
+"""Hyper-parameter search with Optuna. Only ``pruning`` is imported where no search runs."""

@@ -1,4 +1,4 @@
-"""The search in the process of a trial: its validation losses are reported, and it ends if the pruner decides so."""
+"""The search in the process of a trial: its validation losses are reported, and the pruner may stop it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -49,6 +49,11 @@ class Arm:
         """The overrides of a trial with these values."""
         return [*self.fixed, *(f"{key}={value}" for key, value in self.settings(values).items())]
 
+    def outermost(self) -> list[list[str]]:
+        """The overrides of two trials, with the first values of all dimensions and with the last."""
+        bounds_of = {key: bounds(dimension) for key, dimension in self.dimensions.items()}
+        return [self.overrides({key: values[end] for key, values in bounds_of.items()}) for end in (0, 1)]
+
     @property
     def fingerprint(self) -> str:
         """What must be the same for trials to belong to one study."""
@@ -64,6 +69,9 @@ def arms(overrides: Sequence[Override], each: Iterable[str], compose: Callable[[
         overrides: the command line's.
         each: keys whose choices are not searched but compared.
         compose: a job's configuration from its overrides.
+
+    Raises:
+        UserError: a combination has nothing to search, or the seed is searched.
     """
     each, fixed, apart, free = set(each), [], [], {}
     for override in overrides:
@@ -88,13 +96,14 @@ def arms(overrides: Sequence[Override], each: Iterable[str], compose: Callable[[
             rule = "nothing is left to search"
             remedy = "Give it a setting with interval(...), range(...) or choice(...)"
             raise UserError("search", name, rule, remedy)
-        compose([*fixed, *choice, *(f"{key}={first(value)}" for key, value in own.items())])  # refuses unknown names
-        found.append(Arm(re.sub(r"[^\w.-]+", "_", name), [*fixed, *choice], own))
+        arm = Arm(re.sub(r"[^\w.-]+", "_", name), [*fixed, *choice], own)
+        compose(arm.outermost()[0])  # refuses unknown names
+        found.append(arm)
     return found
 
 
 def has(cfg: DictConfig, key: str) -> bool:
-    """Whether an architecture has a setting; its parts and sizes differ, everything else is the same for all."""
+    """Whether an architecture has a setting; only the model's parts and sizes differ between architectures."""
     absent = object()
     if reaches_nothing(cfg, key):
         return False
@@ -102,7 +111,11 @@ def has(cfg: DictConfig, key: str) -> bool:
 
 
 def dimension(override: Override) -> BaseDistribution:
-    """Optuna's distribution of a sweep: ``choice``, ``range`` or ``interval``, on a log scale if tagged ``log``."""
+    """Optuna's distribution of a sweep: ``choice``, ``range`` or ``interval``, on a log scale if tagged ``log``.
+
+    Raises:
+        UserError: the bounds are none of a distribution.
+    """
     sweep = override.value()
     log_scale = "log" in getattr(sweep, "tags", ())
     try:
@@ -124,6 +137,8 @@ def typed(override: Override) -> str:
     return parse(override.input_line)[1]
 
 
-def first(distribution: BaseDistribution) -> Any:
-    """Some value of a distribution."""
-    return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else distribution.low
+def bounds(distribution: BaseDistribution) -> tuple[Any, Any]:
+    """The first and the last value of a distribution."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0], distribution.choices[-1]
+    return distribution.low, distribution.high

@@ -6,6 +6,7 @@ their validation losses for the pruner.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from optuna.trial import TrialState
 
 from seqlab.errors import UserError
 from seqlab.jsonio import dump, load
+from seqlab.sweep import watch
 from seqlab.sweep.entries import SEARCH_RESULTS
 from seqlab.sweep.search.pruning import storage_in, trial_id
 from seqlab.sweep.search.space import Arm, arms
+from seqlab.sweep.shared_mistakes import refuse_shared_mistake
 
 STATUS, FOLDER, SPACE = "status", "folder", "space"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -49,7 +52,7 @@ class Study:
 
     @property
     def left(self) -> int:
-        """Trials that this search still has to begin or to go on with; those that failed earlier are made anew."""
+        """Trials that this search still has to start or continue; failed ones are replaced by new ones."""
         return len(self.cut_off) + max(0, self.settings["trials"] - self.spent)
 
     def next(self) -> tuple["Study", int, list[str]]:
@@ -105,7 +108,10 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
     loader = sweeper.hydra_context.config_loader
     typed = [*(f"{key}={value}" for key, value in (settings["params"] or {}).items()), *arguments]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
-    found = arms(overrides, settings["each"], lambda job: loader.load_sweep_config(config, job))
+    compose = partial(loader.load_sweep_config, config)
+    found = arms(overrides, settings["each"], compose)
+    refuse_shared_mistake(compose(job) for arm in found for job in arm.outermost())
+    watch.expect(None)
 
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,12 +131,17 @@ def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
 
 
 def write_results(folder: Path, studies: Sequence[Study]) -> None:
+    """Write ``search.json`` to the sweep's folder."""
     trials = studies[0].settings["trials"]
     dump(folder / SEARCH_RESULTS, {"trials": trials, "studies": [study.results(folder) for study in studies]})
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Refuse numbers with which nothing can be searched."""
+    """Refuse numbers with which nothing can be searched.
+
+    Raises:
+        UserError: names the first of them.
+    """
     for key, smallest in (("trials", 1), ("seed", 0), ("max_batch_size", 1)):
         value = settings[key]
         if not isinstance(value, int) or value < smallest:
