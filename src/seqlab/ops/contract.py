@@ -41,7 +41,7 @@ def check_shapes(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor |
 
 
 def check_dtypes(tensors: dict[str, Tensor | None]) -> None:
-    """Check that all tensors are on one device, and all or none of them float64; None passes.
+    """Check that all tensors, of any shape, are on one device, and all or none of them float64; None passes.
 
     The first tensor sets both. float32, bfloat16 and float16 may be mixed, as they are under autocast (parameters in
     float32).

@@ -267,5 +267,5 @@ def blank(count: int, length: int) -> Examples:
 
 
 def power_of_two(distance: Tensor) -> Tensor:
-    """Positive integers rounded up to powers of two, elementwise, int64: the scale of difficulties in ``slices``."""
+    """Positive integers of any shape rounded up to powers of two, int64: the scale of difficulties in ``slices``."""
     return 2 ** torch.frexp((distance - 1).clamp(min=0).double()).exponent.long()

@@ -62,7 +62,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
 
 
 def check_arguments(logits: Tensor, targets: Tensor) -> None:
-    """Hold the arguments to their shapes, dtypes and device; raises ValueError."""
+    """Refuse arguments that do not fit each other: logits (..., V), targets (...) int64 on the logits' device.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit.
+    """
     check_dtypes({"logits": logits})
     shape = tuple(logits.shape)
     if not shape or shape[-1] < 1:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.derivatives import FirstDerivative
@@ -84,12 +85,14 @@ class _CrossEntropy(FirstDerivative):
 
     operation = "cross_entropy"
 
+    @override
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         output = _forward(*inputs)
         _save(ctx, inputs, output)
         return output
 
+    @override
     @staticmethod
     def differentiate(ctx: Any, d_losses: Tensor | None, _: None) -> tuple:
         return _differentiate(_backward, ctx, d_losses)
