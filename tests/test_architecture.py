@@ -23,7 +23,7 @@ ROOT_MODULES = {
 ROOMS = {
     "ops": (
         "",
-        "backends contract cpu_threads derivatives triton_support",
+        "backends contract cpu_threads derivatives launch recent triton_support",
     ),
     "data": (
         "errors ops",

@@ -9,6 +9,15 @@ import torch
 from scan_cases import set_chunk
 from torch import Tensor
 
+from seqlab.ops import contract, launch
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> None:
+    """A test may change what an operator otherwise takes as given: how work is cut, where a backend can run."""
+    launch.RECORDINGS.clear()
+    contract.CHECKED.clear()
+
 
 @pytest.fixture
 def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,46 @@ A shape is written as axis names, for instance ``("batch", "length", "d_inner")`
 fixes its size; the tensors after it have to agree.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from seqlab.ops.recent import Recent
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+CHECKED = Recent(1024)
+"""Answers of ``checked``."""
+
+
+def checked(check: Callable[..., str], tensors: dict[str, Tensor | None], *settings: Any) -> str:
+    """``check(tensors, *settings)``, cached by the shapes, dtypes and devices of the tensors and by the settings.
+
+    Args:
+        check: raises ValueError where something does not fit, which is not cached.
+        tensors: the arguments of an operation, of any shapes, always in the same order.
+        settings: hashable.
+    """
+    if torch.compiler.is_compiling():
+        return check(tensors, *settings)
+    key = [check, settings]
+    for tensor in tensors.values():
+        if tensor is None:
+            key.append(None)
+        elif type(tensor) is Tensor or type(tensor) is Parameter:
+            key += (tensor.shape, tensor.dtype, tensor.device)
+        else:  # sizes of a subclass, as a tracer's, may not be hashable
+            return check(tensors, *settings)
+    key = tuple(key)
+    answer = CHECKED.get(key)
+    if answer is None:
+        answer = check(tensors, *settings)
+        CHECKED.keep(key, answer)
+    return answer
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

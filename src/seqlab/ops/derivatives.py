@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from typing_extensions import override
 
 REMEDY = 'use backend="reference", which PyTorch differentiates'
@@ -13,6 +14,16 @@ def owned(tensor: Tensor) -> Tensor:
     """The tensor, of any shape, copied if it shares its memory: outputs of a registered operator may not."""
     alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may ask for the gradient of one of these tensors, of any shapes; None is passed over."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def other_derivatives() -> bool:
+    """Whether a derivative is computed otherwise than by a backward pass: by ``torch.func`` or in forward mode."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class FirstDerivative(torch.autograd.Function):

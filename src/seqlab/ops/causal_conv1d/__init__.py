@@ -16,7 +16,7 @@ from seqlab.ops.causal_conv1d.contract import check_arguments
 from seqlab.ops.causal_conv1d.operator import FUSED, fused_conv
 from seqlab.ops.causal_conv1d.reference import final_state
 from seqlab.ops.causal_conv1d.step import causal_conv1d_update
-from seqlab.ops.contract import check_seq_idx
+from seqlab.ops.contract import check_seq_idx, checked
 
 __all__ = ["BACKENDS", "causal_conv1d", "causal_conv1d_update", "resolve_backend"]
 
@@ -30,6 +30,19 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
     A pure function: call it to record what "auto" chose. Raises ValueError as ``causal_conv1d`` does.
     """
     return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+
+
+def _check(tensors: dict[str, Tensor | None], activation: str | None, backend: str) -> str:
+    """The backend that runs.
+
+    Raises:
+        ValueError: an argument does not fit, or the backend does not exist or cannot run.
+    """
+    tensors = dict(tensors)
+    x, seq_idx = tensors["x"], tensors.pop("seq_idx")
+    check_arguments(("batch", "length", "d_inner"), tensors, activation)
+    check_seq_idx(seq_idx, "x", x)
+    return resolve_backend(backend, x.device, x.dtype)
 
 
 def causal_conv1d(
@@ -70,15 +83,13 @@ def causal_conv1d(
         ValueError: a shape, dtype, device or activation that does not fit, or a backend that does not exist or
             cannot run.
     """
-    tensors = {"x": x, "weight": weight, "bias": bias, "initial_state": initial_state}
-    check_arguments(("batch", "length", "d_inner"), tensors, activation)
-    check_seq_idx(seq_idx, "x", x)
+    tensors = {"x": x, "weight": weight, "bias": bias, "initial_state": initial_state, "seq_idx": seq_idx}
+    chosen = checked(_check, tensors, activation, backend)
     if initial_state is not None:
         initial_state = initial_state.to(x.dtype)
     padding = None if seq_idx is None else (seq_idx < 0).unsqueeze(2)  # (Bt, L, 1)
     if padding is not None:
         x = x.masked_fill(padding, 0)
-    chosen = resolve_backend(backend, x.device, x.dtype)
     if chosen in FUSED:
         y, state = fused_conv(x, weight, bias, activation, initial_state, seq_idx, return_final_state, chosen)
     else:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.causal_conv1d.reference import final_state, final_state_gradients
-from seqlab.ops.derivatives import FirstDerivative
+from seqlab.ops.derivatives import FirstDerivative, needs_gradient, other_derivatives
 
 FUSED = ("cpu", "triton")
 PACKAGE = "seqlab.ops.causal_conv1d"
@@ -44,9 +44,14 @@ def fused_conv(
     """y (Bt, L, D) and the final state, (Bt, K - 1, D) or without ``return_final_state`` (0,).
 
     Arguments as in ``causal_conv1d``, the initial state in x's dtype. The registered operator, which costs some 60 us
-    more per call than an autograd function, is used under a compiler alone.
+    more per call than an autograd function, is used under a compiler alone; the autograd function, which costs some
+    10 us, only where a derivative may follow.
     """
-    call = _conv_operator if torch.compiler.is_compiling() else _Conv.apply
+    if torch.compiler.is_compiling():
+        call = _conv_operator
+    else:
+        derived = needs_gradient(x, weight, bias, initial_state) or other_derivatives()
+        call = _Conv.apply if derived else _forward
     return call(x, weight, bias, activation, initial_state, seq_idx, return_final_state, backend)
 
 

@@ -6,10 +6,11 @@ The loops are in ``triton_kernels.py``; this file cuts tensors into programs. Sy
 from functools import cache
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
+from seqlab.ops import launch
 from seqlab.ops.causal_conv1d.operator import Gradients
+from seqlab.ops.launch import Call
 from seqlab.ops.triton_support import ceil, multiprocessors, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
@@ -38,14 +39,21 @@ def forward(
     seq_idx: Tensor | None,
 ) -> Tensor:
     """y (Bt, L, D); arguments as in ``causal_conv1d``."""
-    x = unit_stride(x)
-    y = x.new_empty(x.shape)
-    tile, programs = _cut(x, 16 // x.element_size())
-    operands = _operands(x, weight, bias, initial_state, seq_idx)
-    kernel = _kernels().forward_kernel[(programs * tile["column_blocks"],)]
-    with torch.cuda.device_of(x):
-        kernel(y, *operands, **tile, K=weight.shape[1], SILU=activation == "silu", U=4, **OPTIONS)
+    (y,) = launch.run(_forward, (x, weight, bias, initial_state, seq_idx), activation)
     return y
+
+
+def _forward(call: Call, activation: str | None) -> tuple[Tensor]:
+    x, weight, *optional = call.tensors
+    x = call.converted(x, unit_stride)
+    y = call.empty_like(x)
+    tile, programs = _cut(x, 16 // x.element_size())
+    grid, taps = (programs * tile["column_blocks"],), weight.shape[1]
+    operands = _operands(call, x, weight, *optional)
+    call.launch(
+        _kernels().forward_kernel, grid, y, *operands, **tile, K=taps, SILU=activation == "silu", U=4, **OPTIONS
+    )
+    return (y,)
 
 
 def backward(
@@ -58,28 +66,38 @@ def backward(
     seq_idx: Tensor | None,
 ) -> Gradients:
     """The gradients for dy (Bt, L, D); the other arguments as in ``forward``, which saves nothing."""
-    x, dy = unit_stride(x), unit_stride(dy)
+    return Gradients(*launch.run(_backward, (dy, x, weight, bias, initial_state, seq_idx), activation))
+
+
+def _backward(call: Call, activation: str | None) -> Gradients:
+    dy, x, weight, bias, initial_state, seq_idx = call.tensors
+    x, dy = call.converted(x, unit_stride), call.converted(dy, unit_stride)
     (_, _, channels), taps = x.shape, weight.shape[1]
     tile, programs = _cut(x, 8 // x.element_size())
-    dx = x.new_empty(x.shape)
-    d_state = None if initial_state is None else x.new_empty(initial_state.shape)
-    partial = x.new_empty((programs, taps + 1, channels), dtype=torch.float32)
-    d_weight, d_bias = weight.new_empty(weight.shape), None if bias is None else bias.new_empty(bias.shape)
-    operands = (dx, d_state, partial, dy, *dy.stride()[:2], *_operands(x, weight, bias, initial_state, seq_idx))
-    kernel = _kernels().backward_kernel[(programs * tile["column_blocks"],)]
-    sum_partial = _kernels().sum_partial_kernel[(ceil(channels, COLUMNS), taps + (bias is not None))]
-    with torch.cuda.device_of(x):
-        kernel(*operands, **tile, K=taps, SILU=activation == "silu", U=2, **OPTIONS)
-        sum_partial(d_weight, d_bias, partial, programs, channels, K=taps, ROWS=32, COLUMNS=COLUMNS, **OPTIONS)
+    dx, d_weight, d_bias, d_state = map(call.empty_like, (x, weight, bias, initial_state))
+    partial = call.empty(programs, taps + 1, channels)
+    operands = (dx, d_state, partial, dy, *dy.stride()[:2], *_operands(call, x, weight, bias, initial_state, seq_idx))
+    grid, silu = (programs * tile["column_blocks"],), activation == "silu"
+    call.launch(_kernels().backward_kernel, grid, *operands, **tile, K=taps, SILU=silu, U=2, **OPTIONS)
+    grid = (ceil(channels, COLUMNS), taps + (bias is not None))
+    call.launch(
+        _kernels().sum_partial_kernel, grid, d_weight, d_bias, partial, programs, channels,
+        K=taps, ROWS=32, COLUMNS=COLUMNS, **OPTIONS,
+    )  # fmt: skip
     return Gradients(dx, d_weight, d_bias, d_state)
 
 
 def _operands(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, seq_idx: Tensor | None
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
 ) -> tuple:
     """The tensors that both kernels read, with their strides."""
-    bias = None if bias is None else bias.contiguous()
-    state = None if initial_state is None else unit_stride(initial_state)
+    bias = call.converted(bias, Tensor.contiguous)
+    state = call.converted(initial_state, unit_stride)
     return (
         *(x, x.stride(0), x.stride(1)),
         *(weight, weight.stride(0), weight.stride(1)),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes, checked
 from seqlab.ops.selective_scan.flops import selective_scan_flops
 from seqlab.ops.selective_scan.interface import Inputs
 from seqlab.ops.selective_scan.operator import FUSED, fused_scan
@@ -41,6 +41,22 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
     A pure function: call it to record what "auto" chose. Raises ValueError as ``selective_scan`` does.
     """
     return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+
+
+def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
+    """The backend that runs.
+
+    Raises:
+        ValueError: an argument does not fit, or the backend does not exist or cannot run.
+    """
+    u, initial_state = tensors["u"], tensors["initial_state"]
+    scanned = {name: tensors[name] for name in SHAPES}
+    check_shapes(SHAPES, scanned, {})
+    check_dtypes(scanned)
+    if initial_state is not None and initial_state.dtype != accumulation_dtype(u.dtype):
+        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(u.dtype)}")
+    check_seq_idx(tensors["seq_idx"], "u", u)
+    return resolve_backend(backend, u.device, u.dtype)
 
 
 def selective_scan(
@@ -106,15 +122,11 @@ def selective_scan(
         "z": z,
         "delta_bias": delta_bias,
         "initial_state": initial_state,
+        "seq_idx": seq_idx,
     }
-    check_shapes(SHAPES, tensors, {})
-    check_dtypes(tensors)
-    if initial_state is not None and initial_state.dtype != accumulation_dtype(u.dtype):
-        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(u.dtype)}")
-    check_seq_idx(seq_idx, "u", u)
+    chosen = checked(_check, tensors, backend)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    chosen = resolve_backend(backend, u.device, u.dtype)
     if chosen in FUSED:
         inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus)
         y, final_state = fused_scan(inputs, initial_state, deterministic, chosen)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.contract import accumulation_dtype
-from seqlab.ops.derivatives import FirstDerivative, owned
+from seqlab.ops.derivatives import FirstDerivative, needs_gradient, other_derivatives, owned
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
 
 FUSED = ("cpu", "triton", "parallel")
@@ -25,11 +25,13 @@ def fused_scan(
     """y (Bt, L, D) and the final state (Bt, D, N); arguments as in ``selective_scan``.
 
     The registered operator, which costs some 60 us more per call than an autograd function, is used under a compiler
-    and on the meta device alone.
+    and on the meta device alone; the autograd function, which costs some 10 us, only where a derivative may follow.
     """
-    tensors = (*inputs[:8], initial_state)
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    call = _scan_operator if torch.compiler.is_compiling() or inputs.u.is_meta else _Scan.apply
+    keep = needs_gradient(*inputs[:8], initial_state)
+    if torch.compiler.is_compiling() or inputs.u.is_meta:
+        call = _scan_operator
+    else:
+        call = _Scan.apply if keep or other_derivatives() else _forward
     y, final_state, _ = call(*inputs, initial_state, keep, deterministic, backend)
     return y, final_state
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from seqlab.ops import launch
+from seqlab.ops.launch import Call
 from seqlab.ops.selective_scan import triton_plan
 from seqlab.ops.selective_scan.interface import Gradients, Inputs
 from seqlab.ops.selective_scan.triton_plan import LANES, Plan, device_of, lanes_of, plan, ring_of
@@ -45,16 +47,18 @@ class Saved(NamedTuple):
         ]
 
     @classmethod
-    def within(cls, flat: Tensor, inputs: Inputs, keep: bool) -> "Saved":
+    def within(cls, call: Call, flat: Tensor, inputs: Inputs, keep: bool) -> "Saved":
         """The parts of ``flat``, of ``saved_shape``, as views."""
-        shapes = cls.shapes(inputs, keep)
-        parts = flat.split([math.prod(shape) for shape in shapes])
-        return cls(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+        return cls(*call.parts(flat, cls.shapes(inputs, keep)))
 
 
 def saved_shape(inputs: Inputs, keep: bool = True) -> tuple[int]:
     """The shape of the flat tensor with all parts of ``Saved``."""
     return (sum(map(math.prod, Saved.shapes(inputs, keep))),)
+
+
+def _matrix(A: Tensor) -> Tensor:
+    return A.float().contiguous()
 
 
 class _Staged(NamedTuple):
@@ -69,10 +73,10 @@ class _Staged(NamedTuple):
     saved: Saved
 
     @classmethod
-    def of(cls, inputs: Inputs, saved: Saved) -> "_Staged":
-        optional = [None if tensor is None else tensor.contiguous() for tensor in (inputs.D, inputs.delta_bias)]
-        z = None if inputs.z is None else unit_stride(inputs.z)
-        return cls(inputs.A.float().contiguous(), unit_stride(inputs.u), unit_stride(inputs.delta), z, *optional, saved)
+    def of(cls, call: Call, inputs: Inputs, saved: Saved) -> "_Staged":
+        rows = [call.converted(tensor, unit_stride) for tensor in (inputs.u, inputs.delta, inputs.z)]
+        optional = [call.converted(tensor, Tensor.contiguous) for tensor in (inputs.D, inputs.delta_bias)]
+        return cls(call.converted(inputs.A, _matrix), *rows, *optional, saved)
 
     def sizes(self, plan: Plan) -> tuple[int, ...]:
         """L, L padded, D, N, positions of a chunk, chunks: as the kernels want them."""
@@ -100,68 +104,65 @@ def _options(device: torch.device) -> dict[str, Any]:
     return {"num_warps": LANES // 32, "num_stages": 1, "enable_fp_fusion": True} if device.type == "cuda" else {}
 
 
-def _stage(inputs: Inputs, saved: Saved, plan: Plan) -> None:
+def _stage(call: Call, inputs: Inputs, saved: Saved, plan: Plan) -> None:
     """Lay out B, C and the resets, where sequences begin."""
     B, C, seq_idx = inputs.B, inputs.C, inputs.seq_idx
     batch, padded = saved.BC.shape[:2]
     rows = max(2048 // plan.n_padded, 8)
-    triton_ends.stage_kernel[(ceil(padded, rows), batch)](
+    call.launch(
+        triton_ends.stage_kernel, (ceil(padded, rows), batch),
         B, C, seq_idx, saved.BC, saved.reset, B.shape[1], padded, B.shape[2], *B.stride(), *C.stride(),
         *(seq_idx.stride() if seq_idx is not None else (0, 0)),
         N_PADDED=plan.n_padded, ROWS=rows, HAS_SEQ=seq_idx is not None,
     )  # fmt: skip
 
 
-def _chunk_tensors(inputs: Inputs, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk_tensors(call: Call, inputs: Inputs, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
     """Buffers for what each chunk adds (Bt, K, D, N), its time (Bt, K, D) and its cut (Bt, K); unused if K is 1."""
     if plan.n_chunks == 1:
         return inputs.A, inputs.A, inputs.A
     batch, _, d_inner = inputs.u.shape
     shape = (batch, plan.n_chunks, d_inner, inputs.A.shape[1])
-    return tuple(inputs.u.new_empty(shape[:n], dtype=torch.float32) for n in (4, 3, 2))
+    return tuple(call.empty(*shape[:n]) for n in (4, 3, 2))
 
 
 def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y (Bt, L, D) in u's dtype, the final state (Bt, D, N) and, if ``keep``, what ``Saved`` describes."""
-    return _forward(inputs, initial_state, keep, plan(inputs.u, inputs.A.shape[1], "forward"))
+    return launch.run(_forward, (*inputs[:9], initial_state), inputs.delta_softplus, keep)
 
 
-def _forward(inputs: Inputs, initial_state: Tensor | None, keep: bool, cut: Plan) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, initial_state = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9]
+    cut = plan(inputs.u, inputs.A.shape[1], "forward")
     batch, length, d_inner = inputs.u.shape
-    d_state, device = inputs.A.shape[1], inputs.u.device
-    flat = torch.empty(saved_shape(inputs, keep), dtype=torch.float32, device=device)
-    saved = Saved.within(flat, inputs, keep)
-    staged = _Staged.of(inputs, saved)
-    _stage(inputs, saved, cut)
-    chunks = _chunk_tensors(inputs, cut)
-    y = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=device)
-    final = torch.empty(batch, d_inner, d_state, dtype=torch.float32, device=device)
+    d_state = inputs.A.shape[1]
+    flat = call.empty(*saved_shape(inputs, keep))
+    saved = Saved.within(call, flat, inputs, keep)
+    staged = _Staged.of(call, inputs, saved)
+    _stage(call, inputs, saved, cut)
+    chunks = _chunk_tensors(call, inputs, cut)
+    y, final = call.empty_like(inputs.u), call.empty(batch, d_inner, d_state)
     grid = (cut.channel_tiles(d_inner), cut.n_chunks, batch)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
     tensors = [staged.u, staged.delta] + [staged.z] * (inputs.z is not None)
     ring = ring_of("forward", cut, tensors)
     if cut.n_chunks > 1:
-        triton_forward.chunk_states_kernel[grid](
+        call.launch(
+            triton_forward.chunk_states_kernel, grid,
             staged.u, staged.delta, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
             *_strides(staged.u, staged.delta), STAGES=ring.stages, **flags,
         )  # fmt: skip
-    triton_forward.forward_kernel[grid](
+    call.launch(
+        triton_forward.forward_kernel, grid,
         staged.u, staged.delta, staged.z, staged.A, saved.BC, staged.D, staged.bias,
-        staged.A if initial_state is None else initial_state.contiguous(), saved.reset, *chunks, y, final, saved.states,
+        staged.A if initial_state is None else call.converted(initial_state, Tensor.contiguous), saved.reset, *chunks,
+        y, final, saved.states,
         *sizes, -(-length // triton_plan.SEGMENT), *_strides(staged.u, staged.delta, staged.z),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_INITIAL=initial_state is not None,
         KEEP=keep, SEGMENT=triton_plan.SEGMENT, STAGES=ring.stages,
         WHOLE=ring.stages > 0 and d_state == cut.n_padded, **flags,
     )  # fmt: skip
-    return y, final, flat if keep else flat[:0]
-
-
-def backward(inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool) -> Gradients:
-    """The gradients for dy (Bt, L, D) and d_final_state (Bt, D, N).
-
-    ``deterministic`` avoids atomic additions, for N / 2 more bytes of memory per number of u.
-    """
-    return _backward(inputs, saved, dy, d_final_state, deterministic, plan(inputs.u, inputs.A.shape[1], "backward"))
+    return y, final, flat if keep else call.empty(0)
 
 
 THREE_FROM = 2.2
@@ -171,67 +172,74 @@ REGISTERS = {3: 168, 2: None}
 """Registers of a lane in the backward kernel, by programs on a multiprocessor; None for the maximum, 255."""
 
 
-def _backward(
-    inputs: Inputs, flat: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool, cut: Plan
-) -> Gradients:
+def backward(inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool) -> Gradients:
+    """The gradients for dy (Bt, L, D) and d_final_state (Bt, D, N).
+
+    ``deterministic`` avoids atomic additions, for N / 2 more bytes of memory per number of u.
+    """
+    tensors = (*inputs[:9], saved, dy, d_final_state)
+    return Gradients(*launch.run(_backward, tensors, inputs.delta_softplus, deterministic))
+
+
+def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradients:
+    inputs, (flat, dy, d_final_state) = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9:]
+    cut = plan(inputs.u, inputs.A.shape[1], "backward")
     batch, _, d_inner = inputs.u.shape
-    d_state, device = inputs.A.shape[1], inputs.u.device
-    saved = Saved.within(flat, inputs, True)
-    staged = _Staged.of(inputs, saved)
-    chunks = _chunk_tensors(inputs, cut)
-    dy = unit_stride(dy)
+    d_state = inputs.A.shape[1]
+    saved = Saved.within(call, flat, inputs, True)
+    staged = _Staged.of(call, inputs, saved)
+    chunks = _chunk_tensors(call, inputs, cut)
+    dy = call.converted(dy, unit_stride)
     tiles = cut.channel_tiles(d_inner)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
     tensors = [staged.u, staged.delta, dy] + [staged.z] * (inputs.z is not None)
     gpu = device_of(dy)
     if cut.n_chunks > 1:
-        triton_backward.chunk_gradients_kernel[(tiles, cut.n_chunks, batch)](
+        call.launch(
+            triton_backward.chunk_gradients_kernel, (tiles, cut.n_chunks, batch),
             staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
             *_strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None,
             STAGES=ring_of("forward", cut, tensors).stages, **flags,
         )  # fmt: skip
-
-    def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
 
     work = tiles * cut.n_chunks * batch
     together = 3 if work > THREE_FROM * gpu.multiprocessors else 2
     programs = min(work, together * gpu.multiprocessors)
     registers = {"maxnreg": REGISTERS[together]} if gpu.copies and REGISTERS[together] else {}
     ring = ring_of("backward", cut, tensors)
-    scratch = room(programs, triton_plan.SEGMENT // cut.group, cut.channels * cut.tiles, 4 * LANES)
-    du, d_delta = room(*inputs.u.shape, dtype=inputs.u.dtype), room(*inputs.u.shape, dtype=inputs.delta.dtype)
-    dz = None if inputs.z is None else room(*inputs.u.shape, dtype=inputs.z.dtype)
+    scratch = call.empty(programs, triton_plan.SEGMENT // cut.group, cut.channels * cut.tiles, 4 * LANES)
+    du, d_delta, dz = (
+        None if t is None else call.empty(*inputs.u.shape, dtype=t.dtype) for t in (inputs.u, inputs.delta, inputs.z)
+    )
     copies = tiles * LANES // 32 if deterministic else 1
-    dBC = room(copies, *saved.BC.shape) if deterministic else torch.zeros_like(saved.BC)
-    dA = room(batch * cut.n_chunks, d_inner, d_state)
-    dD, d_bias = room(batch * cut.n_chunks, d_inner), room(batch * cut.n_chunks, d_inner)
-    d_initial = room(batch, d_inner, d_state)
-    triton_backward.backward_kernel[(programs,)](
+    dBC = call.empty(copies, *saved.BC.shape, zeros=not deterministic)
+    rows = batch * cut.n_chunks
+    dA, dD, d_bias = call.empty(rows, d_inner, d_state), call.empty(rows, d_inner), call.empty(rows, d_inner)
+    d_initial = call.empty(batch, d_inner, d_state)
+    call.launch(
+        triton_backward.backward_kernel, (programs,),
         staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.D, staged.bias, saved.reset, saved.states,
-        staged.A if d_final_state is None else d_final_state.contiguous(), *chunks, scratch,
+        staged.A if d_final_state is None else call.converted(d_final_state, Tensor.contiguous), *chunks, scratch,
         du, d_delta, dz, dBC, dA, dD, d_bias, d_initial,
         *sizes, saved.states.shape[1], tiles, work, batch, *_strides(staged.u, staged.delta, staged.z, dy),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_FINAL=d_final_state is not None,
         SEGMENT=triton_plan.SEGMENT, DETERMINISTIC=deterministic, STAGES=ring.stages, FILL_STAGES=ring.fill_stages,
         SHARED=ring.sums, WIDE=gpu.adds_wide, **flags, **registers,
     )  # fmt: skip
-    return _finish(inputs, Gradients(du, d_delta, dA, dBC, dBC, dD, dz, d_bias, d_initial), cut, copies)
+    return _finish(call, inputs, Gradients(du, d_delta, dA, dBC, dBC, dD, dz, d_bias, d_initial), cut, copies)
 
 
-def _finish(inputs: Inputs, partial: Gradients, cut: Plan, copies: int) -> Gradients:
+def _finish(call: Call, inputs: Inputs, partial: Gradients, cut: Plan, copies: int) -> Gradients:
     """Sum the programs' shares of the gradients of A, D and the bias; give every gradient its shape and dtype."""
     batch, length, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
-    sums = [None if given is None else torch.empty_like(given, memory_format=torch.contiguous_format)
-            for given in (inputs.A, inputs.D, inputs.delta_bias)]  # fmt: skip
-    dB, dC = (torch.empty(batch, length, d_state, dtype=t.dtype, device=t.device) for t in (inputs.B, inputs.C))
+    dA, dD, d_bias, dB, dC = map(call.empty_like, (inputs.A, inputs.D, inputs.delta_bias, inputs.B, inputs.C))
     programs = ceil(d_inner * d_state, triton_ends.SUM_WIDTH.value)
-    triton_ends.finish_kernel[(programs + ceil(dB.numel(), triton_ends.ROW_WIDTH.value),)](
-        partial.A, partial.D, partial.delta_bias, partial.B, *sums, dB, dC,
+    call.launch(
+        triton_ends.finish_kernel, (programs + ceil(dB.numel(), triton_ends.ROW_WIDTH.value),),
+        partial.A, partial.D, partial.delta_bias, partial.B, dA, dD, d_bias, dB, dC,
         batch * cut.n_chunks, d_inner * d_state, d_inner, programs, dB.numel(), length, -(-length // 4) * 4, d_state,
         batch * -(-length // 4) * 4 * 2 * cut.n_padded, copies,
         HAS_D=inputs.D is not None, HAS_BIAS=inputs.delta_bias is not None, N_PADDED=cut.n_padded,
     )  # fmt: skip
-    dA, dD, d_bias = sums
     return partial._replace(A=dA, B=dB, C=dC, D=dD, delta_bias=d_bias)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes, checked
 from seqlab.ops.ssd.flops import ssd_flops
 from seqlab.ops.ssd.interface import Inputs, check_groups
 from seqlab.ops.ssd.operator import FUSED, fused_ssd
@@ -39,6 +39,24 @@ def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype
     A pure function: call it to record what "auto" chose. Raises ValueError as ``ssd`` does.
     """
     return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+
+
+def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
+    """The backend that runs.
+
+    Raises:
+        ValueError: an argument does not fit, or the backend does not exist or cannot run.
+    """
+    x, initial_state = tensors["x"], tensors["initial_state"]
+    scanned = {name: tensors[name] for name in SHAPES}
+    sizes = {}
+    check_shapes(SHAPES, scanned, sizes)
+    check_groups(sizes)
+    check_dtypes(scanned)
+    if initial_state is not None and initial_state.dtype != accumulation_dtype(x.dtype):
+        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(x.dtype)}")
+    check_seq_idx(tensors["seq_idx"], "x", x)
+    return resolve_backend(backend, x.device, x.dtype)
 
 
 def ssd(
@@ -90,16 +108,7 @@ def ssd(
         ValueError: a shape, dtype or device that does not fit, or a backend that does not exist or cannot run.
     """
     inputs = Inputs(x, dt, A, B, C, D, dt_bias, seq_idx, dt_softplus)
-    tensors = {name: tensor for name, tensor in inputs._asdict().items() if name in SHAPES}
-    tensors["initial_state"] = initial_state
-    sizes = {}
-    check_shapes(SHAPES, tensors, sizes)
-    check_groups(sizes)
-    check_dtypes(tensors)
-    if initial_state is not None and initial_state.dtype != accumulation_dtype(x.dtype):
-        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(x.dtype)}")
-    check_seq_idx(seq_idx, "x", x)
-    chosen = resolve_backend(backend, x.device, x.dtype)
+    chosen = checked(_check, {**inputs._asdict(), "initial_state": initial_state, "dt_softplus": None}, backend)
     if chosen in FUSED:
         y, final_state = fused_ssd(inputs, initial_state, chosen)
     else:

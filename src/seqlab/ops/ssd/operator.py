@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from seqlab.ops import backends
 from seqlab.ops.contract import accumulation_dtype
-from seqlab.ops.derivatives import FirstDerivative, owned
+from seqlab.ops.derivatives import FirstDerivative, needs_gradient, other_derivatives, owned
 from seqlab.ops.ssd.interface import Gradients, Inputs
 
 FUSED = ("triton", "parallel")
@@ -24,10 +24,13 @@ def fused_ssd(inputs: Inputs, initial_state: Tensor | None, backend: str) -> tup
 
     The registered operator, which costs some 60 us more per call than an autograd function, is used under a compiler
     and on the meta device alone. There it computes shapes only, so that a FLOP counter does not see a backend's matrix
-    products.
+    products. The autograd function, which costs some 10 us, is used only where a derivative may follow.
     """
-    abstract = torch.compiler.is_compiling() or inputs.x.is_meta
-    call = _ssd_operator if abstract else _SSD.apply
+    if torch.compiler.is_compiling() or inputs.x.is_meta:
+        call = _ssd_operator
+    else:
+        derived = needs_gradient(*inputs[:7], initial_state) or other_derivatives()
+        call = _SSD.apply if derived else _forward
     return call(*inputs, initial_state, backend)
 
 

@@ -6,11 +6,14 @@ gradients of x and dt, and one each for those of B and C. The device code and it
 ``triton_outputs.py`` and ``triton_backward.py``.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from seqlab.ops import launch
+from seqlab.ops.launch import Call
 from seqlab.ops.ssd.interface import Gradients, Inputs
 from seqlab.ops.triton_support import ceil, multiprocessors, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
@@ -111,6 +114,10 @@ def plan(inputs: Inputs) -> Plan:
     return Plan(CHUNK, n_chunks, share, inputs.x.dtype == torch.bfloat16)
 
 
+def _parameters(tensor: Tensor) -> Tensor:
+    return tensor.float().contiguous()
+
+
 _Taints = tuple[Tensor | None, Tensor | None]
 """Taints of x or dy (Bt H, LP) and of B or C (Bt G, LP), written by the kernel of the states; None without seq_idx."""
 
@@ -118,25 +125,24 @@ _Taints = tuple[Tensor | None, Tensor | None]
 class _Staged:
     """The kernels' inputs, laid out for them, and the launches that both directions share."""
 
-    def __init__(self, inputs: Inputs):
+    def __init__(self, call: Call, inputs: Inputs):
+        self.call, self.new = call, call.empty
         self.plan = cut = plan(inputs)
         self.batch, self.length, self.n_heads, self.d_head = inputs.x.shape
         self.d_state = inputs.B.shape[3]
         self.heads = self.n_heads // inputs.B.shape[2]  # of a group
-        self.x, self.B, self.C = (unit_stride(tensor) for tensor in (inputs.x, inputs.B, inputs.C))
+        self.x, self.B, self.C = (call.converted(t, unit_stride) for t in (inputs.x, inputs.B, inputs.C))
         self.dt, self.softplus, self.seq_idx = inputs.dt, inputs.dt_softplus, inputs.seq_idx
-        self.A, self.D, self.bias = (None if t is None else t.float().contiguous() for t in (inputs.A, *inputs[5:7]))
+        self.A, self.D, self.bias = (call.converted(t, _parameters) for t in (inputs.A, *inputs[5:7]))
         multiplies = inputs.x.is_cuda  # the interpreter cannot, with bfloat16
         self.dot = torch.bfloat16 if cut.narrow and multiplies else torch.float32
         shape = (self.batch, self.n_heads, cut.n_chunks * cut.T)
         self.steps, self.high, self.low = (self.new(*shape) for _ in range(3))
         packed = self.seq_idx is not None
         self.numbers = self.new(self.batch, shape[2], dtype=torch.int32) if packed else None
+        shape = (self.batch, cut.n_chunks, self.n_heads, self.d_head, self.d_state)
+        self.added = self.new(*shape)  # what chunks add to the state, in one walk after the other
         self._decays()
-
-    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """An uninitialised tensor of this shape."""
-        return torch.empty(shape, dtype=dtype, device=self.x.device)
 
     @property
     def decays(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
@@ -171,7 +177,8 @@ class _Staged:
 
     def _decays(self) -> None:
         heads = min(_power(self.n_heads), 32)
-        triton_states.decays_kernel[(self.plan.n_chunks, ceil(self.n_heads, heads), self.batch)](
+        self.call.launch(
+            triton_states.decays_kernel, (self.plan.n_chunks, ceil(self.n_heads, heads), self.batch),
             self.dt, self.A, self.bias, self.seq_idx, *self.decays, *self.sizes[:3], *self.dt.stride(),
             *((0, 0) if self.seq_idx is None else self.seq_idx.stride()), T=self.plan.T, BH=heads,
             HAS_BIAS=self.bias is not None, SOFTPLUS=self.softplus, RESETS=self.numbers is not None,
@@ -180,8 +187,9 @@ class _Staged:
     def _taints(self) -> _Taints:
         if self.numbers is None:
             return None, None
-        rows = [self.batch * self.n_heads, self.batch * self.n_heads // self.heads]
-        return self.new(sum(rows), self.numbers.shape[1]).zero_().split(rows)
+        length = self.numbers.shape[1]
+        shapes = [(self.batch * self.n_heads, length), (self.batch * self.n_heads // self.heads, length)]
+        return tuple(self.call.parts(self.new(sum(map(math.prod, shapes)), zeros=True), shapes))
 
     def walk(self, x: Tensor, B: Tensor, start: Tensor | None, back: bool) -> tuple[Tensor, Tensor, _Taints]:
         """The states before every chunk (Bt, K, H, P, N), in the dtype of matrix products, after the last, and taints.
@@ -189,19 +197,20 @@ class _Staged:
         With ``back``, for dy and C, the gradients of the states after every chunk, before the first, and taints.
         """
         cut, size = self.plan, self.d_head * self.d_state
-        added = self.new(self.batch, cut.n_chunks, self.n_heads, self.d_head, self.d_state)
-        taints = self._taints()
+        added, taints = self.added, self._taints()
         constants = self.constants("states")
         tiles = ceil(self.d_head, constants["BP"]) * ceil(self.d_state, constants["BN"])
-        triton_states.states_kernel[(cut.n_chunks, tiles * self.n_heads, self.batch)](
+        self.call.launch(
+            triton_states.states_kernel, (cut.n_chunks, tiles * self.n_heads, self.batch),
             x, B, *self.decays, added, *taints, *self.sizes, *x.stride()[:3], *B.stride()[:3],
             BACK=back, **constants,
         )  # fmt: skip
-        before = torch.empty_like(added, dtype=self.dot)
+        before = self.new(*added.shape, dtype=self.dot)
         final = self.new(self.batch, self.n_heads, self.d_head, self.d_state)
         block = min(_power(size), 512)
-        triton_states.walk_kernel[(ceil(size, block), self.n_heads, self.batch)](
-            added, self.numbers, self.high, self.low, None if start is None else start.contiguous(), before, final,
+        self.call.launch(
+            triton_states.walk_kernel, (ceil(size, block), self.n_heads, self.batch),
+            added, self.numbers, self.high, self.low, self.call.converted(start, Tensor.contiguous), before, final,
             self.n_heads, cut.n_chunks, SIZE=size, T=cut.T, BLOCK=block, AHEAD=4, HAS_START=start is not None,
             BACK=back, RESETS=self.numbers is not None, num_warps=4,
         )  # fmt: skip
@@ -210,11 +219,16 @@ class _Staged:
 
 def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (Bt, L, H, P) in x's dtype and the final state (Bt, H, P, N)."""
-    a = _Staged(inputs)
+    return launch.run(_forward, (*inputs[:8], initial_state), inputs.dt_softplus)
+
+
+def _forward(call: Call, dt_softplus: bool) -> tuple[Tensor, Tensor]:
+    a = _Staged(call, Inputs(*call.tensors[:8], dt_softplus))
     cut = a.plan
-    before, final, (x_taint, _) = a.walk(a.x, a.B, initial_state, back=False)
-    y = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device)
-    triton_outputs.outputs_kernel[a.shares](
+    before, final, (x_taint, _) = a.walk(a.x, a.B, call.tensors[8], back=False)
+    y = call.empty_like(a.x)
+    call.launch(
+        triton_outputs.outputs_kernel, a.shares,
         a.x, a.B, a.C, a.D, *a.decays, before, x_taint, y, *a.sizes,
         *(stride for tensor in (a.x, a.B, a.C, y) for stride in tensor.stride()[:3]),
         SHARE=cut.share, HAS_D=a.D is not None, **a.constants("outputs"),
@@ -224,29 +238,8 @@ def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tenso
 
 def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_state: Tensor | None) -> Gradients:
     """The gradients for dy (Bt, L, H, P) and d_final_state (Bt, H, P, N), without atomics: bitwise reproducible."""
-    a = _Staged(inputs)
-    cut, dy = a.plan, unit_stride(dy)
-    before, _, (_, B_taint) = a.walk(a.x, a.B, initial_state, back=False)
-    after, d_initial, (dy_taint, C_taint) = a.walk(dy, a.C, d_final_state, back=True)
-
-    dx, ddt, dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (*inputs[:2], *inputs[3:5]))
-    pairs = a.new(a.batch, cut.n_chunks, a.n_heads // cut.share, cut.T, cut.T)
-    sums = a.new(3, a.batch * cut.n_chunks, a.n_heads)
-    triton_backward.inputs_kernel[a.shares](
-        a.x, a.dt, a.A, a.B, a.C, a.D, a.bias, *a.decays, before, after, dy, dy_taint, dx, ddt, pairs, sums,
-        *a.sizes, *a.x.stride()[:3], *a.dt.stride(), *(stride for t in (a.B, a.C, dy) for stride in t.stride()[:3]),
-        SHARE=cut.share, HAS_D=a.D is not None, HAS_BIAS=a.bias is not None, SOFTPLUS=a.softplus,
-        **a.constants("inputs"),
-    )  # fmt: skip
-    grid = (cut.n_chunks, inputs.B.shape[2], a.batch)
-    for x, other, taint, states, out, back in (
-        (a.x, a.C, C_taint, after, dB, False),
-        (dy, a.B, B_taint, before, dC, True),
-    ):
-        triton_backward.projections_kernel[grid](
-            x, other, *a.decays, states, pairs, taint, out, *a.sizes, *x.stride()[:3], *other.stride()[:3],
-            SHARE=cut.share, BACK=back, **a.constants("projections"),
-        )  # fmt: skip
+    tensors = (*inputs[:8], initial_state, dy, d_final_state)
+    dx, ddt, dB, dC, sums, d_initial = launch.run(_backward, tensors, inputs.dt_softplus)
     dA, dD, d_bias = sums.sum(dim=1)  # (H,) each; those not needed are not written
     return Gradients(
         dx,
@@ -258,3 +251,34 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
         None if inputs.dt_bias is None else d_bias.to(inputs.dt_bias.dtype),
         d_initial,
     )
+
+
+def _backward(call: Call, dt_softplus: bool) -> tuple[Tensor, ...]:
+    """The gradients of x, dt, B and C, those of A, D and the bias for each chunk (3, Bt K, H), that of the state."""
+    inputs, (initial_state, dy, d_final_state) = Inputs(*call.tensors[:8], dt_softplus), call.tensors[8:]
+    a = _Staged(call, inputs)
+    cut, dy = a.plan, call.converted(dy, unit_stride)
+    before, _, (_, B_taint) = a.walk(a.x, a.B, initial_state, back=False)
+    after, d_initial, (dy_taint, C_taint) = a.walk(dy, a.C, d_final_state, back=True)
+
+    dx, ddt, dB, dC = map(call.empty_like, (*inputs[:2], *inputs[3:5]))
+    pairs = a.new(a.batch, cut.n_chunks, a.n_heads // cut.share, cut.T, cut.T)
+    sums = a.new(3, a.batch * cut.n_chunks, a.n_heads)
+    call.launch(
+        triton_backward.inputs_kernel, a.shares,
+        a.x, a.dt, a.A, a.B, a.C, a.D, a.bias, *a.decays, before, after, dy, dy_taint, dx, ddt, pairs, sums,
+        *a.sizes, *a.x.stride()[:3], *a.dt.stride(), *(stride for t in (a.B, a.C, dy) for stride in t.stride()[:3]),
+        SHARE=cut.share, HAS_D=a.D is not None, HAS_BIAS=a.bias is not None, SOFTPLUS=a.softplus,
+        **a.constants("inputs"),
+    )  # fmt: skip
+    grid = (cut.n_chunks, inputs.B.shape[2], a.batch)
+    for x, other, taint, states, out, back in (
+        (a.x, a.C, C_taint, after, dB, False),
+        (dy, a.B, B_taint, before, dC, True),
+    ):
+        call.launch(
+            triton_backward.projections_kernel, grid,
+            x, other, *a.decays, states, pairs, taint, out, *a.sizes, *x.stride()[:3], *other.stride()[:3],
+            SHARE=cut.share, BACK=back, **a.constants("projections"),
+        )  # fmt: skip
+    return dx, ddt, dB, dC, sums, d_initial
