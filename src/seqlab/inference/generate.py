@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from seqlab.inference.sampling import Sampling
+from seqlab.inference.captured import captured_step, in_step_behind, why_not_captured
+from seqlab.inference.sampling import Sampling, uniforms
 
 LINE_END = "\n"
 
@@ -54,11 +55,17 @@ def _tokens(model: nn.Module, prompt: Tensor, sampling: Sampling, max_new_tokens
     device = model.embed.weight.device
     generator = torch.Generator().manual_seed(seed)
     logits, state = model.prefill(prompt.to(device), model.initial_state(len(prompt)))  # (B, V)
-    for count in range(1, max_new_tokens + 1):
-        token = sampling.draw(logits, generator)
-        yield token
-        if count < max_new_tokens:
-            logits, state = model.step(token.to(device), state)
+    rows = uniforms(max_new_tokens, len(prompt), generator, device)
+    token = sampling.choose(logits, next(rows))
+    if max_new_tokens > 1 and why_not_captured(model) is None:
+        step = captured_step(model, sampling, token, state)
+        yield from in_step_behind(token, map(step, rows))
+        return
+    yield token.cpu()
+    for row in rows:
+        logits, state = model.step(token, state)
+        token = sampling.choose(logits, row)
+        yield token.cpu()
 
 
 def generate_text(

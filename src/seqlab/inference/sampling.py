@@ -1,14 +1,27 @@
 """From logits to the next token. Symbols: B batch, V vocabulary size."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from seqlab.errors import UserError
+from seqlab.ops.decoding import likeliest
 
 ROUNDING = 4 * torch.finfo(torch.float32).eps
 """Relative error of a sum of probabilities from float32 logits, which ``top_p`` allows for."""
+
+
+def uniform(count: int, generator: torch.Generator) -> Tensor:
+    """Numbers (count,) float64, uniform on [0, 1 - 2^-50]: times a sum of probabilities, each is below that sum."""
+    return torch.rand(count, dtype=torch.float64, generator=generator) * (1 - 2**-50)
+
+
+def uniforms(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
+    """As many draws of ``uniform``, (B,) each, on the device; they go there some at a time."""
+    for start in range(0, count, 256):
+        yield from torch.stack([uniform(batch, generator) for _ in range(min(256, count - start))]).to(device)
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,20 @@ class Sampling:
             raise UserError("top_p", self.top_p, "must lie above 0 and at most at 1", "For example top_p=0.9")
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """The next token of each sequence: logits (B, V) to ids (B,) int64 on the CPU."""
-        logits = logits.cpu().float()
+        """The next token of each sequence: logits (B, V) to ids (B,), on the logits' device."""
+        return self.choose(logits, uniform(len(logits), generator).to(logits.device))
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """The token at which the cumulative probability passes a number drawn from [0, 1): (B, V) and (B,) to (B,).
+
+        Nothing in it waits for the device, so that a CUDA graph can hold it, and every device makes the same of the
+        same numbers, within the rounding of the logits.
+        """
         if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        return torch.multinomial(self.probabilities(logits), 1, generator=generator)[:, 0]
+            return likeliest(logits)
+        cumulative = self.probabilities(logits).double().cumsum(dim=-1)
+        passed = cumulative <= uniforms[:, None] * cumulative[:, -1:]
+        return passed.sum(dim=-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution drawn from: logits (B, V) to probabilities (B, V) float32; temperature above 0."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqlab.models.protocols import Mixer, Prefills
+from seqlab.models.protocols import Mixer, Prefills, StepsInResidual
 
 Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
 """How a mixer is advanced from a state: ``step_mixer`` or ``prefill_mixer``."""
@@ -48,6 +48,10 @@ class Branch(nn.Module):
 
     def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
         """Advance the mixer's state by x (B, D) or (B, L, D): the output in x's shape and the next state."""
+        if read is step_mixer and self.residual and not self.training and isinstance(self.inner, StepsInResidual):
+            fused = self.inner.step_in_residual(x, self.norm, state)
+            if fused is not None:
+                return fused
         y, state = read(self.inner, self.norm(x), state)
         return self._join(x, y), state
 

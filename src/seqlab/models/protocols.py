@@ -46,6 +46,20 @@ class Prefills(Protocol):
 
 
 @runtime_checkable
+class StepsInResidual(Protocol):
+    def step_in_residual(self, x: Tensor, norm: nn.Module, state: Any) -> tuple[Tensor, Any] | None:
+        """x + mixer(norm(x)) of one position x (B, D) and the state after it, in kernels of its own; None if it has
+        none for this norm, device or dtype. It may write into the state."""
+
+
+@runtime_checkable
+class StepsAlike(Protocol):
+    """A mixer whose steps are the same kernels over the same memory at every position, as a CUDA graph needs."""
+
+    steps_alike: bool
+
+
+@runtime_checkable
 class CountsFlops(Protocol):
     """A part with FLOPs that torch's counter does not see."""
 

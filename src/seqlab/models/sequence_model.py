@@ -16,6 +16,7 @@ from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
 from seqlab.models.protocols import Factory
+from seqlab.ops import decoding
 
 CHUNK = 4096
 """Positions that ``prefill`` takes at a time, which bounds the memory for activations."""
@@ -163,6 +164,9 @@ class SequenceModel(nn.Module):
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
         x, state = self._advance(step_mixer, inputs, state, 1)  # (B, D)
+        norm = decoding.norm_of(self.norm)
+        if norm is not None and decoding.can_run(x, norm.weight, norm.bias, self.head.weight, self.head.bias):
+            return decoding.norm_linear(x, norm, self.head.weight, self.head.bias), state
         return self._read(x), state
 
     @torch.no_grad()

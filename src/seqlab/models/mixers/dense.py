@@ -6,6 +6,8 @@ from torch import Tensor, nn
 class Dense(nn.Module):
     """A linear map and a ReLU at each position, the hidden layer of a multilayer perceptron."""
 
+    steps_alike = True
+
     def __init__(self, d_model: int):
         super().__init__()
         self.linear = nn.Linear(d_model, d_model)

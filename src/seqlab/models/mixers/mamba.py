@@ -19,6 +19,7 @@ from seqlab.ops import (
     selective_scan_flops,
     selective_state_update,
 )
+from seqlab.ops import decoding
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.selective_scan import resolve_backend
 
@@ -71,6 +72,7 @@ class Mamba(nn.Module):
     """
 
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
+    steps_alike = True
 
     def __init__(
         self,
@@ -148,6 +150,24 @@ class Mamba(nn.Module):
             state.ssm, u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True
         )
         return self.out_proj(y), State(conv, ssm)
+
+    def step_in_residual(self, x: Tensor, norm: nn.Module, state: State) -> tuple[Tensor, State] | None:
+        """x + step(norm(x)) of (B, D) in three kernels on a GPU, in place in the state; None where these cannot run."""
+        parameters = decoding.Block(
+            self.in_proj.weight,
+            self.conv_weight,
+            self.conv_bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            self.A_log,
+            self.D,
+            self.out_proj.weight,
+        )
+        known = decoding.norm_of(norm)
+        if known is None or not decoding.can_run(x, *parameters, known.weight, known.bias):
+            return None
+        return decoding.mamba_step(x, known, parameters, *state), state
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D)."""

@@ -65,6 +65,8 @@ class Mamba2(nn.Module):
 
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
+    steps_alike = True
+
     def __init__(
         self,
         d_model: int,

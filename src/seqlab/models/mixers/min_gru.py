@@ -47,6 +47,8 @@ class MinGRU(nn.Module):
 
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
+    steps_alike = True
+
     def __init__(
         self,
         d_model: int,

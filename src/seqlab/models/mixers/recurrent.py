@@ -13,6 +13,8 @@ from torch import Tensor, nn
 class Recurrent(nn.Module):
     """A recurrent layer of torch, under the key ``name`` in state dictionaries."""
 
+    steps_alike = True
+
     def __init__(self, name: str, layer: nn.RNNBase):
         super().__init__()
         self.name = name
