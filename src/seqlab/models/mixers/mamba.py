@@ -15,11 +15,11 @@ from seqlab.errors import UserError
 from seqlab.ops import (
     causal_conv1d,
     causal_conv1d_update,
+    decoding,
     selective_scan,
     selective_scan_flops,
     selective_state_update,
 )
-from seqlab.ops import decoding
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.selective_scan import resolve_backend
 

@@ -254,21 +254,21 @@ def sum_kernel(shares, total, size, programs, BP: tl.constexpr, BLOCK: tl.conste
 @triton.jit
 def row_linear_kernel(
     x, norm_weight, norm_bias, weight, bias, residual, out, eps, outs,
-    I: tl.constexpr, NORM: tl.constexpr, RMS: tl.constexpr, HAS_NORM_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    INS: tl.constexpr, NORM: tl.constexpr, RMS: tl.constexpr, HAS_NORM_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A projection of one row x (B, I), normalised before or added to a residual stream after; BK holds the row."""
+    """A projection of one row x (B, INS), normalised before or added to a residual stream after; BK holds the row."""
     row = tl.program_id(1)
     o, k = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BK)
-    in_out, in_width = o < outs, k < I
-    w = tl.load(weight + o[:, None].to(tl.int64) * I + k[None, :], mask=in_out[:, None] & in_width[None, :], other=0.0)
+    in_out, in_width = o < outs, k < INS
+    w = tl.load(weight + o[:, None].to(tl.int64) * INS + k[None, :], mask=in_out[:, None] & in_width[None, :], other=0.0)
     wait(PDL)
     let_next_begin(PDL)
-    given = tl.load(x + row * I + k, mask=in_width, other=0.0).to(tl.float32)
+    given = tl.load(x + row * INS + k, mask=in_width, other=0.0).to(tl.float32)
     if NORM:
         scale = tl.load(norm_weight + k, mask=in_width, other=0.0).to(tl.float32)
         shift = tl.load(norm_bias + k, mask=in_width, other=0.0).to(tl.float32) if HAS_NORM_BIAS else scale
-        given = normalised_row(given, in_width, scale, shift, I, eps, RMS, HAS_NORM_BIAS)
+        given = normalised_row(given, in_width, scale, shift, INS, eps, RMS, HAS_NORM_BIAS)
         given = given.to(weight.dtype.element_ty).to(tl.float32)
     found = tl.sum(w.to(tl.float32) * given[None, :], axis=1)
     if HAS_BIAS:
@@ -282,7 +282,7 @@ def row_linear_kernel(
 @triton.jit
 def rows_linear_kernel(
     x, norm_weight, norm_bias, weight, bias, residual, out, eps, outs, batch,
-    I: tl.constexpr, NORM: tl.constexpr, RMS: tl.constexpr, HAS_NORM_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    INS: tl.constexpr, NORM: tl.constexpr, RMS: tl.constexpr, HAS_NORM_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The same of BM rows."""
@@ -293,14 +293,14 @@ def rows_linear_kernel(
     wait(PDL)
     let_next_begin(PDL)
     if NORM and not RMS:
-        mean, scale = statistics(x, rows, in_batch, I, eps, BM, BK)
+        mean, scale = statistics(x, rows, in_batch, INS, eps, BM, BK)
     found = tl.zeros((BM, BN), tl.float32)
     squares = tl.zeros((BM, BK), tl.float32)
-    for start in range(0, I, BK):
+    for start in range(0, INS, BK):
         k = start + tl.arange(0, BK)
-        given = tl.load(x + rows[:, None] * I + k[None, :], mask=in_batch[:, None] & (k < I)[None, :], other=0.0)
+        given = tl.load(x + rows[:, None] * INS + k[None, :], mask=in_batch[:, None] & (k < INS)[None, :], other=0.0)
         w = tl.load(
-            weight + o[None, :].to(tl.int64) * I + k[:, None], mask=in_out[None, :] & (k < I)[:, None], other=0.0
+            weight + o[None, :].to(tl.int64) * INS + k[:, None], mask=in_out[None, :] & (k < INS)[:, None], other=0.0
         )
         if NORM:
             given = given.to(tl.float32)
@@ -308,10 +308,10 @@ def rows_linear_kernel(
                 squares += given * given
             else:
                 given = (given - mean[:, None]) * scale[:, None]
-            given = weighted(given, k, norm_weight, norm_bias, I, HAS_NORM_BIAS).to(dtype)
+            given = weighted(given, k, norm_weight, norm_bias, INS, HAS_NORM_BIAS).to(dtype)
         found = tl.dot(given, w, found, input_precision="ieee")
     if NORM and RMS:
-        found *= tl.rsqrt(tl.sum(squares, axis=1) / I + eps)[:, None]
+        found *= tl.rsqrt(tl.sum(squares, axis=1) / INS + eps)[:, None]
     if HAS_BIAS:
         found += tl.load(bias + o, mask=in_out, other=0.0).to(tl.float32)[None, :]
     places = rows[:, None].to(tl.int64) * outs + o[None, :]
