@@ -15,6 +15,7 @@ The text streams to standard output as it is sampled.
     n                samples; number i is drawn with seed + i
     seed             default 0
     device           auto, cpu or cuda
+    precision        float32, bf16 or fp16: of the weights and what is computed with them; default float32
     untrained        true: sample even where only the weights from before training are intact; default false
     trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
     data.dir, data.cache_dir    folders of the corpus, if not those of the run
@@ -39,6 +40,7 @@ from seqlab.runs.build import choose_device
 from seqlab.runs.load import Trained, load_run
 from seqlab.runs.process import reset_global_state
 from seqlab.runs.trust import packages
+from seqlab.training.precision import DTYPES, Precision, check_precision
 
 SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "run": (str, None),
@@ -51,6 +53,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "n": (PositiveInt, 1),
     "seed": (Annotated[int, Field(ge=0, lt=2**63)], 0),
     "device": (Literal["auto", "cpu", "cuda"], "auto"),
+    "precision": (Precision, "float32"),
     "untrained": (bool, False),
     "trust": (str | None, None),
     "data.dir": (str | None, None),
@@ -112,6 +115,8 @@ def load(settings: dict[str, Any]) -> Trained:
         rule = f"was trained on {trained.data.description}, which is no text"
         remedy = "Name a run on a corpus, for example data=tiny_shakespeare"
         raise UserError("run", settings["run"], rule, remedy)
+    check_precision(trained.model, device, settings["precision"])
+    trained.model.to(DTYPES[settings["precision"]])
     return trained
 
 

@@ -34,8 +34,8 @@ ROOMS = {
         "counting feedforward layer mixture_of_experts pattern positions protocols sequence_model",
     ),
     "inference": (
-        "errors",
-        "generate sampling",
+        "errors models ops",
+        "captured generate sampling",
     ),
     "training": (
         "errors jsonio console models data",

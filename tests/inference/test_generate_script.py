@@ -72,6 +72,17 @@ def test_samples(generate, trained):
     assert out == f"--- 1 of 2\n{one}--- 2 of 2\n{two}"
 
 
+def test_precision(generate, trained):
+    """Half precision samples a text of its own; float32 is what there is without the setting."""
+    run = f"run={trained('tiny_shakespeare').folder}"
+    usual, full, half = (
+        generate(run, "max_new_tokens=30", "device=cpu", *precision)[:2]
+        for precision in ((), ("precision=float32",), ("precision=bf16",))
+    )
+    assert usual == full
+    assert half[0] == 0 and len(half[1]) >= 30
+
+
 def test_streams(trained, environment):
     """A reader has the beginning long before the end is sampled, and may leave when it has enough."""
     arguments = [f"run={trained('tiny_shakespeare').folder}", "prompt=the", "max_new_tokens=100000000", "device=cpu"]
@@ -96,7 +107,7 @@ def test_a_terminal_gets_no_commands(generate, trained, monkeypatch, tmp_path):
 def test_stop(generate, trained):
     run = f"run={trained('ptb', 'lstm').folder}"
     whole = generate(run, "prompt=the", "max_new_tokens=40", "seed=3")[1]
-    stop = whole.split()[20] + " " + whole.split()[21]  # across two tokens
+    stop = " ".join(max(whole.splitlines(), key=len).split()[-2:])  # across two tokens
     assert generate(run, "prompt=the", "max_new_tokens=40", "seed=3", f"stop={stop}")[1] == (
         "the" + whole.removeprefix("the").partition(stop)[0] + "\n"
     )

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from seqlab.benchmarks.timing import captured
+from seqlab.inference.captured import why_not_captured
+from seqlab.inference.generate import generate_tokens
+from seqlab.inference.sampling import Sampling
 from seqlab.models.counting import tensors_of
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.runs.load import fresh_model
@@ -61,14 +64,55 @@ def test_a_captured_step_is_the_step(name):
     def step() -> None:
         kept[:] = [model.step(x[:, 1], state)[0]]
 
-    expected, _ = model.step(x[:, 1], state)
     before = [tensor.clone() for tensor in tensors_of(state)]
+
+    def begin() -> None:  # a step may write into its state
+        for tensor, value in zip(tensors_of(state), before, strict=True):
+            tensor.copy_(value)
+
+    expected, _ = model.step(x[:, 1], state)
     replay = captured(step, CUDA)
     kept[0].fill_(torch.nan)
+    begin()
     replay()
     torch.testing.assert_close(kept[0], expected)
-    if name != "transformer":  # whose cache holds the new position now
-        assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(state), strict=True))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.9, top_k=20, top_p=0.9)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "min_gru", "lstm", "mlp", "transformer"])
+@torch.no_grad()
+def test_tokens_of_a_graph_are_those_of_steps(name, dtype, sampling):
+    """Of three prompts one after the other, the last with another batch size; a graph serves the first two."""
+    model = build(name, dtype)
+    assert (why_not_captured(model) is None) == (name != "transformer")
+    for batch, seed in ((2, 1), (2, 2), (3, 3)):
+        prompt = torch.randint(97, (batch, 9), generator=torch.Generator().manual_seed(seed))
+        found = torch.stack(list(generate_tokens(model, prompt, sampling, max_new_tokens=40, seed=seed)))
+        generator = torch.Generator().manual_seed(seed)
+        logits, state = model.prefill(prompt.to(CUDA), model.initial_state(batch))
+        for token in found:
+            assert torch.equal(token, sampling.draw(logits, generator).cpu())
+            logits, state = model.step(token.to(CUDA), state)
+
+
+@torch.no_grad()
+def test_a_graph_is_of_the_weights_as_they_are():
+    """Weights loaded in place are read; a model moved to another dtype gets a graph of its own."""
+    model, prompt = build("mamba", torch.float32), torch.zeros(1, 3, dtype=torch.int64)
+
+    def greedy() -> list[int]:
+        return [int(token) for token in generate_tokens(model, prompt, Sampling(0), max_new_tokens=30, seed=0)]
+
+    first = greedy()
+    reset_global_state(1)
+    other = fresh_model("mamba", "tiny", vocabulary=97, max_length=400)
+    model.load_state_dict(other.state_dict())
+    assert greedy() != first
+    model.load_state_dict(build("mamba", torch.float32).state_dict())
+    assert greedy() == first
+    model.to(torch.bfloat16)
+    assert len(greedy()) == 30
 
 
 def test_the_benchmark(monkeypatch, tmp_path, capsys):

@@ -39,7 +39,8 @@ def why_not_captured(model: nn.Module) -> str | None:
 
 
 def captured_step(model: nn.Module, sampling: Sampling, token: Tensor, state: ModelState) -> Step:
-    """The step of a model from here on, captured once for a batch size, a sampling and the model's memory."""
+    """The step of a model after ``token`` (B,) and the state before it, captured once for a batch size, a sampling and
+    the model's memory."""
     memory = tuple(parameter.data_ptr() for parameter in model.parameters())
     key = len(token), sampling, memory
     known = _steps.setdefault(model, OrderedDict())
@@ -75,6 +76,7 @@ class CapturedStep:
             mine.copy_(given)
 
     def __call__(self, uniforms: Tensor) -> Tensor:
+        """Read the last token and draw the next by ``uniforms`` (B,) float64: (B,), which the next call overwrites."""
         self.uniforms.copy_(uniforms)
         self.graph.replay()
         return self.token
@@ -88,7 +90,7 @@ class CapturedStep:
 
 
 def filled(layout: object, tensors: Iterator[Tensor]) -> object:
-    """A state like ``layout`` with other tensors, which ``tensors_of`` would give in this order."""
+    """A state nested like ``layout`` with other tensors of the same shapes, in the order of ``tensors_of``."""
     if isinstance(layout, Tensor):
         return next(tensors)
     if isinstance(layout, dict):
@@ -111,7 +113,7 @@ def in_step_behind(first: Tensor, following: Iterable[Tensor]) -> Iterator[Tenso
 
 
 def copied(token: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    """A copy on its way to the CPU, and the event of its arrival."""
+    """A copy of a token (B,) on its way to the CPU, and the event of its arrival."""
     there = torch.empty(token.shape, dtype=token.dtype, pin_memory=True)
     there.copy_(token, non_blocking=True)
     event = torch.cuda.Event()
@@ -120,5 +122,6 @@ def copied(token: Tensor) -> tuple[Tensor, torch.cuda.Event]:
 
 
 def arrived(copy: tuple[Tensor, torch.cuda.Event]) -> Tensor:
+    """The token (B,) once it is on the CPU."""
     copy[1].synchronize()
     return copy[0]

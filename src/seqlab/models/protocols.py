@@ -47,9 +47,13 @@ class Prefills(Protocol):
 
 @runtime_checkable
 class StepsInResidual(Protocol):
+    """A mixer with kernels for a position's whole half layer: norm, mixer and residual connection."""
+
     def step_in_residual(self, x: Tensor, norm: nn.Module, state: Any) -> tuple[Tensor, Any] | None:
-        """x + mixer(norm(x)) of one position x (B, D) and the state after it, in kernels of its own; None if it has
-        none for this norm, device or dtype. It may write into the state."""
+        """x + mixer(norm(x)) of one position x (B, D), and the next state, written over the one given.
+
+        None without kernels for this norm, device or dtype.
+        """
 
 
 @runtime_checkable

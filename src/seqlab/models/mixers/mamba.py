@@ -151,20 +151,15 @@ class Mamba(nn.Module):
         )
         return self.out_proj(y), State(conv, ssm)
 
+    @property
+    def parameters_of_a_step(self) -> decoding.Block:
+        """The parameters as the kernels of a single position take them, shapes as in ``decoding.Block``."""
+        linear = self.in_proj.weight, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.out_proj.weight
+        return decoding.Block(*linear, self.conv_weight, self.conv_bias, self.A_log, self.D)
+
     def step_in_residual(self, x: Tensor, norm: nn.Module, state: State) -> tuple[Tensor, State] | None:
-        """x + step(norm(x)) of (B, D) in three kernels on a GPU, in place in the state; None where these cannot run."""
-        parameters = decoding.Block(
-            self.in_proj.weight,
-            self.conv_weight,
-            self.conv_bias,
-            self.x_proj.weight,
-            self.dt_proj.weight,
-            self.dt_proj.bias,
-            self.A_log,
-            self.D,
-            self.out_proj.weight,
-        )
-        known = decoding.norm_of(norm)
+        """x + step(norm(x)) of x (B, D) in three kernels on a GPU; None where they cannot run."""
+        known, parameters = decoding.norm_of(norm), self.parameters_of_a_step
         if known is None or not decoding.can_run(x, *parameters, known.weight, known.bias):
             return None
         return decoding.mamba_step(x, known, parameters, *state), state

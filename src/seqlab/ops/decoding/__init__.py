@@ -26,14 +26,14 @@ class Block(NamedTuple):
     """The parameters of a Mamba block, shapes as ``seqlab.models.mixers.mamba`` has them."""
 
     in_weight: Tensor  # (2 E, D)
-    conv_weight: Tensor  # (E, K)
-    conv_bias: Tensor | None  # (E,)
     x_weight: Tensor  # (R + 2 N, E)
     dt_weight: Tensor  # (E, R)
     dt_bias: Tensor  # (E,)
+    out_weight: Tensor  # (D, E)
+    conv_weight: Tensor  # (E, K)
+    conv_bias: Tensor | None  # (E,)
     A_log: Tensor  # (E, N)
     D: Tensor  # (E,)
-    out_weight: Tensor  # (D, E)
 
 
 def norm_of(module: nn.Module) -> Norm | None:

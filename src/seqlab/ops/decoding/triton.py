@@ -1,7 +1,7 @@
 """Launches of ``triton_kernels.py``: how the work of one position is cut, by the batch and the widths.
 
-Symbols: B batch, D model width, E inner width, N state size, W = R + 2 N columns of ``x_proj``, I and O columns into and
-out of a projection, P shares of a sum.
+Symbols: B batch, D model width, E inner width, N state size, W = R + 2 N columns of ``x_proj``, I and O columns into
+and out of a projection, P shares of a sum, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -91,8 +91,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, residual: 
     scale, shift = (norm.weight, norm.bias) if norm else (None, None)
     tensors = x, scale, shift, weight, bias, residual, out, norm.eps if norm else 0.0, outs
     flags = {
-        "INS": width, "NORM": norm is not None, "RMS": norm is not None and norm.rms, "HAS_NORM_BIAS": shift is not None,
-        "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
+        "INS": width, "NORM": norm is not None, "RMS": norm is not None and norm.rms,
+        "HAS_NORM_BIAS": shift is not None, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
     }  # fmt: skip
     if is_single(batch, width):
         wide = power_of_two(width)

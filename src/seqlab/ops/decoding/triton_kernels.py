@@ -1,8 +1,8 @@
 """The kernels of one position: norm and projection, the state's update, projection and residual connection.
 
 Symbols: B batch, D model width, E inner width, N state size, R rank of delta, K width of the convolution, W = R + 2 N
-columns of ``x_proj``; P programs that a row of inner channels is cut into. Weights are (out, in) as ``nn.Linear`` has
-them. Sums are in float32.
+columns of ``x_proj``, V vocabulary; P programs that a row of inner channels is cut into. Weights are (out, in) as
+``nn.Linear`` has them. Sums are in float32.
 
 At batch 1 a kernel's time is that of fetching its weights, and of waiting for the kernel before it. So each program
 asks for its weights first, which no other kernel writes, and only then waits (``PDL``: programmatic dependent launch,
@@ -30,6 +30,7 @@ def let_next_begin(PDL: tl.constexpr):
 
 @triton.jit
 def silu(x):
+    """x sigmoid(x), elementwise."""
     return x / (1.0 + tl.exp(-x))
 
 
@@ -196,7 +197,8 @@ def enter_rows_kernel(
     w = tl.arange(0, BW)
     to_x = tl.load(x_weight + w[None, :] * E + e[:, None], mask=(w < W)[None, :] & in_row[:, None], other=0.0)
     share = tl.dot(u, to_x, input_precision="ieee")
-    tl.store(partial + (program * batch + rows[:, None]) * W + w[None, :], share, mask=in_batch[:, None] & (w < W)[None, :])
+    places = (program * batch + rows[:, None]) * W + w[None, :]
+    tl.store(partial + places, share, mask=in_batch[:, None] & (w < W)[None, :])
 
 
 @triton.jit
@@ -239,7 +241,7 @@ def update_kernel(
 
 @triton.jit
 def sum_kernel(shares, total, size, programs, BP: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """The sum of (P, size) over P: where a batch is large, so that the kernel after it need not sum for each program."""
+    """The sum of (P, size) over P, once: for a large batch, each of the next kernel's programs would add as many."""
     i, p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BP)
     wait(PDL)
     let_next_begin(PDL)
@@ -261,7 +263,8 @@ def row_linear_kernel(
     row = tl.program_id(1)
     o, k = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BK)
     in_out, in_width = o < outs, k < INS
-    w = tl.load(weight + o[:, None].to(tl.int64) * INS + k[None, :], mask=in_out[:, None] & in_width[None, :], other=0.0)
+    places = o[:, None].to(tl.int64) * INS + k[None, :]
+    w = tl.load(weight + places, mask=in_out[:, None] & in_width[None, :], other=0.0)
     wait(PDL)
     let_next_begin(PDL)
     given = tl.load(x + row * INS + k, mask=in_width, other=0.0).to(tl.float32)
