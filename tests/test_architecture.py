@@ -67,8 +67,9 @@ ROOMS = {
         "print_tables rows runs statistics tables write_tables",
     ),
     "benchmarks": (
-        "errors formatting jsonio console ops models training config runs report",
-        "experts inference inference_curves memory report results roofline scan scan_contestants session step timing",
+        "errors formatting jsonio console ops models inference training config runs report",
+        "experts inference inference_curves memory peer report results roofline scan scan_contestants session step "
+        "timing training_step",
     ),
     "cli": (
         "errors formatting console config runs sweep report",

@@ -1,6 +1,6 @@
 """A mixture of experts forward and backward, or a whole training step: grouped products beside a loop over experts.
 
-Symbols: B sequences of L tokens, T tokens in all, D channels (``--width``), V words in the vocabulary.
+Symbols: B sequences of L tokens, T tokens in all, D channels (``--width``).
 """
 
 import argparse
@@ -16,19 +16,15 @@ from typing_extensions import override
 from seqlab.benchmarks import report
 from seqlab.benchmarks.results import facts, speed_up, step_row, step_table
 from seqlab.benchmarks.session import Call, measure
+from seqlab.benchmarks.training_step import training_step
 from seqlab.formatting import counted
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
-from seqlab.ops import cross_entropy
 from seqlab.ops.routed_experts import resolve_backend
 from seqlab.runs.build import choose_device
 from seqlab.runs.load import fresh_model
-from seqlab.training import TrainerConfig
-from seqlab.training.captured import EAGER, captures
-from seqlab.training.optim import adamw
+from seqlab.training.captured import EAGER
 from seqlab.training.precision import DTYPES, autocast
-from seqlab.training.schedule import constant
-from seqlab.training.update import Update
 
 VOCABULARY, LENGTH = 10_000, 256
 
@@ -71,18 +67,6 @@ def layer_step(kind: type[MixtureOfExperts], args: argparse.Namespace) -> Callab
     return step
 
 
-class RandomTokens:
-    """The methods of a data set that an ``Update`` calls."""
-
-    def mask(self, targets: Tensor) -> Tensor:
-        """Every position counts: (B, L) to (B, L), bool."""
-        return torch.ones_like(targets, dtype=torch.bool)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats of outputs (B, L, V) at targets (B, L): (B, L), float32."""
-        return cross_entropy(outputs, targets)
-
-
 def model_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> nn.Module:
     """A whole model whose mixtures of experts are of the class ``kind``."""
     torch.manual_seed(0)
@@ -93,14 +77,11 @@ def model_of(kind: type[MixtureOfExperts], args: argparse.Namespace) -> nn.Modul
     return model
 
 
-def training_step(kind: type[MixtureOfExperts], args: argparse.Namespace) -> Callable[[], None]:
+def model_step(kind: type[MixtureOfExperts], args: argparse.Namespace) -> Callable[[], None]:
     """A function that makes one update of a whole model."""
-    model = model_of(kind, args)
-    config = TrainerConfig(optimizer=adamw, schedule=constant, batch_size=1, precision=args.precision)
-    captured = captures(config, model, args.device)
-    update = Update(config, model, RandomTokens(), device=args.device, cuda_graph=captured)
-    batch = torch.randint(VOCABULARY, (2, max(1, args.tokens // LENGTH), min(args.tokens, LENGTH)))
-    return lambda: update(tuple(batch), 1.0)
+    model, length = model_of(kind, args), min(args.tokens, LENGTH)
+    batch = max(1, args.tokens // LENGTH)
+    return training_step(model, VOCABULARY, batch, length, precision=args.precision, device=args.device)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.device = choose_device(args.device)
-    prepare = training_step if args.model else layer_step
+    prepare = model_step if args.model else layer_step
     calls = {name: Call(partial(prepare, kind, args)) for name, kind in LAYERS.items()}
     with rich.get_console().status(f"{args.rounds} rounds of {' and '.join(calls)}"):
         found = measure(calls, args.device, rounds=args.rounds, least=args.least, warm_up=EAGER + 2)  # captured by then
