@@ -59,15 +59,13 @@ class CapturedStep:
         self.token = token.clone()  # (B,)
         self.uniforms = torch.zeros(len(token), dtype=torch.float64, device=token.device)  # (B,)
         self.state = [tensor.clone() for tensor in tensors_of(state)]
-        self.model, self.sampling, self.layout = model, sampling, state
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step()  # kernels are compiled and libraries set up
+            self._step(model, sampling, state)  # kernels are compiled and libraries set up
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self._step()
-        del self.model  # the graph has all of it
+            self._step(model, sampling, state)
 
     def begin(self, token: Tensor, state: ModelState) -> None:
         """Continue from a token (B,) and the state before it."""
@@ -81,12 +79,12 @@ class CapturedStep:
         self.graph.replay()
         return self.token
 
-    def _step(self) -> None:
-        logits, after = self.model.step(self.token, filled(self.layout, iter(self.state)))
+    def _step(self, model: nn.Module, sampling: Sampling, layout: ModelState) -> None:
+        logits, after = model.step(self.token, filled(layout, iter(self.state)))
         for mine, new in zip(self.state, tensors_of(after), strict=True):
             if mine.data_ptr() != new.data_ptr():  # some mixers write into their state themselves
                 mine.copy_(new)
-        self.token.copy_(self.sampling.choose(logits, self.uniforms))
+        self.token.copy_(sampling.choose(logits, self.uniforms))
 
 
 def filled(layout: object, tensors: Iterator[Tensor]) -> object:
