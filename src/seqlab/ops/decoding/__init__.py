@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from seqlab.ops.decoding import triton as fused
 
-
 BACKENDS = ("triton",)
 """There is no other: where it cannot run, a layer's parts are called one after the other."""
 
