@@ -41,7 +41,7 @@ def training_step(
         precision: of the forward and the backward pass.
         device: where the model is.
     """
-    config = TrainerConfig(optimizer=adamw, schedule=constant, batch_size=1, precision=precision)
+    config = TrainerConfig(optimizer=adamw, schedule=constant, batch_size=1, steps=1, precision=precision)
     captured = captures(config, model, device)
     update = Update(config, model, RandomTokens(), device=device, cuda_graph=captured)
     tokens = torch.randint(vocabulary, (2, batch, length))

@@ -46,7 +46,7 @@ class TrainerConfig:
         further_tests: measure the data's tests beyond training, after the test split.
 
     Raises:
-        UserError: ``accumulate`` does not divide ``batch_size``.
+        UserError: not exactly one of ``BUDGETS`` is given, or ``accumulate`` does not divide ``batch_size``.
     """
 
     optimizer: Callable[[nn.Module], list[Optimizer]]
@@ -71,6 +71,14 @@ class TrainerConfig:
     further_tests: bool = True
 
     def __post_init__(self) -> None:
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+        if len(given) != 1:
+            raise UserError(
+                ", ".join(given or BUDGETS),
+                ", ".join(map(str, given.values())) or "null",
+                f"the budget is exactly one of {', '.join(BUDGETS[:-1])} and {BUDGETS[-1]}",
+                "Set one and leave the others null, for example steps=1000 epochs=null",
+            )
         if self.batch_size % self.accumulate:
             raise UserError(
                 "accumulate",
@@ -80,19 +88,7 @@ class TrainerConfig:
             )
 
     def total_steps(self, data: DataSet) -> int:
-        """The number of updates that the budget allows on this data, rounded up.
-
-        Raises:
-            UserError: not exactly one of ``BUDGETS`` is given.
-        """
-        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
-        if len(given) != 1:
-            raise UserError(
-                ", ".join(given or BUDGETS),
-                ", ".join(map(str, given.values())) or "null",
-                f"the budget is exactly one of {', '.join(BUDGETS[:-1])} and {BUDGETS[-1]}",
-                "Set one and leave the others null, for example steps=1000 epochs=null",
-            )
+        """The number of updates that the budget allows on this data, rounded up."""
         if self.steps is not None:
             return self.steps
         if self.epochs is not None:
