@@ -24,6 +24,13 @@ class TestContract:
             operator.function(**made(operator) | {name: torch.zeros(shape)})
 
     @every_operator
+    def test_a_missing_tensor_is_named(self, operator):
+        arguments = operator.make(2, 5, *operator.narrow, options=())
+        for name in arguments:
+            with pytest.raises(ValueError, match=f"^{name} is None, expected a tensor$"):
+                operator.function(**arguments | {name: None})
+
+    @every_operator
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     def test_every_tensor_or_none_is_float64(self, operator, dtype):
         other = torch.float32 if dtype == torch.float64 else torch.float64
@@ -101,6 +108,8 @@ class TestBackendChoice:
         names = ", ".join(("auto", *import_module(operator.package).BACKENDS))
         with pytest.raises(ValueError, match=f"^{operator.name} has no backend 'fast'; choose one of {names}$"):
             operator.function(**made(operator), backend="fast")
+        with pytest.raises(ValueError, match=rf"^{operator.name} has no backend \['auto'\]"):
+            operator.function(**made(operator), backend=["auto"])
 
     @every_operator
     def test_a_backend_that_cannot_run_says_why(self, operator, monkeypatch):

@@ -26,7 +26,7 @@ def checked(check: Callable[..., str], tensors: dict[str, Tensor | None], *setti
     Args:
         check: raises ValueError where something does not fit, which is not cached.
         tensors: the arguments of an operation, of any shapes, always in the same order.
-        settings: hashable.
+        settings: what it takes besides; an unhashable one is not cached either.
     """
     if torch.compiler.is_compiling():
         return check(tensors, *settings)
@@ -39,7 +39,10 @@ def checked(check: Callable[..., str], tensors: dict[str, Tensor | None], *setti
         else:  # sizes of a subclass, as a tracer's, may not be hashable
             return check(tensors, *settings)
     key = tuple(key)
-    answer = CHECKED.get(key)
+    try:
+        answer = CHECKED.get(key)
+    except TypeError:  # a setting of a wrong type, which the check names
+        return check(tensors, *settings)
     if answer is None:
         answer = check(tensors, *settings)
         CHECKED.keep(key, answer)
@@ -49,6 +52,17 @@ def checked(check: Callable[..., str], tensors: dict[str, Tensor | None], *setti
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to compute in: float64 for float64, float32 for float32, bfloat16 and float16."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_given(tensors: dict[str, Tensor | None], *names: str) -> None:
+    """Check that the tensors of these names are given: a kernel would read from no address at all.
+
+    Raises:
+        ValueError: names the first that is None.
+    """
+    for name in names:
+        if tensors[name] is None:
+            raise ValueError(f"{name} is None, expected a tensor")
 
 
 def check_shapes(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor | None], sizes: dict[str, int]) -> None:

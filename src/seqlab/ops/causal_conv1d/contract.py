@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from seqlab.ops.contract import check_dtypes, check_shapes
+from seqlab.ops.contract import check_dtypes, check_given, check_shapes
 
 
 def check_arguments(x_axes: tuple[str, ...], tensors: dict[str, Tensor | None], activation: str | None) -> None:
@@ -11,6 +11,7 @@ def check_arguments(x_axes: tuple[str, ...], tensors: dict[str, Tensor | None], 
     Raises:
         ValueError: one does not fit.
     """
+    check_given(tensors, "x", "weight")
     state = list(tensors)[-1]
     sizes: dict[str, int] = {}
     check_shapes({"x": x_axes, "weight": ("d_inner", "d_conv"), "bias": ("d_inner",)}, tensors, sizes)

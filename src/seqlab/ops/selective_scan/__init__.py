@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes, checked
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_given, check_seq_idx, check_shapes, checked
 from seqlab.ops.selective_scan.flops import selective_scan_flops
 from seqlab.ops.selective_scan.interface import Inputs
 from seqlab.ops.selective_scan.operator import FUSED, fused_scan
@@ -49,6 +49,7 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
     Raises:
         ValueError: an argument does not fit, or the backend does not exist or cannot run.
     """
+    check_given(tensors, "u", "delta", "A", "B", "C")
     u, initial_state = tensors["u"], tensors["initial_state"]
     scanned = {name: tensors[name] for name in SHAPES}
     check_shapes(SHAPES, scanned, {})

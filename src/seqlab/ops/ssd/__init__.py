@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_seq_idx, check_shapes, checked
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_given, check_seq_idx, check_shapes, checked
 from seqlab.ops.ssd.flops import ssd_flops
 from seqlab.ops.ssd.interface import Inputs, check_groups
 from seqlab.ops.ssd.operator import FUSED, fused_ssd
@@ -47,6 +47,7 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
     Raises:
         ValueError: an argument does not fit, or the backend does not exist or cannot run.
     """
+    check_given(tensors, "x", "dt", "A", "B", "C")
     x, initial_state = tensors["x"], tensors["initial_state"]
     scanned = {name: tensors[name] for name in SHAPES}
     sizes = {}
