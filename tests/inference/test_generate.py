@@ -70,6 +70,17 @@ def test_learned_positions_end_before_anything_is_generated():
         generate_tokens(model, prompt(), GREEDY, max_new_tokens=LONGEST - 7 + 2, seed=0)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5, top_k=3, top_p=0.9)], ids=["all", "some"])
+def test_logits_that_are_not_finite_are_refused(sampling):
+    model = build("mamba").bfloat16()
+    tokens = generate_tokens(model, prompt(), sampling, max_new_tokens=3, seed=0)
+    next(tokens)
+    with torch.no_grad():
+        model.embed.weight[:, 0] = torch.nan
+    with pytest.raises(UserError, match=r"^logits=NaN or infinity: .*\nUse precision=float32"):
+        next(tokens)
+
+
 class TestText:
     def test_is_the_tokens_as_text(self, word_data):
         model = build("lstm", word_data.d_input)

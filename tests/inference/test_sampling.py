@@ -125,6 +125,13 @@ def test_half_precision_and_repeatability():
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+def test_nothing_is_drawn_from_what_is_no_distribution():
+    """Not even the first token; the rows beside it are as ever."""
+    logits = torch.tensor([[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3, [-math.inf, 0.0, -math.inf]])
+    for sampling in (Sampling(), Sampling(top_k=2), Sampling(top_p=0.5)):
+        assert sampling.draw(logits, generator()).tolist() == [3, 3, 3, 1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -80,7 +80,8 @@ class CapturedStep:
         return self.token
 
     def _step(self, model: nn.Module, sampling: Sampling, layout: ModelState) -> None:
-        logits, after = model.step(self.token, filled(layout, iter(self.state)))
+        token = self.token.clamp(max=model.embed.num_embeddings - 1)  # V where there was nothing to draw from
+        logits, after = model.step(token, filled(layout, iter(self.state)))
         for mine, new in zip(self.state, tensors_of(after), strict=True):
             if mine.data_ptr() != new.data_ptr():  # some mixers write into their state themselves
                 mine.copy_(new)

@@ -4,11 +4,13 @@ Symbols: B batch, L length, N tokens of a text, V vocabulary size.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from seqlab.errors import UserError
 from seqlab.inference.captured import captured_step, in_step_behind, why_not_captured
 from seqlab.inference.sampling import Sampling, uniforms
 
@@ -45,10 +47,24 @@ def generate_tokens(
         An iterator over the new tokens, (B,) int64 each, on the CPU.
 
     Raises:
-        UserError: the model has too few learned positions; raised before anything is sampled.
+        UserError: the model has too few learned positions; raised before anything is sampled. From the iterator: there
+            is nothing to draw from, since the logits are not finite.
     """
     model.check_length(prompt.shape[1] + max_new_tokens - 1)  # the last token is not fed back
-    return _tokens(model, prompt, sampling, max_new_tokens, seed)
+    return map(partial(_refuse_none, model.embed), _tokens(model, prompt, sampling, max_new_tokens, seed))
+
+
+def _refuse_none(embed: nn.Embedding, token: Tensor) -> Tensor:
+    """The tokens (B,) that ``Sampling.choose`` drew, on the CPU.
+
+    Raises:
+        UserError: one is no token.
+    """
+    if (token >= embed.num_embeddings).any():
+        half = embed.weight.dtype in (torch.bfloat16, torch.float16)
+        remedy = "Use precision=float32" if half else "Name a run whose training did not diverge"
+        raise UserError("logits", "NaN or infinity", "no token can be drawn from them", remedy)
+    return token
 
 
 def _tokens(model: nn.Module, prompt: Tensor, sampling: Sampling, max_new_tokens: int, seed: int) -> Iterator[Tensor]:

@@ -60,13 +60,14 @@ class Sampling:
         """The token at which the cumulative probability passes a number drawn from [0, 1): (B, V) and (B,) to (B,).
 
         Nothing in it waits for the device, so that a CUDA graph can hold it, and every device makes the same of the
-        same numbers, within the rounding of the logits.
+        same numbers, within the rounding of the logits. Where the logits are no distribution (NaN, or infinity), a
+        temperature above 0 gives V, which is no token.
         """
         if self.temperature == 0:
             return likeliest(logits)
         cumulative = self.probabilities(logits).double().cumsum(dim=-1)
-        passed = cumulative <= uniforms[:, None] * cumulative[:, -1:]
-        return passed.sum(dim=-1)
+        ahead = cumulative > uniforms[:, None] * cumulative[:, -1:]  # nowhere, if these are NaN
+        return logits.shape[-1] - ahead.sum(dim=-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution drawn from: logits (B, V) to probabilities (B, V) float32; temperature above 0."""

@@ -55,7 +55,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_given(tensors: dict[str, Tensor | None], *names: str) -> None:
-    """Check that the tensors of these names are given: a kernel would read from no address at all.
+    """Check that the tensors of these names, of any shapes, are given: a kernel would read from no address at all.
 
     Raises:
         ValueError: names the first that is None.
