@@ -30,7 +30,7 @@ from seqlab.runs import extra_tests, resume, targets
 from seqlab.runs import summary as facts
 from seqlab.runs.build import build_data, build_model, build_trainer, choose_device
 from seqlab.runs.lock import PATIENCE, only_process_in
-from seqlab.runs.process import reset_global_state, take_share
+from seqlab.runs.process import keep_memory, reset_global_state, take_share
 from seqlab.runs.summary import Summary
 from seqlab.training.evaluate import Evaluation
 from seqlab.training.loggers import NoLogger
@@ -114,6 +114,8 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         device = choose_device(cfg.device)
         reset_global_state(cfg.seed)
         take_share(device, cfg.get("threads"))
+        if device.type == "cpu":
+            keep_memory()
         data = data or build_data(cfg)
         if goes_on:
             resume.refuse_other_data(data, folder)

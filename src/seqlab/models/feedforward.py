@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from seqlab.models.linear import Linear
+
 
 class MLP(nn.Module):
     """Two linear maps with a ReLU between them (Vaswani et al. 2017, equation 2).
@@ -19,8 +21,8 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, *, d_ff: PositiveInt, bias: bool = True):
         super().__init__()
-        self.in_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.out_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.in_proj = Linear(d_model, d_ff, bias=bias)
+        self.out_proj = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) to the same shape."""
@@ -47,8 +49,8 @@ class SwiGLU(nn.Module):
     def __init__(self, d_model: int, *, d_ff: PositiveInt):
         super().__init__()
         d_hidden = swiglu_width(d_ff)
-        self.in_proj = nn.Linear(d_model, 2 * d_hidden, bias=False)
-        self.out_proj = nn.Linear(d_hidden, d_model, bias=False)
+        self.in_proj = Linear(d_model, 2 * d_hidden, bias=False)
+        self.out_proj = Linear(d_hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) to the same shape."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seqlab.errors import under
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
+from seqlab.models.linear import Linear
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
 from seqlab.models.protocols import Factory
@@ -83,7 +84,7 @@ class SequenceModel(nn.Module):
         check_pattern(pattern, n_layers, mixers)
         feedforwards = feedforward_pattern(feedforward, n_layers)
         self.tokens, self.max_length = tokens, max_length
-        self.embed = nn.Embedding(d_input, d_model) if tokens else nn.Linear(d_input, d_model)
+        self.embed = nn.Embedding(d_input, d_model) if tokens else Linear(d_input, d_model)
         self.positions = None
         if positions == "learned":
             self.positions = LearnedPositions(max_length, d_model)
@@ -105,7 +106,7 @@ class SequenceModel(nn.Module):
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
         self.norm = norm(d_model) if norm else nn.Identity()
         tied = tokens and tie_embeddings and d_input == d_output
-        self.head = nn.Linear(d_model, d_output, bias=not tied)
+        self.head = Linear(d_model, d_output, bias=not tied)
         if residual:
             self._rescale_residual_projections()
         if tokens:

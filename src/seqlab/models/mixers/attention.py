@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
+from seqlab.models.linear import Linear
 from seqlab.models.mixers.cache import Cache
 from seqlab.models.mixers.rotary import rotate
 from seqlab.models.mixers.softmax import attend_last, attend_window
@@ -56,8 +57,8 @@ class Attention(nn.Module):
             raise UserError("n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
         self.d_inner, self.n_heads, self.window = d_inner, n_heads, window
         self.rotary, self.rotary_base = rotary, rotary_base
-        self.in_proj = nn.Linear(d_model, 3 * d_inner, bias=bias)
-        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+        self.in_proj = Linear(d_model, 3 * d_inner, bias=bias)
+        self.out_proj = Linear(d_inner, d_model, bias=bias)
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, P)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from seqlab.models.linear import Linear
+
 
 class Dense(nn.Module):
     """A linear map and a ReLU at each position, the hidden layer of a multilayer perceptron."""
@@ -10,7 +12,7 @@ class Dense(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
-        self.linear = nn.Linear(d_model, d_model)
+        self.linear = Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""

@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
+from seqlab.models.linear import Linear, linear
 from seqlab.ops import (
     causal_conv1d,
     causal_conv1d_update,
@@ -93,12 +94,12 @@ class Mamba(nn.Module):
         self.d_inner, self.d_state, self.scan_backend = d_inner, d_state, scan_backend
         self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)
 
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.in_proj = Linear(d_model, 2 * d_inner, bias=False)
         bound = d_conv**-0.5  # torch's own initialisation of a depthwise convolution
         self.conv_weight = nn.Parameter(torch.empty(d_inner, d_conv).uniform_(-bound, bound))
         self.conv_bias = nn.Parameter(torch.empty(d_inner).uniform_(-bound, bound))
-        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
+        self.x_proj = Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(self.dt_rank, d_inner)
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
             self.dt_proj.bias.copy_(log_uniform_step_bias(d_inner, dt_min, dt_max))
@@ -106,12 +107,12 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(one_to_n.log().repeat(d_inner, 1))  # (E, N): A = -exp(A_log) = -(1..N)
         self.D = nn.Parameter(torch.ones(d_inner))
         self.A_log.no_weight_decay = True
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input-dependent delta (before bias and softplus), B and C: what makes the scan selective."""
         dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        return nn.functional.linear(dt, self.dt_proj.weight), B, C
+        return linear(dt, self.dt_proj.weight), B, C
 
     @property
     def A(self) -> Tensor:  # noqa: N802

@@ -13,6 +13,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
+from seqlab.models.linear import Linear
 from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
 from seqlab.ops import causal_conv1d, causal_conv1d_update, ssd, ssd_flops, ssd_update
 from seqlab.ops.contract import accumulation_dtype
@@ -94,7 +95,7 @@ class Mamba2(nn.Module):
         self.n_heads, self.d_state, self.n_groups, self.scan_backend = n_heads, d_state, n_groups, scan_backend
         self.d_mixed = d_inner + 2 * n_groups * d_state  # x, B and C side by side
 
-        self.in_proj = nn.Linear(d_model, d_inner + self.d_mixed + n_heads, bias=False)
+        self.in_proj = Linear(d_model, d_inner + self.d_mixed + n_heads, bias=False)
         bound = d_conv**-0.5  # torch's own initialisation of a depthwise convolution
         self.conv_weight = nn.Parameter(torch.empty(self.d_mixed, d_conv).uniform_(-bound, bound))
         self.conv_bias = nn.Parameter(torch.empty(self.d_mixed).uniform_(-bound, bound))
@@ -102,7 +103,7 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.empty(n_heads).uniform_(A_min, A_max).log())  # A = -exp(A_log)
         self.D = nn.Parameter(torch.ones(n_heads))
         self.norm = GatedRMSNorm(d_inner, n_groups, norm_eps)
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
 
     @property
     def A(self) -> Tensor:  # noqa: N802

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from seqlab.models.linear import Linear
 from seqlab.ops import selective_scan, selective_scan_flops, selective_state_update
 from seqlab.ops.selective_scan import resolve_backend
 
@@ -61,8 +62,8 @@ class MinGRU(nn.Module):
         super().__init__()
         self.d_inner = expand * d_model if d_inner is None else d_inner
         self.positive_candidate, self.scan_backend = positive_candidate, scan_backend
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.in_proj = Linear(d_model, 2 * self.d_inner)
+        self.out_proj = Linear(self.d_inner, d_model, bias=False)
         self.register_buffer("A", -torch.ones(self.d_inner, 1), persistent=False)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
