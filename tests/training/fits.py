@@ -16,6 +16,8 @@ def transformer(*overrides):
 
 
 def config_of(*, optimizer=adamw, schedule=constant, batch_size=4, **settings):
+    if not {"steps", "epochs", "tokens"} & settings.keys():
+        settings["steps"] = 1
     return TrainerConfig(optimizer=optimizer, schedule=schedule, batch_size=batch_size, **settings)
 
 
