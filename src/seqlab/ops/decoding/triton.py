@@ -78,7 +78,7 @@ def options(device: torch.device, warps: int, *, overlaps: bool = False, stages:
     """
     if device.type != "cuda":
         return {"PDL": False}
-    overlaps = overlaps and torch.cuda.get_device_capability(device)[0] >= 9
+    overlaps = overlaps and torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] >= 9
     given = {"PDL": overlaps, "num_warps": warps}
     return given | ({"launch_pdl": True} if overlaps else {}) | ({} if stages is None else {"num_stages": stages})
 
