@@ -1,5 +1,6 @@
 """Operators with a hand-written first derivative, which refuse any further one with an error."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,15 +30,24 @@ def other_derivatives() -> bool:
 class FirstDerivative(torch.autograd.Function):
     """An autograd function whose gradient is written out; second derivatives, forward mode and ``torch.func`` raise.
 
-    Subclasses define ``operation``, its name, a ``forward`` that keeps its last argument as ``ctx.backend``, and
-    ``differentiate`` in place of ``backward``. With ``create_graph`` the gradients are part of the graph, but cannot be
-    differentiated again.
+    Subclasses define ``operation``, its name; ``compute``, its outputs; ``save``, which keeps what the gradient needs,
+    and the last argument as ``ctx.backend``; and ``differentiate`` in place of ``backward``. With ``create_graph`` the
+    gradients are part of the graph, but cannot be differentiated again.
 
     Raises:
         NotImplementedError: names the operation, its backend and the one that PyTorch differentiates by itself.
     """
 
     operation: str
+    compute: Callable[..., Any]
+    save: Callable[[Any, tuple, Any], None]
+
+    @override
+    @classmethod
+    def forward(cls, ctx: Any, *inputs: Any) -> Any:
+        output = cls.compute(*inputs)
+        cls.save(ctx, inputs, output)
+        return output
 
     @staticmethod
     def differentiate(ctx: Any, *gradients: Tensor | None) -> tuple:

@@ -155,13 +155,7 @@ class _Conv(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
 
     operation = "causal_conv1d"
-
-    @override
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    compute, save = staticmethod(_forward), staticmethod(_save)
 
     @override
     @staticmethod

@@ -84,13 +84,7 @@ class _CrossEntropy(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
 
     operation = "cross_entropy"
-
-    @override
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    compute, save = staticmethod(_forward), staticmethod(_save)
 
     @override
     @staticmethod

@@ -112,13 +112,7 @@ class _Experts(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
 
     operation = "routed_experts"
-
-    @override
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    compute, save = staticmethod(_forward), staticmethod(_save)
 
     @override
     @staticmethod

@@ -153,13 +153,7 @@ class _Scan(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
 
     operation = "selective_scan"
-
-    @override
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    compute, save = staticmethod(_forward), staticmethod(_save)
 
     @override
     @staticmethod

@@ -142,13 +142,7 @@ class _SSD(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
 
     operation = "ssd"
-
-    @override
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    compute, save = staticmethod(_forward), staticmethod(_save)
 
     @override
     @staticmethod
