@@ -81,19 +81,13 @@ def test_is_the_parts_in_float64(size, norm, device):
     assert_all_close(found, expected, torch.float32)
 
 
+@pytest.mark.parametrize(("size", "limit", "value"), [("tile", "MOST_SHARES", 0), ("one", "WIDEST_ROW", 16)])
 @pytest.mark.usefixtures("nan_memory")
-def test_shares_added_once_are_those_added_by_each(monkeypatch):
-    given = layer(SIZES["tile"]).to("cpu", torch.float32)
+def test_results_are_the_same_beyond_a_limit(monkeypatch, size, limit, value):
+    """Shares added once in place of by each program; rows too wide for a program."""
+    given = layer(SIZES[size]).to("cpu", torch.float32)
     expected = by_kernels(given)
-    monkeypatch.setattr(fused, "MOST_SHARES", 0)
-    assert_all_close(by_kernels(given), expected, torch.float32)
-
-
-@pytest.mark.usefixtures("nan_memory")
-def test_rows_too_wide_for_a_program(monkeypatch):
-    given = layer(SIZES["one"]).to("cpu", torch.float32)
-    expected = by_kernels(given)
-    monkeypatch.setattr(fused, "WIDEST_ROW", 16)
+    monkeypatch.setattr(fused, limit, value)
     assert_all_close(by_kernels(given), expected, torch.float32)
 
 

@@ -28,13 +28,15 @@ from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 
 CUDA = torch.device("cuda")
-SIZES = {"small": (256, 4), "medium": (512, 6), "large": (768, 8), "wide": (512, 4), "deep": (384, 12)}
-"""Width and layers."""
+SIZES = ("small", "medium", "large", "wide", "deep")
+"""Of the models that are trained, in conf/size."""
 
 SHAPES = ((32, 256), (8, 2048))
+"""B and L of a training step."""
+
 TRAINING_VOCABULARY, VOCABULARY = 10_000, 50_277
 USED = (768, 24)
-"""Of the model that generates: 130 million parameters."""
+"""Width and layers of the model that generates: 130 million parameters."""
 
 PROMPT = 128
 WARM_UP, SAMPLES, CLIP_NORM = 6, 5, 1.0
@@ -45,6 +47,12 @@ class Result(NamedTuple):
 
     seconds: float
     peak_bytes: int  # all that PyTorch had allocated, weights included
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """Width and layers of a size in conf/size."""
+    size = compose("model=mamba", f"size={name}").size
+    return size.d_model, size.n_layers
 
 
 def ours(size: tuple[int, int], vocabulary: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -110,7 +118,7 @@ def their_prefill(length: int) -> Callable[[], Any]:
     """The same by their forward pass, which keeps no state."""
     model = theirs(USED, VOCABULARY, torch.bfloat16).eval()
     prompt = torch.randint(VOCABULARY, (1, length), device=CUDA)
-    return lambda: model(prompt, num_last_tokens=1)
+    return torch.no_grad()(lambda: model(prompt, num_last_tokens=1))
 
 
 def alone(prepare: Callable[[], Callable[[], Any]], calls: int) -> Result:
@@ -132,7 +140,7 @@ def tasks(args: argparse.Namespace) -> dict[str, tuple[Callable, Callable, int, 
     found: dict[str, tuple[Callable, Callable, int, int]] = {}
     for batch, length in SHAPES:
         for name in args.sizes:
-            shape = SIZES[name], batch, length
+            shape = size_of(name), batch, length
             both = partial(our_step, *shape), partial(their_step, *shape)
             found[f"training step, {name}, {batch} x {length:,}"] = (*both, 10, batch * length)
     for length in args.prompts:
@@ -150,8 +158,7 @@ def run(args: argparse.Namespace) -> int:
     with rich.get_console().status("") as status:
         for name, (mine, other, calls, tokens) in tasks(args).items():
             status.update(name)
-            with torch.set_grad_enabled(name.startswith("training")):
-                rows.append((name, tokens, alone(mine, calls), alone(other, calls)))
+            rows.append((name, tokens, alone(mine, calls), alone(other, calls)))
     results = facts(CUDA, ("mamba_ssm", "causal_conv1d")) | {"rows": [as_dict(*row) for row in rows]}
     report.finish(args.out, results, [results_table(results)])
     return 0

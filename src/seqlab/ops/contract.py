@@ -113,6 +113,16 @@ def check_dtypes(tensors: dict[str, Tensor | None]) -> None:
             )
 
 
+def check_state(name: str, state: Tensor | None, dtype: torch.dtype) -> None:
+    """Check that a state of any shape, the argument ``name``, is in the ``accumulation_dtype`` of inputs; None passes.
+
+    Raises:
+        ValueError: it is in another.
+    """
+    if state is not None and state.dtype != accumulation_dtype(dtype):
+        raise ValueError(f"{name} is {state.dtype}, expected {accumulation_dtype(dtype)}")
+
+
 def check_seq_idx(seq_idx: Tensor | None, name: str, sequence: Tensor) -> None:
     """Check that seq_idx (batch, length) holds integers on the device of a sequence; None passes.
 

@@ -66,7 +66,8 @@ def mamba_step(x: Tensor, norm: Norm, block: Block, conv_state: Tensor, state: T
         norm: before the block.
         block: the parameters, in x's dtype.
         conv_state: (B, K - 1, E) in x's dtype; it is moved on in place.
-        state: (B, E, N) float32, likewise.
+        state: (B, E, N) float32, likewise. Of a single sequence both are read before the kernel launched just before
+            is known to have ended, which so must not write them; in a model that is the embedding or another layer.
     """
     u, z, shares = fused.enter(x, norm, block, conv_state)
     y = fused.update(u, z, shares, block, state)

@@ -84,7 +84,7 @@ def last_inputs(state, weight, bias, rows, e, inside, E: tl.constexpr, K: tl.con
                 HAS_BIAS: tl.constexpr):  # fmt: skip
     """The last inputs of the convolution (BM, BN, KP), its weights (1, BN, KP) and its bias (1, BN), with KP >= K.
 
-    ``state`` is (B, K - 1, E), the oldest input first; no kernel since the last position has written it.
+    ``state`` is (B, K - 1, E), the oldest input first; read before ``wait``, so the kernel before must not write it.
     """
     j = tl.arange(0, KP)
     places = (rows[:, None] * (K - 1) * E + e[None, :])[:, :, None] + (j * E)[None, None, :]
@@ -217,7 +217,7 @@ def update_kernel(
     delta_bias = tl.load(dt_bias + e, mask=in_row, other=0.0).to(tl.float32)
     D = tl.load(skip + e, mask=in_row, other=0.0).to(tl.float32)
     at = state + row * E * N + e[:, None] * N + n[None, :]
-    h = tl.load(at, mask=of_state, other=0.0)  # written by the step before, which has ended long ago
+    h = tl.load(at, mask=of_state, other=0.0)  # before ``wait``: the kernel before this one does not write it
     wait(PDL)
     let_next_begin(PDL)
     batch, width = tl.num_programs(1), R + 2 * N

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_given, check_seq_idx, check_shapes, checked
+from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_shapes, check_state, checked
 from seqlab.ops.selective_scan.flops import selective_scan_flops
 from seqlab.ops.selective_scan.interface import Inputs
 from seqlab.ops.selective_scan.operator import FUSED, fused_scan
@@ -50,12 +50,11 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
         ValueError: an argument does not fit, or the backend does not exist or cannot run.
     """
     check_given(tensors, "u", "delta", "A", "B", "C")
-    u, initial_state = tensors["u"], tensors["initial_state"]
+    u = tensors["u"]
     scanned = {name: tensors[name] for name in SHAPES}
     check_shapes(SHAPES, scanned, {})
     check_dtypes(scanned)
-    if initial_state is not None and initial_state.dtype != accumulation_dtype(u.dtype):
-        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(u.dtype)}")
+    check_state("initial_state", tensors["initial_state"], u.dtype)
     check_seq_idx(tensors["seq_idx"], "u", u)
     return resolve_backend(backend, u.device, u.dtype)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_shapes
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_shapes, check_state
 
 SHAPES = {
     "x": ("batch", "d_inner"),
@@ -65,8 +65,7 @@ def selective_state_update(
     check_shapes(SHAPES, tensors, {})
     check_dtypes(tensors)
     out_dtype, dtype = x.dtype, accumulation_dtype(x.dtype)
-    if state.dtype != dtype:
-        raise ValueError(f"state is {state.dtype}, expected {dtype}")
+    check_state("state", state, x.dtype)
     x, delta, A, B, C = (tensor.to(dtype) for tensor in (x, delta, A, B, C))
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_given, check_seq_idx, check_shapes, checked
+from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_shapes, check_state, checked
 from seqlab.ops.ssd.flops import ssd_flops
 from seqlab.ops.ssd.interface import Inputs, check_groups
 from seqlab.ops.ssd.operator import FUSED, fused_ssd
@@ -48,14 +48,13 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
         ValueError: an argument does not fit, or the backend does not exist or cannot run.
     """
     check_given(tensors, "x", "dt", "A", "B", "C")
-    x, initial_state = tensors["x"], tensors["initial_state"]
+    x = tensors["x"]
     scanned = {name: tensors[name] for name in SHAPES}
     sizes = {}
     check_shapes(SHAPES, scanned, sizes)
     check_groups(sizes)
     check_dtypes(scanned)
-    if initial_state is not None and initial_state.dtype != accumulation_dtype(x.dtype):
-        raise ValueError(f"initial_state is {initial_state.dtype}, expected {accumulation_dtype(x.dtype)}")
+    check_state("initial_state", tensors["initial_state"], x.dtype)
     check_seq_idx(tensors["seq_idx"], "x", x)
     return resolve_backend(backend, x.device, x.dtype)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_shapes
+from seqlab.ops.contract import accumulation_dtype, check_dtypes, check_shapes, check_state
 from seqlab.ops.ssd.interface import check_groups
 
 SHAPES = {
@@ -56,8 +56,7 @@ def ssd_update(
     check_groups(sizes)
     check_dtypes(tensors)
     out_dtype, dtype = x.dtype, accumulation_dtype(x.dtype)
-    if state.dtype != dtype:
-        raise ValueError(f"state is {state.dtype}, expected {dtype}")
+    check_state("state", state, x.dtype)
     x, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
     if dt_bias is not None:
         dt = dt + dt_bias.to(dtype)
