@@ -9,6 +9,7 @@ from comparison import DEVICES, assert_all_close
 from torch import Tensor, nn
 
 from seqlab.models.mixers.mamba import Mamba, State
+from seqlab.models.norms import RMSNorm
 from seqlab.ops import decoding
 from seqlab.ops.decoding import triton as fused
 
@@ -16,6 +17,7 @@ every_device = pytest.mark.parametrize("device", DEVICES)
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 NORMS = {
     "rms": lambda d_model: nn.RMSNorm(d_model, eps=1e-5),
+    "our rms": lambda d_model: RMSNorm(d_model, eps=1e-5),
     "layer": nn.LayerNorm,
     "no bias": lambda d_model: nn.LayerNorm(d_model, bias=False),
 }

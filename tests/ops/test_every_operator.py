@@ -31,7 +31,7 @@ from torch import Tensor
 
 import seqlab.ops
 
-NOT_OVER_POSITIONS = {"cross_entropy", "decoding", "routed_experts"}
+NOT_OVER_POSITIONS = {"cross_entropy", "decoding", "rms_norm", "routed_experts"}
 """Each has tests of its own."""
 
 

@@ -12,6 +12,7 @@ RENAMED = {
     "seqlab.models.mixers.lstm.LSTM": "seqlab.models.mixers.recurrent.LSTM",
     "seqlab.training.Trainer": "seqlab.training.TrainerConfig",
     "seqlab.training.settings.Trainer": "seqlab.training.settings.TrainerConfig",
+    "torch.nn.RMSNorm": "seqlab.models.norms.RMSNorm",
     "torchmetrics.MeanAbsoluteError": "seqlab.training.metrics.MeanAbsoluteError",
     "torchmetrics.MeanSquaredError": "seqlab.training.metrics.MeanSquaredError",
     "torchmetrics.R2Score": "seqlab.training.metrics.R2Score",

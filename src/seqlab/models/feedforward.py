@@ -19,6 +19,8 @@ class MLP(nn.Module):
         bias: biases in both maps.
     """
 
+    rounds_input = True
+
     def __init__(self, d_model: int, *, d_ff: PositiveInt, bias: bool = True):
         super().__init__()
         self.in_proj = Linear(d_model, d_ff, bias=bias)
@@ -45,6 +47,8 @@ class SwiGLU(nn.Module):
         d_model: width D.
         d_ff: hidden width of an ``MLP`` of the same size; the hidden width here is ``swiglu_width(d_ff)``.
     """
+
+    rounds_input = True
 
     def __init__(self, d_model: int, *, d_ff: PositiveInt):
         super().__init__()

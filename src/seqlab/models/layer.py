@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqlab.models.protocols import Mixer, Prefills, StepsInResidual
+from seqlab.models.norms import RMSNorm
+from seqlab.models.protocols import Mixer, Prefills, RoundsInput, StepsInResidual
 
 Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
 """How a mixer is advanced from a state: ``step_mixer`` or ``prefill_mixer``."""
@@ -38,6 +39,8 @@ class Branch(nn.Module):
         super().__init__()
         self.norm, self.inner, self.residual = norm, inner, residual
         self.dropout = nn.Dropout(dropout)
+        if isinstance(norm, RMSNorm):
+            norm.rounds = isinstance(inner, RoundsInput) and inner.rounds_input
 
     def _join(self, x: Tensor, y: Tensor) -> Tensor:
         return x + self.dropout(y) if self.residual else self.dropout(y)

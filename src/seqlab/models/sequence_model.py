@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from seqlab.errors import under
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.linear import Linear
+from seqlab.models.norms import RMSNorm
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
 from seqlab.models.protocols import Factory
@@ -105,6 +106,8 @@ class SequenceModel(nn.Module):
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
         self.norm = norm(d_model) if norm else nn.Identity()
+        if isinstance(self.norm, RMSNorm):
+            self.norm.rounds = True  # the head is a linear map
         tied = tokens and tie_embeddings and d_input == d_output
         self.head = Linear(d_model, d_output, bias=not tied)
         if residual:

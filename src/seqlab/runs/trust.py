@@ -33,6 +33,7 @@ TARGETS = frozenset(
         "seqlab.models.sequence_model.SequenceModel",
         "seqlab.training.metrics.ExactSequences",
         "seqlab.training.settings.TrainerConfig",
+        "torch.nn.RMSNorm",
         "torchmetrics.MeanAbsoluteError",
         "torchmetrics.MeanSquaredError",
         "torchmetrics.R2Score",

@@ -33,6 +33,8 @@ class Attention(nn.Module):
         UserError: H does not divide E, or the rotary heads' width is odd.
     """
 
+    rounds_input = True
+
     def __init__(
         self,
         d_model: int,

@@ -9,6 +9,7 @@ class Dense(nn.Module):
     """A linear map and a ReLU at each position, the hidden layer of a multilayer perceptron."""
 
     steps_alike = True
+    rounds_input = True
 
     def __init__(self, d_model: int):
         super().__init__()

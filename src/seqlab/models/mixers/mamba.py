@@ -74,6 +74,7 @@ class Mamba(nn.Module):
 
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
     steps_alike = True
+    rounds_input = True
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class Mamba2(nn.Module):
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
     steps_alike = True
+    rounds_input = True
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class MinGRU(nn.Module):
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
     steps_alike = True
+    rounds_input = True
 
     def __init__(
         self,

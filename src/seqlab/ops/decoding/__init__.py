@@ -40,8 +40,12 @@ class Block(NamedTuple):
 
 
 def norm_of(module: nn.Module) -> Norm | None:
-    """What the kernels need to know of a norm; None of one that they do not know."""
-    if type(module) is nn.RMSNorm and module.weight is not None and len(module.normalized_shape) == 1:
+    """What the kernels need to know of a norm; None of one that they do not know.
+
+    A class that computes what torch's does, in another way, says so by ``computes``, torch's class.
+    """
+    kind = vars(type(module)).get("computes", type(module))  # not inherited: a subclass may compute something else
+    if kind is nn.RMSNorm and module.weight is not None and len(module.normalized_shape) == 1:
         eps = module.eps
         return None if eps is None else Norm(module.weight, None, eps, True)
     if type(module) is nn.LayerNorm and module.weight is not None and len(module.normalized_shape) == 1:

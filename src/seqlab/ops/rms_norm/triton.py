@@ -1,0 +1,104 @@
+"""RMSNorm as Triton kernels: one forward, and backward one over the rows and a small one that adds up ``d_weight``.
+
+The loops are in ``triton_kernels.py``; this file cuts rows into programs. Symbols as there.
+"""
+
+import math
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from seqlab.ops import launch
+from seqlab.ops.launch import Call
+from seqlab.ops.triton_support import ceil, multiprocessors
+from seqlab.ops.triton_support import why_unavailable as why_unavailable
+
+HELD = 1024  # numbers of a row, or of several short ones, that a warp holds: 32 for each lane
+MOST_ROWS = 32  # of a program at a time
+WARPS_PER_PROCESSOR = 12  # of the backward kernel: more do not fit with four such arrays in registers
+ALIGNED = 16  # elements; no access is wider
+SHARES, COLUMNS = 256, 8  # of a program that adds shares, at a time: 32 bytes are the least that a memory reads
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
+
+@cache
+def _kernels() -> ModuleType:
+    """Imported at the first call: it takes a while, and torch's wheels for CPUs come without Triton."""
+    from seqlab.ops.rms_norm import triton_kernels
+
+    return triton_kernels
+
+
+def forward(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """y (..., D) and scale (N,); arguments as in ``operator.py``."""
+    return launch.run(_forward, (x, weight), eps, out_dtype)
+
+
+def _forward(call: Call, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x, weight = call.tensors
+    x, weight = call.converted(x, in_rows), call.converted(weight, Tensor.contiguous)
+    tile, rows = _cut(x)
+    y, scale = call.empty(*x.shape, dtype=out_dtype), call.empty(rows)
+    operands = (y, scale, x, row_stride(x), weight, eps, rows)
+    call.launch(_kernels().forward_kernel, (_programs(rows, tile),), *operands, **tile, ALIGN=_alignment(x), **OPTIONS)
+    return y, scale
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """dx (..., D) in x's dtype and d_weight (D,) in weight's, for dy (..., D); arguments as in ``operator.py``."""
+    return launch.run(_backward, (dy, x, weight, scale))
+
+
+def _backward(call: Call) -> tuple[Tensor, Tensor]:
+    dy, x, weight, scale = call.tensors
+    dy, x, weight = call.converted(dy, in_rows), call.converted(x, in_rows), call.converted(weight, Tensor.contiguous)
+    tile, rows = _cut(x)
+    programs = _programs(rows, tile)
+    together = max(1, WARPS_PER_PROCESSOR // tile["num_warps"]) * multiprocessors(x.device)
+    programs = ceil(programs, ceil(programs, together))  # all walk the same number of tiles, or one less
+    dx, d_weight = call.empty_like(x), call.empty_like(weight)
+    shares = call.empty(programs, x.shape[-1])
+    operands = (dx, shares, dy, row_stride(dy), x, row_stride(x), weight, scale, rows)
+    call.launch(_kernels().backward_kernel, (programs,), *operands, **tile, ALIGN=_alignment(x, dy), **OPTIONS)
+    grid = (ceil(x.shape[-1], COLUMNS),)
+    operands = (d_weight, shares, programs)
+    call.launch(
+        _kernels().sum_shares_kernel, grid, *operands, D=x.shape[-1], S=SHARES, C=COLUMNS, num_warps=4, **OPTIONS
+    )
+    return dx, d_weight
+
+
+def row_stride(x: Tensor) -> int | None:
+    """The distance, in elements, between neighbouring rows of x (..., D), or None if it is not the same everywhere."""
+    axes = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size != 1]
+    if any(outer[1] != inner[0] * inner[1] for outer, inner in pairwise(axes)):
+        return None
+    return axes[-1][1] if axes else x.shape[-1]
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """x (..., D) itself if its rows are contiguous and lie at equal distances; else a contiguous copy."""
+    if x.is_contiguous() or ((x.stride(-1) == 1 or x.shape[-1] == 1) and row_stride(x) is not None):
+        return x
+    return x.contiguous()
+
+
+def _cut(x: Tensor) -> tuple[dict[str, int], int]:
+    """The tile of a program, and the number of rows."""
+    width = x.shape[-1]
+    padded = 1 << (width - 1).bit_length()
+    down = min(MOST_ROWS, max(1, HELD // padded))
+    return {"D": width, "P": padded, "R": down, "num_warps": max(1, padded // HELD)}, x.numel() // width
+
+
+def _programs(rows: int, tile: dict[str, int]) -> int:
+    """How many tiles there are, at least one, so that there is always something to launch."""
+    return max(1, ceil(rows, tile["R"]))
+
+
+def _alignment(*tensors: Tensor) -> int:
+    """The largest power of two up to ``ALIGNED`` that divides the place, in elements, where every row begins."""
+    return math.gcd(ALIGNED, *(row_stride(tensor) for tensor in tensors), tensors[0].shape[-1])
