@@ -18,7 +18,9 @@ from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 HELD = 1024  # numbers of a row, or of several short ones, that a warp holds: 32 for each lane
 MOST_ROWS = 32  # of a program at a time
-WARPS_PER_PROCESSOR = 12  # of the backward kernel: more do not fit with four such arrays in registers
+# Warps of the backward kernel on a multiprocessor, where a row takes one and where it takes several: its four arrays of
+# 32 registers leave no room for more, and programs that wait for others to end would double the time.
+SINGLE_WARPS, JOINED_WARPS = 10, 8
 ALIGNED = 16  # elements; no access is wider
 SHARES, COLUMNS = 256, 8  # of a program that adds shares, at a time: 32 bytes are the least that a memory reads
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
@@ -56,9 +58,9 @@ def _backward(call: Call) -> tuple[Tensor, Tensor]:
     dy, x, weight, scale = call.tensors
     dy, x, weight = call.converted(dy, in_rows), call.converted(x, in_rows), call.converted(weight, Tensor.contiguous)
     tile, rows = _cut(x)
-    programs = _programs(rows, tile)
-    together = max(1, WARPS_PER_PROCESSOR // tile["num_warps"]) * multiprocessors(x.device)
-    programs = ceil(programs, ceil(programs, together))  # all walk the same number of tiles, or one less
+    tiles, warps = _programs(rows, tile), tile["num_warps"]
+    together = (SINGLE_WARPS if warps == 1 else JOINED_WARPS // warps) * multiprocessors(x.device)
+    programs = ceil(tiles, ceil(tiles, together))  # all walk the same number of tiles, or one less
     dx, d_weight = call.empty_like(x), call.empty_like(weight)
     shares = call.empty(programs, x.shape[-1])
     operands = (dx, shares, dy, row_stride(dy), x, row_stride(x), weight, scale, rows)
