@@ -20,11 +20,15 @@ def float32s(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x.float(), weight.shape, weight.float(), EPS)
 
 
-def assert_rounded(actual: Tensor, exact: Tensor) -> None:
-    """``actual`` is ``exact``, which is float32, in its own dtype: mostly to the bit, nowhere more than a step away."""
+def assert_rounded(actual: Tensor, exact: Tensor, slack: float = 0.0) -> None:
+    """``actual`` is ``exact``, which is float32, in its own dtype: mostly to the bit, nowhere more than a step away.
+
+    ``slack``, relative to the largest of the row, is for what is a difference of larger numbers.
+    """
     rounded = exact.to(actual.dtype)
     info = torch.finfo(actual.dtype)
     step = info.eps * rounded.float().abs().clamp(min=info.smallest_normal)
+    step += slack * exact.abs().amax(dim=-1, keepdim=True)
     assert ((actual.float() - rounded.float()).abs() <= step).all()
     assert (actual == rounded).double().mean() > 0.99
 
@@ -53,7 +57,7 @@ def test_all_in_half_precision(rows, width, dtype, nan_memory):
     actual = results(rms_norm, x, weight, EPS)
     expected = results(float32s, x.float(), weight.float())
     assert_rounded(actual["y"], expected["y"])
-    assert_rounded(actual["dx"], expected["dx"])
+    assert_rounded(actual["dx"], expected["dx"], 2e-6)
     exact = results(formula, x.double(), weight.double())
     assert_all_close({"d": actual["d_weight"]}, {"d": exact["d_weight"]}, dtype)
 
