@@ -39,8 +39,8 @@ ROOMS = {
     ),
     "training": (
         "errors jsonio console models data",
-        "captured checkpoint counters evaluate loggers metrics metrics_file muon_of_stacks optim precision "
-        "prefetch progress schedule settings signals trainer update",
+        "ahead captured checkpoint counters device_step evaluate loggers metrics metrics_file muon_of_stacks optim "
+        "precision prefetch progress schedule settings signals trainer update",
     ),
     "config": (
         "errors",

@@ -42,13 +42,13 @@ def weights(model):
 
 
 def stop_at(trainer, step, number=signal.SIGTERM):
-    original = trainer.update
+    original, launched = trainer.update.launch, trainer.counters.step
 
-    def update(batch, rate):
-        if trainer.counters.step + 1 == step:
+    def launch(batch, rate):
+        nonlocal launched
+        launched += 1
+        if launched == step:
             trainer.stop.signal = number
         return original(batch, rate)
 
-    update.state_dict, update.load_state_dict = original.state_dict, original.load_state_dict
-    update.lr, update.values_to_log = 0.0, original.values_to_log
-    trainer.update = update
+    trainer.update.launch = launch

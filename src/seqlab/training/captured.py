@@ -1,4 +1,4 @@
-"""The gradient of a batch as a CUDA graph: one call launches all kernels of a step.
+"""The gradient of a batch, and the step, as a CUDA graph: one call launches all kernels.
 
 A small model's step is hundreds of kernels of a few microseconds each, and Python takes longer to launch one than the
 device to run it. A graph is captured once and replayed with one call; its kernels and their results are the same.
@@ -20,7 +20,10 @@ EAGER = 3
 """Updates before the capture, in which libraries initialise and kernels are compiled."""
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-"""From inputs and targets on the device, sets the parameters' gradients and returns the values to log, (2,) or (3,)."""
+"""From inputs and targets, sets the parameters' gradients and returns the values to log, (2,) or (3,), on the device.
+
+It may also step the optimizers and leave no gradient.
+"""
 
 REMEDY = "Use trainer.cuda_graph=false"
 
@@ -53,7 +56,8 @@ class CapturedGradient:
     """Computes ``gradient``; after ``EAGER`` batches by replaying the kernels that it launched in one capture.
 
     A batch of another shape than the first is computed eagerly. The gradients are in memory of the graph and assigned
-    to the parameters after each replay, so that the caller may set them to ``None``.
+    to the parameters after each replay, so that the caller may set them to ``None``. Batches may be on the CPU; they
+    are then copied while the device computes if they are in pinned memory.
 
     Python code between the kernels runs only once, in the capture: a module may write into its buffers in a forward
     pass, but not replace them or count calls.
@@ -76,10 +80,10 @@ class CapturedGradient:
             return self._eagerly(inputs, targets)
         if self.graph is None:
             self._capture(inputs, targets)
-        self.inputs.copy_(inputs)
-        self.targets.copy_(targets)
+        self.inputs.copy_(inputs, non_blocking=True)
+        self.targets.copy_(targets, non_blocking=True)
         self.graph.replay()
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+        for parameter, gradient in self.gradients:
             parameter.grad = gradient
         return self.values
 
@@ -98,7 +102,7 @@ class CapturedGradient:
             UserError: an operation cannot be captured, or the forward pass replaces a buffer.
             torch.OutOfMemoryError: from the step itself.
         """
-        self.inputs, self.targets = inputs.clone(), targets.clone()
+        self.inputs, self.targets = (torch.empty_like(part, device="cuda") for part in (inputs, targets))
         for parameter in self.parameters:
             parameter.grad = None
         buffers = dict(self.model.named_buffers())
@@ -116,5 +120,5 @@ class CapturedGradient:
             if buffer is not buffers[name]:
                 rule = f"the forward pass puts another tensor in the place of {name}"
                 raise UserError("trainer.cuda_graph", "auto", rule, REMEDY)
-        self.gradients = [parameter.grad for parameter in self.parameters]
+        self.gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
         self.graph = graph

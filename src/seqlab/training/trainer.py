@@ -19,6 +19,7 @@ from seqlab.data import Batch, DataSet
 from seqlab.errors import Diverged, Interrupted
 from seqlab.models.counting import training_flops
 from seqlab.training import checkpoint
+from seqlab.training.ahead import updates
 from seqlab.training.captured import captures
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
@@ -164,20 +165,30 @@ class Trainer:
         return self.data.train_batch(step, self.config.batch_size, self.seed)
 
     def _train_step(self, bar: ProgressBar) -> None:
-        began = time.perf_counter()
+        """Make one update; where outcomes come late (``ahead``), several, to the next pause.
+
+        Raises:
+            Diverged: it is the last of too many that were not taken.
+        """
         counters = self.counters
-        batch = self.batches.take()
-        waited = time.perf_counter() - began
-        outcome = self.update(batch, self.config.schedule(counters.step, self.total))
-        starting = counters.step < self._first_step + STARTING
-        counters.updated(outcome, time.perf_counter() - began, waited, starting=starting)
-        if counters.step % self.config.log_every == 0 or counters.step == self.total:
-            loss, norm = counters.take_mean_loss(), outcome.grad_norm
-            more = self.update.values_to_log(outcome)
-            self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
-        bar.step(counters.step, outcome.loss, counters.best_loss)
-        if counters.skipped_in_a_row >= self.config.max_skipped:
-            raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
+        made = updates(self.update, self.batches, self._rate, counters.step, self._pauses_after)
+        for outcome, seconds, waited in made:
+            counters.updated(outcome, seconds, waited, starting=counters.step < self._first_step + STARTING)
+            if counters.step % self.config.log_every == 0 or counters.step == self.total:
+                loss, norm = counters.take_mean_loss(), outcome.grad_norm
+                more = self.update.values_to_log(outcome)
+                self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
+            bar.step(counters.step, outcome.loss, counters.best_loss)
+            if counters.skipped_in_a_row >= self.config.max_skipped:
+                raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
+
+    def _rate(self, step: int) -> float:
+        return self.config.schedule(step, self.total)
+
+    def _pauses_after(self, step: int) -> bool:
+        """Whether something follows that needs the weights and counters of this step, such as a record."""
+        every = self.config.log_every, self.evaluate_every, self.checkpoint_every
+        return step >= self.total or self.stop.signal is not None or any(step % interval == 0 for interval in every)
 
     def _record(self, split: str, **values: float) -> None:
         self.record({"step": self.counters.step, "split": split} | self.spent | values)

@@ -5,6 +5,7 @@ Symbols: B batch, L length, E experts.
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses,
 from seqlab.models.protocols import parts
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.counters import Outcome
+from seqlab.training.device_step import DeviceStep, can_step
 from seqlab.training.precision import autocast
 from seqlab.training.settings import TrainerConfig
 
@@ -29,6 +31,12 @@ def add_visits(visits: Visits, weight: float) -> None:
         share.add_(part.expert_share, alpha=weight)
 
 
+def outcome_of(loss: float, norm: float, *auxiliary: float) -> Outcome:
+    """The outcome of a step that is taken if loss and norm are finite."""
+    taken = math.isfinite(loss) and math.isfinite(norm)
+    return Outcome(loss, norm, taken, not taken, *auxiliary)
+
+
 class Update:
     """Everything that changes a model's weights.
 
@@ -38,7 +46,11 @@ class Update:
         model: on ``device``, in float32.
         data: has the loss and the mask.
         device: where to train.
-        cuda_graph: whether the gradient's kernels are captured once and replayed (``captures``).
+        cuda_graph: whether a step's kernels are captured once and replayed (``captures``); without those of the
+            optimizers if these cannot leave it to the device whether to step (``can_step``).
+
+    Attributes:
+        late: whether ``launch`` returns before the device is done.
     """
 
     def __init__(
@@ -56,7 +68,11 @@ class Update:
         if config.compile:  # a hint to use TensorFloat32, which is less exact
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if config.compile else model
-        self.gradient = CapturedGradient(self._gradient, model) if cuda_graph else self._gradient
+        plain = device.type == "cuda" and not (self.scaler.is_enabled() or config.compile)
+        self.late = plain and all(map(can_step, self.optimizers))
+        self.device_step = DeviceStep(self.optimizers, device) if self.late else None
+        change = self._gradient_and_step if self.device_step else self._gradient
+        self.change = CapturedGradient(change, model) if cuda_graph else change
 
     @property
     def lr(self) -> float:
@@ -65,20 +81,37 @@ class Update:
 
     def __call__(self, batch: Batch, rate: float) -> Outcome:
         """Train on a batch with every learning rate times ``rate``; skip the step if loss or gradient is not finite."""
+        return self.launch(batch, rate)()
+
+    def launch(self, batch: Batch, rate: float) -> Callable[[], Outcome]:
+        """As a call, without waiting for the device if ``late``; what is returned waits for it and has the outcome."""
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
-        values = self.gradient(*(part.to(self.device, non_blocking=True) for part in batch))
-        loss, norm, *auxiliary = values.tolist()  # in float32 and bf16 the only wait for the device
-        taken = math.isfinite(loss) and math.isfinite(norm)
+        if self.device_step is None:
+            outcome = self._step(*self.change(*batch).tolist())  # in float32 and bf16 the only wait for the device
+            return lambda: outcome
+        self.device_step.set_rates()
+        values = self.change(*batch).to("cpu", non_blocking=True)  # in pinned memory
+        done = torch.cuda.Event()
+        done.record()
+        return lambda: done.synchronize() or outcome_of(*values.tolist())
+
+    def _step(self, loss: float, norm: float, *auxiliary: float) -> Outcome:
+        """Step the optimizers if loss and norm are finite."""
+        outcome = outcome_of(loss, norm, *auxiliary)
         for optimizer in self.optimizers:
-            if taken:
+            if outcome.taken:
                 self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         can_mend = self.scaler.is_enabled() and self.scaler.get_scale() > 1  # a gradient past fp16's range
         self.scaler.update()
-        hopeless = not taken and not (can_mend and math.isfinite(loss))
-        return Outcome(loss, norm, taken, hopeless, *auxiliary)
+        return outcome._replace(hopeless=outcome.hopeless and not (can_mend and math.isfinite(loss)))
+
+    def _gradient_and_step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        values = self._gradient(inputs, targets)
+        self.device_step(values[:2])
+        return values
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the batch's mean loss and of its auxiliary loss.
@@ -86,6 +119,7 @@ class Update:
         Returns:
             The mean loss, the norm before clipping, and the auxiliary loss if there is one: (2,) or (3,) float32.
         """
+        inputs, targets = (part.to(self.device, non_blocking=True) for part in (inputs, targets))
         count = self.data.mask(targets).sum()
         loss, added = torch.zeros((), device=self.device), None
         shares = self._count_visits(inputs) if self.counts_first else None
@@ -132,8 +166,8 @@ class Update:
 
     def release(self) -> None:
         """Free the memory of gradients and captured kernels; a further update would capture anew."""
-        if isinstance(self.gradient, CapturedGradient):
-            self.gradient = CapturedGradient(self._gradient, self.gradient.model)
+        if isinstance(self.change, CapturedGradient):
+            self.change = CapturedGradient(self.change.gradient, self.change.model)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
@@ -152,6 +186,7 @@ class Update:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
+        self.release()  # captured kernels would go on with the state that is replaced here
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
