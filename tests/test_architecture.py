@@ -23,7 +23,7 @@ ROOT_MODULES = {
 ROOMS = {
     "ops": (
         "",
-        "backends contract cpu_threads derivatives launch recent triton_support",
+        "backends contract cpu_threads cuda_graph derivatives launch recent triton_support",
     ),
     "data": (
         "errors ops",
@@ -38,7 +38,7 @@ ROOMS = {
         "captured generate sampling",
     ),
     "training": (
-        "errors jsonio console models data",
+        "errors jsonio console models data ops",
         "ahead captured checkpoint counters device_step evaluate loggers metrics metrics_file muon_of_stacks optim "
         "precision prefetch progress schedule settings signals trainer update",
     ),

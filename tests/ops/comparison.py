@@ -3,13 +3,17 @@
 import itertools
 import math
 import pkgutil
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+from seqlab.ops.cuda_graph import capture, side_stream
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Largest relative error, norm(actual - expected) / norm(expected), by the dtype of the input."""
@@ -150,15 +154,28 @@ def hold_apart(
                 assert_all_close(apart, expected, clean["y"].dtype)
 
 
+@contextmanager
+def nothing_may_wait() -> Iterator[None]:
+    """Fail where the CPU waits for the CUDA device, as far as torch notices it."""
+    mode = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
 def assert_replays(step: Callable[[], list[Tensor]], static: Iterable[Tensor]) -> None:
     """Capture ``step`` as a CUDA graph, change what it reads, and hold the replay to a step made anew, bit by bit."""
-    side = torch.cuda.Stream()
+    side = side_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capture(graph):
         captured = step()
     with torch.no_grad():
         for tensor in static:

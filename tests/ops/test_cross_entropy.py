@@ -11,6 +11,7 @@ from comparison import (
     assert_all_close,
     assert_replays,
     backends_in,
+    nothing_may_wait,
     skip_unless_available,
     weighted_sum,
 )
@@ -324,17 +325,12 @@ class TestOnTheGPU:
         rounding = 2 * 2**20  # a large block is a multiple of it
         assert added <= gradient.numel() * gradient.element_size() + 16 * rows + rounding
 
-    @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_nothing_waits_for_the_device(self, dtype):
         logits, targets = make_arguments((64,), 1000, dtype=dtype, device="cuda")
         cross_entropy(logits.requires_grad_(), targets).sum().backward()
-        mode = torch.cuda.get_sync_debug_mode()
-        try:
-            torch.cuda.set_sync_debug_mode("error")
+        with nothing_may_wait():
             cross_entropy(logits, targets).sum().backward()
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
 
     @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # of the leaf, used on three streams here
     def test_cuda_graph_capture(self):

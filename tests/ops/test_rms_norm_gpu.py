@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_all_close, assert_replays, assert_same_bits
+from comparison import assert_all_close, assert_replays, assert_same_bits, nothing_may_wait
 from test_rms_norm import EPS, formula, hold, make_arguments, results
 from torch import Tensor
 
@@ -110,12 +110,8 @@ def test_cuda_graph_capture():
 def test_nothing_waits_for_the_device():
     x, weight = (tensor.requires_grad_() for tensor in make_arguments((300, 768), device="cuda"))
     rms_norm(x, weight, EPS).sum().backward()
-    mode = torch.cuda.get_sync_debug_mode()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with nothing_may_wait():
         rms_norm(x, weight, EPS).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
 
 
 @pytest.mark.skipif(

@@ -9,6 +9,7 @@ from comparison import (
     assert_replays,
     assert_same_bits,
     named_gradients,
+    nothing_may_wait,
     skip_unless_available,
     weighted_sum,
 )
@@ -203,18 +204,13 @@ class TestOperator:
 class TestOnTheGPU:
     pytestmark = on_gpu
 
-    @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_nothing_waits_for_the_device(self, dtype):
         arguments = make_arguments(300, 64, 88, 8, dtype=dtype, device="cuda")
         results(routed_experts, arguments, backend="triton")
-        mode = torch.cuda.get_sync_debug_mode()
-        try:
-            torch.cuda.set_sync_debug_mode("error")
+        with nothing_may_wait():
             y = routed_experts(**{n: t.requires_grad_(t.is_floating_point()) for n, t in arguments.items()})
             y.backward(y.detach())
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
 
     @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # of the leaves, used on three streams here
     def test_cuda_graph_capture(self):

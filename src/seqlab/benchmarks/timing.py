@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from seqlab.ops.cuda_graph import capture, side_stream
+
 try:
     from triton.testing import do_bench
 except ImportError:  # a torch wheel for CPUs may come without it
@@ -81,13 +83,13 @@ def captured(function: Function, device: torch.device) -> Function:
 
     The tensors that the function uses are the graph's too, and have to be kept as long as the graph.
     """
-    stream = torch.cuda.Stream(device)
+    stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(3):  # compile and allocate outside of the capture
             function()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capture(graph):
         function()
     return graph.replay

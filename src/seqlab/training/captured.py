@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import balances
 from seqlab.models.protocols import WaitsForDevice, parts
+from seqlab.ops.cuda_graph import capture, side_stream
 from seqlab.training.settings import TrainerConfig
 
 EAGER = 3
@@ -66,7 +67,6 @@ class CapturedGradient:
     def __init__(self, gradient: Gradient, model: nn.Module):
         self.gradient, self.model = gradient, model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.stream = torch.cuda.Stream()  # a capture, and the steps before it, need a stream other than the default
         self.eager_left = EAGER
         self.shapes: tuple[torch.Size, torch.Size] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -88,11 +88,11 @@ class CapturedGradient:
         return self.values
 
     def _eagerly(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        current = torch.cuda.current_stream()
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
+        current, side = torch.cuda.current_stream(), side_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             values = self.gradient(inputs, targets)
-        current.wait_stream(self.stream)
+        current.wait_stream(side)
         return values
 
     def _capture(self, inputs: Tensor, targets: Tensor) -> None:
@@ -108,7 +108,7 @@ class CapturedGradient:
         buffers = dict(self.model.named_buffers())
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with capture(graph):
                 self.values = self.gradient(self.inputs, self.targets)
         except RuntimeError as error:
             cause = error.__context__ or error  # ending the failed capture raises another error
