@@ -89,6 +89,14 @@ def thousands(count: float) -> str:
     return f"{count:g}"
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is there; says so if not."""
+    if find_spec("matplotlib") is None:
+        console.say("No picture without matplotlib: pip install 'seqlab[plots]' adds it.")
+        return False
+    return True
+
+
 def write_picture(
     path: Path, title: str, panels: Sequence[Panel], xlabel: str, places: Sequence[str] | None = None
 ) -> list[str]:
@@ -101,8 +109,7 @@ def write_picture(
         xlabel: of every panel.
         places: names for the positions 0, 1, ... of the horizontal axis, which is logarithmic without them.
     """
-    if find_spec("matplotlib") is None:
-        console.say("No picture without matplotlib: pip install 'seqlab[plots]' adds it.")
+    if not can_draw():
         return []
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
