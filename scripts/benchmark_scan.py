@@ -3,12 +3,13 @@
     python scripts/benchmark_scan.py                                  # a sweep over L on whatever is there
     python scripts/benchmark_scan.py --shapes targets                 # the published rows, beside the published figures
     python scripts/benchmark_scan.py --shapes targets --captured      # the same, and the GPU's time alone
-    python scripts/benchmark_scan.py --shapes 32x256x512,1x4096x1536 --backends parallel --against none
+    python scripts/benchmark_scan.py --shapes odd --eager --captured  # prime lengths, odd widths, other states
+    python scripts/benchmark_scan.py --shapes 32x256x512,1x4096x1536x64 --backends parallel --against none
 
 Leaves scan.json (everything), scan.csv (a line for each row), scan.md (the tables) and scan.png in --out.
 
 "forward" is a call without gradients; "forward+backward" one with the gradients of all eight tensors. Shapes are
-B x L x D: batch, length, channels; N is the state size of a channel.
+B x L x D x N: batch, length, channels, states of a channel.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import torch
 
 from command_line import Parser, command, names_of, results_folder, seconds, whole, wholes
 from seqlab.benchmarks import scan
-from seqlab.benchmarks.scan_contestants import OTHERS, Shape
+from seqlab.benchmarks.scan_contestants import OTHERS
+from seqlab.benchmarks.scan_shapes import LISTS, OFFICIAL, STATES, Shape
 from seqlab.errors import UserError
 from seqlab.ops.selective_scan import BACKENDS
 from seqlab.training.precision import DTYPES
@@ -51,21 +53,25 @@ def device(key: str, text: str) -> torch.device:
     return found
 
 
-def shapes(key: str, text: str) -> list[Shape]:
-    """Shapes ``BxLxD`` separated by commas, each once; ``targets`` are those with published figures.
+def shapes(key: str, text: str, d_state: int | None) -> list[Shape]:
+    """Shapes ``BxLxDxN``, or ``BxLxD`` with ``d_state`` (or 16), and names of ``LISTS``, by commas; each once.
 
     Raises:
-        UserError: a part is not three whole numbers.
+        UserError: a part is none of these, or no shape lacks the state size that is given.
     """
-    if text == "targets":
-        return list(scan.OFFICIAL)
-    found = []
-    for part in text.split(","):
-        sizes = part.strip().split("x")
-        if len(sizes) != 3:
-            remedy = f"For example {key} 32x256x512,8x2048x1536, or {key} targets"
-            raise UserError(key, part, "a shape is B x L x D, three whole numbers", remedy)
-        found.append(Shape(*(whole(key, size) for size in sizes)))
+    found, lacking = [], False
+    for part in map(str.strip, text.split(",")):
+        if part in LISTS:
+            found += LISTS[part]
+            continue
+        sizes = part.split("x")
+        if len(sizes) not in (3, 4):
+            remedy = f"For example {key} 32x256x512,8x2039x1531x64, or {key} {','.join(LISTS)}"
+            raise UserError(key, part, "a shape is B x L x D or B x L x D x N, whole numbers", remedy)
+        lacking |= len(sizes) == 3
+        found.append(Shape(*([whole(key, size) for size in sizes] + [d_state or STATES])[:4]))
+    if d_state and not lacking:
+        raise UserError("--d-state", d_state, f"every shape of {key} has a state size of its own", "Leave it out")
     return list(dict.fromkeys(found))
 
 
@@ -81,13 +87,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     plain("--dtype", choices=DTYPES, help="default: bf16 on a GPU, float32 on a CPU")
     add("--batch", whole, help="B of the sweep over L; default 1 (GPU), 8 (CPU)")
     add("--d-inner", whole, help="D of the sweep; default 1536 (GPU), 256 (CPU)")
-    add("--d-state", whole, default=16, help="N; default 16")
+    add("--d-state", whole, help="N of the sweep and of shapes BxLxD; default 16")
     add("--lengths", wholes, help="L of the sweep: 256,1024,...; default 1024 to 2^20 (GPU), 128 to 4096 (CPU)")
-    add("--shapes", shapes, help="BxLxD,... in place of the sweep, or targets: those with published figures")
+    plain(
+        "--shapes", help="BxLxD,BxLxDxN,... for the sweep; or targets (with published figures), odd (no powers of two)"
+    )
     add("--backends", names_of(BACKENDS), help="of ours; default: all that can run")
     add("--against", names_of([*OTHERS, "none"]), default=list(OTHERS), help="default: all others; or none")
     add("--limit", seconds, default=2.0, help="seconds: longer calls are left out; default 2")
     plain("--captured", action="store_true", help="on a GPU: calls as CUDA graphs, without what Python adds to them")
+    plain(
+        "--eager", action="store_true", help="calls as Python makes them, which is the default; with --captured, both"
+    )
     plain("--out", type=Path, help="folder for the results; default outputs/benchmarks/scan-<time>")
     add("--seed", partial(whole, least=0), default=0)
     args = parser.parse_args(argv)
@@ -98,13 +109,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.out = args.out or results_folder("scan")
     if args.captured and args.device.type != "cuda":
         raise UserError("--captured", args.device, "only a GPU has CUDA graphs", "Leave it out")
-    args.sweep, args.targets = args.shapes is None, args.shapes == list(scan.OFFICIAL)
+    args.launches = [name for name in scan.LAUNCHES if getattr(args, name)] or ["eager"]
+    args.sweep = args.shapes is None
     if args.sweep:
         batch, d_inner = args.batch or defaults["batch"], args.d_inner or defaults["d_inner"]
-        args.shapes = [Shape(batch, length, d_inner) for length in args.lengths or defaults["lengths"]]
+        same = d_inner, args.d_state or STATES
+        args.shapes = [Shape(batch, length, *same) for length in args.lengths or defaults["lengths"]]
     elif args.batch or args.d_inner or args.lengths:
         rule = "stands in place of the sweep that --batch, --d-inner and --lengths describe"
-        raise UserError("--shapes", ",".join(map(str, args.shapes)), rule, "Give the one or the other")
+        raise UserError("--shapes", args.shapes, rule, "Give the one or the other")
+    else:
+        args.shapes = shapes("--shapes", args.shapes, args.d_state)
+    args.targets = set(OFFICIAL) <= set(args.shapes)
     return args
 
 

@@ -69,7 +69,7 @@ ROOMS = {
     "benchmarks": (
         "errors formatting jsonio console ops models inference training config runs report",
         "experts inference inference_curves memory peer peer_picture peer_tasks report results roofline scan "
-        "scan_contestants session step timing training_step",
+        "scan_contestants scan_shapes session step timing training_step",
     ),
     "cli": (
         "errors formatting console config runs sweep report",

@@ -16,15 +16,16 @@ import torch
 
 from seqlab.benchmarks import report, roofline, scan, scan_contestants
 from seqlab.benchmarks.roofline import DeviceLimits
-from seqlab.benchmarks.scan import OFFICIAL, PASSES, Row, compare, roofline_ms, scan_bytes, scan_exponentials
-from seqlab.benchmarks.scan_contestants import Contestant, Operation, Shape, make_inputs, ours
+from seqlab.benchmarks.scan import PASSES, Row, compare, roofline_ms, scan_bytes, scan_exponentials
+from seqlab.benchmarks.scan_contestants import Contestant, Operation, make_inputs, ours
+from seqlab.benchmarks.scan_shapes import ODD, OFFICIAL, Shape
 from seqlab.benchmarks.session import Measurement
 from seqlab.ops.selective_scan import BACKENDS, selective_scan
 from support import ROOT
 
 SCRIPT = ROOT / "scripts" / "benchmark_scan.py"
 CPU = torch.device("cpu")
-TINY = Shape(2, 6, 4)
+TINY = Shape(2, 6, 4, 3)
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ class TestTheScript:
         assert (folder / "scan.png").exists() == ("No picture without matplotlib" not in done.stderr)
         reasons = [line for line in done.stderr.splitlines() if line.startswith("mamba_ssm left out")]
         assert len(reasons) == 1
-        assert "2x5x8" in done.stdout and "attention / this" in done.stdout
+        assert "2x5x8x3" in done.stdout and "attention / this" in done.stdout
 
     def test_shapes_in_place_of_the_sweep(self, benchmark, capsys):
         status, results = benchmark(
@@ -104,6 +105,12 @@ class TestTheScript:
         assert "attention" not in capsys.readouterr().out
         if find_spec("matplotlib"):
             assert min(png_size(benchmark.folder / "scan.png")) > 300
+
+    def test_each_shape_has_its_state_size(self, benchmark):
+        both = ("--backends", "reference", "--against", "none", "--limit", "0.01")
+        _, results = benchmark("--shapes", "1x3x2,1x2x2x5,1x3x2x4", "--d-state", "4", *both)
+        assert [row["d_state"] for row in results["rows"][::2]] == [4, 5]
+        assert_measured(results["rows"])
 
     def test_without_matplotlib(self, benchmark, monkeypatch, capsys):
         monkeypatch.setattr(report, "find_spec", lambda name: None)
@@ -119,7 +126,7 @@ class TestTheScript:
         )  # fmt: skip
         assert status == 0
         assert [row["status"] for row in results["rows"]] == ["measured", "measured", "skipped", "skipped"]
-        assert "reference, forward, skipped at 1x4096x4: about" in capsys.readouterr().err
+        assert "reference, forward, skipped at 1x4096x4x16: about" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -129,7 +136,10 @@ class TestTheScript:
             (["--device", "cuda:99"], "--device=cuda:99"),
             (["--lengths", "16,0"], "--lengths=0"),
             (["--shapes", "3x4"], "--shapes=3x4"),
+            (["--shapes", "3x4x5x6x7"], "--shapes=3x4x5x6x7"),
+            (["--shapes", "2x3x0"], "--shapes=0"),
             (["--shapes", "targets", "--batch", "2"], "Give the one or the other"),
+            (["--shapes", "odd,2x3x4x5", "--d-state", "8"], "--d-state=8: every shape of --shapes has"),
             (["--backends", "cuda"], f"Choose from {', '.join(BACKENDS)}"),
             (["--against", "attention,rwkv"], "--against=rwkv"),
             (["--limit", "soon"], "--limit=soon"),
@@ -153,22 +163,22 @@ class TestRoofline:
     )
     def test_published_floor_of_bytes(self, shape, floor_ms):
         """The published column, at 3.00 TB/s, leaves out B and C: up to 1 % less."""
-        assert scan_bytes(shape, 16, 2, "forward") / 3.00e9 == pytest.approx(floor_ms, rel=0.01, abs=6e-4)
+        assert scan_bytes(shape, 2, "forward") / 3.00e9 == pytest.approx(floor_ms, rel=0.01, abs=6e-4)
 
     def test_counts_by_hand(self):
-        shape = Shape(2, 3, 5)  # 30 numbers in u; 2 x 3 x 7 = 42 in B for N = 7
-        assert scan_bytes(shape, 7, 4, "forward") == 4 * (4 * 30 + 2 * 42)
-        assert scan_bytes(shape, 7, 4, "forward+backward") == 4 * (11 * 30 + 6 * 42)
-        assert scan_exponentials(shape, 7, "forward") == 30 * (7 + 4)
-        assert scan_exponentials(shape, 7, "forward+backward") == 2 * 30 * (7 + 4)
+        shape = Shape(2, 3, 5, 7)  # 30 numbers in u; 2 x 3 x 7 = 42 in B for N = 7
+        assert scan_bytes(shape, 4, "forward") == 4 * (4 * 30 + 2 * 42)
+        assert scan_bytes(shape, 4, "forward+backward") == 4 * (11 * 30 + 6 * 42)
+        assert scan_exponentials(shape, "forward") == 30 * (7 + 4)
+        assert scan_exponentials(shape, "forward+backward") == 2 * 30 * (7 + 4)
 
     def test_is_the_larger_of_the_two(self):
         shape, slow = Shape(1, 1000, 10), 1e3
         exponentials = DeviceLimits(1e12, slow)
-        assert roofline_ms(shape, 16, 2, "forward", exponentials) == pytest.approx(1e3 * 200_000 / slow)
+        assert roofline_ms(shape, 2, "forward", exponentials) == pytest.approx(1e3 * 200_000 / slow)
         for others in (1e15, None):
             copies = DeviceLimits(slow, others)
-            assert roofline_ms(shape, 16, 2, "forward", copies) == pytest.approx(1e3 * 144_000 / slow)
+            assert roofline_ms(shape, 2, "forward", copies) == pytest.approx(1e3 * 144_000 / slow)
 
 
 class TestComparison:
@@ -176,7 +186,7 @@ class TestComparison:
 
     def rows(self, backend: str, shape: Shape, forward: float, both: float, peak: float) -> list[Row]:
         return [
-            Row(backend, *shape, 16, "bfloat16", passes, "measured", ms=ms, peak_mib=peak)
+            Row(backend, *shape, "bfloat16", passes, ms=ms, peak_mib=peak)
             for passes, ms in zip(PASSES, (forward, both), strict=True)
         ]
 
@@ -197,17 +207,38 @@ class TestComparison:
         assert scan.targets_table(rows, "a device").row_count == 1
 
     def test_what_was_not_measured_is_neither_met_nor_missed(self):
-        rows = [Row("triton", 32, 256, 512, 16, "bfloat16", passes, "skipped", "slow") for passes in PASSES]
+        rows = [
+            Row("triton", 32, 256, 512, 16, "bfloat16", passes, status="skipped", reason="slow") for passes in PASSES
+        ]
         compare(rows, self.LIMITS, 2, with_official=True)
         assert {row.target_met for row in rows} == {None}
-        assert scan.gaps(rows)[0] == "triton, forward, skipped at 32x256x512: slow"
+        assert scan.gaps(rows)[0] == "triton, forward, skipped at 32x256x512x16: slow"
+
+    def test_each_launch_is_compared_with_its_like(self):
+        rows = []
+        for launch, ours_ms, other_ms in (("eager", 4.0, 2.0), ("captured", 1.0, 3.0)):
+            for backend, ms in (("triton", ours_ms), ("mamba_ssm", other_ms)):
+                rows += [Row(backend, *TINY, "bfloat16", passes, launch, ms=ms) for passes in PASSES]
+        compare(rows, self.LIMITS, 2, with_official=True)
+        assert [row.times_mamba_ssm for row in rows if row.backend == "triton"] == [0.5, 0.5, 3.0, 3.0]
+        table = scan.results_table(rows, "")
+        assert [column.header for column in table.columns][:3] == ["B x L x D x N", "backend", "launch"]
+        labels = [line.label for line in scan.panels(rows, sweep=False)[0][0].lines]
+        assert "triton, forward" in labels and "triton, captured, forward" in labels
 
 
 class TestContestants:
+    def test_what_mamba_ssm_cannot_take(self):
+        cannot = scan_contestants.OTHERS["mamba_ssm"].cannot
+        assert [shape for shape in (*OFFICIAL, *ODD) if cannot(shape, torch.bfloat16)] == []
+        assert cannot(Shape(1, 2, 3, 257), torch.float32) == "its kernel takes at most 256 states"
+        assert "65,535" in cannot(Shape(1, 2, 70_000), torch.float32)
+        assert "float64" in cannot(Shape(1, 2, 3), torch.float64)
+
     def test_ours_gives_every_gradient(self):
-        x = make_inputs(TINY, 3, torch.float32, CPU, seed=0)
+        x = make_inputs(TINY, torch.float32, CPU, seed=0)
         y, *gradients = ours("reference").prepare(x).forward_backward()
-        assert y.shape == TINY
+        assert y.shape == TINY[:3]
         assert [g.shape for g in gradients] == [t.shape for t in x.tensors]
         assert (x.A < 0).all()
 
@@ -223,7 +254,7 @@ class TestContestants:
         for name in ("mamba_ssm", "mamba_ssm.ops"):
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
         monkeypatch.setitem(sys.modules, interface.__name__, interface)
-        x = make_inputs(TINY, 3, torch.float32, CPU, seed=0)
+        x = make_inputs(TINY, torch.float32, CPU, seed=0)
         theirs = scan_contestants.OTHERS["mamba_ssm"].prepare(x).forward_backward()
         mine = ours("reference").prepare(x).forward_backward()
         for a, b in zip(theirs, mine, strict=True):
@@ -232,7 +263,7 @@ class TestContestants:
     @pytest.mark.skipif(not find_spec("mambapy"), reason="mambapy is not installed")
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_mambapy_computes_the_same(self, dtype):
-        x = make_inputs(TINY, 3, dtype, CPU, seed=0)
+        x = make_inputs(TINY, dtype, CPU, seed=0)
         theirs = scan_contestants.OTHERS["mambapy"].prepare(x).forward_backward()
         mine = ours("reference").prepare(x).forward_backward()
         for a, b in zip(theirs, mine, strict=True):
@@ -240,14 +271,14 @@ class TestContestants:
             assert error < (1e-5 if dtype == torch.float32 else 0.1)
 
     def test_attention_is_half_as_wide(self):
-        x = make_inputs(Shape(1, 5, 512), 3, torch.float32, CPU, seed=0)
+        x = make_inputs(Shape(1, 5, 512), torch.float32, CPU, seed=0)
         y, *gradients = scan_contestants.OTHERS["attention"].prepare(x).forward_backward()
         assert y.shape == (1, 4, 5, 64)
         assert len(gradients) == 3
 
 
 class TestRows:
-    ARGS = Namespace(device=CPU, dtype=torch.float32, d_state=3, seed=0, limit=0.01, captured=False)
+    ARGS = Namespace(device=CPU, dtype=torch.float32, seed=0, limit=0.01, launches=["eager"])
 
     def rows_at(self, shape: Shape, contestant: Contestant, before: Sequence[Row] = ()) -> list[Row]:
         rows = scan.rows_at(shape, [contestant], before, self.ARGS, lambda what: None)
@@ -265,8 +296,12 @@ class TestRows:
         contestant = self.raising(torch.OutOfMemoryError("no more"), is_ours)
         rows = self.rows_at(TINY, contestant)
         assert [(row.status, row.reason) for row in rows] == [("failed", "out of memory")] * 2
-        larger = self.rows_at(Shape(2, 7, 4), contestant, rows)  # is not even tried
-        assert [(row.status, row.reason) for row in larger] == [("skipped", "it failed at 2x6x4 already")] * 2
+        larger = self.rows_at(Shape(2, 7, 4, 3), contestant, rows)  # is not even tried
+        assert [(row.status, row.reason) for row in larger] == [("skipped", "it failed at 2x6x4x3 already")] * 2
+
+    def test_what_a_contestant_cannot_take_is_left_out(self):
+        rows = self.rows_at(TINY, ours("reference")._replace(cannot=lambda shape, dtype: f"no {shape} in {dtype}"))
+        assert {(row.status, row.reason) for row in rows} == {("skipped", "no 2x6x4x3 in torch.float32")}
 
     def test_what_does_not_fit_is_left_out(self):
         rows = self.rows_at(Shape(2**20, 2**20, 2**10), ours("reference"))
@@ -285,11 +320,11 @@ class TestRows:
         monkeypatch.setattr(scan, "measure_alone", measured)
         monkeypatch.setattr(scan, "release", lambda device: None)
         monkeypatch.setattr(scan, "lacks_memory", lambda needed, device: None)
-        monkeypatch.setattr(scan, "make_inputs", lambda *sizes: make_inputs(*sizes[:3], CPU, seed=0))
-        args = Namespace(**vars(self.ARGS) | {"device": torch.device("cuda"), "captured": True})
+        monkeypatch.setattr(scan, "make_inputs", lambda *sizes: make_inputs(*sizes[:2], CPU, seed=0))
+        args = Namespace(**vars(self.ARGS) | {"device": torch.device("cuda"), "launches": ["captured"]})
         rows = scan.rows_at(TINY, [ours("reference")], [], args, shown.append)
-        assert shown == ["2x6x4, reference, forward", "2x6x4, reference, forward+backward"]
-        assert calls[0].shape == TINY and len(calls[1]) == 1 + 8
+        assert shown == [f"2x6x4x3, reference, {passes}, captured" for passes in PASSES]
+        assert calls[0].shape == TINY[:3] and len(calls[1]) == 1 + 8
         for row in rows:
             assert (row.ms, row.ms_min, row.repetitions, row.first_call_s, row.peak_mib) == (2.0, 1.0, 3, 2.0, 2.0)
 
@@ -314,10 +349,11 @@ class TestRows:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # a capture has a stream of its own
-@pytest.mark.parametrize("captured", [[], ["--captured"]])
-def test_on_a_gpu(benchmark, captured):
+@pytest.mark.parametrize("launch", [[], ["--captured"], ["--eager", "--captured"]])
+def test_on_a_gpu(benchmark, launch):
     sizes = ("--lengths", "64,256", "--d-inner", "64", "--backends", "triton,parallel")
-    status, results = benchmark("--device", "cuda", *sizes, "--against", "attention", *captured)
+    status, results = benchmark("--device", "cuda", *sizes, "--against", "attention", *launch)
+    assert {row["launch"] for row in results["rows"]} == ({name[2:] for name in launch} or {"eager"})
     assert status == 0
     assert_measured(results["rows"])
     assert all(row["peak_mib"] > 0 for row in results["rows"])

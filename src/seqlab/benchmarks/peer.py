@@ -66,7 +66,7 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for path in paths:
         found = jsonio.load(path)
-        if not all("task" in row for row in found.get("rows") or [{}]):
+        if not all("what" in row for row in found.get("rows") or [{}]):
             remedy = "Name files that this script wrote with --out"
             raise UserError("--merge", path, "holds no results of this benchmark", remedy)
         if found["device_name"] != results.get("device_name", found["device_name"]):

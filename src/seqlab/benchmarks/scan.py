@@ -4,10 +4,10 @@ Symbols: B sequences of length L, D channels (``d_inner``), N states of a channe
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -18,7 +18,8 @@ from seqlab.benchmarks.memory import lacks_memory, release
 from seqlab.benchmarks.report import Line, Panel, number, table
 from seqlab.benchmarks.results import dtype_name, facts, ratio, settings
 from seqlab.benchmarks.roofline import DeviceLimits, device_limits
-from seqlab.benchmarks.scan_contestants import OTHERS, Contestant, Shape, make_inputs, ours, why_other_is_out
+from seqlab.benchmarks.scan_contestants import OTHERS, Contestant, make_inputs, ours, why_other_is_out
+from seqlab.benchmarks.scan_shapes import OFFICIAL, OFFICIAL_SOURCE, TARGETS, Published, Shape
 from seqlab.benchmarks.session import Call, Measurement, measure, measure_alone
 from seqlab.errors import UserError
 from seqlab.ops import backends
@@ -34,30 +35,13 @@ EXPANDED_COPIES = 10
 """Peak number of float32 tensors (B, L, D, N) of a scan that stores the expanded states."""
 
 
-class Published(NamedTuple):
-    """The official kernel's published times in milliseconds and its peak memory in MiB at one shape."""
-
-    forward_ms: float
-    both_ms: float
-    peak_mib: float
-
-
-OFFICIAL_SOURCE = "mamba_ssm 2.3.2's CUDA kernel (selective_scan_fn), H100 80GB HBM3, bf16, N = 16"
-OFFICIAL = {
-    Shape(32, 256, 512): Published(0.084, 0.476, 44),
-    Shape(16, 1024, 1024): Published(0.296, 1.556, 165),
-    Shape(8, 2048, 1536): Published(0.453, 2.325, 245),
-    Shape(64, 512, 1536): Published(0.801, 4.088, 498),
-    Shape(2, 8192, 2048): Published(0.755, 3.402, 325),
-    Shape(1, 65536, 1536): Published(2.227, 10.020, 978),
-}
-TARGETS = {"forward": 2.0, "forward+backward": 3.0}
-"""How many times faster than the published figure a backend should be, with no more memory."""
+LAUNCHES = ("eager", "captured")
+"""A call as Python makes it, and its kernels replayed as a CUDA graph."""
 
 
 @dataclass
 class Row:
-    """One backend, shape and pass. What was not measured, or does not apply, is ``None``."""
+    """One backend, shape, pass and launch. What was not measured, or does not apply, is ``None``."""
 
     backend: str
     batch: int
@@ -66,6 +50,7 @@ class Row:
     d_state: int
     dtype: str
     passes: str
+    launch: str = "eager"  # or captured
     status: str = "measured"  # or skipped, or failed
     reason: str | None = None
     ms: float | None = None  # median
@@ -90,7 +75,12 @@ class Row:
     @property
     def shape(self) -> Shape:
         """The shape as one value."""
-        return Shape(self.batch, self.length, self.d_inner)
+        return Shape(self.batch, self.length, self.d_inner, self.d_state)
+
+    @property
+    def work(self) -> tuple[Shape, str, str]:
+        """What a backend is compared with others at: shape, pass and launch."""
+        return self.shape, self.passes, self.launch
 
     def fill(self, found: Measurement) -> None:
         """Enter a measurement."""
@@ -128,9 +118,7 @@ def run(args: argparse.Namespace) -> int:
         "left_out": left_out,
         "rows": list(map(asdict, rows)),
     }
-    title = f"Selective scan on {results['device_name']}, {dtype_name(args.dtype)}, N = {args.d_state}"
-    if args.captured:
-        title += ", captured as CUDA graphs"
+    title = f"Selective scan on {results['device_name']}, {dtype_name(args.dtype)}"
     tables = [results_table(rows, title)]
     if args.targets:
         tables.append(targets_table(rows, results["device_name"]))
@@ -187,25 +175,30 @@ def rows_at(
         show: called with what is being measured.
     """
     release(args.device)
-    same = args.d_state, dtype_name(args.dtype)
-    rows = {(one, passes): Row(one.name, *shape, *same, passes) for one in contestants for passes in PASSES}
-    too_large = lacks_memory(scan_bytes(shape, args.d_state, args.dtype.itemsize, PASSES[1]), args.device)
-    for (contestant, passes), row in rows.items():
-        row.reason = too_large or too_slow(contestant, shape, passes, before, args.limit)
+    rows = {
+        (one, passes, launch): Row(one.name, *shape, dtype_name(args.dtype), passes, launch)
+        for one in contestants
+        for launch in args.launches
+        for passes in PASSES
+    }
+    too_large = lacks_memory(scan_bytes(shape, args.dtype.itemsize, PASSES[1]), args.device)
+    for (contestant, *_), row in rows.items():
+        row.reason = too_large or contestant.cannot(shape, args.dtype) or too_slow(contestant, row, before, args.limit)
         if row.reason is None and contestant.expands and args.device.type == "cpu":
-            expanded = 4 * args.d_state * shape.batch * shape.length * shape.d_inner
-            row.reason = lacks_memory(EXPANDED_COPIES * expanded, args.device)
+            row.reason = lacks_memory(EXPANDED_COPIES * 4 * math.prod(shape), args.device)
         if row.reason is not None:
             row.status = "skipped"
     measured = [key for key, row in rows.items() if row.status == "measured"]
     if not measured:
         return list(rows.values())
-    x = make_inputs(shape, args.d_state, args.dtype, args.device, args.seed)
-    calls = {(one, passes): Call(partial(one.function, x, passes), one.ours) for one, passes in measured}
+    x = make_inputs(shape, args.dtype, args.device, args.seed)
+    calls = {key: Call(partial(key[0].function, x, key[1]), key[0].ours) for key in measured}
     if args.device.type == "cuda":
-        for (one, passes), call in calls.items():
-            show(f"{shape}, {one.name}, {passes}")
-            rows[one, passes].fill(measure_alone(call, args.device, budget=args.limit, as_graph=args.captured))
+        for key, call in calls.items():
+            one, passes, launch = key
+            show(f"{shape}, {one.name}, {passes}, {launch}")
+            as_graph = launch == "captured"
+            rows[key].fill(measure_alone(call, args.device, budget=args.limit, as_graph=as_graph))
     else:
         show(str(shape))
         for key, found in measure(calls, args.device, budget=args.limit).items():
@@ -213,63 +206,64 @@ def rows_at(
     return list(rows.values())
 
 
-def too_slow(contestant: Contestant, shape: Shape, passes: str, before: Sequence[Row], limit: float) -> str | None:
+def too_slow(contestant: Contestant, row: Row, before: Sequence[Row], limit: float) -> str | None:
     """Why a call would fail or take longer than ``limit`` seconds, judged by the rows before; ``None`` if it would not.
 
     A failure is expected at every shape that is at least as large. The time is expected to grow with L (L squared for
-    attention) and with B D, but never to shrink with B D.
+    attention) and with B D N, but never to shrink with B D N.
     """
-    mine = [row for row in before if (row.backend, row.passes) == (contestant.name, passes)]
-    for row in mine:
-        if row.status == "failed" and all(now >= then for now, then in zip(shape, row.shape, strict=True)):
-            return f"it failed at {row.shape} already"
-    measured = [row for row in mine if row.status == "measured"]
+    shape, *same = row.work
+    mine = [one for one in before if (one.backend, *one.work[1:]) == (contestant.name, *same)]
+    for one in mine:
+        if one.status == "failed" and all(now >= then for now, then in zip(shape, one.shape, strict=True)):
+            return f"it failed at {one.shape} already"
+    measured = [one for one in mine if one.status == "measured"]
     if not measured:
         return None
     last, then = min(measured[-1].ms_min / 1e3, measured[-1].first_call_s), measured[-1].shape
     longer = shape.length / then.length
-    wider = shape.batch * shape.d_inner / (then.batch * then.d_inner)
+    wider = math.prod(shape) / math.prod(then) / longer
     expected = last * longer ** (2 if contestant.quadratic else 1) * max(1, wider)
     if expected <= limit:
         return None
     return f"about {expected:.2g} s a call, after {last:.2g} s at {then}; --limit is {limit:g} s"
 
 
-def scan_bytes(shape: Shape, d_state: int, itemsize: int, passes: str) -> int:
+def scan_bytes(shape: Shape, itemsize: int, passes: str) -> int:
     """Bytes that have to be moved at least: each input read once, each output written once, parameters not counted.
 
     Forward: u, delta, z, B, C in; y out. Backward: the same and dy in; du, ddelta, dz, dB, dC out.
     """
     wide, narrow = (4, 2) if passes == "forward" else (4 + 7, 2 + 4)  # (B, L, D) and (B, L, N) tensors
-    return shape.batch * shape.length * (wide * shape.d_inner + narrow * d_state) * itemsize
+    return shape.batch * shape.length * (wide * shape.d_inner + narrow * shape.d_state) * itemsize
 
 
-def scan_exponentials(shape: Shape, d_state: int, passes: str) -> int:
+def scan_exponentials(shape: Shape, passes: str) -> int:
     """Operations of the exponential unit. The backward pass recomputes them: stored, they are N times the input."""
-    once = shape.batch * shape.length * shape.d_inner * (d_state + EXTRA_EXPONENTIALS)
+    once = shape.batch * shape.length * shape.d_inner * (shape.d_state + EXTRA_EXPONENTIALS)
     return once if passes == "forward" else 2 * once
 
 
-def roofline_ms(shape: Shape, d_state: int, itemsize: int, passes: str, limits: DeviceLimits) -> float:
+def roofline_ms(shape: Shape, itemsize: int, passes: str, limits: DeviceLimits) -> float:
     """The least time in milliseconds of a scan on this device: bytes or exponentials, whichever takes longer."""
-    floor = scan_bytes(shape, d_state, itemsize, passes) / limits.copy_bytes_per_second
+    floor = scan_bytes(shape, itemsize, passes) / limits.copy_bytes_per_second
     if limits.exponentials_per_second is not None:
-        floor = max(floor, scan_exponentials(shape, d_state, passes) / limits.exponentials_per_second)
+        floor = max(floor, scan_exponentials(shape, passes) / limits.exponentials_per_second)
     return floor * 1e3
 
 
 def compare(rows: Sequence[Row], limits: DeviceLimits, itemsize: int, with_official: bool) -> None:
-    """Fill in each row's ratios to the roofline, to other packages and to the published figures."""
-    times = {(row.backend, row.shape, row.passes): row.ms for row in rows}
+    """Fill in each row's ratios to the roofline, to other packages and, at their shapes, to the published figures."""
+    times = {(row.backend, row.work): row.ms for row in rows}
     for row in rows:
         for other in OTHERS:
             if row.backend != other:
-                setattr(row, f"times_{other}", ratio(times.get((other, row.shape, row.passes)), row.ms))
+                setattr(row, f"times_{other}", ratio(times.get((other, row.work)), row.ms))
         if row.backend == "attention":  # which does other work than the roofline counts
             continue
-        row.roofline_ms = roofline_ms(row.shape, row.d_state, itemsize, row.passes, limits)
+        row.roofline_ms = roofline_ms(row.shape, itemsize, row.passes, limits)
         row.over_roofline = ratio(row.ms, row.roofline_ms)
-        if with_official:
+        if with_official and row.shape in OFFICIAL:
             compare_with_official(row, OFFICIAL[row.shape])
 
 
@@ -286,50 +280,56 @@ def compare_with_official(row: Row, official: Published) -> None:
 
 
 def gaps(rows: Sequence[Row]) -> list[str]:
-    """A line for each backend and pass with rows that were not measured."""
-    empty: dict[tuple[str, str], list[Row]] = {}
+    """A line for each backend, pass and launch with rows that were not measured."""
+    empty: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row.status != "measured":
-            empty.setdefault((row.backend, row.passes), []).append(row)
+            launch = [row.launch] if row.launch == "captured" else []
+            empty.setdefault((row.backend, row.passes, *launch), []).append(row)
     lines = []
-    for (backend, passes), (first, *more) in empty.items():
+    for names, (first, *more) in empty.items():
         also = f" (and at {len(more)} more)" if more else ""
-        lines.append(f"{backend}, {passes}, {first.status} at {first.shape}{also}: {first.reason}")
+        lines.append(f"{', '.join(names)}, {first.status} at {first.shape}{also}: {first.reason}")
     return lines
 
 
 def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Forward and forward + backward of the same backend and shape, which are consecutive rows."""
+    """Forward and forward + backward of the same backend, shape and launch, which are consecutive rows."""
     return list(zip(rows[::2], rows[1::2], strict=True))
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
-    """A line for each backend and shape, with forward / forward + backward in each cell."""
+    """A line for each backend, shape and launch, with forward / forward + backward in each cell."""
     columns = {"ms": "ms", "peak MiB": "peak_mib", "first call s": "first_call_s", "times roofline": "over_roofline"}
     others = [name for name in OTHERS if any(row.backend == name and row.ms is not None for row in rows)]
     columns |= {f"{name} / this": f"times_{name}" for name in others}
     lines = []
     for pair in pairs(rows):
-        line = {"B x L x D": str(pair[0].shape), "backend": pair[0].backend}
+        line = first_cells(pair[0])
         for heading, column in columns.items():
             line[heading] = " / ".join(number(getattr(row, column)) for row in pair)
         lines.append(line)
-    return table(title, lines, names=2, caption="in each cell: forward / forward + backward")
+    return table(title, lines, names=3, caption="in each cell: forward / forward + backward")
+
+
+def first_cells(row: Row) -> dict[str, str]:
+    """What a line of a table is about."""
+    return {"B x L x D x N": str(row.shape), "backend": row.backend, "launch": row.launch}
 
 
 def targets_table(rows: Sequence[Row], device: str) -> Table:
     """Each backend's times and memory beside the published figures, with verdicts."""
     lines = []
     for pair in pairs([row for row in rows if row.official_ms is not None]):
-        line = {"B x L x D": str(pair[0].shape), "backend": pair[0].backend}
+        line = first_cells(pair[0])
         for row in pair:
             line[f"{row.passes} ms / official"] = f"{number(row.ms)} / {row.official_ms:g}"
             line[f"times (>= {row.target_times:g})"] = f"{number(row.times_official)} {verdict(row.target_met)}"
         peak = f"{number(row.peak_mib)} / {row.official_peak_mib:g} {verdict(row.peak_met)}"
         lines.append(line | {"peak MiB / official": peak})
-    here = ", ".join([device, *{f"{row.dtype}, N = {row.d_state}" for row in rows}])
+    here = ", ".join([device, *{row.dtype for row in rows}])
     caption = f"official: {OFFICIAL_SOURCE}; measured here: {here}"
-    return table("Against the published figures", lines, names=2, caption=caption)
+    return table("Against the published figures", lines, names=3, caption=caption)
 
 
 def verdict(met: bool | None) -> str:
@@ -338,7 +338,7 @@ def verdict(met: bool | None) -> str:
 
 
 def panels(rows: Sequence[Row], sweep: bool) -> tuple[list[Panel], str, list[str] | None]:
-    """Time and memory against L in a sweep, else for each shape: a colour for each backend, dashed for forward.
+    """Time and memory against L in a sweep, else for each shape: a colour for backend and launch, dashed for forward.
 
     Returns the panels, the horizontal axis's title, and the names of its places.
     """
@@ -350,9 +350,10 @@ def panels(rows: Sequence[Row], sweep: bool) -> tuple[list[Panel], str, list[str
         return [Line(label, sorted(points.items()), look)] if points else []
 
     times, peaks = [], []
-    for colour, name in enumerate(dict.fromkeys(row.backend for row in rows)):
+    for colour, (backend, launch) in enumerate(dict.fromkeys((row.backend, row.launch) for row in rows)):
+        name = f"{backend}, captured" if launch == "captured" else backend
         for passes, style in zip(PASSES, ("--", "-"), strict=True):
-            mine = [row for row in rows if (row.backend, row.passes) == (name, passes)]
+            mine = [row for row in rows if (row.backend, row.passes, row.launch) == (backend, passes, launch)]
             look = {"color": f"C{colour}", "marker": "o", "linestyle": style}
             times += line(f"{name}, {passes}", mine, "ms", **look)
         peaks += line(name, mine, "peak_mib", **look)  # of both passes
@@ -361,4 +362,4 @@ def panels(rows: Sequence[Row], sweep: bool) -> tuple[list[Panel], str, list[str
         times += line(f"roofline, {passes}", floor, "roofline_ms", color="0.6", linestyle=style)
     memory = Panel("Peak memory beyond the inputs, forward+backward", "MiB", peaks)
     both = [Panel("Time of a call", "milliseconds, median", times), memory]
-    return both, "L, positions" if sweep else "B x L x D", None if sweep else list(map(str, shapes))
+    return both, "L, positions" if sweep else "B x L x D x N", None if sweep else list(map(str, shapes))

@@ -13,21 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqlab.benchmarks.scan_shapes import Shape
 from seqlab.ops.selective_scan import selective_scan
 
 HEAD = 64
 """Width of a head of attention."""
 
-
-class Shape(NamedTuple):
-    """The sizes B, L and D of a scan, printed as ``BxLxD``."""
-
-    batch: int
-    length: int
-    d_inner: int
-
-    def __str__(self) -> str:
-        return "x".join(map(str, self))
+MAMBA_SSM_STATES, GRID_ROWS = 256, 65_535
+"""The most states that mamba_ssm's kernel takes; the most blocks of a CUDA grid along its second axis."""
 
 
 class Inputs(NamedTuple):
@@ -77,6 +70,7 @@ class Contestant(NamedTuple):
         expands: whether it stores states (B, L, D, N).
         quadratic: whether its time grows with L squared.
         modules: of another package, which must be importable.
+        cannot: why it cannot take a shape in a dtype; ``None`` if it can.
     """
 
     name: str
@@ -85,6 +79,7 @@ class Contestant(NamedTuple):
     expands: bool = False  # stores states (B, L, D, N)
     quadratic: bool = False  # its time grows with L squared
     modules: tuple[str, ...] = ()  # of another package
+    cannot: Callable[[Shape, torch.dtype], str | None] = lambda shape, dtype: None
 
     def function(self, x: Inputs, passes: str) -> Callable[[], object]:
         """The function to time for ``forward`` or ``forward+backward``."""
@@ -92,13 +87,13 @@ class Contestant(NamedTuple):
         return operation.forward if passes == "forward" else operation.forward_backward
 
 
-def make_inputs(shape: Shape, d_state: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """Random activations, and parameters as Mamba initialises them (Gu and Dao 2023, section 3.6).
 
     A is -1 to -N; the softplus of ``delta_bias``, the step size, is log-uniform from 0.001 to 0.1.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    batch, length, d_inner = shape
+    batch, length, d_inner, d_state = shape
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device, dtype=dtype)
@@ -147,6 +142,17 @@ def prepare_mamba_ssm(x: Inputs) -> Operation:
     return Operation(run, (u, delta, x.A, B, C, x.D, z, x.delta_bias), transposed(x.dy))
 
 
+def mamba_ssm_cannot(shape: Shape, dtype: torch.dtype) -> str | None:
+    """What the checks in ``csrc/selective_scan/selective_scan.cpp`` of mamba_ssm 2.3.2 refuse, and CUDA's grid."""
+    if shape.d_state > MAMBA_SSM_STATES:
+        return f"its kernel takes at most {MAMBA_SSM_STATES} states"
+    if shape.d_inner > GRID_ROWS:
+        return f"its kernel starts a block for each channel, of which a grid has at most {GRID_ROWS:,}"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"its kernel takes no {dtype}"
+    return None
+
+
 def prepare_mambapy(x: Inputs) -> Operation:
     """The parallel scan of mamba.py's MambaBlock, with the softplus before it and the gate after it.
 
@@ -181,6 +187,7 @@ OTHERS = {
         prepare_mamba_ssm,
         # selective_scan_cuda is built with the package, or not
         modules=("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"),
+        cannot=mamba_ssm_cannot,
     ),
     "mambapy": Contestant("mambapy", prepare_mambapy, expands=True, modules=("mambapy.mamba",)),
     "attention": Contestant("attention", prepare_attention, quadratic=True),

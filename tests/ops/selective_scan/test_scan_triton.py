@@ -1,10 +1,11 @@
-"""The selective scan's kernels in Triton's interpreter."""
+"""The selective scan's kernels in Triton's interpreter, and on a GPU at the shapes that are measured there."""
 
 import pytest
 import torch
 from comparison import HALF, restrided, skip_unless_available
 from scan_cases import OPTIONS, PACKAGE, SCAN, make_arguments
 
+from seqlab.benchmarks.scan_shapes import ODD
 from seqlab.ops.selective_scan import triton
 
 
@@ -80,3 +81,14 @@ class TestTritonInterpreted:
             )
         else:
             SCAN.hold(arguments, "triton", **SCAN.settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [shape for shape in ODD if shape.length < 2**12], ids=str)
+def test_prime_lengths_odd_widths_and_other_states(shape, dtype):
+    """What the benchmark measures, of two sequences: the reference keeps every state, in float64."""
+    arguments = make_arguments(2, *shape[1:], dtype=dtype, device="cuda")
+    SCAN.hold(arguments, "triton", **SCAN.settings)
