@@ -67,7 +67,7 @@ ROOMS = {
         "print_tables rows runs statistics tables write_tables",
     ),
     "benchmarks": (
-        "errors formatting jsonio console ops models inference training config runs report",
+        "errors formatting jsonio console ops data models inference training config runs report",
         "experts inference inference_curves memory peer peer_picture peer_tasks report results roofline scan "
         "scan_contestants scan_shapes session step timing training_step",
     ),

@@ -3,11 +3,13 @@
 Symbols: B sequences of L tokens, V words in the vocabulary.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from seqlab.data import Batch
 from seqlab.ops import cross_entropy
 from seqlab.training import TrainerConfig
 from seqlab.training.captured import captures
@@ -34,6 +36,8 @@ def training_step(
 ) -> Callable[[], None]:
     """A function that makes one update of a model on its device, replayed as a CUDA graph where that can be.
 
+    Where outcomes come late, each is read after the next update is launched, as ``ahead.updates`` does.
+
     Args:
         model: of tokens, in training mode.
         vocabulary: V, of which the tokens are random ones.
@@ -44,5 +48,13 @@ def training_step(
     config = TrainerConfig(optimizer=adamw, schedule=constant, batch_size=1, steps=1, precision=precision)
     captured = captures(config, model, device)
     update = Update(config, model, RandomTokens(), device=device, cuda_graph=captured)
-    tokens = torch.randint(vocabulary, (2, batch, length))
-    return lambda: update(tuple(tokens), 1.0)
+    inputs, targets = torch.randint(vocabulary, (2, batch, length))
+    given = Batch(inputs.pin_memory(), targets.pin_memory()) if device.type == "cuda" else Batch(inputs, targets)
+    launched = deque()
+
+    def step() -> None:
+        launched.append(update.launch(given, 1.0))
+        if len(launched) > update.late:
+            launched.popleft()()
+
+    return step
