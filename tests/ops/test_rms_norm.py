@@ -193,11 +193,16 @@ class TestFused:
     def test_opcheck(self, backend, device):
         skip_unless_available(PACKAGE, backend, device, torch.float32)
         x, weight = make_arguments((2, 5, 19), gap=3, device=device)
-        y, scale = torch.ops.seqlab.rms_norm(x, weight, EPS, torch.float16, backend)
-        operands = torch.randn_like(y), x, weight, scale, backend
-        torch.library.opcheck(torch.ops.seqlab.rms_norm_backward.default, operands)
-        leaves = x.requires_grad_(), weight.requires_grad_()
-        torch.library.opcheck(torch.ops.seqlab.rms_norm.default, (*leaves, EPS, torch.float16, backend))
+        for update in (None, x.clone(), x.half()):
+            operator, settings = torch.ops.seqlab.rms_norm, (EPS, torch.float16, backend)
+            stream, y, scale = operator(x, update, weight, *settings)
+            dtype = None if update is None else update.dtype
+            for d_stream in (None,) if update is None else (None, torch.randn_like(x)):
+                stream = x if update is None else stream
+                operands = torch.randn_like(y), d_stream, stream, weight, scale, dtype, backend
+                torch.library.opcheck(torch.ops.seqlab.rms_norm_backward.default, operands)
+            leaves = [None if t is None else t.clone().requires_grad_() for t in (x, update, weight)]
+            torch.library.opcheck(operator.default, (*leaves, *settings))
 
     @every_device
     @every_fused_backend

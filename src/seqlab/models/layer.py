@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqlab.models.norms import RMSNorm
+from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.protocols import Mixer, Prefills, RoundsInput, StepsInResidual
 
 Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
@@ -33,7 +33,10 @@ def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 class Branch(nn.Module):
-    """Half a layer: x + dropout(inner(norm(x))), or without a residual connection dropout(inner(norm(x)))."""
+    """Half a layer: x + dropout(inner(norm(x))), or without a residual connection dropout(inner(norm(x))).
+
+    Over whole sequences the sum is left to the next norm, which adds in the kernel that reads it.
+    """
 
     def __init__(self, inner: nn.Module, norm: nn.Module, *, residual: bool, dropout: float):
         super().__init__()
@@ -45,7 +48,13 @@ class Branch(nn.Module):
     def _join(self, x: Tensor, y: Tensor) -> Tensor:
         return x + self.dropout(y) if self.residual else self.dropout(y)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """From x and what is still to be added to it, (B, L, D) each, to the same after this half layer."""
+        x, normal = add_norm(self.norm, x, update)
+        y = self.dropout(self.inner(normal))
+        return (x, y) if self.residual else (y, None)
+
+    def at_once(self, x: Tensor) -> Tensor:
         """x (B, L, D), or (B, D) for a feed-forward, to the same shape."""
         return self._join(x, self.inner(self.norm(x)))
 
@@ -66,12 +75,12 @@ class Layer(nn.Module):
         super().__init__()
         self.mixer, self.feedforward = mixer, feedforward
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        x = self.mixer(x)
-        return x if self.feedforward is None else self.feedforward(x)
+    def forward(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """From x and what is still to be added to it, (B, L, D) each, to the same after the layer."""
+        x, update = self.mixer(x, update)
+        return (x, update) if self.feedforward is None else self.feedforward(x, update)
 
     def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
         """Advance the mixer's state by x (B, D) or (B, L, D): the output in x's shape and the next state."""
         x, state = self.mixer.advance(x, state, read)
-        return x if self.feedforward is None else self.feedforward(x), state
+        return x if self.feedforward is None else self.feedforward.at_once(x), state

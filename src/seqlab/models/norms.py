@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from seqlab.ops import rms_norm
+from seqlab.ops import add_rms_norm, rms_norm
+
+
+def add_norm(norm: nn.Module, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x + update, or x itself without an update, and its norm: (..., D) each."""
+    if update is None:
+        return x, norm(x)
+    if isinstance(norm, RMSNorm):
+        return norm.add(x, update)
+    x = x + update
+    return x, norm(x)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -24,10 +34,21 @@ class RMSNorm(nn.RMSNorm):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) to the same shape."""
-        if not (x.is_cuda and self._is_plain() and x.dtype == self.weight.dtype):
+        if not self._is_fused(x):
             return super().forward(x)
-        rounds = self.rounds and x.dtype != torch.float64 and torch.is_autocast_enabled("cuda")
-        return rms_norm(x, self.weight, self.eps, torch.get_autocast_dtype("cuda") if rounds else None)
+        return rms_norm(x, self.weight, self.eps, self._out_dtype(x))
 
-    def _is_plain(self) -> bool:
-        return self.weight is not None and self.eps is not None and len(self.normalized_shape) == 1
+    def add(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """x + update and its norm: (..., D) each."""
+        if self._is_fused(x) and torch.promote_types(x.dtype, update.dtype) == x.dtype:
+            return add_rms_norm(x, update, self.weight, self.eps, self._out_dtype(x))
+        x = x + update
+        return x, self(x)
+
+    def _is_fused(self, x: Tensor) -> bool:
+        plain = self.weight is not None and self.eps is not None and len(self.normalized_shape) == 1
+        return x.is_cuda and plain and x.dtype == self.weight.dtype
+
+    def _out_dtype(self, x: Tensor) -> torch.dtype | None:
+        rounds = self.rounds and x.dtype != torch.float64 and torch.is_autocast_enabled("cuda")
+        return torch.get_autocast_dtype("cuda") if rounds else None

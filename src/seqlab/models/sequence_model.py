@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seqlab.errors import under
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.linear import Linear
-from seqlab.models.norms import RMSNorm
+from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
 from seqlab.models.protocols import Factory
@@ -152,13 +152,15 @@ class SequenceModel(nn.Module):
         With ``places`` (P,), indices into the flattened batch, to (P, d_output): a large head at all positions would be
         most of the work where few are needed.
         """
-        x = self._embed(inputs, 0, inputs.shape[1])  # (B, L, D)
+        x, update = self._embed(inputs, 0, inputs.shape[1]), None  # (B, L, D)
         for layer in self.layers:
-            x = layer(x)
-        return self._read(x, places)
+            x, update = layer(x, update)
+        return self._read(x, update, places)
 
-    def _read(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        return self.head(self.norm(x if places is None else x.flatten(0, 1)[places]))
+    def _read(self, x: Tensor, update: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        if places is not None:
+            x, update = (x if update is None else x + update).flatten(0, 1)[places], None
+        return self.head(add_norm(self.norm, x, update)[1])
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first position."""
@@ -201,7 +203,7 @@ class SequenceModel(nn.Module):
             x, state = self._advance(prefill_mixer, piece, state, piece.shape[1])  # (B, L, D)
             if every or places is not None:
                 seen.append(x)
-        return self._read(torch.cat(seen, dim=1) if seen else x[:, -1], places), state
+        return self._read(torch.cat(seen, dim=1) if seen else x[:, -1], places=places), state
 
     def _advance(self, read: Read, inputs: Tensor, state: ModelState, length: int) -> tuple[Tensor, ModelState]:
         """The residual stream after all layers for ``length`` positions, and the state after them."""

@@ -4,6 +4,7 @@
 
 It does next to no arithmetic, so it costs what its tensors take to move. "triton" reads a row once forward, and once
 backward for both gradients; it writes the output in the dtype that its reader wants, where PyTorch casts a second time.
+``add_rms_norm`` adds to a residual stream before, and adds up the stream's two gradients, in the same kernels.
 """
 
 import torch
@@ -13,7 +14,7 @@ from seqlab.ops import backends
 from seqlab.ops.contract import DTYPES, check_dtypes, checked
 from seqlab.ops.rms_norm.operator import FUSED, fused_norm
 
-__all__ = ["BACKENDS", "WIDEST", "resolve_backend", "rms_norm"]
+__all__ = ["BACKENDS", "WIDEST", "add_rms_norm", "resolve_backend", "rms_norm"]
 
 BACKENDS = ("triton", "reference")
 """Fastest first; each is the file of that name in this folder."""
@@ -63,15 +64,45 @@ def rms_norm(
     out_dtype = x.dtype if out_dtype is None else out_dtype
     chosen = checked(_check, {"x": x, "weight": weight}, out_dtype, backend)
     if chosen in FUSED:
-        return fused_norm(x, weight, float(eps), out_dtype, chosen)
+        return fused_norm(x, None, weight, float(eps), out_dtype, chosen)[1]
     return backends.load(__name__, chosen).norm(x, weight, eps, out_dtype)
+
+
+def add_rms_norm(
+    x: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    eps: float,
+    out_dtype: torch.dtype | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """x + update, rounded to x's dtype, and the norm of that; otherwise as ``rms_norm``.
+
+    Args:
+        x: (..., D).
+        update: (..., D), in a dtype that x's holds: x's own, or a half precision beside float32.
+        weight, eps, out_dtype, backend: as for ``rms_norm``.
+
+    Returns:
+        The sum (..., D) in x's dtype, and y (..., D) in ``out_dtype``.
+
+    Raises:
+        ValueError: as ``rms_norm``.
+    """
+    out_dtype = x.dtype if out_dtype is None else out_dtype
+    chosen = checked(_check, {"x": x, "weight": weight, "update": update}, out_dtype, backend)
+    if chosen in FUSED:
+        return fused_norm(x, update, weight, float(eps), out_dtype, chosen)
+    stream = x + update
+    return stream, backends.load(__name__, chosen).norm(stream, weight, eps, out_dtype)
 
 
 def _check(tensors: dict[str, Tensor], out_dtype: torch.dtype, backend: str) -> str:
     """The backend that runs.
 
     Raises:
-        ValueError: the arguments of ``rms_norm`` do not fit each other.
+        ValueError: the arguments of ``rms_norm`` or ``add_rms_norm`` do not fit each other.
     """
     x, weight = tensors["x"], tensors["weight"]
     check_dtypes(tensors)
@@ -80,6 +111,12 @@ def _check(tensors: dict[str, Tensor], out_dtype: torch.dtype, backend: str) -> 
         raise ValueError(f"x has shape {shape}, expected (..., D), D at least 1")
     if weight.shape != shape[-1:]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {shape[-1:]} for x of {shape}")
+    update = tensors.get("update", x)
+    if update.shape != shape or torch.promote_types(x.dtype, update.dtype) != x.dtype:
+        raise ValueError(
+            f"update is {update.dtype} of shape {tuple(update.shape)}, "
+            f"expected {shape} and a dtype that x's holds, which is {x.dtype}"
+        )
     if out_dtype not in DTYPES or (out_dtype == torch.float64) != (x.dtype == torch.float64):
         raise ValueError(
             f"out_dtype is {out_dtype}, expected one of {', '.join(map(str, DTYPES))}, "

@@ -2,18 +2,21 @@
 
 A fused backend is a file with two functions beside ``why_unavailable``:
 
-    forward(x, weight, eps, out_dtype) -> y, scale
-    backward(dy, x, weight, scale) -> dx, d_weight
+    forward(x, update, weight, eps, out_dtype) -> stream, y, scale
+    backward(dy, d_stream, stream, weight, scale, update_dtype) -> dx, d_update, d_weight
 
 Symbols:
 
-    N, D    rows, numbers of a row
-    x       (..., D)
-    weight  (D,)
-    y       (..., D) in out_dtype
-    scale   (N,) float32, what each row is multiplied by: 1 / sqrt(mean of x^2 + eps)
+    N, D      rows, numbers of a row
+    x         (..., D)
+    update    (..., D), or None
+    weight    (D,)
+    stream    (..., D) x + update in x's dtype, whose norm is y; of no elements where there is no update
+    y         (..., D) in out_dtype
+    scale     (N,) float32, what each row is multiplied by: 1 / sqrt(mean of stream^2 + eps)
 
-Gradients are in the dtype of what they belong to. Saved are x, weight and scale.
+Gradients are in the dtype of what they belong to. That by the update is that by x, in another dtype if its own is
+another, or else of no elements. Saved are the stream, weight and scale.
 """
 
 from typing import Any
@@ -29,8 +32,10 @@ FUSED = ("triton",)
 PACKAGE = "seqlab.ops.rms_norm"
 
 
-def fused_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype, backend: str) -> Tensor:
-    """y (..., D); arguments as in ``rms_norm``.
+def fused_norm(
+    x: Tensor, update: Tensor | None, weight: Tensor, eps: float, out_dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The stream (..., D) if there is an update, and y (..., D); arguments as in ``add_rms_norm``.
 
     The registered operator, which costs some 60 us more per call than an autograd function, is used under a compiler
     alone; the autograd function, which costs some 10 us, only where a derivative may follow.
@@ -38,17 +43,27 @@ def fused_norm(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype, ba
     if torch.compiler.is_compiling():
         call = _operator
     else:
-        call = _RMSNorm.apply if needs_gradient(x, weight) or other_derivatives() else _forward
-    return call(x, weight, eps, out_dtype, backend)[0]
+        call = _RMSNorm.apply if needs_gradient(x, update, weight) or other_derivatives() else _forward
+    return call(x, update, weight, eps, out_dtype, backend)[:2]
 
 
-def _forward(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
-    return backends.load(PACKAGE, backend).forward(x, weight, eps, out_dtype)
+def _forward(
+    x: Tensor, update: Tensor | None, weight: Tensor, eps: float, out_dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backends.load(PACKAGE, backend).forward(x, update, weight, eps, out_dtype)
 
 
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """The gradients by x and weight, both contiguous."""
-    return backends.load(PACKAGE, backend).backward(dy, x, weight, scale)
+def _backward(
+    dy: Tensor,
+    d_stream: Tensor | None,
+    stream: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    update_dtype: torch.dtype | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by x, by the update if its dtype is another, and by weight, all contiguous."""
+    return backends.load(PACKAGE, backend).backward(dy, d_stream, stream, weight, scale, update_dtype)
 
 
 _operator = torch.library.custom_op("seqlab::rms_norm", _forward, mutates_args=())
@@ -56,31 +71,46 @@ _backward_operator = torch.library.custom_op("seqlab::rms_norm_backward", _backw
 
 
 @_operator.register_fake
-def _(x, weight, eps, out_dtype, backend):
+def _(x, update, weight, eps, out_dtype, backend):
     rows = x.numel() // x.shape[-1]
-    return x.new_empty(x.shape, dtype=out_dtype), x.new_empty(rows, dtype=torch.float32)
+    stream = x.new_empty(0 if update is None else x.shape)
+    return stream, x.new_empty(x.shape, dtype=out_dtype), x.new_empty(rows, dtype=torch.float32)
 
 
 @_backward_operator.register_fake
-def _(dy, x, weight, scale, backend):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _(dy, d_stream, stream, weight, scale, update_dtype, backend):
+    d_update = stream.new_empty(0)
+    if update_dtype not in (None, stream.dtype):
+        d_update = stream.new_empty(stream.shape, dtype=update_dtype)
+    return stream.new_empty(stream.shape), d_update, weight.new_empty(weight.shape)
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, _, ctx.backend = inputs
-    ctx.save_for_backward(x, weight, output[1])
-    ctx.mark_non_differentiable(output[1])
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, update, weight, _, _, ctx.backend = inputs
+    stream, _, scale = output
+    ctx.update_dtype = None if update is None else update.dtype
+    ctx.save_for_backward(x if update is None else stream, weight, scale)
+    ctx.mark_non_differentiable(scale)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(backward: Any, ctx: Any, dy: Tensor | None) -> tuple:
+def _differentiate(backward: Any, ctx: Any, d_stream: Tensor | None, dy: Tensor | None) -> tuple:
     """The gradients by the arguments of ``fused_norm``."""
+    d_stream = None if ctx.update_dtype is None else d_stream
     if dy is None:
-        return (None,) * 5
-    return *backward(dy, *ctx.saved_tensors, ctx.backend), None, None, None
+        dx, d_update, d_weight = d_stream, d_stream, None
+        if d_stream is not None:
+            d_update = d_stream.to(ctx.update_dtype)
+    else:
+        dx, d_update, d_weight = backward(dy, d_stream, *ctx.saved_tensors, ctx.update_dtype, ctx.backend)
+        if ctx.update_dtype in (None, dx.dtype):
+            d_update = None if ctx.update_dtype is None else dx
+    return dx, d_update, d_weight, None, None, None
 
 
-_operator.register_autograd(lambda ctx, dy, _: _differentiate(_backward_operator, ctx, dy), setup_context=_save)
+_operator.register_autograd(
+    lambda ctx, d_stream, dy, _: _differentiate(_backward_operator, ctx, d_stream, dy), setup_context=_save
+)
 
 
 class _RMSNorm(FirstDerivative):
@@ -90,12 +120,12 @@ class _RMSNorm(FirstDerivative):
 
     @override
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output = _forward(*inputs)
         _save(ctx, inputs, output)
         return output
 
     @override
     @staticmethod
-    def differentiate(ctx: Any, dy: Tensor | None, _: None) -> tuple:
-        return _differentiate(_backward, ctx, dy)
+    def differentiate(ctx: Any, d_stream: Tensor | None, dy: Tensor | None, _: None) -> tuple:
+        return _differentiate(_backward, ctx, d_stream, dy)

@@ -34,43 +34,59 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-def forward(x: Tensor, weight: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """y (..., D) and scale (N,); arguments as in ``operator.py``."""
-    return launch.run(_forward, (x, weight), eps, out_dtype)
+def forward(
+    x: Tensor, update: Tensor | None, weight: Tensor, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The stream (..., D) if there is an update, y (..., D) and scale (N,); arguments as in ``operator.py``."""
+    return launch.run(_forward, (x, update, weight), eps, out_dtype)
 
 
-def _forward(call: Call, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    x, weight = call.tensors
-    x, weight = call.converted(x, in_rows), call.converted(weight, Tensor.contiguous)
+def _forward(call: Call, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    x, update = (call.converted(tensor, in_rows) for tensor in call.tensors[:2])
+    weight = call.converted(call.tensors[2], Tensor.contiguous)
     tile, rows = _cut(x)
     y, scale = call.empty(*x.shape, dtype=out_dtype), call.empty(rows)
-    operands = (y, scale, x, row_stride(x), weight, eps, rows)
-    call.launch(_kernels().forward_kernel, (_programs(rows, tile),), *operands, **tile, ALIGN=_alignment(x), **OPTIONS)
-    return y, scale
+    stream = call.empty(0, dtype=x.dtype) if update is None else call.empty_like(x)
+    added = x if update is None else update
+    operands = (stream, y, scale, x, row_stride(x), added, row_stride(added), weight, eps, rows)
+    flags = {"ALIGN": _alignment(x, added), "HAS_UPDATE": update is not None}
+    call.launch(_kernels().forward_kernel, (_programs(rows, tile),), *operands, **tile, **flags, **OPTIONS)
+    return stream, y, scale
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """dx (..., D) in x's dtype and d_weight (D,) in weight's, for dy (..., D); arguments as in ``operator.py``."""
-    return launch.run(_backward, (dy, x, weight, scale))
+def backward(
+    dy: Tensor, d_stream: Tensor | None, stream: Tensor, weight: Tensor, scale: Tensor, update_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx (..., D) in the stream's dtype, the same in ``update_dtype`` if that is another, and d_weight (D,).
+
+    Arguments as in ``operator.py``.
+    """
+    return launch.run(_backward, (dy, d_stream, stream, weight, scale), update_dtype)
 
 
-def _backward(call: Call) -> tuple[Tensor, Tensor]:
-    dy, x, weight, scale = call.tensors
-    dy, x, weight = call.converted(dy, in_rows), call.converted(x, in_rows), call.converted(weight, Tensor.contiguous)
-    tile, rows = _cut(x)
+def _backward(call: Call, update_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    dy, d_stream, stream = (call.converted(tensor, in_rows) for tensor in call.tensors[:3])
+    weight, scale = call.converted(call.tensors[3], Tensor.contiguous), call.tensors[4]
+    tile, rows = _cut(stream)
     tiles, warps = _programs(rows, tile), tile["num_warps"]
-    together = (SINGLE_WARPS if warps == 1 else JOINED_WARPS // warps) * multiprocessors(x.device)
+    together = (SINGLE_WARPS if warps == 1 else JOINED_WARPS // warps) * multiprocessors(stream.device)
     programs = ceil(tiles, ceil(tiles, together))  # all walk the same number of tiles, or one less
-    dx, d_weight = call.empty_like(x), call.empty_like(weight)
-    shares = call.empty(programs, x.shape[-1])
-    operands = (dx, shares, dy, row_stride(dy), x, row_stride(x), weight, scale, rows)
-    call.launch(_kernels().backward_kernel, (programs,), *operands, **tile, ALIGN=_alignment(x, dy), **OPTIONS)
-    grid = (ceil(x.shape[-1], COLUMNS),)
+    dx, d_weight = call.empty_like(stream), call.empty_like(weight)
+    rounds = update_dtype not in (None, stream.dtype)
+    d_update = call.empty(*stream.shape, dtype=update_dtype) if rounds else call.empty(0, dtype=stream.dtype)
+    shares = call.empty(programs, stream.shape[-1])
+    along = dy if d_stream is None else d_stream
+    operands = (dx, d_update, shares, dy, row_stride(dy), along, row_stride(along), stream, row_stride(stream))
+    flags = {"ALIGN": _alignment(stream, dy, along), "HAS_D_STREAM": d_stream is not None, "ROUNDS_UPDATE": rounds}
+    call.launch(
+        _kernels().backward_kernel, (programs,), *operands, weight, scale, rows, **tile, **flags, **OPTIONS
+    )  # fmt: skip
+    grid = (ceil(stream.shape[-1], COLUMNS),)
     operands = (d_weight, shares, programs)
     call.launch(
-        _kernels().sum_shares_kernel, grid, *operands, D=x.shape[-1], S=SHARES, C=COLUMNS, num_warps=4, **OPTIONS
+        _kernels().sum_shares_kernel, grid, *operands, D=stream.shape[-1], S=SHARES, C=COLUMNS, num_warps=4, **OPTIONS
     )
-    return dx, d_weight
+    return dx, d_update, d_weight
 
 
 def row_stride(x: Tensor) -> int | None:
