@@ -19,7 +19,8 @@ A training step is an update in bf16 of a vocabulary of 10,000: ours as train.py
 theirs by the same recipe, which is not captured. Over length a step has 16,384 tokens and the size is small. Their
 Mamba-2 has the state, heads and groups of conf/model/mamba2.yaml; it tunes its kernels at the first call. Prefill and
 generation are of a model of width 768 with 24 layers and a vocabulary of 50,277, in bf16: greedy, with the captured
-graphs of both; their time includes the prompt's.
+graphs of both; their time includes the prompt's. Ours reads a short prompt by a graph too, from the third of
+a shape on; mamba_ssm has none for it.
 """
 
 import argparse

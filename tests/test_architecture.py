@@ -35,7 +35,7 @@ ROOMS = {
     ),
     "inference": (
         "errors models ops",
-        "captured generate sampling",
+        "captured generate prompt sampling steps",
     ),
     "training": (
         "errors jsonio console models data ops",

@@ -16,6 +16,7 @@ from seqlab.models.counting import bytes_of, tensors_of
 from seqlab.models.layer import prefill_mixer
 from seqlab.models.mixers import Attention, softmax
 from seqlab.models.mixers import cache as kv_cache
+from seqlab.models.sequence_model import chunk_length
 from support import architectures, compose_config, depth, skip_where_refused
 
 MODELS = architectures()
@@ -122,6 +123,12 @@ def test_a_long_prompt_is_read_in_pieces(name):
         )
     model.prefill(x, model.initial_state(3), chunk=16)
     assert seen == {"embed": [16, 16, 9], "head": [1]}
+
+
+def test_pieces_are_of_so_many_tokens_on_a_gpu():
+    """As many in all sequences together."""
+    assert [chunk_length(batch, torch.device("cuda", 1)) for batch in (1, 3, 64, 100_000)] == [65_536, 21_845, 1024, 1]
+    assert chunk_length(1, torch.device("cpu")) == chunk_length(64, torch.device("cpu")) == 4096
 
 
 class TestAttention:

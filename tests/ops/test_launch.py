@@ -201,5 +201,9 @@ def test_the_latest_are_remembered():
     assert recent.get("a") == "A"
     recent.keep("c", "C")  # b was not asked for since
     assert [recent.get(key) for key in "abc"] == ["A", None, "C"]
+    recent.keep("a", "A")
+    recent.keep("d", "D")
+    assert recent.take("a") == "A"  # kept again, it was used after c
+    assert [recent.take(key) for key in "acd"] == [None, None, "D"]
     recent.clear()
     assert len(recent) == 0

@@ -25,7 +25,7 @@ from seqlab.benchmarks.timing import captured, in_turn, seconds, synchronize
 from seqlab.config.exceptions import is_out_of_memory
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import scan_backend, tensors_of
-from seqlab.models.sequence_model import CHUNK, ModelState
+from seqlab.models.sequence_model import ModelState, chunk_length
 from seqlab.report.formats import scaled_bytes
 from seqlab.report.plots.style import MARKERS, architecture, colours
 from seqlab.runs.load import fresh_model, load_run
@@ -100,7 +100,7 @@ def inputs_of(model: SequenceModel, batch: int, length: int, args: argparse.Name
 
 def warm_up(model: SequenceModel, batch: int, context: int, args: argparse.Namespace) -> None:
     """Run once what compiles kernels and allocates the workspaces of libraries."""
-    x = inputs_of(model, batch, min(context, 2 * CHUNK), args)
+    x = inputs_of(model, batch, min(context, 2 * chunk_length(batch, args.device)), args)
     _, state = model.prefill(x, model.initial_state(batch))
     model.step(x[:, 0], state)
     synchronize(args.device)
@@ -120,7 +120,8 @@ def measured_point(model: SequenceModel, curve: Curve, context: int, args: argpa
     _, state = model.step(token, kept.pop())
     peak_bytes = peak.bytes()
     # A long call is made of chunks that shorter contexts have warmed up: its first time is a measurement.
-    samples = [first] if first > budget and context > CHUNK else in_turn({"": prefill}, device, budget=budget)[""]
+    warm = context > chunk_length(curve.batch, device)
+    samples = [first] if first > budget and warm else in_turn({"": prefill}, device, budget=budget)[""]
     kept.clear()
     prefill_time = median(samples)
     steps = {"": lambda: model.step(token, state)}

@@ -15,6 +15,7 @@ from torch import nn
 from seqlab.benchmarks.training_step import training_step
 from seqlab.config.overrides import compose
 from seqlab.inference.generate import generate_tokens
+from seqlab.inference.prompt import prefill
 from seqlab.inference.sampling import Sampling
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
@@ -148,10 +149,10 @@ def their_generation(batch: int, new: int) -> Callable[[], Any]:
 
 
 def our_prefill(length: int) -> Callable[[], Any]:
-    """A prompt of one sequence read, up to the logits of its last position."""
+    """A prompt of one sequence read, up to the logits of its last position, by what ``scripts/generate.py`` uses."""
     model = ours(USED, VOCABULARY, torch.bfloat16).eval()
     prompt = torch.randint(VOCABULARY, (1, length), device=CUDA)
-    return lambda: model.prefill(prompt, model.initial_state(1))
+    return lambda: prefill(model, prompt)
 
 
 def their_prefill(length: int) -> Callable[[], Any]:

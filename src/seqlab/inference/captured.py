@@ -1,33 +1,30 @@
-"""Generating on a GPU: a token's whole step, with the draw of the next one, as one CUDA graph.
+"""Generating on a GPU without launching kernels one by one: what a model does again and again, as CUDA graphs.
 
-The kernels of a step take less time than Python does to ask for them one by one. A graph holds them with the memory
-that they read and write: the token, the state and the number that decides the draw. So it fits models whose steps are
-the same at every position; attention, whose cache grows, and positions that are counted go the ordinary way.
+The kernels of a step, or of a short prompt, take less time than Python does to ask for them one by one. A graph holds
+them with the memory that they read and write. So it fits models whose steps are the same at every position; attention,
+whose cache grows, and positions that are counted go the ordinary way.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from seqlab.inference.sampling import Sampling
 from seqlab.models.counting import tensors_of
 from seqlab.models.protocols import StepsAlike, WaitsForDevice, parts
-from seqlab.models.sequence_model import ModelState
+from seqlab.ops.cuda_graph import capture, side_stream
+from seqlab.ops.recent import Recent
 
-MOST_GRAPHS = 4
-"""Of a model, by batch size and sampling: each has its own copy of the state."""
+MOST_GRAPHS = 8
+"""Of a model, steps and prompts together; the least recently used one goes first."""
 
-Step = Callable[[Tensor], Tensor]
-"""From the numbers (B,) that decide a draw to the tokens (B,) drawn, on the device."""
-
-_steps: WeakKeyDictionary[nn.Module, OrderedDict[tuple, "CapturedStep"]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Recent | None]] = WeakKeyDictionary()
 
 
 def why_not_captured(model: nn.Module) -> str | None:
-    """Why no CUDA graph can hold a step of a ``SequenceModel``; None if one can."""
+    """Why no CUDA graph can hold a step or a prompt of a ``SequenceModel``; None if one can."""
     device = model.embed.weight.device
     if device.type != "cuda":
         return "CUDA graphs need a CUDA device"
@@ -38,57 +35,61 @@ def why_not_captured(model: nn.Module) -> str | None:
     return next(filter(None, (part.why_not_captured(device) for part in parts(model, WaitsForDevice))), None)
 
 
-def captured_step(model: nn.Module, sampling: Sampling, token: Tensor, state: ModelState) -> Step:
-    """The step of a model after ``token`` (B,) and the state before it, captured once for a batch size, a sampling and
-    the model's memory."""
+def graphs_of(model: nn.Module) -> Recent | None:
+    """The graphs of a model, by what they compute; None where none can be captured.
+
+    They are of the model's parameters where these are in memory now: once one has moved, a new set begins. Whoever uses
+    a graph takes it and keeps it again afterwards, so that nobody else writes into its memory meanwhile. None too under
+    autocast, whose copies of the weights would become the graph's.
+    """
     memory = tuple(parameter.data_ptr() for parameter in model.parameters())
-    key = len(token), sampling, memory
-    known = _steps.setdefault(model, OrderedDict())
-    if key not in known:
-        known[key] = CapturedStep(model, sampling, token, state)
-        if len(known) > MOST_GRAPHS:
-            known.popitem(last=False)
-    known[key].begin(token, state)
-    return known[key]
+    known, graphs = _graphs.get(model, (None, None))
+    if known != memory:
+        graphs = Recent(MOST_GRAPHS) if why_not_captured(model) is None else None
+        _graphs[model] = memory, graphs
+    return None if torch.is_autocast_enabled(model.embed.weight.device.type) else graphs
 
 
-class CapturedStep:
-    """One step after another of a model, replayed; ``begin`` says from where."""
+class Captured:
+    """A function as a CUDA graph: ``replay`` computes ``outputs`` again from what ``inputs`` hold then.
 
-    def __init__(self, model: nn.Module, sampling: Sampling, token: Tensor, state: ModelState):
-        self.token = token.clone()  # (B,)
-        self.uniforms = torch.zeros(len(token), dtype=torch.float64, device=token.device)  # (B,)
-        self.state = [tensor.clone() for tensor in tensors_of(state)]
-        stream = torch.cuda.Stream()
+    Args:
+        function: launches kernels on the inputs' device and never waits for it. It may write into its inputs, and is
+            not kept: replays know the memory that it read and wrote, not the objects.
+        inputs: tensors of any shapes, which are copied.
+    """
+
+    def __init__(self, function: Callable[..., Any], *inputs: Tensor):
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.replay, self.outputs = recorded(function, self.inputs)
+
+
+def recorded(function: Callable[..., Any], inputs: list[Tensor]) -> tuple[Callable[[], None], Any]:
+    """What replays a function of inputs of any shapes, and what it returns, which every replay overwrites."""
+    with torch.cuda.device_of(inputs[0]):
+        stream = side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step(model, sampling, state)  # kernels are compiled and libraries set up
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self._step(model, sampling, state)
-
-    def begin(self, token: Tensor, state: ModelState) -> None:
-        """Continue from a token (B,) and the state before it."""
-        self.token.copy_(token)
-        for mine, given in zip(self.state, tensors_of(state), strict=True):
-            mine.copy_(given)
-
-    def __call__(self, uniforms: Tensor) -> Tensor:
-        """Read the last token and draw the next by ``uniforms`` (B,) float64: (B,), which the next call overwrites."""
-        self.uniforms.copy_(uniforms)
-        self.graph.replay()
-        return self.token
-
-    def _step(self, model: nn.Module, sampling: Sampling, layout: ModelState) -> None:
-        token = self.token.clamp(max=model.embed.num_embeddings - 1)  # V where there was nothing to draw from
-        logits, after = model.step(token, filled(layout, iter(self.state)))
-        for mine, new in zip(self.state, tensors_of(after), strict=True):
-            if mine.data_ptr() != new.data_ptr():  # some mixers write into their state themselves
-                mine.copy_(new)
-        self.token.copy_(sampling.choose(logits, self.uniforms))
+            function(*inputs)  # kernels are compiled and libraries set up
+        graph = torch.cuda.CUDAGraph()
+        with capture(graph):
+            outputs = function(*inputs)
+    return graph.replay, outputs
 
 
-def filled(layout: object, tensors: Iterator[Tensor]) -> object:
+def copy_into(mine: Iterable[Tensor], given: Iterable[Tensor]) -> None:
+    """Overwrite tensors with others of the same shapes, leaving out those that are the same memory."""
+    for old, new in zip(mine, given, strict=True):
+        if old.data_ptr() != new.data_ptr():
+            old.copy_(new)
+
+
+def copied(nested: Any) -> Any:
+    """The same in memory of its own: tensors of any shapes in nested lists, tuples and dictionaries."""
+    return filled(nested, (tensor.clone() for tensor in tensors_of(nested)))
+
+
+def filled(layout: Any, tensors: Iterator[Tensor]) -> Any:
     """A state nested like ``layout`` with other tensors of the same shapes, in the order of ``tensors_of``."""
     if isinstance(layout, Tensor):
         return next(tensors)
@@ -99,28 +100,3 @@ def filled(layout: object, tensors: Iterator[Tensor]) -> object:
     if isinstance(layout, list | tuple):
         return type(layout)(filled(value, tensors) for value in layout)
     return layout
-
-
-def in_step_behind(first: Tensor, following: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Tokens (B,) on the CPU, each once the step after it has been given to the device, which so never waits for us."""
-    waiting = copied(first)
-    for token in following:
-        ahead = copied(token)
-        yield arrived(waiting)
-        waiting = ahead
-    yield arrived(waiting)
-
-
-def copied(token: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    """A copy of a token (B,) on its way to the CPU, and the event of its arrival."""
-    there = torch.empty(token.shape, dtype=token.dtype, pin_memory=True)
-    there.copy_(token, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return there, event
-
-
-def arrived(copy: tuple[Tensor, torch.cuda.Event]) -> Tensor:
-    """The token (B,) once it is on the CPU."""
-    copy[1].synchronize()
-    return copy[0]

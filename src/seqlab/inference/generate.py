@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
-from seqlab.inference.captured import captured_step, in_step_behind, why_not_captured
+from seqlab.inference.captured import graphs_of
+from seqlab.inference.prompt import prefill
 from seqlab.inference.sampling import Sampling, uniforms
+from seqlab.inference.steps import captured_step, in_step_behind
 
 LINE_END = "\n"
 
@@ -70,12 +72,13 @@ def _refuse_none(embed: nn.Embedding, token: Tensor) -> Tensor:
 def _tokens(model: nn.Module, prompt: Tensor, sampling: Sampling, max_new_tokens: int, seed: int) -> Iterator[Tensor]:
     device = model.embed.weight.device
     generator = torch.Generator().manual_seed(seed)
-    logits, state = model.prefill(prompt.to(device), model.initial_state(len(prompt)))  # (B, V)
+    logits, state = prefill(model, prompt)  # (B, V)
     rows = uniforms(max_new_tokens, len(prompt), generator, device)
     token = sampling.choose(logits, next(rows))
-    if max_new_tokens > 1 and why_not_captured(model) is None:
-        step = captured_step(model, sampling, token, state)
-        yield from in_step_behind(token, map(step, rows))
+    graphs = graphs_of(model) if max_new_tokens > 1 else None
+    if graphs is not None:
+        with captured_step(model, graphs, sampling, token, state) as step:
+            yield from in_step_behind(token, map(step, rows))
         return
     yield token.cpu()
     for row in rows:

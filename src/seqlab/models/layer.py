@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seqlab.models.norms import RMSNorm, add_norm
-from seqlab.models.protocols import Mixer, Prefills, RoundsInput, StepsInResidual
+from seqlab.models.protocols import Mixer, RoundsInput, StepsInResidual
 
 Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
 """How a mixer is advanced from a state: ``step_mixer`` or ``prefill_mixer``."""
@@ -23,7 +23,7 @@ def step_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     """A mixer's outputs (B, L, D) for x (B, L, D) and the state after it; step by step if it has no ``prefill``."""
-    if isinstance(mixer, Prefills):
+    if hasattr(mixer, "prefill"):  # what ``Prefills`` says; to ask for a protocol takes as long as to launch a kernel
         return mixer.prefill(x, state)
     outputs = []
     for position in x.unbind(dim=1):
@@ -46,7 +46,9 @@ class Branch(nn.Module):
             norm.rounds = isinstance(inner, RoundsInput) and inner.rounds_input
 
     def _join(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + self.dropout(y) if self.residual else self.dropout(y)
+        if self.training:
+            y = self.dropout(y)
+        return x + y if self.residual else y
 
     def forward(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """From x and what is still to be added to it, (B, L, D) each, to the same after this half layer."""

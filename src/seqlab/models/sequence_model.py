@@ -21,7 +21,17 @@ from seqlab.models.protocols import Factory
 from seqlab.ops import decoding
 
 CHUNK = 4096
-"""Positions that ``prefill`` takes at a time, which bounds the memory for activations."""
+"""Positions that ``prefill`` takes at a time on a CPU, which bounds the memory for activations."""
+
+TOKENS = 2**16
+"""Tokens that it takes at a time on a GPU, in all sequences together: enough that kernels take longer than Python does
+to launch them. For each of the D in the residual stream, a token's activations in a layer are 12 numbers (Mamba) to 28
+(experts, two a token): in bf16, at a width of 768, 1.2 to 2.8 GB."""
+
+
+def chunk_length(batch: int, device: torch.device) -> int:
+    """Positions of B sequences that ``prefill`` takes at a time."""
+    return max(1, TOKENS // batch) if device.type == "cuda" else CHUNK
 
 
 class ModelState(NamedTuple):
@@ -183,7 +193,7 @@ class SequenceModel(nn.Module):
         *,
         every: bool = False,
         places: Tensor | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> tuple[Tensor, ModelState]:
         """Many positions at once, equal to as many calls of ``step`` within rounding.
 
@@ -192,14 +202,14 @@ class SequenceModel(nn.Module):
             state: the state before them.
             every: return the outputs of every position, not of the last alone.
             places: return the outputs at these indices (P,) into the flattened batch.
-            chunk: number of positions processed at a time.
+            chunk: number of positions processed at a time; ``chunk_length`` unless given.
 
         Returns:
             Outputs, (B, d_output) of the last position, (B, L, d_output) of every one or (P, d_output) at ``places``,
             and the state after it.
         """
         seen = []
-        for piece in inputs.split(chunk, dim=1):
+        for piece in inputs.split(chunk or chunk_length(len(inputs), inputs.device), dim=1):
             x, state = self._advance(prefill_mixer, piece, state, piece.shape[1])  # (B, L, D)
             if every or places is not None:
                 seen.append(x)

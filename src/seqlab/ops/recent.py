@@ -22,10 +22,16 @@ class Recent:
                 self._values.move_to_end(key)
             return value
 
+    def take(self, key: Hashable) -> Any:
+        """The value, or None; it is removed."""
+        with self._lock:
+            return self._values.pop(key, None)
+
     def keep(self, key: Hashable, value: Any) -> None:
-        """Store a value, which is not None."""
+        """Store a value, which is not None, as the most recently used."""
         with self._lock:
             self._values[key] = value
+            self._values.move_to_end(key)
             while len(self._values) > self.most:
                 self._values.popitem(last=False)
 

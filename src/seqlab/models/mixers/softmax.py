@@ -12,8 +12,8 @@ SMALLEST_BLOCK = 64
 """Least number of queries in a block: a narrow window would leave a kernel too little to do."""
 
 PAIRS = 2**29
-"""Pairs of query and key, over the batch and all heads, in one call on a CPU when a prompt is read. That takes a second
-or two, in which Python handles no signal."""
+"""Pairs of query and key, over the batch and all heads, in one call when a prompt is read: on a CPU, where that takes a
+second or two in which Python handles no signal; on a GPU where the scores of all are held, 2 GiB in float32."""
 
 
 def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -22,6 +22,12 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     For inference only: on a CPU the gradients are wrong where S > L.
     """
     length, before = q.shape[2], k.shape[2] - q.shape[2]
+    if _holds_scores(q) or (q.device.type == "cpu" and before):
+        size = max(SMALLEST_BLOCK, PAIRS // (q.shape[0] * q.shape[1] * k.shape[2]))
+        if size < length:
+            ends = [min(start + size, length) + before for start in range(0, length, size)]
+            parts = zip(q.split(size, dim=2), ends, strict=True)
+            return torch.cat([attend_last(one, k[:, :, :end], v[:, :, :end]) for one, end in parts], dim=2)
     if before == 0:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if q.device.type != "cpu":
@@ -29,11 +35,6 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
         mask = causal_lower_right(length, before + length)  # symbolic: GPU kernels need no tensor for it
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    size = max(SMALLEST_BLOCK, PAIRS // (q.shape[0] * q.shape[1] * k.shape[2]))
-    if size < length:
-        ends = [min(start + size, length) for start in range(0, length, size)]
-        parts = zip(q.split(size, dim=2), ends, strict=True)
-        return torch.cat([attend_last(one, k[:, :, : before + n], v[:, :, : before + n]) for one, n in parts], dim=2)
     # On a CPU that mask would be a dense tensor. Instead: attention to the earlier positions without a mask, causal
     # attention to the new ones, and both combined by their log-sum-exps.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -41,6 +42,11 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     new, log_sum_new = kernel(q, k[:, :, before:], v[:, :, before:], is_causal=True)
     share = torch.sigmoid(log_sum_old - log_sum_new)[..., None]  # (B, H, L, 1)
     return torch.lerp(new, old, share.to(new.dtype))
+
+
+def _holds_scores(q: Tensor) -> bool:
+    """Whether attention of q (B, H, L, P) on a GPU may hold the scores of all pairs: no fused kernel is sure to run."""
+    return q.is_cuda and (q.dtype == torch.float64 or q.shape[-1] % 8 != 0)
 
 
 def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
