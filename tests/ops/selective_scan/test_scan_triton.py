@@ -92,3 +92,17 @@ def test_prime_lengths_odd_widths_and_other_states(shape, dtype):
     """What the benchmark measures, of two sequences: the reference keeps every state, in float64."""
     arguments = make_arguments(2, *shape[1:], dtype=dtype, device="cuda")
     SCAN.hold(arguments, "triton", **SCAN.settings)
+
+
+@pytest.mark.parametrize("item", [2, 4], ids=["half", "float32"])
+@pytest.mark.parametrize("tensors", [2, 3, 4])
+@pytest.mark.parametrize("d_state", [4, 8, 16, 32, 64, 128, 256])
+def test_a_ring_and_a_reduction_fit_into_shared_memory(d_state, tensors, item):
+    """48 KB is what a kernel gets without asking; a launch with more is an invalid argument."""
+    lanes, tiles = triton.triton_plan.lanes_of(d_state)
+    for channels in (1, 2) if tiles == 1 else (1,):
+        cut = triton.triton_plan.Plan(lanes, tiles, channels, 128, 4)
+        ring = triton.triton_plan._forward_ring(cut, tensors, item, True)
+        slot = triton.triton_plan._slot_bytes(cut, tensors, item, 0)
+        assert ring.stages * slot * 4 + 16 <= 48 * 1024
+        assert 2 * ring.stages * slot * 4 + 16 > 48 * 1024 or ring.stages == 8

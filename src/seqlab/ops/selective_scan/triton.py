@@ -145,7 +145,7 @@ def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tens
     grid = (cut.channel_tiles(d_inner), cut.n_chunks, batch)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
     tensors = [staged.u, staged.delta] + [staged.z] * (inputs.z is not None)
-    ring = ring_of("forward", cut, tensors)
+    ring = ring_of("forward", cut, tensors, inputs.seq_idx is not None)
     if cut.n_chunks > 1:
         call.launch(
             triton_forward.chunk_states_kernel, grid,
@@ -199,7 +199,7 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
             triton_backward.chunk_gradients_kernel, (tiles, cut.n_chunks, batch),
             staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
             *_strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None,
-            STAGES=ring_of("forward", cut, tensors).stages, **flags,
+            STAGES=ring_of("forward", cut, tensors, inputs.seq_idx is not None).stages, **flags,
         )  # fmt: skip
 
     work = tiles * cut.n_chunks * batch

@@ -25,6 +25,9 @@ SHORTEST_CHUNK = 2 * SEGMENT
 MOST_SHARED = 48 * 1024
 """Bytes of shared memory that a program may use without requesting more."""
 
+REDUCTION = LANES // 32 * 4
+"""Bytes of it that Triton takes where a kernel finds the least of its lanes' numbers, as for a chunk's resets."""
+
 
 class Plan(NamedTuple):
     """How the work is cut: see ``triton_parts.py`` for S, M and CPT."""
@@ -162,9 +165,9 @@ def _slot_bytes(plan: Plan, tensors: int, item: int, states: int) -> int:
 
 
 @cache
-def _forward_ring(plan: Plan, tensors: int, item: int) -> Ring:
-    slot = _slot_bytes(plan, tensors, item, 0)
-    return next((Ring(n) for n in (8, 4, 2) if n * slot * LANES // 32 <= MOST_SHARED), Ring())
+def _forward_ring(plan: Plan, tensors: int, item: int, resets: bool) -> Ring:
+    slot, room = _slot_bytes(plan, tensors, item, 0), MOST_SHARED - REDUCTION * (resets and plan.n_chunks > 1)
+    return next((Ring(n) for n in (8, 4, 2) if n * slot * LANES // 32 <= room), Ring())
 
 
 @cache
@@ -179,9 +182,13 @@ def _backward_ring(plan: Plan, tensors: int, item: int) -> Ring:
     return Ring()
 
 
-def ring_of(direction: str, plan: Plan, tensors: list[Tensor]) -> Ring:
-    """The ring of one direction's kernels, which read these tensors (Bt, L, D)."""
+def ring_of(direction: str, plan: Plan, tensors: list[Tensor], resets: bool = False) -> Ring:
+    """The ring of one direction's kernels, which read these tensors (Bt, L, D).
+
+    ``resets``: whether sequences begin in the middle; then "forward" is for kernels that process chunks too.
+    """
     if not (device_of(tensors[0]).copies and _copied(plan, tensors)):
         return Ring()
-    shape = _forward_ring if direction == "forward" else _backward_ring
-    return shape(plan, len(tensors), tensors[0].element_size())
+    if direction == "forward":
+        return _forward_ring(plan, len(tensors), tensors[0].element_size(), resets)
+    return _backward_ring(plan, len(tensors), tensors[0].element_size())
