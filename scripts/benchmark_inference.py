@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from command_line import Parser, command, results_folder, seconds, whole, wholes
+from command_line import Parser, command, doubling, results_folder, seconds, whole, wholes
 from seqlab.benchmarks import inference
-from seqlab.errors import UserError
 from seqlab.runs.build import choose_device
 from seqlab.training.precision import DTYPES
 
@@ -32,21 +31,6 @@ DEFAULTS = {
 }
 
 
-def contexts(key: str, text: str) -> list[int]:
-    """Context lengths: ``first:last`` doubles from the first to the last; or numbers separated by commas.
-
-    Raises:
-        UserError: a length is no whole number, or the last is less than the first.
-    """
-    first, colon, last = text.partition(":")
-    if not colon:
-        return wholes(key, text)
-    start, end = whole(key, first), whole(key, last)
-    if end < start:
-        raise UserError(key, text, "ends before it begins", f"For example {key} 1024:131072")
-    return [start << power for power in range((end // start).bit_length())]
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The settings, with the defaults of the device filled in."""
     parser = Parser("benchmark_inference", __doc__)
@@ -54,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     plain("--models", nargs="+", default=["mamba,transformer,lstm"], help="names in conf/model, or run folders")
     plain("--size", help="a name in conf/size for the models by name; default: small, or what a model says itself")
     add("--vocabulary", whole, default=10_000, help="of the models by name; default 10000")
-    add("--contexts", contexts, help="first:last, doubling, or n,n,...; default 1024:1048576 (GPU), 128:131072")
+    add("--contexts", doubling, help="first:last, doubling, or n,n,...; default 1024:1048576 (GPU), 128:131072")
     add("--batch", wholes, default=[1], help="sequences at a time: n,n,...; default 1")
     plain("--device", choices=["auto", "cpu", "cuda"], default="auto")
     plain("--dtype", choices=DTYPES, help="of parameters and activations; default: bf16 on a GPU, float32 on a CPU")
@@ -67,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.device = choose_device(args.device)
     defaults = DEFAULTS[args.device.type]
     args.dtype = DTYPES[args.dtype or defaults["dtype"]]
-    args.contexts = args.contexts or contexts("--contexts", defaults["contexts"])
+    args.contexts = args.contexts or doubling("--contexts", defaults["contexts"])
     args.limit = args.limit or defaults["limit"]
     args.out = args.out or results_folder("inference")
     args.models = [name for text in args.models for name in ([text] if Path(text).is_dir() else text.split(","))]

@@ -50,6 +50,21 @@ def wholes(key: str, text: str) -> list[int]:
     return sorted({whole(key, part) for part in text.split(",")})
 
 
+def doubling(key: str, text: str) -> list[int]:
+    """Sizes: ``first:last`` doubles from the first to the last; or numbers separated by commas.
+
+    Raises:
+        UserError: a size is no whole number, or the last is less than the first.
+    """
+    first, colon, last = text.partition(":")
+    if not colon:
+        return wholes(key, text)
+    start, end = whole(key, first), whole(key, last)
+    if end < start:
+        raise UserError(key, text, "ends before it begins", f"For example {key} 1024:131072")
+    return [start << power for power in range((end // start).bit_length())]
+
+
 def seconds(key: str, text: str) -> float:
     """A finite number of seconds above 0.
 

@@ -68,7 +68,7 @@ ROOMS = {
     ),
     "benchmarks": (
         "errors formatting jsonio console ops data models inference training config runs report",
-        "experts inference inference_curves memory peer peer_picture peer_tasks report results roofline scan "
+        "experts exponents inference inference_curves memory peer peer_picture peer_tasks report results roofline scan "
         "scan_contestants scan_shapes session step timing training_step",
     ),
     "cli": (

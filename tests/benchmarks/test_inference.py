@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from seqlab.benchmarks import inference, memory, report
-from seqlab.benchmarks.inference_curves import Curve, Point, fit
+from seqlab.benchmarks.exponents import fit
+from seqlab.benchmarks.inference_curves import Curve, Point
 from seqlab.benchmarks.memory import PeakMemory
 from seqlab.errors import UserError
 from seqlab.models.counting import tensors_of
@@ -30,7 +31,7 @@ class TestExponents:
         found = fit(CONTEXTS, [3.5 * c**power for c in CONTEXTS])
         assert found.value == pytest.approx(power, abs=1e-9)
         assert found.standard_error < 1e-9
-        assert (found.shortest, found.longest, found.points) == (256, 2048, 4)
+        assert (found.first, found.last, found.points) == (256, 2048, 4)
 
     def test_slope_and_error_are_numpys(self):
         noise = np.random.default_rng(0).lognormal(sigma=0.3, size=len(CONTEXTS))

@@ -266,7 +266,7 @@ def exponents_table(curves: Sequence[Curve]) -> Table:
     rows = []
     for curve in curves:
         found = next(filter(None, curve.exponents.values()), None)
-        span = f"{found.shortest:,} to {found.longest:,}" if found else "too few"
+        span = f"{found.first:,} to {found.last:,}" if found else "too few"
         cells = {COLUMNS[name]: curve.exponent(name) for name in shown}
         rows.append({"model": curve.model, "batch": str(curve.batch), "contexts": span} | cells)
     law = "cost ~ context^exponent over the contexts named, with its standard error"

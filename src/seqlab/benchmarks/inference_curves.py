@@ -1,16 +1,8 @@
 """Costs against the context, and the power of the context with which each of them grows."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-SPAN = 8
-"""An exponent is fitted to the contexts within this factor of the longest, where fixed costs matter least."""
-
-FEWEST = 3
-"""Points that a fit needs: through two there is always a line."""
+from seqlab.benchmarks.exponents import Exponent, fit
 
 
 @dataclass
@@ -40,21 +32,6 @@ COLUMNS = {
 """Columns of ``Point`` to which exponents are fitted, with their titles."""
 
 
-@dataclass(frozen=True)
-class Exponent:
-    """The slope of a curve on two logarithmic axes: 0 is constant, 1 linear, 2 quadratic."""
-
-    value: float
-    standard_error: float
-    shortest: int  # contexts of the fit
-    longest: int
-    points: int
-
-    def __str__(self) -> str:
-        value = round(self.value, 2) + 0.0  # no minus before a zero
-        return f"{value:.2f} ± {self.standard_error:.2f}"
-
-
 @dataclass
 class Curve:
     """One model at one batch against the context."""
@@ -75,16 +52,3 @@ class Curve:
     def exponent(self, column: str) -> str:
         """A column's exponent as text."""
         return "-" if (found := self.exponents[column]) is None else str(found)
-
-
-def fit(contexts: Sequence[int], values: Sequence[float | None]) -> Exponent | None:
-    """Least squares of log value over log context, for the longest contexts.
-
-    The standard error is that of the slope, from the residuals. ``None`` with too few points, and where a value has no
-    logarithm.
-    """
-    pairs = [(c, v) for c, v in zip(contexts, values, strict=True) if v is not None and SPAN * c >= contexts[-1]]
-    if len(pairs) < FEWEST or any(value <= 0 for _, value in pairs):
-        return None
-    (slope, _), covariance = np.polyfit(*np.log(np.array(pairs, dtype=np.float64)).T, 1, cov=True)
-    return Exponent(float(slope), math.sqrt(covariance[0, 0]), pairs[0][0], pairs[-1][0], len(pairs))
