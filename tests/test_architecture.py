@@ -68,8 +68,8 @@ ROOMS = {
     ),
     "benchmarks": (
         "errors formatting jsonio console ops data models inference training config runs report",
-        "experts exponents inference inference_curves memory peer peer_picture peer_tasks report results roofline scan "
-        "scan_contestants scan_shapes session step timing training_step",
+        "experts exponents growth growth_curves inference inference_curves memory peer peer_picture peer_tasks report "
+        "results roofline scan scan_contestants scan_shapes session step timing training_step",
     ),
     "cli": (
         "errors formatting console config runs sweep report",

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from seqlab.config.exceptions import REFUSALS, message_of, translate
+from seqlab.config.exceptions import REFUSALS, is_out_of_memory, message_of, translate
 from seqlab.sweep import entries
 from seqlab.training import checkpoint
 from support import run_sweep
@@ -182,3 +183,20 @@ def test_a_full_disk_asks_for_no_checkpoint_that_was_never_written(train, monkey
     assert lines[0].endswith("holds a run already.")
     assert "resume" not in lines[1]
     shutil.rmtree(job.folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("out of resource: shared memory"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_out_of_memory_has_many_names(error, expected):
+    assert is_out_of_memory(error) is expected

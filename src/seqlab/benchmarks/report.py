@@ -17,7 +17,7 @@ from seqlab import console
 from seqlab.errors import UserError
 from seqlab.jsonio import dump
 
-COLOURS = {"met": "green", "missed": "red"}
+COLOURS = {"met": "green", "missed": "red", "grows": "red"}
 """Of cells, by their last word."""
 
 
@@ -72,13 +72,14 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves on logarithmic axes: title, unit of y, the curves, the format of y's ticks, and the legend's title."""
+    """Curves on logarithmic axes: titles, unit of y, the curves, and the format of y's ticks."""
 
     title: str
     unit: str
     lines: Sequence[Line]
     show: Callable[[float], str] = "{:g}".format
     legend: str | None = None  # its title
+    xlabel: str | None = None  # in place of the whole figure's
 
 
 def thousands(count: float) -> str:
@@ -98,9 +99,14 @@ def can_draw() -> bool:
 
 
 def write_picture(
-    path: Path, title: str, panels: Sequence[Panel], xlabel: str, places: Sequence[str] | None = None
+    path: Path,
+    title: str,
+    panels: Sequence[Panel],
+    xlabel: str,
+    places: Sequence[str] | None = None,
+    columns: int = 2,
 ) -> list[str]:
-    """Draw panels, two in a row. Returns the file's name, or nothing without matplotlib.
+    """Draw panels in rows. Returns the file's name, or nothing without matplotlib.
 
     Args:
         path: a PNG file.
@@ -108,17 +114,19 @@ def write_picture(
         panels: to draw.
         xlabel: of every panel.
         places: names for the positions 0, 1, ... of the horizontal axis, which is logarithmic without them.
+        columns: panels in a row; up to two have their legends beside them.
     """
     if not can_draw():
         return []
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    rows = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(15, 4.5 * rows), layout="constrained")
+    rows = math.ceil(len(panels) / columns)
+    beside = columns <= 2  # of a legend
+    figure = Figure(figsize=((7.5 if beside else 5) * columns, 4.5 * rows), layout="constrained")
     figure.suptitle(title)
-    for axes, panel in zip(figure.subplots(rows, 2).flat, panels, strict=True):
-        axes.set(title=panel.title, ylabel=panel.unit, xlabel=xlabel)
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        axes.set(title=panel.title, ylabel=panel.unit, xlabel=panel.xlabel or xlabel)
         axes.grid(alpha=0.3)
         for line in panel.lines:
             axes.plot(*zip(*line.points, strict=True), label=line.label, markersize=4, **line.look)
@@ -136,8 +144,8 @@ def write_picture(
         low, high = axes.get_ylim()
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())  # else no tick has a number
-        beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # outside, for many entries
-        axes.legend(fontsize=8, title=panel.legend, title_fontsize=8, **beside)
+        place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {"loc": "best"}
+        axes.legend(fontsize=8, title=panel.legend, title_fontsize=8, **place)
     figure.savefig(path, dpi=110)
     return [path.name]
 

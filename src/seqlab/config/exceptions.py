@@ -43,6 +43,9 @@ PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir",
 NAMES = ("name", "data_name", "hydra.sweep.subdir")
 """Settings that a run's folder is named by."""
 
+GPU_IS_FULL = "CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "STATUS_ALLOC_FAILED"
+"""How the driver, Triton, cuBLAS and cuDNN say that they want memory beside what PyTorch holds."""
+
 
 def message_of(error: BaseException) -> str:
     """An exception as a message to the user."""
@@ -118,8 +121,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(error: BaseException) -> UserError | None:
     """The error to report when the GPU or the machine is out of memory, with the requested size if it is known."""
     torch = sys.modules.get("torch")  # before its import no error comes from a GPU
-    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch has no type for it
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    full = any(text in said for text in GPU_IS_FULL)
+    on_gpu = torch is not None and (full or isinstance(error, torch.OutOfMemoryError))
+    on_cpu = "can't allocate memory" in said  # PyTorch has no type for it
     if not (on_gpu or on_cpu or isinstance(error, MemoryError)):
         return None
     asked = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
