@@ -157,6 +157,9 @@ class TestTheScript:
         for row in results["points"]:
             if row["status"] == "measured":
                 assert row["seconds"] > 0 and row["samples"] and row["flops"] > 0
+        batch = results["curves"][0]
+        assert (batch["axis"], batch["model"], batch["values"]) == ("batch", "mamba", [1, 2, 4])
+        assert batch["exponents"]["flops"]["value"] == pytest.approx(1)
         assert (run.folder / "out" / "growth.png").read_bytes()[:4] == b"\x89PNG"
         written = (run.folder / "out" / "growth.md").read_text()
         assert written.count("A training step against") == 2 and "Exponents of a training step" in written
@@ -210,6 +213,14 @@ class TestTheScript:
         assert [part["settings"]["axes"] for part in results["parts"]] == [["batch"], ["length"]]
         shown = capsys.readouterr().out
         assert "against batch" in shown and "against length" in shown and "growth.png" in shown
+
+    def test_a_point_that_failed_is_replaced_by_one_that_was_measured(self, run, monkeypatch):
+        with monkeypatch.context() as broken:
+            failing_from(broken, 4, RuntimeError("odd"))
+            assert run("--models", "linear", "--axes", "batch", "--batch", "2:8", out="a")[0] == 1
+        _, again = run("--models", "linear", "--axes", "batch", "--batch", "2:8", out="b")
+        status, results = run("--merge", *(str(run.folder / name / "growth.json") for name in "ab"))
+        assert status == 0 and results["points"][1:] == again["points"][1:]
 
     def test_what_was_measured_otherwise_is_not_merged(self, run, capsys):
         run("--models", "linear", "--axes", "batch", "--batch", "2:4", out="a")

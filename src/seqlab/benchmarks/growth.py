@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from seqlab import console
 from seqlab.benchmarks import report
-from seqlab.benchmarks.growth_curves import Point, Sizes, curves, endings, panels, tables
+from seqlab.benchmarks.growth_curves import Point, Sizes, as_dict, curves, endings, panels, tables
 from seqlab.benchmarks.memory import PeakMemory, lacks_memory
 from seqlab.benchmarks.results import facts
-from seqlab.benchmarks.session import Measurement, failure
+from seqlab.benchmarks.session import OUT_OF_MEMORY, Measurement, failure
 from seqlab.benchmarks.timing import in_turn, seconds
 from seqlab.benchmarks.training_step import RandomTokens, training_step
 from seqlab.config.overrides import compose
@@ -38,10 +38,8 @@ HEAD, FEEDFORWARD = 64, 4
 ROUNDS, LEAST = 3, 0.05
 """Samples of a step, and seconds that each lasts at least."""
 
-LONG = 0.5
+LONG = 1.0
 """Seconds of a step from which its second call is the one sample: there, launches and noise do not matter."""
-
-OUT_OF_MEMORY = "out of memory"
 
 
 class Window(RandomTokens):
@@ -170,13 +168,10 @@ def run(args: argparse.Namespace) -> int:
     results = merged(args.merge) if args.merge else measured(args)
     points, base = [Point(**row) for row in results["points"]], Sizes(**results["base"])
     found, where = curves(points, base), f"{results['device_name']}, {results['precision']}"
-    drawn = []
-    if found:
-        title = (
-            f"A training step of {', '.join(f'{axis} {value:,}' for axis, value in base._asdict().items())}; {where}"
-        )
-        axes = len({curve.axis for curve in found})
-        drawn = report.write_picture(args.out / "growth.png", title, panels(found), "", columns=axes)
+    results["curves"] = list(map(as_dict, found))
+    fixed = ", ".join(f"{axis} {size:,}" for axis, size in base._asdict().items())
+    axes, title = len({curve.axis for curve in found}), f"A training step; base point {fixed}; {where}"
+    drawn = report.write_picture(args.out / "growth.png", title, panels(found), "", columns=axes) if found else []
     report.finish(args.out / FILE, results, tables(found, base, where), endings(points, base), also=drawn)
     if results["interrupted"] and not args.merge:
         console.say("Stopped at once; what was measured is written.")
@@ -194,11 +189,9 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "interrupted": True,  # until it is at its end
         "points": [],
     }
-    total = len(args.models) * (
-        1 + sum(value != getattr(args.base, axis) for axis in args.axes for value in args.values[axis])
-    )
+    grown = sum(value != getattr(args.base, axis) for axis in args.axes for value in args.values[axis])
     with console.progress() as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=len(args.models) * (1 + grown))
         try:
             for point in measure(args, lambda what: progress.update(task, description=what)):
                 results["points"].append(asdict(point))
@@ -211,7 +204,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def merged(paths: Sequence[Path]) -> dict[str, Any]:
-    """The results of several processes as those of one; of a point that several measured, the first's is taken.
+    """The results of several processes as those of one; of a point in several, the first that was measured is taken.
 
     Raises:
         UserError: a file has no results, or they were measured otherwise than the first file's.
@@ -227,7 +220,9 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
                 rule = f"has {key} {part[key]}, and {paths[0]} has {parts[0][key]}"
                 raise UserError("--merge", path, rule, "Merge what was measured alike")
         for row in part["points"]:
-            points.setdefault((row["model"], Point(**row).sizes), row)
+            key = row["model"], Point(**row).sizes
+            if key not in points or points[key]["status"] != "measured":
+                points[key] = row
     own = [{key: part[key] for key in ("command", "date", "git_commit", "settings")} for part in parts]
     interrupted = any(part["interrupted"] for part in parts)
     return parts[0] | {"parts": own, "interrupted": interrupted, "points": list(points.values())}

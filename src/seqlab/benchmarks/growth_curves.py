@@ -4,9 +4,9 @@ The work of a step is its FLOPs, as ``seqlab.models.counting.training_flops`` co
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import cycle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -93,6 +93,19 @@ class Curve:
         """Whether each point takes more time a FLOP than a smaller one did."""
         costs = self.relative
         return [cost > (1 + TOLERANCE) * min(costs[:place], default=cost) for place, cost in enumerate(costs)]
+
+
+def as_dict(curve: Curve) -> dict[str, Any]:
+    """What is computed from a curve, as JSON."""
+    exponents = {column: curve.exponent(column) for column in ("seconds", "flops", "peak_bytes")}
+    return {
+        "axis": curve.axis,
+        "model": curve.model,
+        "values": curve.values,
+        "time_a_flop": curve.relative,
+        "grows": curve.grows,
+        "exponents": {column: found and asdict(found) for column, found in exponents.items()},
+    }
 
 
 def curves(points: Sequence[Point], base: Sizes) -> list[Curve]:

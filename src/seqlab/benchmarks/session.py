@@ -12,6 +12,9 @@ from seqlab.benchmarks.memory import PeakMemory, release
 from seqlab.benchmarks.timing import REPETITIONS, Function, captured, gpu_samples, in_turn, seconds
 from seqlab.config.exceptions import is_out_of_memory
 
+OUT_OF_MEMORY = "out of memory"
+"""The reason of a measurement that failed so."""
+
 
 class Call(NamedTuple):
     """What makes the function to measure, and whether it is our code: our errors are raised, others' become results."""
@@ -100,7 +103,7 @@ def failure(error: Exception, ours: bool) -> Measurement:
         Exception: the error, if it is ours.
     """
     if is_out_of_memory(error):
-        return Measurement("failed", "out of memory")
+        return Measurement("failed", OUT_OF_MEMORY)
     if ours:
         raise error
     return Measurement("failed", f"{type(error).__name__}: {error}".splitlines()[0])
