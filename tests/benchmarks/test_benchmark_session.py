@@ -103,3 +103,6 @@ class TestResults:
         cells = [line.replace(" ", "") for line in lines if line.startswith("|")]
         assert cells[0] == "|shape|backend|ms|" and set(cells[1]) == {"|", "-"}
         assert cells[2:] == ["|1x2|cpu|1.0|", "|1x2|gpu|0.5|"] * 2
+
+    def test_a_table_without_rows(self):
+        assert report.table("nothing was measured", []).row_count == 0

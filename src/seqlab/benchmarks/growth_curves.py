@@ -140,7 +140,7 @@ def endings(points: Sequence[Point], base: Sizes) -> list[str]:
 
 
 def tables(found: Sequence[Curve], base: Sizes, where: str) -> list[Table]:
-    """A table for each axis, and one of exponents.
+    """A table for each axis, and one of exponents; none without curves.
 
     Args:
         found: the curves.
@@ -149,7 +149,7 @@ def tables(found: Sequence[Curve], base: Sizes, where: str) -> list[Table]:
     """
     axes = dict.fromkeys(curve.axis for curve in found)
     made = [axis_table([curve for curve in found if curve.axis == axis], base, where) for axis in axes]
-    return [*made, exponents_table(found, where)]
+    return [*made, exponents_table(found, where)] if found else []
 
 
 def axis_table(found: Sequence[Curve], base: Sizes, where: str) -> Table:

@@ -46,7 +46,7 @@ def table(title: str, rows: Sequence[Mapping[str, str]], *, names: int = 1, capt
         made.add_column(heading, justify="left" if place < names else "right", overflow="fold")
     firsts = [next(iter(row.values())) for row in rows]
     grouped = len(set(firsts)) < len(rows)
-    for row, first, after in zip(rows, firsts, [*firsts[1:], None], strict=True):
+    for row, first, after in zip(rows, firsts, [*firsts, None][1:], strict=True):
         cells = (Text(cell, style=COLOURS.get(cell.rpartition(" ")[2], "")) for cell in row.values())
         made.add_row(*cells, end_section=grouped and after != first)
     return made
