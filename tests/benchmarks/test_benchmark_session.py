@@ -8,7 +8,7 @@ import torch
 from seqlab.benchmarks import report, session, timing
 from seqlab.benchmarks.results import speed_up, step_row, step_table
 from seqlab.benchmarks.roofline import copy_bandwidth
-from seqlab.benchmarks.session import Call, measure, measure_alone
+from seqlab.benchmarks.session import Call, measure, measure_alone, measure_whole
 
 CPU = torch.device("cpu")
 
@@ -59,6 +59,25 @@ class TestMeasure:
         assert found.status == "measured" and found.median == 2.0 and found.first_call > 0
         assert 0.9 * 2**26 < found.peak_bytes < 1.5 * 2**26
 
+    @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+    def test_the_whole_memory_of_a_call_is_what_is_prepared_and_what_it_needs_from_the_second_time_on(self):
+        needs = iter([2**25, *[2**23] * 100])  # numbers, of 4 bytes
+
+        def prepare():
+            kept = torch.ones(2**24)
+            return lambda: (kept, torch.ones(next(needs)))
+
+        found = measure_whole(Call(prepare), CPU, warm_up=2, rounds=3, least=0.0)
+        assert found.status == "measured" and len(found.samples) == 3 and found.first_call > 0
+        assert 0.9 * (2**26 + 2**25) < found.peak_bytes < 1.3 * (2**26 + 2**25)
+
+    @pytest.mark.parametrize(("long", "calls"), [(0.0, 2), (9.0, 4 + 3)])
+    def test_a_long_call_is_made_twice(self, long, calls):
+        made = []
+        call = Call(lambda: lambda: made.append(1))
+        found = measure_whole(call, CPU, warm_up=4, rounds=3, least=0.0, long=long)
+        assert (len(made), len(found.samples)) == (calls, calls - 4 if long else 1)
+
     @pytest.mark.parametrize("ours", [True, False])
     def test_out_of_memory_is_a_result(self, ours):
         calls = {"large": Call(lambda: raising(torch.OutOfMemoryError("no more")), ours), "small": Call(lambda: list)}
@@ -66,6 +85,7 @@ class TestMeasure:
         assert (found["large"].status, found["large"].reason) == ("failed", "out of memory")
         assert found["large"].median is None and found["small"].median > 0
         assert measure_alone(calls["large"], CPU, budget=1.0) == found["large"]
+        assert measure_whole(calls["large"], CPU, warm_up=1, rounds=1, least=0.0) == found["large"]
 
     def test_a_fault_of_another_package_is_its_own_and_one_of_ours_is_loud(self):
         theirs = Call(lambda: raising(ValueError("odd\nlines")), ours=False)

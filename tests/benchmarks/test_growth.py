@@ -103,13 +103,6 @@ class TestMeasuring:
         why = growth.why_not(point("batch", 64, None, 2**28), below, options())
         assert why == "needs about 2.0 GiB of memory, 1.0 are free"
 
-    def test_a_long_step_is_measured_by_its_second_call(self, monkeypatch):
-        calls = []
-        monkeypatch.setattr(growth, "training_step", lambda *args, **settings: lambda: calls.append(1))
-        monkeypatch.setattr(growth, "LONG", 0.0)
-        found = growth.measured_step("linear", BASE, options())
-        assert len(calls) == 2 and len(found.samples) == 1
-
 
 @pytest.fixture
 def run(tmp_path):
@@ -209,7 +202,7 @@ class TestTheScript:
         capsys.readouterr()
         status, results = run("--merge", *map(str, paths))
         assert status == 0
-        assert results["points"] == first["points"] + second["points"][1:]  # one base point of the linear model
+        assert results["points"] == second["points"][:1] + first["points"][1:] + second["points"][1:]  # one base point
         assert [part["settings"]["axes"] for part in results["parts"]] == [["batch"], ["length"]]
         shown = capsys.readouterr().out
         assert "against batch" in shown and "against length" in shown and "growth.png" in shown
@@ -247,3 +240,19 @@ class TestTheScript:
         assert benchmark.main(["--device", "cpu", *arguments]) == 2
         err = capsys.readouterr().err
         assert message in err and "Traceback" not in err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_memory_grows_with_the_tokens(tmp_path):
+    """Every model's step: what twice the batch adds, twice the length adds too, and four times adds thrice."""
+    axes = ["--axes", "batch,length", "--batch", "8:32", "--length", "1024:2048"]
+    assert benchmark.main(["--device", "cuda", *axes, "--out", str(tmp_path)]) == 0
+    points = [Point(**row) for row in json.loads((tmp_path / "growth.json").read_text())["points"]]
+    assert len(points) == 4 * (1 + 2 + 1)
+    peaks = {(p.model, p.batch, p.length): p.peak_bytes for p in points}
+    for model in ("mamba", "mamba2", "transformer", "hybrid"):
+        base = peaks[model, 8, 1024]
+        added = peaks[model, 16, 1024] - base
+        assert peaks[model, 32, 1024] - base == pytest.approx(3 * added, rel=0.2)
+        assert peaks[model, 8, 2048] - base == pytest.approx(added, rel=0.2)

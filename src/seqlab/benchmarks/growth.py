@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from seqlab import console
 from seqlab.benchmarks import report
 from seqlab.benchmarks.growth_curves import Point, Sizes, as_dict, curves, endings, panels, tables
-from seqlab.benchmarks.memory import PeakMemory, lacks_memory
+from seqlab.benchmarks.memory import lacks_memory
 from seqlab.benchmarks.results import facts
-from seqlab.benchmarks.session import OUT_OF_MEMORY, Measurement, failure
-from seqlab.benchmarks.timing import in_turn, seconds
+from seqlab.benchmarks.session import OUT_OF_MEMORY, Call, Measurement, failure, measure_whole
 from seqlab.benchmarks.training_step import RandomTokens, training_step
 from seqlab.config.overrides import compose
 from seqlab.errors import UserError
@@ -39,7 +38,7 @@ ROUNDS, LEAST = 3, 0.05
 """Samples of a step, and seconds that each lasts at least."""
 
 LONG = 1.0
-"""Seconds of a step from which its second call is the one sample: there, launches and noise do not matter."""
+"""Seconds of a step from which one sample is enough, launched kernel by kernel: there, launches do not matter."""
 
 
 class Window(RandomTokens):
@@ -139,27 +138,21 @@ def why_not(point: Point, below: Point, args: argparse.Namespace) -> str | None:
 
 
 def measured_step(model: str, sizes: Sizes, args: argparse.Namespace) -> Measurement:
-    """The time of a step, and its peak memory from before there was a model. An error becomes a failed measurement."""
-    device = args.device
+    """The time of a step and its peak memory. An error becomes a failed measurement, and its traceback is printed."""
     free_memory()  # of the step before; raises if the device is unusable
     reset_global_state(args.seed)
-    try:
-        peak = PeakMemory(device)
+
+    def prepare() -> Callable[[], None]:
+        made = model_of(model, sizes, args.device).train()
         batch = sizes.vocabulary, sizes.batch, sizes.length
-        step = training_step(model_of(model, sizes, device).train(), *batch, precision=args.precision, device=device)
-        found = Measurement(first_call=seconds(step, device))
-        for _ in range(EAGER):  # the last one captures, on a GPU
-            found.samples = [seconds(step, device)]
-            if found.samples[0] > LONG:
-                break
-        else:
-            found.samples = in_turn({"": step}, device, rounds=ROUNDS, least=LEAST)[""]
-        found.peak_bytes = peak.bytes()
+        return training_step(made, *batch, precision=args.precision, device=args.device)
+
+    try:
+        captured = EAGER + 1  # on a GPU
+        return measure_whole(Call(prepare), args.device, warm_up=captured, rounds=ROUNDS, least=LEAST, long=LONG)
     except Exception as error:
-        found = failure(error, ours=False)
-        if found.reason != OUT_OF_MEMORY:
-            traceback.print_exc()
-    return found
+        traceback.print_exc()
+        return failure(error, ours=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -204,7 +197,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def merged(paths: Sequence[Path]) -> dict[str, Any]:
-    """The results of several processes as those of one; of a point in several, the first that was measured is taken.
+    """The results of several processes as those of one; of a point in several, the last that was measured is taken.
 
     Raises:
         UserError: a file has no results, or they were measured otherwise than the first file's.
@@ -221,7 +214,7 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
                 raise UserError("--merge", path, rule, "Merge what was measured alike")
         for row in part["points"]:
             key = row["model"], Point(**row).sizes
-            if key not in points or points[key]["status"] != "measured":
+            if key not in points or row["status"] == "measured":
                 points[key] = row
     own = [{key: part[key] for key in ("command", "date", "git_commit", "settings")} for part in parts]
     interrupted = any(part["interrupted"] for part in parts)

@@ -11,15 +11,12 @@ from rich.table import Table
 
 from seqlab import console, jsonio
 from seqlab.benchmarks import report
-from seqlab.benchmarks.memory import PeakMemory, release
 from seqlab.benchmarks.peer_picture import write_picture
 from seqlab.benchmarks.peer_tasks import CUDA, Prepare, Task, tasks
 from seqlab.benchmarks.report import number, table
 from seqlab.benchmarks.results import facts, ratio
-from seqlab.benchmarks.session import Measurement, failure
-from seqlab.benchmarks.timing import in_turn, seconds
+from seqlab.benchmarks.session import Call, Measurement, measure_whole
 from seqlab.errors import UserError
-from seqlab.runs.environment import reset_peak_memory
 
 WARM_UP, SAMPLES = 6, 5
 """Calls before the samples, in which graphs are captured; and samples."""
@@ -80,29 +77,12 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
 def alone(prepare: Prepare, *, ours: bool = True) -> Measurement:
     """Measure what ``prepare`` returns: a sample is the mean of as many calls in a row as last ``LEAST`` seconds.
 
-    The peak of memory is all that PyTorch has allocated, weights included, from the second call on: what the tuning of
-    kernels needs in the first one does not count. Graphs are captured later.
-
     Args:
         prepare: makes a function.
         ours: whether it is our code, whose errors are raised; theirs become results.
     """
     torch.manual_seed(0)
-    release(CUDA)
-    try:
-        peak = PeakMemory(CUDA)
-        function = prepare()
-        found = Measurement(first_call=seconds(function, CUDA))
-        reset_peak_memory()
-        for _ in range(WARM_UP - 1):
-            function()
-        found.samples = in_turn({"": function}, CUDA, rounds=SAMPLES, least=LEAST)[""]
-        found.peak_bytes = peak.bytes()
-    except Exception as error:
-        found = failure(error, ours)
-    function = None
-    release(CUDA)
-    return found
+    return measure_whole(Call(prepare, ours), CUDA, warm_up=WARM_UP, rounds=SAMPLES, least=LEAST)
 
 
 def row_of(task: Task, mine: Measurement, other: Measurement) -> dict[str, Any]:

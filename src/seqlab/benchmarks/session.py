@@ -11,6 +11,7 @@ import torch
 from seqlab.benchmarks.memory import PeakMemory, release
 from seqlab.benchmarks.timing import REPETITIONS, Function, captured, gpu_samples, in_turn, seconds
 from seqlab.config.exceptions import is_out_of_memory
+from seqlab.runs.environment import reset_peak_memory
 
 OUT_OF_MEMORY = "out of memory"
 """The reason of a measurement that failed so."""
@@ -93,6 +94,39 @@ def measure_alone(call: Call, device: torch.device, *, budget: float, as_graph: 
         found = failure(error, call.ours)
     function = None
     release(device)
+    return found
+
+
+def measure_whole(
+    call: Call, device: torch.device, *, warm_up: int, rounds: int, least: float, long: float = math.inf
+) -> Measurement:
+    """Measure a call with the peak of all the memory that it needs: what ``prepare`` allocates, such as weights, too.
+
+    The peak counts from the second call on: what the tuning of kernels needs in the first one does not.
+
+    Args:
+        call: to measure.
+        device: on which it runs.
+        warm_up: calls before the first sample, in which graphs are captured.
+        rounds: samples.
+        least: seconds that a sample lasts at least.
+        long: seconds; where a call of the warm-up takes longer, it is the one sample.
+    """
+    release(device)
+    try:
+        peak = PeakMemory(device)
+        function = call.prepare()
+        found = Measurement(first_call=seconds(function, device))
+        reset_peak_memory()
+        for _ in range(warm_up - 1):
+            found.samples = [seconds(function, device)]
+            if found.median > long:
+                break
+        else:
+            found.samples = in_turn({"": function}, device, rounds=rounds, least=least)[""]
+        found.peak_bytes = peak.bytes()
+    except Exception as error:
+        found = failure(error, call.ours)
     return found
 
 
