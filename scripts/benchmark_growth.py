@@ -7,7 +7,7 @@
     python scripts/benchmark_growth.py --merge a/growth.json b/growth.json --out both
 
 A step is an update as train.py makes it, on random tokens, replayed as a CUDA graph where that can be. Each axis starts
-from the base point and changes that size alone; with width, d_ff is four times as large and a head stays 64 wide. Sizes
+from the base point and changes that size alone; with width, d_ff (4 x) and n_heads (one for 64) go. Sizes
 double from the first to the last (first:last), or are listed (n,n,...). A curve ends before, and the output says why,
 where it runs out of memory or a step would take longer than --limit; sizes that a model cannot have are left out, such
 as a depth less than a hybrid's pattern.
@@ -69,7 +69,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     plain("--device", choices=["auto", "cpu", "cuda"], default="auto")
     plain("--precision", choices=DTYPES, help="default: bf16 on a GPU, float32 on a CPU")
     add("--limit", seconds, help="seconds of a step; default 5 (GPU), 2 (CPU)")
-    plain("--merge", nargs="+", type=Path, help="make one report of these growth.json, and measure nothing")
+    plain(
+        "--merge",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="make one report of these growth.json, and measure nothing",
+    )
     plain("--out", type=Path, help="folder for the results; default outputs/benchmarks/growth-<time>")
     add("--seed", partial(whole, least=0), default=0)
     args = parser.parse_args(argv)
