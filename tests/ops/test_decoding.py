@@ -67,7 +67,7 @@ def by_parts(given: Layer) -> dict[str, Tensor]:
 @torch.no_grad()
 def by_kernels(given: Layer) -> dict[str, Tensor]:
     norm, state = decoding.norm_of(given.norm), State(*(part.clone() for part in given.state))
-    x = decoding.mamba_step(given.x, norm, given.mixer.parameters_of_a_step, *state)
+    x = decoding.mamba_step(given.x, norm, given.mixer.block, *state)
     head = decoding.norm_linear(given.x, norm, given.head.weight, given.head.bias)
     return {"x": x, "conv": state.conv, "ssm": state.ssm, "head": head}
 

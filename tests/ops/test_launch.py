@@ -14,6 +14,7 @@ from comparison import skip_unless_available
 from torch import Tensor
 
 from seqlab.ops import causal_conv1d, launch, selective_scan, ssd
+from seqlab.ops.causal_conv1d import triton as conv
 from seqlab.ops.recent import Recent
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -157,6 +158,19 @@ def test_a_tensor_given_twice_is_not_taken_for_one(recorded):
     assert recorded() == 0
     launch.RECORDINGS.clear()
     assert torch.equal(y, selective_scan(**different, backend="triton"))
+
+
+def test_what_is_given_to_be_written_is_written_and_returned(recorded):
+    weight = numbers(5, 4, seed=1)
+    for seed in (0, 50):
+        x, dy = numbers(2, 9, 5, seed=seed), numbers(2, 9, 5, seed=seed + 1)
+        wide = torch.full((2, 9, 11), -1.0)
+        found = conv.backward(dy, x, weight, None, "silu", None, None, wide[..., 3:8])
+        assert recorded() == (2 if seed == 0 else 0)
+        assert found.x.data_ptr() == wide[..., 3:].data_ptr()
+        assert torch.equal(wide[..., 3:8], conv.backward(dy, x, weight, None, "silu", None, None).x)
+        assert (wide[..., :3] == -1).all() and (wide[..., 8:] == -1).all()
+        recorded()
 
 
 @pytest.mark.parametrize("change", ["length", "strides", "alignment", "dtype"])

@@ -72,11 +72,12 @@ class _Launch(NamedTuple):
 class Call:
     """One call of a function that allocates buffers and launches kernels; does both for it and records them.
 
-    The function allocates and launches through these methods alone, and returns buffers it allocated, or None. What it
-    does may depend only on its settings and on the dtypes, shapes, strides and alignment of ``tensors``.
+    The function allocates and launches through these methods alone, and returns buffers it allocated, tensors it was
+    given to write, or None. What it does may depend only on its settings and on the dtypes, shapes, strides and
+    alignment of ``tensors``.
 
     Args:
-        tensors: the function's inputs, of any shapes; some may be None.
+        tensors: the function's inputs and what it writes, of any shapes; some may be None.
     """
 
     def __init__(self, tensors: Sequence[Tensor | None]):
@@ -155,7 +156,7 @@ class _Recording:
         scratch = [n for n, how in made.items() if isinstance(how, _Buffer) and n not in buffers]
         self.conversions = [made[n] for n in converted]
         self.buffers = [made[n] for n in buffers]
-        self.results = [None if n is None else buffers.index(n) for n in results]
+        self.results = [n if n is None or n < given else given + buffers.index(n) for n in results]
 
         order = [*range(given), *converted, *buffers]
         places = {n: (place, 0) for place, n in enumerate(order)}  # of each tensor: index in that list, bytes to add
@@ -195,7 +196,8 @@ class _Recording:
         values += self.constants
         for run, pick in self.launches:
             run(*pick(values))
-        return tuple([None if n is None else buffers[n] for n in self.results])
+        found = [*tensors, *buffers]
+        return tuple([None if n is None else found[n] for n in self.results])
 
 
 RECORDINGS = Recent(512)
@@ -209,7 +211,7 @@ def run(
 
     Args:
         function: as described at ``Call``.
-        tensors: its inputs, of any shapes, all on the device of the first.
+        tensors: its inputs and what it writes, of any shapes, all on the device of the first.
         settings: hashable.
     """
     device = tensors[0].get_device()  # -1 for the interpreter's

@@ -22,6 +22,7 @@ from seqlab.ops import (
     selective_state_update,
 )
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.mamba_inner import can_run, mamba_inner
 from seqlab.ops.selective_scan import resolve_backend
 
 
@@ -132,7 +133,10 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
+        xz = self.in_proj(x)  # (B, L, 2 E)
+        if can_run(xz, self.block, self.scan_backend):
+            return self.out_proj(mamba_inner(xz, self.block))
+        u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scan(self._convolve(u), z))
 
     def initial_state(self, batch_size: int) -> State:
@@ -154,14 +158,14 @@ class Mamba(nn.Module):
         return self.out_proj(y), State(conv, ssm)
 
     @property
-    def parameters_of_a_step(self) -> decoding.Block:
-        """The parameters as the kernels of a single position take them, shapes as in ``decoding.Block``."""
+    def block(self) -> decoding.Block:
+        """The parameters as an operation on the whole block takes them, shapes as in ``decoding.Block``."""
         linear = self.in_proj.weight, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.out_proj.weight
         return decoding.Block(*linear, self.conv_weight, self.conv_bias, self.A_log, self.D)
 
     def step_in_residual(self, x: Tensor, norm: nn.Module, state: State) -> tuple[Tensor, State] | None:
         """x + step(norm(x)) of x (B, D) in three kernels on a GPU; None where they cannot run."""
-        known, parameters = decoding.norm_of(norm), self.parameters_of_a_step
+        known, parameters = decoding.norm_of(norm), self.block
         if known is None or not decoding.can_run(x, *parameters, known.weight, known.bias):
             return None
         return decoding.mamba_step(x, known, parameters, *state), state

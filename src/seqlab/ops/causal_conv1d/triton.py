@@ -64,19 +64,25 @@ def backward(
     activation: str | None,
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
+    dx: Tensor | None = None,
 ) -> Gradients:
-    """The gradients for dy (Bt, L, D); the other arguments as in ``forward``, which saves nothing."""
-    return Gradients(*launch.run(_backward, (dy, x, weight, bias, initial_state, seq_idx), activation))
+    """The gradients for dy (Bt, L, D); the other arguments as in ``forward``, which saves nothing.
+
+    ``dx`` (Bt, L, D) in x's dtype, whose rows may lie apart, is where to write that of x; None for a tensor of its own.
+    """
+    return Gradients(*launch.run(_backward, (dy, x, weight, bias, initial_state, seq_idx, dx), activation))
 
 
 def _backward(call: Call, activation: str | None) -> Gradients:
-    dy, x, weight, bias, initial_state, seq_idx = call.tensors
+    dy, x, weight, bias, initial_state, seq_idx, dx = call.tensors
     x, dy = call.converted(x, unit_stride), call.converted(dy, unit_stride)
     (_, _, channels), taps = x.shape, weight.shape[1]
     tile, programs = _cut(x, 8 // x.element_size())
-    dx, d_weight, d_bias, d_state = map(call.empty_like, (x, weight, bias, initial_state))
+    d_weight, d_bias, d_state = map(call.empty_like, (weight, bias, initial_state))
+    dx = call.empty_like(x) if dx is None else dx
     partial = call.empty(programs, taps + 1, channels)
-    operands = (dx, d_state, partial, dy, *dy.stride()[:2], *_operands(call, x, weight, bias, initial_state, seq_idx))
+    written = (dx, *dx.stride()[:2], d_state, partial)
+    operands = (*written, dy, *dy.stride()[:2], *_operands(call, x, weight, bias, initial_state, seq_idx))
     grid, silu = (programs * tile["column_blocks"],), activation == "silu"
     call.launch(_kernels().backward_kernel, grid, *operands, **tile, K=taps, SILU=silu, U=2, **OPTIONS)
     grid = (ceil(channels, COLUMNS), taps + (bias is not None))

@@ -182,7 +182,7 @@ def _differentiate(
 
 @triton.jit
 def backward_kernel(
-    dx_ptr, d_state_ptr, partial_ptr, dy_ptr, dy_b, dy_t,
+    dx_ptr, dx_b, dx_t, d_state_ptr, partial_ptr, dy_ptr, dy_b, dy_t,
     x_ptr, x_b, x_t, weight_ptr, w_d, w_k, bias_ptr, state_ptr, s_b, s_t, seq_ptr, q_b, q_t,
     batch, length, channels, runs, column_blocks,
     K: tl.constexpr, SILU: tl.constexpr, T: tl.constexpr, U: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
@@ -197,10 +197,10 @@ def backward_kernel(
     block, b, t0, channel, run_exists, channel_exists = _place(column_blocks, batch, length, channels, runs, T, R, C)
     exists = run_exists & channel_exists
     taps, bias = _parameters(weight_ptr, w_d, w_k, bias_ptr, channel, channel_exists, K)
-    x_t, dy_t = tl.cast(x_t, tl.int64), tl.cast(dy_t, tl.int64)
+    x_t, dy_t, dx_t = tl.cast(x_t, tl.int64), tl.cast(dy_t, tl.int64), tl.cast(dx_t, tl.int64)
     x_at = x_ptr + b * x_b + t0 * x_t + channel
     dy_at = dy_ptr + b * dy_b + t0 * dy_t + channel
-    dx_at = dx_ptr + (b * length + t0) * channels + channel
+    dx_at = dx_ptr + b * dx_b + t0 * dx_t + channel
     window = _inputs_before(x_at, x_t, state_ptr, s_b, s_t, b, t0, channel, exists, K)
     linked = ()
     if PACKED:
@@ -235,7 +235,7 @@ def backward_kernel(
                 linked = _advance(linked, seq_at, q_t, t0 + i + u + (K - 1), length, run_exists, K)
             pending, sums = _differentiate(window, linked, pending, sums, taps, bias, dy, None, PACKED, SILU, K)
             done = exists & (t0 + i + u < length)
-            tl.store(dx_at + (i + u) * channels, pending[0].to(dx_ptr.dtype.element_ty), mask=done)
+            tl.store(dx_at + (i + u) * dx_t, pending[0].to(dx_ptr.dtype.element_ty), mask=done)
             window, pending = window[1:], pending[1:]
 
     for k in tl.static_range(K + 1):

@@ -31,12 +31,12 @@ class Block(NamedTuple):
     in_weight: Tensor  # (2 E, D)
     x_weight: Tensor  # (R + 2 N, E)
     dt_weight: Tensor  # (E, R)
-    dt_bias: Tensor  # (E,)
+    dt_bias: Tensor | None  # (E,)
     out_weight: Tensor  # (D, E)
     conv_weight: Tensor  # (E, K)
     conv_bias: Tensor | None  # (E,)
     A_log: Tensor  # (E, N)
-    D: Tensor  # (E,)
+    D: Tensor | None  # (E,)
 
 
 def norm_of(module: nn.Module) -> Norm | None:
@@ -68,7 +68,7 @@ def mamba_step(x: Tensor, norm: Norm, block: Block, conv_state: Tensor, state: T
     Args:
         x: (B, D) the residual stream, float32, bfloat16 or float16.
         norm: before the block.
-        block: the parameters, in x's dtype.
+        block: the parameters, in x's dtype, dt_bias and D among them.
         conv_state: (B, K - 1, E) in x's dtype; it is moved on in place.
         state: (B, E, N) float32, likewise. Of a single sequence both are read before the kernel launched just before
             is known to have ended, which so must not write them; in a model that is the embedding or another layer.

@@ -43,3 +43,17 @@ class Gradients(NamedTuple):
     z: Tensor | None
     delta_bias: Tensor | None
     initial_state: Tensor  # also if none was given, which means zeros
+
+
+class Out(NamedTuple):
+    """Where to write the gradients that have a row for each position; None for tensors of their own.
+
+    In the shapes and dtypes of the arguments. Rows may lie apart, but equally far throughout: of u, delta and z by one
+    distance, of B and C by another.
+    """
+
+    u: Tensor | None = None
+    delta: Tensor | None = None
+    z: Tensor | None = None
+    B: Tensor | None = None
+    C: Tensor | None = None

@@ -5,6 +5,7 @@ this file launches it.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from seqlab.ops import launch
 from seqlab.ops.launch import Call
 from seqlab.ops.selective_scan import triton_plan
-from seqlab.ops.selective_scan.interface import Gradients, Inputs
+from seqlab.ops.selective_scan.interface import Gradients, Inputs, Out
 from seqlab.ops.selective_scan.triton_plan import LANES, Plan, device_of, lanes_of, plan, ring_of
 from seqlab.ops.triton_support import ceil, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
@@ -168,21 +169,25 @@ def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tens
 THREE_FROM = 2.2
 """Programs per multiprocessor above which the backward kernel runs three at a time."""
 
+ANEW = Out()
+
 REGISTERS = {3: 168, 2: None}
 """Registers of a lane in the backward kernel, by programs on a multiprocessor; None for the maximum, 255."""
 
 
-def backward(inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool) -> Gradients:
-    """The gradients for dy (Bt, L, D) and d_final_state (Bt, D, N).
+def backward(
+    inputs: Inputs, saved: Tensor, dy: Tensor, d_final_state: Tensor | None, deterministic: bool, out: Out = ANEW
+) -> Gradients:
+    """The gradients for dy (Bt, L, D) and d_final_state (Bt, D, N), those of ``out`` written there.
 
     ``deterministic`` avoids atomic additions, for N / 2 more bytes of memory per number of u.
     """
-    tensors = (*inputs[:9], saved, dy, d_final_state)
+    tensors = (*inputs[:9], saved, dy, d_final_state, *out)
     return Gradients(*launch.run(_backward, tensors, inputs.delta_softplus, deterministic))
 
 
 def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradients:
-    inputs, (flat, dy, d_final_state) = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9:]
+    inputs, (flat, dy, d_final_state, *out) = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9:]
     cut = plan(inputs.u, inputs.A.shape[1], "backward")
     batch, _, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
@@ -208,9 +213,7 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
     registers = {"maxnreg": REGISTERS[together]} if gpu.copies and REGISTERS[together] else {}
     ring = ring_of("backward", cut, tensors)
     scratch = call.empty(programs, triton_plan.SEGMENT // cut.group, cut.channels * cut.tiles, 4 * LANES)
-    du, d_delta, dz = (
-        None if t is None else call.empty(*inputs.u.shape, dtype=t.dtype) for t in (inputs.u, inputs.delta, inputs.z)
-    )
+    du, d_delta, dz, dB, dC = map(partial(_written, call), out, inputs[:2] + inputs[6:7] + inputs[3:5])
     copies = tiles * LANES // 32 if deterministic else 1
     dBC = call.empty(copies, *saved.BC.shape, zeros=not deterministic)
     rows = batch * cut.n_chunks
@@ -221,25 +224,33 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
         staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.D, staged.bias, saved.reset, saved.states,
         staged.A if d_final_state is None else call.converted(d_final_state, Tensor.contiguous), *chunks, scratch,
         du, d_delta, dz, dBC, dA, dD, d_bias, d_initial,
-        *sizes, saved.states.shape[1], tiles, work, batch, *_strides(staged.u, staged.delta, staged.z, dy),
+        *sizes, saved.states.shape[1], tiles, work, batch,
+        *_strides(staged.u, staged.delta, staged.z, dy), du.stride(1),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_FINAL=d_final_state is not None,
         SEGMENT=triton_plan.SEGMENT, DETERMINISTIC=deterministic, STAGES=ring.stages, FILL_STAGES=ring.fill_stages,
         SHARED=ring.sums, WIDE=gpu.adds_wide, **flags, **registers,
     )  # fmt: skip
-    return _finish(call, inputs, Gradients(du, d_delta, dA, dBC, dBC, dD, dz, d_bias, d_initial), cut, copies)
+    found = Gradients(du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial)
+    return _finish(call, inputs, found, dBC, cut)
 
 
-def _finish(call: Call, inputs: Inputs, partial: Gradients, cut: Plan, copies: int) -> Gradients:
-    """Sum the programs' shares of the gradients of A, D and the bias; give every gradient its shape and dtype."""
+def _written(call: Call, given: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """What is given to be written, or else a new tensor in the shape and dtype of ``like``."""
+    return call.empty_like(like) if given is None else given
+
+
+def _finish(call: Call, inputs: Inputs, found: Gradients, dBC: Tensor, cut: Plan) -> Gradients:
+    """Sum the programs' shares of the gradients of A, D, the bias, B and C in the shape and dtype of each."""
     batch, length, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
-    dA, dD, d_bias, dB, dC = map(call.empty_like, (inputs.A, inputs.D, inputs.delta_bias, inputs.B, inputs.C))
+    dA, dD, d_bias = map(call.empty_like, (inputs.A, inputs.D, inputs.delta_bias))
+    dB, dC = found.B, found.C
     programs = ceil(d_inner * d_state, triton_ends.SUM_WIDTH.value)
     call.launch(
         triton_ends.finish_kernel, (programs + ceil(dB.numel(), triton_ends.ROW_WIDTH.value),),
-        partial.A, partial.D, partial.delta_bias, partial.B, dA, dD, d_bias, dB, dC,
-        batch * cut.n_chunks, d_inner * d_state, d_inner, programs, dB.numel(), length, -(-length // 4) * 4, d_state,
-        batch * -(-length // 4) * 4 * 2 * cut.n_padded, copies,
+        found.A, found.D, found.delta_bias, dBC, dA, dD, d_bias, dB, dC,
+        batch * cut.n_chunks, d_inner * d_state, d_inner, programs, dB.numel(), length, dBC.shape[2], d_state,
+        dB.stride(1), dBC[0].numel(), len(dBC),
         HAS_D=inputs.D is not None, HAS_BIAS=inputs.delta_bias is not None, N_PADDED=cut.n_padded,
     )  # fmt: skip
-    return partial._replace(A=dA, B=dB, C=dC, D=dD, delta_bias=d_bias)
+    return found._replace(A=dA, D=dD, delta_bias=d_bias)

@@ -320,7 +320,7 @@ def backward_kernel(
     chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, scratch_ptr,
     du_ptr, ddelta_ptr, dz_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, initial_ptr,
     L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH,
-    u_sb, u_st, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st,
+    u_sb, u_st, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st, out_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
     DETERMINISTIC: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
@@ -329,7 +329,8 @@ def backward_kernel(
     """Every gradient. A program processes one tile after another: some channels of one chunk of one sequence.
 
     Gradients of A, D and the bias are written for each sequence and chunk, to be summed; dBC (Bt, L padded, 2, N
-    padded) is summed in memory, or with DETERMINISTIC written for each warp's channels, to be summed.
+    padded) is summed in memory, or with DETERMINISTIC written for each warp's channels, to be summed. The rows of du,
+    ddelta and dz lie out_st numbers apart.
     """
     G: tl.constexpr = S if S < 4 else 4
     E: tl.constexpr = CPT * M * 4
@@ -375,7 +376,7 @@ def backward_kernel(
                     bias, channel, D_SIZE, N_SIZE, CPT, M, S, SOFTPLUS, RESETS, MASKED, FILL_STAGES, DTYPE)  # fmt: skip
 
             last = base + (stop - base - 1) // G * G
-            out = (b * L + last + lane % G) * D_SIZE + channel
+            out = (b * L + last + lane % G) * out_st + channel
             kept = scratch + (last - base) // G * (E * LANES)
             copies, steps, bounds = (lane,), (lane,), (lane,)
             if ASYNC:
@@ -414,7 +415,7 @@ def backward_kernel(
                 store_numbers(ddelta_ptr + out, ddelta, inside, channel, D_SIZE, CPT, ASYNC)
                 if HAS_Z:
                     store_numbers(dz_ptr + out, dz, inside, channel, D_SIZE, CPT, ASYNC)
-                out -= G * D_SIZE
+                out -= G * out_st
 
         chunk = b * N_CHUNKS + k
         store_states(dA_ptr + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)

@@ -45,16 +45,29 @@ def _column_sums(pointer, ROWS, WIDTH, column):
 
 
 @triton.jit(
-    do_not_specialize=["ROWS", "DN", "D_SIZE", "PROGRAMS", "NUMBERS", "L", "L_PADDED", "N_SIZE", "COPY", "COPIES"]
+    do_not_specialize=[
+        "ROWS",
+        "DN",
+        "D_SIZE",
+        "PROGRAMS",
+        "NUMBERS",
+        "L",
+        "L_PADDED",
+        "N_SIZE",
+        "STEP",
+        "COPY",
+        "COPIES",
+    ]
 )
 def finish_kernel(
     partial_A_ptr, partial_D_ptr, partial_bias_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, dB_ptr, dC_ptr,
-    ROWS, DN, D_SIZE, PROGRAMS, NUMBERS, L, L_PADDED, N_SIZE, COPY, COPIES,
+    ROWS, DN, D_SIZE, PROGRAMS, NUMBERS, L, L_PADDED, N_SIZE, STEP, COPY, COPIES,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, N_PADDED: tl.constexpr,
 ):  # fmt: skip
     """The first PROGRAMS programs sum the gradients of A, D and the bias over sequences and chunks (ROWS).
 
-    The others extract dB and dC (Bt, L, N) from dBC, summing its COPIES, each of COPY numbers.
+    The others extract dB and dC (Bt, L, N), whose rows lie STEP numbers apart, from dBC, summing its COPIES, each of
+    COPY numbers.
     """
     program = tl.program_id(0)
     if program < PROGRAMS:
@@ -78,5 +91,6 @@ def finish_kernel(
         for copy in range(COPIES):
             dB += tl.load(place + copy * COPY.to(tl.int64), mask=inside, other=0.0)
             dC += tl.load(place + copy * COPY.to(tl.int64) + N_PADDED, mask=inside, other=0.0)
-        tl.store(dB_ptr + i, dB.to(dB_ptr.dtype.element_ty), mask=inside)
-        tl.store(dC_ptr + i, dC.to(dC_ptr.dtype.element_ty), mask=inside)
+        out = position * STEP + i % N_SIZE
+        tl.store(dB_ptr + out, dB.to(dB_ptr.dtype.element_ty), mask=inside)
+        tl.store(dC_ptr + out, dC.to(dC_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,88 @@
+"""The operation with its gradient: the Triton kernels of convolution and scan around PyTorch's products.
+
+Symbols as in ``__init__.py``. Saved are the arguments, W_x u and the scan's states.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from seqlab.ops import backends
+from seqlab.ops.derivatives import FirstDerivative
+from seqlab.ops.selective_scan.interface import Inputs, Out
+
+
+def _kernels() -> tuple[ModuleType, ModuleType]:
+    """Of the convolution and of the scan, imported at the first call: they bring Triton."""
+    return tuple(backends.load(f"seqlab.ops.{name}", "triton") for name in ("causal_conv1d", "selective_scan"))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(Bt, L, columns) as a matrix (Bt L, columns), a view."""
+    return tensor.view(-1, tensor.shape[2])
+
+
+class MambaInner(FirstDerivative):
+    """y (Bt, L, E) from xz (Bt, L, 2 E), the products' weights in xz's dtype."""
+
+    operation = "selective_scan"  # the part that has backends to choose from
+
+    @override
+    @staticmethod
+    def forward(
+        ctx: Any,
+        xz: Tensor,
+        conv_weight: Tensor,
+        conv_bias: Tensor | None,
+        x_weight: Tensor,
+        dt_weight: Tensor,
+        dt_bias: Tensor | None,
+        A_log: Tensor,
+        D: Tensor | None,
+        deterministic: bool,
+        backend: str,
+    ) -> Tensor:
+        conv, scan = _kernels()
+        A = -torch.exp(A_log.float())
+        splits = dt_weight.shape[1], A.shape[1], A.shape[1]
+        x, z = xz.chunk(2, dim=2)  # (Bt, L, E) each
+        u = conv.forward(x, conv_weight, conv_bias, "silu", None, None)
+        dtBC = torch.mm(_rows(u), x_weight.t()).view(*xz.shape[:2], -1)  # (Bt, L, R + 2 N)
+        dt, B, C = dtBC.split(splits, dim=2)
+        delta = torch.mm(_rows(dt), dt_weight.t()).view(u.shape)
+        y, _, states = scan.forward(Inputs(u, delta, A, B, C, D, z, dt_bias, None, True), None, True)
+        ctx.save_for_backward(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, dtBC, states)
+        ctx.dtype, ctx.deterministic, ctx.backend = A_log.dtype, deterministic, backend
+        return y
+
+    @override
+    @staticmethod
+    def differentiate(ctx: Any, dy: Tensor) -> tuple:
+        xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, dtBC, states = ctx.saved_tensors
+        conv, scan = _kernels()
+        splits = dt_weight.shape[1], A.shape[1], A.shape[1]
+        x, z = xz.chunk(2, dim=2)
+        dt, B, C = dtBC.split(splits, dim=2)
+        d_dtBC = torch.empty_like(dtBC)
+        d_dt, dB, dC = d_dtBC.split(splits, dim=2)
+        # The scan writes all rows of E equally far apart: in halves of two wide tensors. The place of dx is free until
+        # the convolution's turn, which reads its neighbours' rows of du.
+        d_xz, wide = xz.new_empty(xz.shape), xz.new_empty(xz.shape)
+        dx, dz = d_xz.chunk(2, dim=2)
+        du, delta = wide.chunk(2, dim=2)
+        d_delta = dx
+
+        u = conv.forward(x, conv_weight, conv_bias, "silu", None, None)
+        torch.mm(_rows(dt), dt_weight.t(), out=_rows(delta))
+        inputs, out = Inputs(u, delta, A, B, C, D, z, dt_bias, None, True), Out(du, d_delta, dz, dB, dC)
+        by_scan = scan.backward(inputs, states, dy, None, ctx.deterministic, out)
+        torch.mm(_rows(d_delta), dt_weight, out=_rows(d_dt))
+        d_dt_weight = torch.mm(_rows(d_delta).t(), _rows(dt))
+        d_x_weight = torch.mm(_rows(d_dtBC).t(), _rows(u))
+        torch.addmm(_rows(du), _rows(d_dtBC), x_weight, out=_rows(du))
+        by_conv = conv.backward(du, x, conv_weight, conv_bias, "silu", None, None, dx)
+        of_scan = by_scan.delta_bias, (by_scan.A * A).to(ctx.dtype), by_scan.D
+        return d_xz, by_conv.weight, by_conv.bias, d_x_weight, d_dt_weight, *of_scan, None, None

@@ -1,0 +1,219 @@
+"""The inside of a Mamba block: against its parts called one after the other, in float64 and by the same kernels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import DEVICES, assert_all_close, assert_same_bits, skip_unless_available, weighted_sum
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+from seqlab.models.mixers.mamba import Mamba
+from seqlab.ops import causal_conv1d, selective_scan
+from seqlab.ops.decoding import Block
+from seqlab.ops.mamba_inner import can_run, mamba_inner
+
+every_device = pytest.mark.parametrize("device", DEVICES)
+kernel_test = pytest.mark.usefixtures("nan_memory", "short_chunks")
+OPTIONS = ("conv_bias", "dt_bias", "D")
+UNUSED = ("in_weight", "out_weight")
+
+
+def make_arguments(
+    batch: int,
+    length: int,
+    d_inner: int,
+    *,
+    d_state: int = 3,
+    d_conv: int = 4,
+    rank: int = 2,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    without: tuple[str, ...] = (),
+) -> tuple[Tensor, Block]:
+    """xz and the parameters, float32 unless everything is float64; all dtypes and devices get the same numbers."""
+    skip_unless_available("seqlab.ops.selective_scan", "triton", device, torch.float32)
+    torch.manual_seed(0)
+    shapes = {
+        "in_weight": (2 * d_inner, 1),
+        "x_weight": (rank + 2 * d_state, d_inner),
+        "dt_weight": (d_inner, rank),
+        "dt_bias": (d_inner,),
+        "out_weight": (1, d_inner),
+        "conv_weight": (d_inner, d_conv),
+        "conv_bias": (d_inner,),
+        "A_log": (d_inner, d_state),
+        "D": (d_inner,),
+    }
+    block = Block(
+        *(None if name in without else torch.randn(shape) * shape[-1] ** -0.5 for name, shape in shapes.items())
+    )
+    xz = torch.randn(batch, length, 2 * d_inner).bfloat16()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return xz.to(device, dtype), Block(*(None if part is None else part.to(device, wide) for part in block))
+
+
+def doubled(xz: Tensor, block: Block) -> tuple[Tensor, Block]:
+    return xz.double(), Block(*(None if part is None else part.double() for part in block))
+
+
+def parts(xz: Tensor, block: Block, backend: str = "reference") -> Tensor:
+    """What the operation is, in operations with tests of their own."""
+    x, z = xz.chunk(2, dim=2)
+    u = causal_conv1d(x, block.conv_weight, block.conv_bias, activation="silu", backend=backend)
+    d_state = block.A_log.shape[1]
+    dt, B, C = F.linear(u, block.x_weight).split((block.dt_weight.shape[1], d_state, d_state), dim=2)
+    delta, A = F.linear(dt, block.dt_weight), -block.A_log.exp()
+    settings = {"delta_softplus": True, "backend": backend}
+    return selective_scan(u, delta, A, B, C, block.D, z, block.dt_bias, **settings)
+
+
+def results(operation, xz: Tensor, block: Block, *settings) -> dict[str, Tensor]:
+    """y and the gradients of a random combination of it."""
+    given = {"xz": xz, **{name: part for name, part in block._asdict().items() if part is not None}}
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
+    y = operation(leaves["xz"], Block(*(leaves.get(name) for name in Block._fields)), *settings)
+    wanted = {name: leaf for name, leaf in leaves.items() if name not in UNUSED}
+    gradients = torch.autograd.grad(weighted_sum((y,)), list(wanted.values()))
+    for leaf, gradient in zip(wanted.values(), gradients, strict=True):
+        assert (gradient.dtype, gradient.shape) == (leaf.dtype, leaf.shape)
+    return dict(zip(("y", *wanted), (y.detach(), *gradients), strict=True))
+
+
+def hold(xz: Tensor, block: Block, tolerance: float | None = None) -> None:
+    actual = results(mamba_inner, xz, block)
+    assert actual["y"].dtype == xz.dtype
+    assert_all_close(actual, results(parts, *doubled(xz, block)), xz.dtype, tolerance)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def kept_bytes(operation, xz: Tensor, block: Block, *settings) -> int:
+    """Bytes that a forward pass keeps for the backward pass, besides the arguments; views of one memory count once."""
+    leaves = xz.detach().requires_grad_(), Block(*(part.detach().requires_grad_() for part in block))
+    given = {tensor.untyped_storage().data_ptr() for tensor in (leaves[0], *leaves[1])}
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = operation(*leaves, *settings)
+    assert y.requires_grad
+    return sum(kept.values())
+
+
+@kernel_test
+@every_device
+class TestAgainstTheParts:
+    @pytest.mark.parametrize("length", [1, 2, 5, 13])
+    def test_values_and_gradients(self, length, device):
+        hold(*make_arguments(2, length, 5, device=device))
+
+    @pytest.mark.parametrize(
+        "sizes", [{"d_conv": 1}, {"d_state": 1, "rank": 1}, {"d_state": 5, "rank": 4, "d_conv": 2}], ids=str
+    )
+    def test_other_sizes(self, sizes, device):
+        hold(*make_arguments(1, 3, 4, **sizes, device=device))
+
+    @pytest.mark.parametrize("without", [*((name,) for name in OPTIONS), OPTIONS], ids=str)
+    def test_without_what_is_optional(self, without, device):
+        hold(*make_arguments(2, 3, 5, device=device, without=without))
+
+    def test_the_bits_of_the_same_kernels(self, device):
+        """y, and the gradients that no product rounded otherwise reaches."""
+        arguments = make_arguments(2, 5, 5, device=device)
+        with deterministic():
+            actual, expected = results(mamba_inner, *arguments), results(parts, *arguments, "triton")
+        for found in (actual, expected):
+            found["z"] = found.pop("xz")[..., 5:]
+        exact = ("y", "z", "dt_bias", "A_log", "D")
+        assert_same_bits({name: actual[name] for name in exact}, {name: expected[name] for name in exact})
+        assert_all_close(actual, expected, torch.float32)
+
+    def test_other_layouts(self, device):
+        xz, block = make_arguments(2, 4, 6, device=device)
+        for view in (
+            torch.cat((xz, xz), 2)[..., 1:13],
+            xz.transpose(0, 1),
+            xz.mT.contiguous().mT,
+            xz[:1].expand(2, -1, -1),
+        ):
+            hold(view, block)
+
+    def test_a_gradient_that_is_the_same_for_all(self, device):
+        xz, block = make_arguments(2, 3, 5, device=device)
+        found = []
+        for operation, (first, others) in ((mamba_inner, (xz, block)), (parts, doubled(xz, block))):
+            leaf = first.clone().requires_grad_()
+            found.append({"xz": torch.autograd.grad(operation(leaf, others).sum(), leaf)[0]})
+        assert_all_close(*found, torch.float32)
+
+    def test_some_gradients_alone(self, device):
+        xz, block = make_arguments(1, 3, 5, device=device)
+        expected = results(mamba_inner, xz, block)
+        weight = block.x_weight.clone().requires_grad_()
+        (found,) = torch.autograd.grad(weighted_sum((mamba_inner(xz, block._replace(x_weight=weight)),)), weight)
+        assert torch.equal(found, expected["x_weight"])
+
+
+@every_device
+class TestCosts:
+    def test_keeps_the_projection_and_the_states_alone(self, device):
+        """Of all that is as long as the sequence; the parts keep three more tensors of half xz's size."""
+        xz, block = make_arguments(1, 8, 64, d_state=4, rank=4, device=device)
+        states = 4 * (8 * 2 * 4 + 64 * 4)  # B and C, and a state for each 64 positions
+        assert kept_bytes(mamba_inner, xz, block) == 4 * (8 * 12 + 64 * 4) + states
+        assert kept_bytes(parts, xz, block, "triton") >= 4 * (8 * 12 + 64 * 4 + 2 * 8 * 64) + states
+
+    def test_flops_are_those_of_the_parts_and_one_product(self, device):
+        xz, block = make_arguments(2, 3, 5, device=device)
+        counts = []
+        for operation in (mamba_inner, parts):
+            with FlopCounterMode(display=False) as counter:
+                results(operation, xz, block, *(("triton",) if operation is parts else ()))
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] + 2 * (2 * 3) * 2 * 5
+        assert counts[1] == 3 * 2 * (2 * 3) * 5 * (8 + 2)
+
+
+@every_device
+class TestDerivatives:
+    def test_second_derivatives_are_refused(self, device):
+        xz, block = make_arguments(1, 2, 3, device=device)
+        xz.requires_grad_()
+        (gradient,) = torch.autograd.grad(mamba_inner(xz, block).sum(), xz, create_graph=True)
+        with pytest.raises(NotImplementedError, match="selective_scan backend='triton' has no second derivative"):
+            gradient.sum().backward()
+
+    def test_other_derivatives_are_refused(self, device):
+        xz, block = make_arguments(1, 2, 3, device=device)
+        with pytest.raises(NotImplementedError, match=r"does not go through torch\.func"):
+            torch.func.grad(lambda x: mamba_inner(x, block).sum())(xz)
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+            mamba_inner(forward_ad.make_dual(xz, xz), block)
+
+
+class TestWhereItRuns:
+    def test_not_on_a_cpu(self):
+        xz, block = make_arguments(1, 2, 3)
+        assert not can_run(xz.requires_grad_(), block)
+        assert not can_run(xz.detach().to("meta").requires_grad_(), block)
+
+    def test_a_layer_on_a_cpu_calls_the_parts(self, monkeypatch):
+        monkeypatch.setattr("seqlab.models.mixers.mamba.mamba_inner", None)
+        Mamba(8, scan_backend="triton")(torch.randn(1, 2, 8)).sum().backward()
