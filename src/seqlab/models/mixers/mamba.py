@@ -135,7 +135,7 @@ class Mamba(nn.Module):
         """(B, L, D) to (B, L, D)."""
         xz = self.in_proj(x)  # (B, L, 2 E)
         if can_run(xz, self.block, self.scan_backend):
-            return self.out_proj(mamba_inner(xz, self.block))
+            return mamba_inner(xz, self.block)
         u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scan(self._convolve(u), z))
 

@@ -1,16 +1,17 @@
-"""The inside of a Mamba block in training on a GPU, between its two wide projections, as one operation.
+"""A Mamba block in training on a GPU, all that comes after its first projection, as one operation.
 
     x, z = xz                                       halves of what the first projection gives
     u = silu(conv(x))                               ``causal_conv1d``
     dt, B, C = W_x u                                what makes the scan selective
     y = scan(u, W_dt dt, A, B, C, D, z)             ``selective_scan``, gated
+    out = W_out y
 
-(Gu and Dao 2023, arXiv:2312.00752, figure 3.) Called one after the other, the parts keep u and delta = W_dt dt of every
-layer for the backward pass, join the gradients of x and z, and add up the two of u. Here u and delta are computed
-again, and every gradient is written where it belongs: for a short kernel and a thin product more, fewer bytes are kept
-and moved.
+(Gu and Dao 2023, arXiv:2312.00752, figure 3.) Called one after the other, the parts keep u, delta = W_dt dt and y of
+every layer for the backward pass, join the gradients of x and z, and add up the two of u. Here u and delta are computed
+again, y by the scan's own backward pass, and every gradient is written where it belongs: for a short kernel and a thin
+product more, fewer bytes are kept and moved.
 
-Symbols: Bt batch, L length, E inner width, N state size, K width of the convolution, R rank of delta.
+Symbols: Bt batch, L length, M model width, E inner width, N state size, K width of the convolution, R rank of delta.
 """
 
 import torch
@@ -32,6 +33,7 @@ SHAPES = {
     "dt_bias": ("d_inner",),
     "A_log": ("d_inner", "d_state"),
     "D": ("d_inner",),
+    "out_weight": ("d_model", "d_inner"),
 }
 JOINED_SHAPES = {"xz": ("batch", "length", "2 d_inner"), "x_weight": ("dt_rank + 2 d_state", "d_inner")}
 
@@ -50,7 +52,7 @@ def can_run(xz: Tensor, block: Block, backend: str = "auto") -> bool:
     Raises:
         ValueError: a shape, dtype or device does not fit, or the scan's backend does not exist or cannot run.
     """
-    if not (xz.is_cuda and needs_gradient(xz, *block)) or torch.compiler.is_compiling() or other_derivatives():
+    if torch.compiler.is_compiling() or not (xz.is_cuda and needs_gradient(xz, *block)) or other_derivatives():
         return False
     products = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else block.x_weight.dtype
     return xz.dtype == products and checked(_check, {"xz": xz, **block._asdict()}, backend) == "triton"
@@ -62,7 +64,7 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
     Raises:
         ValueError: the arguments of ``can_run`` do not fit.
     """
-    check_given(tensors, "xz", "conv_weight", "x_weight", "dt_weight", "A_log")
+    check_given(tensors, "xz", "conv_weight", "x_weight", "dt_weight", "A_log", "out_weight")
     sizes: dict[str, int] = {}
     check_shapes(SHAPES, tensors, sizes)
     sizes["2 d_inner"] = 2 * sizes["d_inner"]
@@ -75,10 +77,10 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
 
 
 def mamba_inner(xz: Tensor, block: Block) -> Tensor:
-    """y (Bt, L, E) in the dtype of xz (Bt, L, 2 E), for arguments that ``can_run``.
+    """The block's output (Bt, L, M) in the dtype of xz (Bt, L, 2 E), for arguments that ``can_run``.
 
-    It is differentiable once. y is what the parts give bit by bit, convolution and scan by "triton" and the products in
-    xz's dtype; gradients differ from theirs by rounding, and are bitwise reproducible under
+    It is differentiable once. The output is what the parts give, bit by bit, convolution and scan by "triton" and the
+    products in xz's dtype; gradients differ from theirs by rounding. They are bitwise reproducible under
     ``torch.use_deterministic_algorithms``. The product W_dt dt is made again in the backward pass, and
     ``torch.utils.flop_counter`` counts it again.
 
@@ -86,9 +88,6 @@ def mamba_inner(xz: Tensor, block: Block) -> Tensor:
         xz: the inputs of the convolution and the gates, float32, bfloat16 or float16.
         block: the parameters, each in a dtype of its own; both biases and D may be None.
     """
-    x_weight, dt_weight = block.x_weight.to(xz.dtype), block.dt_weight.to(xz.dtype)
-    others = block.dt_bias, block.A_log, block.D
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return MambaInner.apply(
-        xz, block.conv_weight, block.conv_bias, x_weight, dt_weight, *others, deterministic, "triton"
-    )
+    x_weight, dt_weight, out_weight = (w.to(xz.dtype) for w in (block.x_weight, block.dt_weight, block.out_weight))
+    given = xz, block.conv_weight, block.conv_bias, x_weight, dt_weight, block.dt_bias, block.A_log, block.D, out_weight
+    return MambaInner.apply(*given, torch.are_deterministic_algorithms_enabled(), "triton")

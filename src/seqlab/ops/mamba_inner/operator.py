@@ -26,7 +26,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 class MambaInner(FirstDerivative):
-    """y (Bt, L, E) from xz (Bt, L, 2 E), the products' weights in xz's dtype."""
+    """The output (Bt, L, M) from xz (Bt, L, 2 E), the products' weights in xz's dtype."""
 
     operation = "selective_scan"  # the part that has backends to choose from
 
@@ -42,6 +42,7 @@ class MambaInner(FirstDerivative):
         dt_bias: Tensor | None,
         A_log: Tensor,
         D: Tensor | None,
+        out_weight: Tensor,
         deterministic: bool,
         backend: str,
     ) -> Tensor:
@@ -54,35 +55,38 @@ class MambaInner(FirstDerivative):
         dt, B, C = dtBC.split(splits, dim=2)
         delta = torch.mm(_rows(dt), dt_weight.t()).view(u.shape)
         y, _, states = scan.forward(Inputs(u, delta, A, B, C, D, z, dt_bias, None, True), None, True)
-        ctx.save_for_backward(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, dtBC, states)
+        ctx.save_for_backward(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, out_weight, dtBC, states)
         ctx.dtype, ctx.deterministic, ctx.backend = A_log.dtype, deterministic, backend
-        return y
+        return torch.mm(_rows(y), out_weight.t()).view(*xz.shape[:2], -1)
 
     @override
     @staticmethod
-    def differentiate(ctx: Any, dy: Tensor) -> tuple:
-        xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, dtBC, states = ctx.saved_tensors
+    def differentiate(ctx: Any, d_out: Tensor) -> tuple:
         conv, scan = _kernels()
+        xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, out_weight, dtBC, states = ctx.saved_tensors
         splits = dt_weight.shape[1], A.shape[1], A.shape[1]
         x, z = xz.chunk(2, dim=2)
         dt, B, C = dtBC.split(splits, dim=2)
         d_dtBC = torch.empty_like(dtBC)
         d_dt, dB, dC = d_dtBC.split(splits, dim=2)
-        # The scan writes all rows of E equally far apart: in halves of two wide tensors. The place of dx is free until
-        # the convolution's turn, which reads its neighbours' rows of du.
+        # Four halves of two wide tensors, since the scan writes all its rows of E equally far apart: dy, d_delta and
+        # dx in turn, dz; du; delta and y in turn.
         d_xz, wide = xz.new_empty(xz.shape), xz.new_empty(xz.shape)
         dx, dz = d_xz.chunk(2, dim=2)
         du, delta = wide.chunk(2, dim=2)
-        d_delta = dx
+        dy, d_delta, y = dx, dx, delta
 
         u = conv.forward(x, conv_weight, conv_bias, "silu", None, None)
         torch.mm(_rows(dt), dt_weight.t(), out=_rows(delta))
-        inputs, out = Inputs(u, delta, A, B, C, D, z, dt_bias, None, True), Out(du, d_delta, dz, dB, dC)
+        d_out = d_out.reshape(-1, d_out.shape[2])
+        torch.mm(d_out, out_weight, out=_rows(dy))
+        inputs, out = Inputs(u, delta, A, B, C, D, z, dt_bias, None, True), Out(y, du, d_delta, dz, dB, dC)
         by_scan = scan.backward(inputs, states, dy, None, ctx.deterministic, out)
+        d_out_weight = torch.mm(d_out.t(), _rows(y))
         torch.mm(_rows(d_delta), dt_weight, out=_rows(d_dt))
         d_dt_weight = torch.mm(_rows(d_delta).t(), _rows(dt))
         d_x_weight = torch.mm(_rows(d_dtBC).t(), _rows(u))
         torch.addmm(_rows(du), _rows(d_dtBC), x_weight, out=_rows(du))
         by_conv = conv.backward(du, x, conv_weight, conv_bias, "silu", None, None, dx)
         of_scan = by_scan.delta_bias, (by_scan.A * A).to(ctx.dtype), by_scan.D
-        return d_xz, by_conv.weight, by_conv.bias, d_x_weight, d_dt_weight, *of_scan, None, None
+        return d_xz, by_conv.weight, by_conv.bias, d_x_weight, d_dt_weight, *of_scan, d_out_weight, None, None

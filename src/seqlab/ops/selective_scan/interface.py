@@ -46,12 +46,14 @@ class Gradients(NamedTuple):
 
 
 class Out(NamedTuple):
-    """Where to write the gradients that have a row for each position; None for tensors of their own.
+    """Where to write what has a row for each position: y, if it is wanted again, and gradients, else in new tensors.
 
-    In the shapes and dtypes of the arguments. Rows may lie apart, but equally far throughout: of u, delta and z by one
-    distance, of B and C by another.
+    In the shapes and dtypes of the arguments, of which z must be given for y. Rows may lie apart, but equally far
+    throughout: of y, u, delta and z by one distance, of B and C by another. These of y, u, delta and z may share memory
+    with u, delta, z and dy, position by position and channel by channel.
     """
 
+    y: Tensor | None = None
     u: Tensor | None = None
     delta: Tensor | None = None
     z: Tensor | None = None

@@ -187,7 +187,7 @@ def backward(
 
 
 def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradients:
-    inputs, (flat, dy, d_final_state, *out) = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9:]
+    inputs, (flat, dy, d_final_state, y, *out) = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9:]
     cut = plan(inputs.u, inputs.A.shape[1], "backward")
     batch, _, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
@@ -223,7 +223,7 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
         triton_backward.backward_kernel, (programs,),
         staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.D, staged.bias, saved.reset, saved.states,
         staged.A if d_final_state is None else call.converted(d_final_state, Tensor.contiguous), *chunks, scratch,
-        du, d_delta, dz, dBC, dA, dD, d_bias, d_initial,
+        du, d_delta, dz, y, dBC, dA, dD, d_bias, d_initial,
         *sizes, saved.states.shape[1], tiles, work, batch,
         *_strides(staged.u, staged.delta, staged.z, dy), du.stride(1),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_FINAL=d_final_state is not None,

@@ -295,8 +295,8 @@ def _finish(
     raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end,
     CPT: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """du, ddelta and dz at the lane's own position from the sums over n; and dD and dbias so far."""
-    du, ddelta, dz, new_dD, new_dbias = (), (), (), (), ()
+    """du, ddelta, dz and y at the lane's own position from the sums over n; and dD and dbias so far."""
+    du, ddelta, dz, out, new_dD, new_dbias = (), (), (), (), (), ()
     for c in tl.static_range(CPT):
         u, dx = raw[c], totals[c]
         d_step = dx * u + totals[CPT + c] * LN2
@@ -311,14 +311,15 @@ def _finish(
             gate = sigmoid(z)
             y = ys[c] + skip[c] * u
             dz = dz + (raw[2 * CPT + c] * y * gate * (1.0 + z * (1.0 - gate)),)
-    return du, ddelta, dz, new_dD, new_dbias
+            out = out + (y * z * gate,)
+    return du, ddelta, dz, out, new_dD, new_dbias
 
 
 @triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, reset_ptr, saved_ptr, final_ptr,
     chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, scratch_ptr,
-    du_ptr, ddelta_ptr, dz_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, initial_ptr,
+    du_ptr, ddelta_ptr, dz_ptr, y_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, initial_ptr,
     L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH,
     u_sb, u_st, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st, out_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
@@ -330,7 +331,8 @@ def backward_kernel(
 
     Gradients of A, D and the bias are written for each sequence and chunk, to be summed; dBC (Bt, L padded, 2, N
     padded) is summed in memory, or with DETERMINISTIC written for each warp's channels, to be summed. The rows of du,
-    ddelta and dz lie out_st numbers apart.
+    ddelta, dz and y lie out_st numbers apart. What belongs to a position and channel is written by the warp that alone
+    has read it, and for the last time: so these may share the memory of u, delta, z and dout.
     """
     G: tl.constexpr = S if S < 4 else 4
     E: tl.constexpr = CPT * M * 4
@@ -408,13 +410,15 @@ def backward_kernel(
                     _add_over_channels(bc_table, dBC_row, M, DETERMINISTIC, WIDE)
                 if ASYNC:  # read again: fewer registers in between
                     raw = receive(slot, K, S, CPT, DTYPE)
-                du, ddelta, dz, dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, CPT, HAS_Z,
-                                                    SOFTPLUS, MASKED)  # fmt: skip
+                du, ddelta, dz, ys, dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, CPT,
+                                                        HAS_Z, SOFTPLUS, MASKED)  # fmt: skip
                 inside = (t < end) & (lane % S < G)
                 store_numbers(du_ptr + out, du, inside, channel, D_SIZE, CPT, ASYNC)
                 store_numbers(ddelta_ptr + out, ddelta, inside, channel, D_SIZE, CPT, ASYNC)
                 if HAS_Z:
                     store_numbers(dz_ptr + out, dz, inside, channel, D_SIZE, CPT, ASYNC)
+                    if y_ptr is not None:
+                        store_numbers(y_ptr + out, ys, inside, channel, D_SIZE, CPT, ASYNC)
                 out -= G * out_st
 
         chunk = b * N_CHUNKS + k
