@@ -157,6 +157,14 @@ class TestAgainstTheParts:
             found.append({"xz": torch.autograd.grad(operation(leaf, others).sum(), leaf)[0]})
         assert_all_close(*found, torch.float32)
 
+    def test_the_backward_pass_again(self, device):
+        xz, block = make_arguments(1, 3, 5, device=device)
+        leaves = [xz.requires_grad_(), block.out_weight.requires_grad_()]
+        with deterministic():
+            out = mamba_inner(xz, block)
+            first, second = (torch.autograd.grad(out.sum(), leaves, retain_graph=True) for _ in range(2))
+        assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
     def test_some_gradients_alone(self, device):
         xz, block = make_arguments(1, 3, 5, device=device)
         expected = results(mamba_inner, xz, block)
@@ -207,6 +215,19 @@ class TestWhereItRuns:
         xz, block = make_arguments(1, 2, 3)
         assert not can_run(xz.requires_grad_(), block)
         assert not can_run(xz.detach().to("meta").requires_grad_(), block)
+
+    def test_a_layer_by_the_operation_is_the_layer_by_parts(self, monkeypatch):
+        skip_unless_available("seqlab.ops.selective_scan", "triton", "cpu", torch.float32)
+        torch.manual_seed(0)
+        layer, x = Mamba(6, d_state=3), torch.randn(2, 5, 6)
+        found = []
+        for operation in (False, True):
+            monkeypatch.setattr("seqlab.models.mixers.mamba.can_run", lambda *_, answer=operation: answer)
+            y = layer(x)
+            gradients = torch.autograd.grad(weighted_sum((y,)), list(layer.parameters()))
+            names = [name for name, _ in layer.named_parameters()]
+            found.append({"y": y.detach(), **dict(zip(names, gradients, strict=True))})
+        assert_all_close(found[1], found[0], torch.float32)
 
     def test_a_layer_on_a_cpu_calls_the_parts(self, monkeypatch):
         monkeypatch.setattr("seqlab.models.mixers.mamba.mamba_inner", None)
