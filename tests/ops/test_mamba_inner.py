@@ -1,6 +1,6 @@
 """The inside of a Mamba block: against its parts called one after the other, in float64 and by the same kernels."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from unittest import mock
 
 import pytest
@@ -15,10 +15,12 @@ from seqlab.models.mixers.mamba import Mamba
 from seqlab.ops import causal_conv1d, selective_scan
 from seqlab.ops.decoding import Block
 from seqlab.ops.mamba_inner import can_run, mamba_inner
+from seqlab.ops.selective_scan import triton as scan
 
 every_device = pytest.mark.parametrize("device", DEVICES)
 kernel_test = pytest.mark.usefixtures("nan_memory", "short_chunks")
 OPTIONS = ("conv_bias", "dt_bias", "D")
+TRITON = ("triton", "triton")  # the backends of both parts
 
 
 def make_arguments(
@@ -59,14 +61,14 @@ def doubled(xz: Tensor, block: Block) -> tuple[Tensor, Block]:
     return xz.double(), Block(*(None if part is None else part.double() for part in block))
 
 
-def parts(xz: Tensor, block: Block, backend: str = "reference") -> Tensor:
+def parts(xz: Tensor, block: Block, conv: str = "reference", scanned: str = "reference") -> Tensor:
     """What the operation is, in operations with tests of their own."""
     x, z = xz.chunk(2, dim=2)
-    u = causal_conv1d(x, block.conv_weight, block.conv_bias, activation="silu", backend=backend)
+    u = causal_conv1d(x, block.conv_weight, block.conv_bias, activation="silu", backend=conv)
     d_state = block.A_log.shape[1]
     dt, B, C = F.linear(u, block.x_weight).split((block.dt_weight.shape[1], d_state, d_state), dim=2)
     delta, A = F.linear(dt, block.dt_weight), -block.A_log.exp()
-    settings = {"delta_softplus": True, "backend": backend}
+    settings = {"delta_softplus": True, "backend": scanned}
     return F.linear(selective_scan(u, delta, A, B, C, block.D, z, block.dt_bias, **settings), block.out_weight)
 
 
@@ -132,7 +134,7 @@ class TestAgainstTheParts:
         """The output, and the gradients that no product rounded otherwise reaches; y is computed twice."""
         arguments = make_arguments(2, 5, 5, device=device)
         with deterministic():
-            actual, expected = results(mamba_inner, *arguments), results(parts, *arguments, "triton")
+            actual, expected = results(mamba_inner, *arguments), results(parts, *arguments, *TRITON)
         for found in (actual, expected):
             found["z"] = found.pop("xz")[..., 5:]
         exact = ("y", "z", "dt_bias", "A_log", "D") + (("out_weight",) if device == "cpu" else ())
@@ -180,17 +182,29 @@ class TestCosts:
         xz, block = make_arguments(1, 8, 64, d_state=4, rank=4, device=device)
         states = 4 * (8 * 2 * 4 + 64 * 4)  # B and C, and a state for each 64 positions
         assert kept_bytes(mamba_inner, xz, block) == 4 * (8 * 12 + 64 * 4) + states
-        assert kept_bytes(parts, xz, block, "triton") == 4 * (8 * 12 + 2 * 64 * 4 + 3 * 8 * 64) + states
+        assert kept_bytes(parts, xz, block, *TRITON) == 4 * (8 * 12 + 2 * 64 * 4 + 3 * 8 * 64) + states
 
     def test_flops_are_those_of_the_parts_and_one_product(self, device):
         xz, block = make_arguments(2, 3, 5, device=device)
         counts = []
         for operation in (mamba_inner, parts):
             with FlopCounterMode(display=False) as counter:
-                results(operation, xz, block, *(("triton",) if operation is parts else ()))
+                results(operation, xz, block, *(TRITON if operation is parts else ()))
             counts.append(counter.get_total_flops())
         assert counts[0] == counts[1] + 2 * (2 * 3) * 2 * 5
         assert counts[1] == 3 * 2 * (2 * 3) * 5 * (8 + 2 + 2)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_scan_hears_of_the_setting_of_pytorch(asked, monkeypatch):
+    """As it was in the forward pass."""
+    xz, block = make_arguments(1, 2, 3)
+    heard, backward = [], scan.backward
+    monkeypatch.setattr(scan, "backward", lambda *given: heard.append(given[4]) or backward(*given))
+    with deterministic() if asked else nullcontext():
+        out = mamba_inner(xz.requires_grad_(), block)
+    out.sum().backward()
+    assert heard == [asked]
 
 
 @every_device

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from comparison import assert_all_close, assert_replays, assert_same_bits
-from test_mamba_inner import deterministic, doubled, make_arguments, parts, results
+from test_mamba_inner import TRITON, deterministic, doubled, make_arguments, parts, results
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -39,7 +39,7 @@ def arguments(size: str, dtype: torch.dtype) -> tuple[Tensor, Block]:
 def by_parts(xz: Tensor, block: Block) -> Tensor:
     """The parts under autocast, which leaves what is not a product as it is."""
     with torch.autocast("cuda", xz.dtype):
-        return parts(xz, block, "triton")
+        return parts(xz, block, *TRITON)
 
 
 @half
@@ -57,7 +57,7 @@ class TestInHalfPrecision:
     def test_rounds_no_more_than_the_parts(self, size, dtype, nan_memory):
         """Of both, the distance from float64; thrice, since lanes of a program could get in one another's way."""
         given = arguments(size, dtype)
-        exact = results(lambda *a: parts(*a, "parallel"), *doubled(*given))
+        exact = results(lambda *given: parts(*given, "reference", "parallel"), *doubled(*given))
         usual = results(by_parts, *given)
         for _ in range(3):
             for name, tensor in results(mamba_inner, *given).items():
