@@ -16,6 +16,7 @@ from seqlab.ops import causal_conv1d, selective_scan
 from seqlab.ops.decoding import Block
 from seqlab.ops.mamba_inner import can_run, mamba_inner
 from seqlab.ops.selective_scan import triton as scan
+from seqlab.ops.selective_scan.interface import Inputs, Out
 
 every_device = pytest.mark.parametrize("device", DEVICES)
 kernel_test = pytest.mark.usefixtures("nan_memory", "short_chunks")
@@ -113,6 +114,30 @@ def kept_bytes(operation, xz: Tensor, block: Block, *settings) -> int:
     return sum(kept.values())
 
 
+def hold_in_place(batch: int, length: int, width: int, d_state: int, dtype: torch.dtype, device: str) -> None:
+    """Hold the scan's gradients and y in the memory of dy, delta, u and z to the bits of those in memory of their own.
+
+    And y, of the backward pass, to that of the forward pass.
+    """
+    skip_unless_available("seqlab.ops.selective_scan", "triton", device, torch.float32)
+    torch.manual_seed(0)
+    dy, z, u, delta = (
+        t for _ in range(2) for t in torch.randn(batch, length, 2 * width).to(device, dtype).chunk(2, dim=2)
+    )
+    B, C = torch.randn(batch, length, 2 * d_state).to(device, dtype).chunk(2, dim=2)
+    A, (D, bias) = -torch.rand(width, d_state).to(device) - 0.1, torch.randn(2, width).to(device)
+    inputs = Inputs(u, delta, A, B, C, D, z, bias, None, True)
+    y, _, saved = scan.forward(inputs, None, True)
+    again = torch.empty_like(y)
+    expected = scan.backward(inputs, saved, dy, None, True, Out(again))
+    found = scan.backward(inputs, saved, dy, None, True, Out(delta, u, dy, z))
+    assert torch.equal(delta, again)
+    assert_same_bits(found._asdict(), expected._asdict())
+    assert [part.data_ptr() for part in (found.u, found.delta, found.z)] == [part.data_ptr() for part in (u, dy, z)]
+    assert_all_close({"y": again}, {"y": y}, dtype)
+    assert dtype == torch.float32 or (again == y).double().mean() > 0.999
+
+
 @kernel_test
 @every_device
 class TestAgainstTheParts:
@@ -158,6 +183,10 @@ class TestAgainstTheParts:
             leaf = first.clone().requires_grad_()
             found.append({"xz": torch.autograd.grad(operation(leaf, others).sum(), leaf)[0]})
         assert_all_close(*found, torch.float32)
+
+    @pytest.mark.parametrize("d_state", [1, 5, 20])
+    def test_the_scan_writes_over_what_it_has_read(self, d_state, device):
+        hold_in_place(2, 13, 5, d_state, torch.float32, device)
 
     def test_the_backward_pass_again(self, device):
         xz, block = make_arguments(1, 3, 5, device=device)
