@@ -15,11 +15,11 @@ from seqlab.ops.triton_support import ceil
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 PRODUCT = {  # by bytes of an element
-    4: {"BM": 64, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
+    4: {"BM": 128, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
     2: {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
 }
 OUTER = {
-    4: {"BM": 32, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+    4: {"BM": 32, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 3},
     2: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
 }
 ROWS, COLUMNS = 4, 256  # of a program of the kernels between and after the products
@@ -46,7 +46,7 @@ def _power_of_two(number: int) -> int:
 
 def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) -> Tensor:
     """(M, N), each row of x times its expert's matrix; arguments as in ``grouped.product``."""
-    x = x.contiguous()
+    x, weight = x.contiguous(), _summands_together(weight)
     (places,), (experts, inner, columns) = groups.order.shape, weight.shape
     tile: dict[str, Any] = dict(PRODUCT[x.element_size()])
     tile["BM"] = min(tile["BM"], max(SMALLEST, _power_of_two(places)))
@@ -60,17 +60,39 @@ def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) 
     return y
 
 
+def _summands_together(right: Tensor) -> Tensor:
+    """The right factor (..., K, N) of a product over K, in float32 with K contiguous in memory.
+
+    Tensor cores read TensorFloat32 from shared memory in no other layout, and Triton's other way takes twice the time.
+    """
+    if right.dtype != torch.float32 or not right.is_cuda or right.stride(-2) == 1:
+        return right
+    return right.mT.contiguous().mT
+
+
 def outer(left: Tensor, right: Tensor, groups: Groups, *, spread: Literal["left", "right"]) -> Tensor:
     """(E, K, N), the sum of outer products over each expert's rows; arguments as in ``grouped.outer``."""
-    left, right = left.contiguous(), right.contiguous()
-    experts, inner, columns = len(groups.ends), left.shape[1], right.shape[1]
-    tile = OUTER[left.element_size()]
-    y = left.new_empty(experts, inner, columns)
-    kernel = _kernels().outer_kernel[(ceil(inner, tile["BK"]) * ceil(columns, tile["BN"]), experts)]
-    fixed = {"FAN": groups.top_k, "LEFT": spread == "left", "RIGHT": spread == "right", "PRECISION": _precision()}
-    with torch.cuda.device_of(left):
-        kernel(y, left, right, groups.order, groups.ends, inner, columns, **fixed, **tile, **OPTIONS)
+    y = left.new_empty(len(groups.ends), left.shape[1], right.shape[1])
+    if left.dtype == torch.float32 and left.shape[1] < right.shape[1]:  # the right factor is copied: the narrower one
+        _outer(y.mT, right, left, groups, {"left": "right", "right": "left"}[spread])
+    else:
+        _outer(y, left, right, groups, spread)
     return y
+
+
+def _outer(y: Tensor, left: Tensor, right: Tensor, groups: Groups, spread: Literal["left", "right"]) -> None:
+    """Write the outer products into y (E, K, N), in any layout of an expert's matrix."""
+    left, right, spreads_right = left.contiguous(), right.contiguous(), spread == "right"
+    if right.dtype == torch.float32 and right.is_cuda:
+        right = _summands_together(right.index_select(0, groups.tokens) if spreads_right else right)
+        spreads_right = False
+    _, inner, columns = y.shape
+    tile = OUTER[left.element_size()]
+    kernel = _kernels().outer_kernel[(ceil(inner, tile["BK"]) * ceil(columns, tile["BN"]), len(y))]
+    fixed = {"FAN": groups.top_k, "LEFT": spread == "left", "RIGHT": spreads_right, "PRECISION": _precision()}
+    operands = (y, left, right, *right.stride(), groups.order, groups.ends, inner, columns, *y.stride()[1:])
+    with torch.cuda.device_of(left):
+        kernel(*operands, **fixed, **tile, **OPTIONS)
 
 
 def activate(hidden: Tensor, gates: Tensor, groups: Groups) -> Tensor:

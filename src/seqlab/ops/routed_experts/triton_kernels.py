@@ -86,10 +86,14 @@ def outer_kernel(
     y_ptr,
     left_ptr,
     right_ptr,
+    right_m,
+    right_n,
     order_ptr,
     ends_ptr,
     K,
     N,
+    y_k,
+    y_n,
     FAN: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
@@ -100,7 +104,8 @@ def outer_kernel(
 ):
     """A (BK, BN) tile of one expert's y (K, N): the sum of left_m right_m^T over its rows, BM at a time.
 
-    LEFT and RIGHT say which of the two has a row for each token.
+    LEFT and RIGHT say which of the two has a row for each token. ``right_m`` and ``right_n`` are right's strides,
+    ``y_k`` and ``y_n`` those of one expert's y.
     """
     column_blocks = tl.cdiv(N, BN)
     expert = tl.program_id(1)
@@ -114,10 +119,11 @@ def outer_kernel(
         exists = place < end
         left_at = left_ptr + _rows(order_ptr, place, exists, FAN, LEFT)[None, :] * K + k[:, None]
         left = tl.load(left_at, mask=exists[None, :] & (k[:, None] < K), other=0)  # (BK, BM)
-        right_at = right_ptr + _rows(order_ptr, place, exists, FAN, RIGHT)[:, None] * N + column[None, :]
+        right_row = _rows(order_ptr, place, exists, FAN, RIGHT)[:, None] * right_m
+        right_at = right_ptr + right_row + column[None, :].to(tl.int64) * right_n
         right = tl.load(right_at, mask=exists[:, None] & (column[None, :] < N), other=0)  # (BM, BN)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    y_at = y_ptr + (expert.to(tl.int64) * K + k)[:, None] * N + column[None, :]
+    y_at = y_ptr + expert.to(tl.int64) * K * N + k[:, None] * y_k + column[None, :] * y_n
     tl.store(y_at, total.to(y_ptr.dtype.element_ty), mask=(k[:, None] < K) & (column[None, :] < N))
 
 
