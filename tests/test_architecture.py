@@ -31,7 +31,8 @@ ROOMS = {
     ),
     "models": (
         "errors ops",
-        "counting feedforward layer linear mixture_of_experts norms pattern positions protocols sequence_model",
+        "counting feedforward head_loss layer linear mixture_of_experts norms pattern positions protocols "
+        "sequence_model",
     ),
     "inference": (
         "errors models ops",

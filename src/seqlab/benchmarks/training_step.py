@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from seqlab.data import Batch
+from seqlab.data import Batch, of_cross_entropy
 from seqlab.ops import cross_entropy
 from seqlab.training import TrainerConfig
 from seqlab.training.captured import captures
@@ -26,6 +26,7 @@ class RandomTokens:
         """Every position counts: (B, L) to (B, L), bool."""
         return torch.ones_like(targets, dtype=torch.bool)
 
+    @of_cross_entropy
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of outputs (B, L, V) at targets (B, L): (B, L), float32."""
         return cross_entropy(outputs, targets)

@@ -4,9 +4,9 @@ Symbols: B batch, L length; ``d_input`` and ``d_output`` are the widths below.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,19 @@ from seqlab.errors import UserError
 
 IGNORED = -100
 """The target of a position without a label, as torch's ``cross_entropy`` has it by default."""
+
+
+LossFunction = TypeVar("LossFunction", bound=Callable[..., Any])
+
+
+def of_cross_entropy(loss: LossFunction) -> LossFunction:
+    """Mark a ``loss`` that is the cross-entropy of each position's logits, and 0 where the target is ``IGNORED``.
+
+    Training may then compute it in parts, so that not all logits exist at once. The mark belongs to the function: a
+    subclass that has a ``loss`` of its own says so again if it holds there.
+    """
+    loss.is_cross_entropy = True
+    return loss
 
 
 class Batch(NamedTuple):

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from seqlab.data.corpora import Corpus
 from seqlab.data.encoding import Vocabulary, plain
-from seqlab.data.protocol import Batch, DataSet
+from seqlab.data.protocol import Batch, DataSet, of_cross_entropy
 from seqlab.data.streams import epoch_items, integers
 from seqlab.errors import UserError
 from seqlab.ops import cross_entropy
@@ -146,6 +146,7 @@ class TextData(DataSet):
         full, rest = divmod(len(self._splits[split]) - 1, self.length)
         return -(-full // batch_size) + (rest > 0)
 
+    @of_cross_entropy
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32."""
         return cross_entropy(outputs, targets).float()

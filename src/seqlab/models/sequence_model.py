@@ -162,15 +162,19 @@ class SequenceModel(nn.Module):
         With ``places`` (P,), indices into the flattened batch, to (P, d_output): a large head at all positions would be
         most of the work where few are needed.
         """
+        return self.head(self.hidden(inputs, places))
+
+    def hidden(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
+        """What ``forward`` gives to the head: (B, L, D), or (P, D) with ``places``."""
         x, update = self._embed(inputs, 0, inputs.shape[1]), None  # (B, L, D)
         for layer in self.layers:
             x, update = layer(x, update)
-        return self._read(x, update, places)
+        return self._normed(x, update, places)
 
-    def _read(self, x: Tensor, update: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+    def _normed(self, x: Tensor, update: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         if places is not None:
             x, update = (x if update is None else x + update).flatten(0, 1)[places], None
-        return self.head(add_norm(self.norm, x, update)[1])
+        return add_norm(self.norm, x, update)[1]
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first position."""
@@ -183,7 +187,7 @@ class SequenceModel(nn.Module):
         norm = decoding.norm_of(self.norm)
         if norm is not None and decoding.can_run(x, norm.weight, norm.bias, self.head.weight, self.head.bias):
             return decoding.norm_linear(x, norm, self.head.weight, self.head.bias), state
-        return self._read(x), state
+        return self.head(self._normed(x)), state
 
     @torch.no_grad()
     def prefill(
@@ -213,7 +217,8 @@ class SequenceModel(nn.Module):
             x, state = self._advance(prefill_mixer, piece, state, piece.shape[1])  # (B, L, D)
             if every or places is not None:
                 seen.append(x)
-        return self._read(torch.cat(seen, dim=1) if seen else x[:, -1], places=places), state
+        x = torch.cat(seen, dim=1) if seen else x[:, -1]
+        return self.head(self._normed(x, places=places)), state
 
     def _advance(self, read: Read, inputs: Tensor, state: ModelState, length: int) -> tuple[Tensor, ModelState]:
         """The residual stream after all layers for ``length`` positions, and the state after them."""

@@ -6,6 +6,7 @@ Each operation is a package whose public function has the package's name: ``seql
 
 from seqlab.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from seqlab.ops.cross_entropy import cross_entropy
+from seqlab.ops.linear_cross_entropy import linear_cross_entropy
 from seqlab.ops.rms_norm import add_rms_norm, rms_norm
 from seqlab.ops.routed_experts import routed_experts, routed_experts_flops
 from seqlab.ops.selective_scan import selective_scan, selective_scan_flops, selective_state_update
@@ -16,6 +17,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "cross_entropy",
+    "linear_cross_entropy",
     "rms_norm",
     "routed_experts",
     "routed_experts_flops",

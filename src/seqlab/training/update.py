@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
+from seqlab.models.head_loss import head_loss, skips_logits
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts
 from seqlab.training.captured import CapturedGradient
@@ -127,9 +128,7 @@ class Update:
         for part_inputs, part_targets in zip(
             inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True
         ):
-            with autocast(self.device, self.precision):
-                outputs = self.model(part_inputs)
-            part_loss = self.data.loss(outputs, part_targets).sum() / count
+            part_loss = self._loss(part_inputs, part_targets, count)
             loss += part_loss.detach()
             weight = len(part_inputs) / len(inputs)
             add_visits(visits, weight)
@@ -146,6 +145,17 @@ class Update:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         return torch.stack((loss, norm) if added is None else (loss, norm, added))
 
+    def _loss(self, inputs: Tensor, targets: Tensor, count: Tensor) -> Tensor:
+        """The sum of the losses of a part of the batch, divided by the whole batch's count."""
+        with autocast(self.device, self.precision):
+            if self._skips_logits(inputs):
+                return head_loss(self.model, inputs, targets, count.reciprocal().expand(targets.shape))
+            outputs = self.model(inputs)
+        return self.data.loss(outputs, targets).sum() / count
+
+    def _skips_logits(self, inputs: Tensor) -> bool:
+        return getattr(self.data.loss, "is_cross_entropy", False) and skips_logits(self.model, inputs)
+
     def _count_visits(self, inputs: Tensor) -> Visits:
         """The share of each expert in the visits of the whole batch, (E,), for each mixture of experts.
 
@@ -156,7 +166,7 @@ class Update:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
             for part in inputs.chunk(self.accumulate):
                 with autocast(self.device, self.precision):
-                    self.model(part)
+                    (self.model.hidden if self._skips_logits(part) else self.model)(part)
                 auxiliary_losses(self.model)  # removes them, so that no autograd graph stays
                 add_visits(visits, len(part) / len(inputs))
         return visits

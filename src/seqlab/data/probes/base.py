@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from seqlab.data.probes.draws import Draw
-from seqlab.data.protocol import IGNORED, Batch, DataSet
+from seqlab.data.protocol import IGNORED, Batch, DataSet, of_cross_entropy
 from seqlab.data.streams import epoch_items
 from seqlab.errors import UserError, under
 from seqlab.ops import cross_entropy
@@ -235,6 +235,7 @@ class Probe(DataSet):
         tokens = min(EVALUATED_TOKENS, EVALUATED_LOGITS // self.d_output)
         return max(1, min(batch_size, max(tokens, batch_size * self.length) // length))
 
+    @of_cross_entropy
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32; 0 where there is no answer.
 

@@ -42,15 +42,22 @@ def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor,
     return losses, kept
 
 
-def backward(d_losses: Tensor, logits: Tensor, targets: Tensor, kept: Tensor, ignore_index: int) -> Tensor:
-    """d_logits (N, V) in the logits' dtype; arguments as in ``operator.py``."""
+def backward(
+    d_losses: Tensor, logits: Tensor, targets: Tensor, kept: Tensor, ignore_index: int, *, in_place: bool = False
+) -> Tensor:
+    """d_logits (N, V) in the logits' dtype, or with ``in_place`` the logits, of unit stride, overwritten by it.
+
+    The other arguments are as in ``operator.py``. In place, a thread has read what it writes over, since source and
+    target are the same columns of the same row.
+    """
     logits, targets = unit_stride(logits), targets.contiguous()
     rows, columns = logits.shape
-    d_logits = logits.new_empty(rows, columns)
+    d_logits = logits if in_place else logits.new_empty(rows, columns)
+    stride, d_stride = logits.stride(0), d_logits.stride(0)
     tile, programs = _cut(logits)
-    aligned = (logits.stride(0) - columns) % tile["W"] == 0
+    aligned = (stride - d_stride) % tile["W"] == 0
     kernel = _kernels().backward_kernel[(programs,)]
-    operands = (d_logits, d_losses, d_losses.stride(0), logits, logits.stride(0), targets, kept, ignore_index)
+    operands = (d_logits, d_stride, d_losses, d_losses.stride(0), logits, stride, targets, kept, ignore_index)
     with torch.cuda.device_of(logits):
         kernel(*operands, rows, columns, **tile, ALIGNED=aligned, **OPTIONS)
     return d_logits

@@ -91,19 +91,20 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    d_logits_ptr, d_losses_ptr, d_stride, logits_ptr, stride, targets_ptr, kept_ptr, ignore_index, rows, columns,
+    d_logits_ptr, d_stride, d_losses_ptr, losses_stride, logits_ptr, stride, targets_ptr, kept_ptr, ignore_index,
+    rows, columns,
     R: tl.constexpr, T: tl.constexpr, W: tl.constexpr, EDGES: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """d_logits (N, V), whose rows follow one another; ALIGNED says whether whole groups of theirs are the logits'."""
+    """d_logits (N, V), which may be the logits; ALIGNED says whether whole groups of its rows are the logits'."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     exists = row < rows
     target = tl.load(targets_ptr + row, mask=exists, other=ignore_index)
-    g = tl.load(d_losses_ptr + row * d_stride, mask=exists, other=0).to(tl.float32)
+    g = tl.load(d_losses_ptr + row * losses_stride, mask=exists, other=0).to(tl.float32)
     reads = (target != ignore_index) & (g != 0)
     g = tl.where(reads, g, 0.0)[:, None, None]
     m = tl.load(kept_ptr + row, mask=reads, other=0)[:, None, None]
     log_sum = tl.load(kept_ptr + rows + row, mask=reads, other=0)[:, None, None]
-    begin, d_begin = row * stride, row * columns
+    begin, d_begin = row * stride, row * d_stride
     first, groups = _whole_groups(d_begin, columns, W, EDGES)
     source = begin + first
     if ALIGNED:

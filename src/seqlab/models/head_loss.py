@@ -1,0 +1,34 @@
+"""The cross-entropy of a model's outputs without its logits, where these would take much memory.
+
+Symbols: B batch, L length.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from seqlab.models.linear import Linear
+from seqlab.models.sequence_model import SequenceModel
+from seqlab.ops.linear_cross_entropy import linear_cross_entropy, pays
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def skips_logits(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether ``head_loss`` is for this model and tokens (B, L): a ``SequenceModel`` in float32 with so many logits
+    that it pays to hold only some of them at a time.
+
+    Not if ``forward`` is another, of a subclass for one, or somebody looks at the logits through a hook.
+    """
+    if getattr(model.forward, "__func__", None) is not SequenceModel.forward or type(model.head) is not Linear:
+        return False
+    weight, kind = model.head.weight, inputs.device.type
+    if weight.dtype != torch.float32 or any(getattr(part, name) for part in (model, model.head) for name in HOOKS):
+        return False
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return pays(inputs.shape[0] * inputs.shape[1], *weight.shape, dtype, inputs.device)
+
+
+def head_loss(model: SequenceModel, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """The sum over positions of cross-entropy times scale, a scalar, of tokens, targets and scales, (B, L) each."""
+    x, head = model.hidden(inputs), model.head
+    return linear_cross_entropy(x, head.weight, head.bias, targets, scale, backend="chunked")

@@ -1,0 +1,167 @@
+"""Rows in chunks by PyTorch's matrix products: of logits and their gradient one chunk exists, and one after the other.
+
+Between the two products stands the cross-entropy: on a GPU the kernels of ``cross_entropy``, which write the gradient
+over the logits, elsewhere PyTorch's operations. Symbols as in ``operator.py``; R rows of a chunk; P the vocabulary
+filled up to a multiple of ``PAD``, with words whose weights are zero and which the losses do not see.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.cross_entropy import resolve_backend, triton
+from seqlab.ops.linear_cross_entropy.operator import Gradients
+
+LOGITS = 64 * 2**20
+"""Bytes of a chunk's logits. Fewer would leave the kernels of a chunk too little work for a whole GPU, and add up the
+weight's gradient, which is read and written for each chunk, more often; more would gain nothing but hold memory."""
+
+TILE = 128
+"""A chunk has a multiple of this many rows, as the tiles of matrix products have."""
+
+PAD = 16
+"""The rows of logits begin at multiples of this many numbers: products move 16 bytes at once only if rows allow it."""
+
+HALF_UNIT = 64.0
+"""In float16 the gradient of the logits of the row of the largest scale is computed as if its scale were this. Times a
+real one, such as 1 / 16,384, small probabilities would be less than the smallest number there, 6e-8, before the factor
+of a gradient scaler came. The gradient by x, at most twice this times the largest weight, must stay below 65,504."""
+
+ADDS_IN_FLOAT32 = torch.__version__ >= (2, 11)
+"""Whether ``torch.addmm`` adds a product of halves to a float32 matrix; before, it is added in a pass of its own."""
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None: PyTorch's products run everywhere, and so does one of the two ways to the loss."""
+    return None
+
+
+def chunk_rows(vocabulary: int, width: int, dtype: torch.dtype) -> int:
+    """How many rows a chunk has, R.
+
+    Its logits take ``LOGITS`` bytes, or as many as the weight's gradient does if these are more, so that adding to it
+    costs less than moving the logits; memory is then at most doubled by them.
+    """
+    row = vocabulary * dtype.itemsize
+    rows = max(LOGITS, vocabulary * width * accumulation_dtype(dtype).itemsize) // row
+    return max(1, rows if rows < TILE else rows - rows % TILE)
+
+
+def pays(rows: int, vocabulary: int, width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether chunks hold fewer logits than all rows at once would, and are no slower for it.
+
+    Not on a CPU: one that is not Intel's multiplies whole batches by oneDNN, which is faster than the products here.
+    """
+    return device.type == "cuda" and rows > chunk_rows(vocabulary, width, dtype)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: Tensor,
+    ignore_index: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Gradients]:
+    """The loss, a scalar, and the gradients that are ``wanted``; arguments as in ``operator.py``."""
+    rows, (vocabulary, width) = len(x), weight.shape
+    head = _Head(x, weight, bias, wanted)
+    d_scale, factor = None, None
+    if any(wanted):
+        d_scale, factor = _relative(scale) if x.dtype == torch.float16 else (scale, None)
+    size = min(rows, chunk_rows(vocabulary, width, x.dtype))
+    logits = x.new_empty(size, len(head.weight))  # (R, P), of every chunk
+    losses = [scale.new_zeros(0)]
+    for start in range(0, rows, max(1, size)):
+        here = slice(start, start + size)
+        z = head.logits(here, logits)  # (R, P)
+        d = None if d_scale is None else d_scale[here]
+        losses.append(_losses(z[:, :vocabulary], targets[here], d, ignore_index))
+        if d is not None:
+            head.add(here, z)
+    return (torch.cat(losses) * scale).sum(), head.gradients(vocabulary, factor)
+
+
+def _relative(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The scales (N,), the largest as ``HALF_UNIT``, and the scalar that takes this back."""
+    if not len(scale):
+        return scale, scale.new_ones(())
+    unit = scale.abs().amax().clamp(min=torch.finfo(scale.dtype).tiny) / HALF_UNIT
+    return scale / unit, unit
+
+
+def _losses(logits: Tensor, targets: Tensor, d_losses: Tensor | None, ignore_index: int) -> Tensor:
+    """The losses (R,) of logits (R, V), which, given those of the losses (R,), become their own gradient."""
+    if resolve_backend("auto", logits.device, logits.dtype) != "triton":
+        return _plain_losses(logits, targets, d_losses, ignore_index)
+    losses, kept = triton.forward(logits, targets, ignore_index)
+    if d_losses is not None:
+        triton.backward(d_losses, logits, targets, kept, ignore_index, in_place=True)
+    return losses
+
+
+def _plain_losses(logits: Tensor, targets: Tensor, d_losses: Tensor | None, ignore_index: int) -> Tensor:
+    """As ``_losses``, by PyTorch's operations."""
+    log_p = torch.log_softmax(logits, 1, dtype=accumulation_dtype(logits.dtype))  # (R, V)
+    losses = F.nll_loss(log_p, targets, ignore_index=ignore_index, reduction="none")
+    if d_losses is not None:
+        counts = targets != ignore_index
+        d = log_p.exp_().scatter_add_(1, targets.where(counts, 0)[:, None], log_p.new_full((len(log_p), 1), -1.0))
+        logits.copy_(d.mul_(d_losses.where(counts, 0)[:, None]).masked_fill_(~counts[:, None], 0))
+    return losses
+
+
+class _Head:
+    """The linear map, its rows filled up to P, and the sums of its gradients."""
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]):
+        self.x, missing = x, -len(weight) % PAD
+        self.weight = _filled(weight, missing, x.dtype)  # (P, D)
+        self.bias = None if bias is None else _filled(bias, missing, x.dtype)  # (P,)
+        sums = accumulation_dtype(x.dtype)
+        self.d_x = torch.empty_like(x) if wanted[0] else None
+        self.d_weight = torch.zeros_like(self.weight, dtype=sums) if wanted[1] else None
+        self.d_bias = torch.zeros_like(self.bias, dtype=sums) if wanted[2] else None
+
+    def logits(self, here: slice, out: Tensor) -> Tensor:
+        """The logits of some rows, (R, P), in the memory of ``out`` (R, P)."""
+        x = self.x[here]
+        out = out[: len(x)]
+        if self.bias is None:
+            return torch.mm(x, self.weight.t(), out=out)
+        return torch.addmm(self.bias, x, self.weight.t(), out=out)
+
+    def add(self, here: slice, d_logits: Tensor) -> None:
+        """Take the gradient of the logits of some rows, (R, P)."""
+        if self.d_x is not None:
+            torch.mm(d_logits, self.weight, out=self.d_x[here])
+        if self.d_weight is not None:
+            _add_product(self.d_weight, d_logits.t(), self.x[here])
+        if self.d_bias is not None:
+            self.d_bias += d_logits.sum(0, dtype=self.d_bias.dtype)
+
+    def gradients(self, vocabulary: int, factor: Tensor | None) -> Gradients:
+        """The gradients, without the rows that filled up."""
+        d_weight, d_bias = (None if d is None else d[:vocabulary] for d in (self.d_weight, self.d_bias))
+        return Gradients(self.d_x, d_weight, d_bias, factor)
+
+
+def _filled(tensor: Tensor, missing: int, dtype: torch.dtype) -> Tensor:
+    """The tensor (V, ...) in ``dtype``, with ``missing`` rows of zeros after it."""
+    if not missing:
+        return tensor.detach().to(dtype).contiguous()
+    filled = tensor.new_zeros((len(tensor) + missing, *tensor.shape[1:]), dtype=dtype)
+    filled[: len(tensor)] = tensor.detach()
+    return filled
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, of total (P, D) in the dtype of sums, a (P, R) and b (R, D); no sum is rounded to theirs."""
+    if total.dtype == a.dtype or not total.is_cuda:
+        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), out=total)
+    elif ADDS_IN_FLOAT32:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += torch.mm(a, b, out_dtype=total.dtype)
