@@ -23,10 +23,10 @@ from seqlab.ops import decoding
 CHUNK = 4096
 """Positions that ``prefill`` takes at a time on a CPU, which bounds the memory for activations."""
 
-TOKENS = 2**16
+TOKENS = 2**15
 """Tokens that it takes at a time on a GPU, in all sequences together: enough that kernels take longer than Python does
 to launch them. For each of the D in the residual stream, a token's activations in a layer are 12 numbers (Mamba) to 28
-(experts, two a token): in bf16, at a width of 768, 1.2 to 2.8 GB."""
+(experts, two a token): in bf16, at a width of 768, 0.6 to 1.4 GB."""
 
 
 def chunk_length(batch: int, device: torch.device) -> int:
