@@ -291,10 +291,15 @@ class TestChunked:
 
 
 class TestChunkRows:
+    @pytest.mark.parametrize(("rows", "most", "size"), [(16_384, 13_312, 8192), (13_313, 13_312, 6784), (7, 640, 7)])
+    def test_chunks_are_of_about_one_size(self, rows, most, size):
+        assert chunked._even(rows, most) == size
+
     @pytest.mark.parametrize(
-        ("vocabulary", "width", "rows"), [(10_000, 256, 3328), (50_277, 256, 640), (50_277, 768, 1536), (2**26, 1, 2)]
+        ("vocabulary", "width", "rows"),
+        [(10_000, 256, 13_312), (50_277, 256, 2560), (50_277, 4096, 8192), (2**26, 1, 2)],
     )
-    def test_of_64_mib_or_as_much_as_the_weights_gradient(self, vocabulary, width, rows):
+    def test_of_256_mib_or_as_much_as_the_weights_gradient(self, vocabulary, width, rows):
         assert chunk_rows(vocabulary, width, torch.bfloat16) == rows
 
     @pytest.mark.parametrize(

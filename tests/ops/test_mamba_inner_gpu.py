@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from comparison import assert_replays, assert_same_bits
+from comparison import assert_replays, assert_same_bits, nothing_may_wait
 from test_mamba_inner import TRITON, deterministic, doubled, hold_in_place, make_arguments, parts, results
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -185,9 +185,5 @@ def test_nothing_waits_for_the_device():
     xz, block = arguments("short", torch.bfloat16)
     xz.requires_grad_()
     mamba_inner(xz, block).sum().backward()
-    mode = torch.cuda.get_sync_debug_mode()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with nothing_may_wait():
         mamba_inner(xz, block).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)

@@ -13,9 +13,10 @@ from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.cross_entropy import resolve_backend, triton
 from seqlab.ops.linear_cross_entropy.operator import Gradients
 
-LOGITS = 64 * 2**20
-"""Bytes of a chunk's logits. Fewer would leave the kernels of a chunk too little work for a whole GPU, and add up the
-weight's gradient, which is read and written for each chunk, more often; more would gain nothing but hold memory."""
+LOGITS = 2**28
+"""Most bytes of a chunk's logits. With fewer, the kernels of a chunk have too little work for a whole GPU, and the
+weight's gradient is read and written more often: a step of 16,384 tokens with a vocabulary of 10,000 took 4 % longer
+with 64 MiB on an H200."""
 
 TILE = 128
 """A chunk has a multiple of this many rows, as the tiles of matrix products have."""
@@ -71,7 +72,7 @@ def forward(
     d_scale, factor = None, None
     if any(wanted):
         d_scale, factor = _relative(scale) if x.dtype == torch.float16 else (scale, None)
-    size = min(rows, chunk_rows(vocabulary, width, x.dtype))
+    size = _even(rows, chunk_rows(vocabulary, width, x.dtype))
     logits = x.new_empty(size, len(head.weight))  # (R, P), of every chunk
     losses = [scale.new_zeros(0)]
     for start in range(0, rows, max(1, size)):
@@ -82,6 +83,12 @@ def forward(
         if d is not None:
             head.add(here, z)
     return (torch.cat(losses) * scale).sum(), head.gradients(vocabulary, factor)
+
+
+def _even(rows: int, most: int) -> int:
+    """How many rows a chunk has if there are as few as possible, all of about one size."""
+    size = -(-rows // max(1, -(-rows // most)))
+    return min(most, -(-size // TILE) * TILE, rows)
 
 
 def _relative(scale: Tensor) -> tuple[Tensor, Tensor]:
