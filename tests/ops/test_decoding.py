@@ -1,13 +1,15 @@
 """A Mamba layer's step in three kernels, and a norm with its projection: against the layer's parts in float64."""
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
-from comparison import DEVICES, assert_all_close
+from comparison import DEVICES, assert_all_close, assert_same_bits
 from torch import Tensor, nn
 
+from seqlab.benchmarks.timing import captured
 from seqlab.models.mixers.mamba import Mamba, State
 from seqlab.models.norms import RMSNorm
 from seqlab.ops import decoding
@@ -28,6 +30,8 @@ SIZES = {  # batch, d_model, d_state, d_conv: one sequence, two, and tiles; widt
     "tile": (3, 24, 16, 4),
     "part of a tile": (17, 20, 5, 2),
     "tiles": (70, 16, 8, 4),
+    "large tiles": (130, 20, 5, 3),
+    "x_proj in pieces": (3, 200, 70, 4),
 }
 
 
@@ -118,9 +122,15 @@ def test_what_the_kernels_cannot_take_goes_by_parts():
 class TestOnTheGPU:
     pytestmark = on_gpu
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("batch", [1, 2, 3, 64, 100])
-    @pytest.mark.parametrize("d_model", [200, 768])
+    @pytest.mark.parametrize(
+        ("batch", "d_model", "dtype"),
+        [
+            *((batch, 768, torch.bfloat16) for batch in (1, 2, 3, 16, 17, 64, 100, 256)),
+            *((batch, 203, torch.bfloat16) for batch in (1, 2, 3, 17, 64, 100, 256)),
+            *((batch, 200, torch.float16) for batch in (2, 3, 64, 100, 256)),
+        ],
+        ids=str,
+    )
     def test_rounds_no_more_than_the_parts(self, batch, d_model, dtype):
         """Of both, the distance from float64; thrice, since lanes of a program could get in one another's way.
 
@@ -129,10 +139,40 @@ class TestOnTheGPU:
         given = layer((batch, d_model, 16, 4))
         exact = by_parts(given.to("cuda", torch.float64))
         parts = by_parts(given.to("cuda", dtype))
-        for _ in range(3):
-            for name, tensor in by_kernels(given.to("cuda", dtype)).items():
-                error, usual = ((one.double() - exact[name]).norm() for one in (tensor, parts[name]))
-                assert error <= 1.5 * usual + 1e-6 * exact[name].norm(), name
+        runs = [by_kernels(given.to("cuda", dtype)) for _ in range(3)]
+        for name, tensor in runs[0].items():
+            error, usual = ((one.double() - exact[name]).norm() for one in (tensor, parts[name]))
+            assert error <= 1.5 * usual + 1e-6 * exact[name].norm(), name
+        for run in runs[1:]:
+            assert_same_bits(run, runs[0])
+
+    @pytest.mark.parametrize("batch", [1, 2, 3, 16, 64])
+    def test_kernels_that_overlap_wait_for_one_another(self, batch, monkeypatch):
+        """Twelve layers as a CUDA graph: as without overlaps, and the same bits each time."""
+        layers = [layer((batch, 768, 16, 4)).to("cuda", torch.bfloat16) for _ in range(12)]
+        states = [part for one in layers for part in one.state]
+        before, kept = [part.clone() for part in states], []
+
+        @torch.no_grad()
+        def through() -> None:
+            x = layers[0].x
+            for one in layers:
+                x = decoding.mamba_step(x, decoding.norm_of(one.norm), one.mixer.parameters_of_a_step, *one.state)
+            kept[:] = [x]
+
+        def outcome(run: Callable[[], None]) -> dict[str, Tensor]:
+            for part, value in zip(states, before, strict=True):
+                part.copy_(value)
+            torch.cuda.synchronize()
+            run()
+            return {str(place): tensor.clone() for place, tensor in enumerate([*kept, *states])}
+
+        replay = captured(through, torch.device("cuda"))
+        first = outcome(replay)
+        for _ in range(50):
+            assert_same_bits(outcome(replay), first)
+        monkeypatch.setattr(fused, "can_overlap", lambda device: False)
+        assert_all_close(first, outcome(through), torch.bfloat16)
 
     def test_a_step_takes_them(self):
         """The layer's own step in a model in evaluation, and not in training, where dropout may be."""

@@ -1,7 +1,7 @@
 """One position of a Mamba layer and of a projection, in few kernels: generating a token is launches, not arithmetic.
 
 Step by step, PyTorch takes some 40 kernels for a Mamba layer, each of a few microseconds of which most is the wait for
-the one before. Here a layer is three (four for large batches), with its norm and its residual connection.
+the one before. Here a layer is three (four from some ten sequences on), with its norm and its residual connection.
 
 Symbols: B batch, D model width, E inner width, N state size, R rank of delta, K width of the convolution.
 """
@@ -70,16 +70,20 @@ def mamba_step(x: Tensor, norm: Norm, block: Block, conv_state: Tensor, state: T
         norm: before the block.
         block: the parameters, in x's dtype, dt_bias and D among them.
         conv_state: (B, K - 1, E) in x's dtype; it is moved on in place.
-        state: (B, E, N) float32, likewise. Of a single sequence both are read before the kernel launched just before
-            is known to have ended, which so must not write them; in a model that is the embedding or another layer.
+        state: (B, E, N) float32, likewise. Of 64 sequences or fewer both, and all parameters, may be read before the
+            kernel launched just before has ended, which so must not write them; in a model that is the embedding or
+            another layer. All kernels before that one have ended.
     """
-    u, z, shares = fused.enter(x, norm, block, conv_state)
+    u, z, shares = fused.enter(x, norm, block, conv_state, state)
     y = fused.update(u, z, shares, block, state)
     return fused.linear(y, block.out_weight, None, None, x)
 
 
 def norm_linear(x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight norm(x) + bias: x (B, D) to (B, O) in x's dtype; without a gradient."""
+    """weight norm(x) + bias: x (B, D) to (B, O) in x's dtype; without a gradient.
+
+    As in ``mamba_step``, the kernel launched just before must not write the parameters.
+    """
     return fused.linear(x, weight, bias, norm, None)
 
 

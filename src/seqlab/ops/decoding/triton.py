@@ -1,9 +1,10 @@
-"""Launches of ``triton_kernels.py``: how the work of one position is cut, by the batch and the widths.
+"""Launches of the kernels: how the work of one position is cut, by the batch and the widths.
 
 Symbols: B batch, D model width, E inner width, N state size, W = R + 2 N columns of ``x_proj``, I and O columns into
 and out of a projection, P shares of a sum, V vocabulary.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,39 +16,75 @@ from seqlab.ops.triton_support import why_unavailable as why_unavailable
 try:
     import triton
 
-    from seqlab.ops.decoding import triton_kernels as kernels
+    from seqlab.ops.decoding import triton_enter, triton_linear, triton_update
 except ImportError:  # a torch wheel for CPUs may come without it
     triton = None
 
 WIDEST_ROW = 4096
 """Columns up to which a program holds a whole row of weights; wider ones go through the tensor cores in pieces."""
 
-ROW_TILE = 16_384
-"""Weights that a program of a single sequence holds in registers: 64 for each lane of its eight warps."""
+ROW_ENTER, ROW_LINEAR = 16_384, 8192
+"""Weights that a program of a single sequence holds in registers, into a layer and out of one."""
 
-PROGRAMS = 400
-"""About so many programs update states at a time: three for each multiprocessor of a large GPU."""
+MOST_OF_X = 128
+"""Columns of ``x_proj`` that a program of several sequences takes at a time."""
 
-MOST_SHARES = 2048
+MOST_SHARES = 512
 """Shares times sequences up to which each program that needs their sum adds them itself."""
 
 PIECE = 2048
 """Numbers of a row that one program takes to find the largest."""
 
+ROOMY = 200_000
+"""Bytes of shared memory that a program must be able to have for the larger tiles."""
+
+WIDE_OUT = 8192
+"""Columns out from which a projection is cut as a head over a vocabulary is."""
+
 
 class Tile(NamedTuple):
-    """How a kernel of several sequences is cut: a program's sequences and columns, columns in at a time, and how many
-    of those are being loaded."""
+    """How a product of several sequences is cut: a program's sequences and columns, columns in at a time, how many of
+    those are being loaded, and its warps."""
 
     rows: int
     columns: int
     depth: int
     stages: int
+    warps: int
 
 
-ENTER, PROJECT, HEAD = Tile(64, 16, 64, 4), Tile(32, 16, 128, 4), Tile(64, 128, 64, 4)
-WIDE_OUT = 8192
-"""Columns out from which a projection is cut as a head over a vocabulary is."""
+class Plan(NamedTuple):
+    """How all is cut and launched for ``most`` sequences or fewer.
+
+    Args:
+        channels: of a program that updates states, for states of 16 numbers; of larger ones it has fewer.
+        overlaps: whether the kernels after ``enter`` begin before their predecessor has ended.
+        enter_overlaps: whether ``enter`` does.
+    """
+
+    most: float
+    enter: Tile
+    channels: int
+    out: Tile
+    head: Tile
+    overlaps: bool = False
+    enter_overlaps: bool = False
+
+
+NARROW, WIDE = Tile(64, 32, 64, 4, 4), Tile(128, 64, 64, 4, 8)
+PLANS = (  # fastest of many on an H200 at width 768 and batches of 16, 64 and 256; the third is made of their parts
+    Plan(32, NARROW, 64, Tile(32, 16, 128, 7, 4), Tile(64, 128, 64, 4, 4), overlaps=True),
+    Plan(64, NARROW, 128, Tile(64, 16, 256, 5, 4), Tile(64, 256, 64, 3, 8), overlaps=True, enter_overlaps=True),
+    Plan(128, NARROW, 128, Tile(64, 16, 256, 5, 4), Tile(128, 256, 64, 3, 8)),
+    Plan(float("inf"), WIDE, 128, Tile(32, 32, 128, 7, 4), Tile(128, 256, 64, 3, 8)),
+)
+
+
+def plan(x: Tensor) -> Plan:
+    """That for x (B, I); with small tiles in float32, which has no tensor cores here, and on GPUs without the room."""
+    found, small = next(plan for plan in PLANS if len(x) <= plan.most), PLANS[0]
+    roomy = not x.is_cuda or (x.element_size() == 2 and shared_memory(x.device) >= ROOMY)
+    return found if roomy else found._replace(enter=small.enter, out=small.out, head=small.head)
 
 
 def power_of_two(number: int) -> int:
@@ -60,27 +97,47 @@ def is_single(batch: int, width: int) -> bool:
     return batch <= 2 and width <= WIDEST_ROW
 
 
-def rows_of(tile: Tile, batch: int) -> int:
-    """A program's sequences: of a small batch all, in a tensor core's 16 rows at least."""
-    return min(tile.rows, max(16, power_of_two(batch)))
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program on a GPU can have."""
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
 
 
-def depth_of(tile: Tile, width: int) -> int:
-    """Columns in at a time, of which a tensor core takes 16."""
-    return min(tile.depth, max(16, power_of_two(width)))
+@cache
+def can_overlap(device: torch.device) -> bool:
+    """Whether a kernel may begin before its predecessor has ended, which needs compute capability 9."""
+    cuda = device.type == "cuda" and torch.version.cuda is not None
+    return cuda and torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def options(device: torch.device, warps: int, *, overlaps: bool = False, stages: int | None = None) -> dict[str, Any]:
-    """How a kernel is launched; ``overlaps``: before its predecessor has ended, which needs compute capability 9.
+def options(device: torch.device, warps: int, *, overlaps: bool, stages: int | None = None) -> dict[str, Any]:
+    """How a kernel is launched; ``overlaps``: before its predecessor has ended, where the device can.
 
-    It pays for kernels of single sequences (366 to 276 us for a token of 24 layers on an H200) and costs those of many,
-    where programs that wait take the place of programs that work (702 to 837 us).
+    It pays up to 64 sequences (H200, us for 24 layers: 366 to 276 of one sequence, 629 to 582 of 64) and costs beyond,
+    where programs that wait take the place of programs that work (1,280 to 1,340 of 256).
     """
     if device.type != "cuda":
         return {"PDL": False}
-    overlaps = overlaps and torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] >= 9
+    overlaps = overlaps and can_overlap(device)
     given = {"PDL": overlaps, "num_warps": warps}
     return given | ({"launch_pdl": True} if overlaps else {}) | ({} if stages is None else {"num_stages": stages})
+
+
+def row_options(device: torch.device, wide: int) -> dict[str, Any]:
+    """The same for kernels of a single sequence which hold rows of ``wide`` weights."""
+    return options(device, 8 if wide > 1024 else 4, overlaps=True)
+
+
+def tile_options(x: Tensor, tile: Tile, *, overlaps: bool) -> dict[str, Any]:
+    """The same for kernels of several sequences x (B, I), with a program's sequences and columns.
+
+    Of a small batch a program takes all, in a tensor core's 16 rows at least, which also takes 16 columns in.
+    """
+    batch, width = x.shape
+    rows = min(tile.rows, max(16, power_of_two(batch)))
+    depth = max(16, min(tile.depth * 2 // x.element_size(), power_of_two(width)))
+    launch = options(x.device, tile.warps, overlaps=overlaps, stages=tile.stages)
+    return {"BM": rows, "BN": tile.columns, "BK": depth} | launch
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, residual: Tensor | None) -> Tensor:
@@ -96,30 +153,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, residual: 
     }  # fmt: skip
     if is_single(batch, width):
         wide = power_of_two(width)
-        columns = min(max(1, ROW_TILE // wide), power_of_two(outs))
-        launch = options(x.device, 8, overlaps=True)
+        columns = min(max(1, ROW_LINEAR // wide), power_of_two(outs))
         grid = triton.cdiv(outs, columns), batch
-        kernels.row_linear_kernel[grid](*tensors, **flags, BN=columns, BK=wide, **launch)
+        triton_linear.row_linear_kernel[grid](*tensors, **flags, BN=columns, BK=wide, **row_options(x.device, wide))
         return out
-    tile = HEAD if outs >= WIDE_OUT else PROJECT
-    rows, launch = rows_of(tile, batch), options(x.device, 4, stages=tile.stages)
-    grid = triton.cdiv(outs, tile.columns), triton.cdiv(batch, rows)
-    kernels.rows_linear_kernel[grid](
-        *tensors, batch, **flags, BM=rows, BN=tile.columns, BK=depth_of(tile, width), **launch
-    )
+    chosen = plan(x)
+    wide_out = outs >= WIDE_OUT
+    tile = chosen.head if wide_out else chosen.out
+    launch = tile_options(x, tile, overlaps=chosen.overlaps and not wide_out)
+    grid = triton.cdiv(outs, launch["BN"]), triton.cdiv(batch, launch["BM"])
+    triton_linear.rows_linear_kernel[grid](*tensors, batch, **flags, **launch)
     return out
 
 
-def enter(x: Tensor, norm: Any, block: Any, conv_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def enter(x: Tensor, norm: Any, block: Any, conv_state: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """From the residual stream x (B, D) to u and z (B, E), and the shares (P, B, W) of ``x_proj``'s output.
 
     ``norm`` and ``block`` are a ``Norm`` and a ``Block`` of ``seqlab.ops.decoding``; ``conv_state`` (B, K - 1, E) moves
-    on.
+    on; ``state`` (B, E, N) is what ``update`` will read.
     """
     batch, width = x.shape
     inner, taps = block.conv_weight.shape
-    of_x, single, wide = len(block.x_weight), is_single(batch, width), power_of_two(width)
-    columns = max(1, ROW_TILE // wide) if single else ENTER.columns
+    of_x, single, wide, chosen = len(block.x_weight), is_single(batch, width), power_of_two(width), plan(x)
+    columns = max(1, ROW_ENTER // wide) if single else chosen.enter.columns
     programs = triton.cdiv(inner, columns)
     u, z = x.new_empty(batch, inner), x.new_empty(batch, inner)
     shares = torch.empty(programs, batch, of_x, dtype=torch.float32, device=x.device)
@@ -128,17 +184,21 @@ def enter(x: Tensor, norm: Any, block: Any, conv_state: Tensor) -> tuple[Tensor,
         u, z, shares, norm.eps,
     )  # fmt: skip
     flags = {
-        "D": width, "E": inner, "W": of_x, "K": taps, "KP": power_of_two(taps), "RMS": norm.rms,
-        "HAS_NORM_BIAS": norm.bias is not None, "HAS_BIAS": block.conv_bias is not None, "BN": columns,
-        "BW": max(16, power_of_two(of_x)),
+        "D": width, "E": inner, "W": of_x, "K": taps, "RMS": norm.rms, "HAS_NORM_BIAS": norm.bias is not None,
+        "HAS_BIAS": block.conv_bias is not None,
     }  # fmt: skip
     if single:
-        launch = options(x.device, 8, overlaps=True)
-        kernels.enter_row_kernel[(programs, batch)](*tensors, **flags, BK=wide, **launch)
+        launch = {"BN": columns, "BK": wide, "BW": power_of_two(of_x)} | row_options(x.device, wide)
+        triton_enter.enter_row_kernel[(2 * programs, batch)](*tensors, **flags, **launch)
     else:
-        rows, launch = rows_of(ENTER, batch), options(x.device, 4, stages=ENTER.stages)
-        grid = programs, triton.cdiv(batch, rows)
-        kernels.enter_rows_kernel[grid](*tensors, batch, **flags, BM=rows, BK=depth_of(ENTER, width), **launch)
+        following = block.dt_weight, block.A_log, state, block.out_weight
+        flags |= {
+            "N": state.shape[2], "R": block.dt_weight.shape[1], "BW": min(MOST_OF_X, max(16, power_of_two(of_x))),
+            "AHEAD": chosen.overlaps and can_overlap(x.device),
+        }  # fmt: skip
+        launch = tile_options(x, chosen.enter, overlaps=chosen.enter_overlaps)
+        grid = 2 * programs, triton.cdiv(batch, launch["BM"])
+        triton_enter.enter_rows_kernel[grid](*tensors, batch, *following, **flags, **launch)
     return u, z, shares
 
 
@@ -149,26 +209,29 @@ def update(u: Tensor, z: Tensor, shares: Tensor, block: Any, state: Tensor) -> T
     """
     batch, inner = u.shape
     rank, size = block.dt_weight.shape[1], state.shape[2]
+    chosen, single = plan(u), is_single(batch, 1)
+    overlaps = single or chosen.overlaps
     if len(shares) * batch > MOST_SHARES:
-        shares = summed(shares)
-    channels = min(512, max(8, power_of_two(triton.cdiv(inner * batch, PROGRAMS))))
+        shares = summed(shares, overlaps=overlaps)
+    wide = power_of_two(size)
+    channels = max(8, (32 if single else chosen.channels) * 16 // max(16, wide))
     y = torch.empty_like(u)
-    kernels.update_kernel[(triton.cdiv(inner, channels), batch)](
-        shares, u, z, block.dt_weight, block.dt_bias, block.A_log, block.D, state, y, len(shares),
-        E=inner, N=size, R=rank, BE=channels, BN=power_of_two(size), BR=power_of_two(rank),
-        BP=min(128, power_of_two(len(shares))),
-        **options(u.device, 8 if channels >= 256 else 4, overlaps=is_single(batch, 1)),
+    triton_update.update_kernel[(triton.cdiv(inner, channels), batch)](
+        shares, u, z, block.dt_weight, block.dt_bias, block.A_log, block.D, state, y, P=len(shares),
+        E=inner, N=size, R=rank, BE=channels, BN=wide, BR=power_of_two(rank), BP=min(128, power_of_two(len(shares))),
+        **options(u.device, 8 if single else 4, overlaps=overlaps),
     )  # fmt: skip
     return y
 
 
-def summed(shares: Tensor) -> Tensor:
+def summed(shares: Tensor, *, overlaps: bool) -> Tensor:
     """The sum (1, B, W) of shares (P, B, W)."""
     total = shares.new_empty(1, *shares.shape[1:])
     size, block = total.numel(), 32
-    kernels.sum_kernel[(triton.cdiv(size, block),)](
-        shares, total, size, len(shares), BP=128, BLOCK=block, **options(shares.device, 4)
-    )
+    triton_update.sum_kernel[(triton.cdiv(size, block),)](
+        shares, total, size, len(shares), BP=min(128, power_of_two(len(shares))), BLOCK=block,
+        **options(shares.device, 4, overlaps=overlaps),
+    )  # fmt: skip
     return total
 
 
@@ -180,10 +243,10 @@ def likeliest(logits: Tensor) -> Tensor:
     where = torch.empty(batch, pieces, dtype=torch.int32, device=logits.device)
     token = torch.empty(batch, dtype=torch.int64, device=logits.device)
     launch = options(logits.device, 4, overlaps=is_single(batch, 1))
-    kernels.likeliest_kernel[(pieces, batch)](
+    triton_linear.likeliest_kernel[(pieces, batch)](
         logits, where, best, where, width, width, BLOCK=PIECE, LAST=False, **launch
     )
-    kernels.likeliest_kernel[(1, batch)](
+    triton_linear.likeliest_kernel[(1, batch)](
         best, where, best, token, pieces, width, BLOCK=power_of_two(pieces), LAST=True, **launch
     )
     return token
