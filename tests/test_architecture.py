@@ -23,7 +23,7 @@ ROOT_MODULES = {
 ROOMS = {
     "ops": (
         "",
-        "backends contract cpu_threads cuda_graph derivatives launch recent triton_support",
+        "backends compiling contract cpu_threads cuda_graph derivatives launch recent triton_support",
     ),
     "data": (
         "errors ops",
@@ -40,8 +40,8 @@ ROOMS = {
     ),
     "training": (
         "errors jsonio console models data ops",
-        "ahead captured checkpoint counters device_step evaluate loggers metrics metrics_file muon_of_stacks optim "
-        "precision prefetch progress schedule settings signals trainer update",
+        "ahead captured checkpoint compile_ahead counters device_step evaluate loggers metrics metrics_file "
+        "muon_of_stacks optim precision prefetch progress schedule settings signals trainer update",
     ),
     "config": (
         "errors",

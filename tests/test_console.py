@@ -63,6 +63,12 @@ def test_so_does_the_progress_bar(stream, monkeypatch):
             bar.progress.refresh()
 
 
+def test_without_a_bar_a_wait_is_a_line_in_the_log(caplog):
+    with caplog.at_level(logging.INFO), ProgressBar("training", total=3) as bar:
+        bar.say("compiling 20 kernels")
+    assert caplog.messages == ["training: compiling 20 kernels."]
+
+
 def test_it_is_standard_error_as_it_is_now(capsys):
     console.say("heard")
     assert capsys.readouterr().err == "heard\n"

@@ -22,6 +22,16 @@ def _stream_of(device: int) -> torch.cuda.Stream:
 
 
 @contextmanager
+def on_side_stream() -> Iterator[None]:
+    """Launch on ``side_stream``, in order with the current stream, where kernels are to be captured later."""
+    current, side = torch.cuda.current_stream(), side_stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        yield
+    current.wait_stream(side)
+
+
+@contextmanager
 def capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Capture what is launched in this context; other threads may use the device meanwhile.
 

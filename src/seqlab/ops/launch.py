@@ -6,7 +6,8 @@ tensor's dtype, shape, strides and alignment. So a function that only allocates 
 signature, while a ``Call`` records its allocations and launches; after that ``run`` replays the recording with the
 addresses of the tensors at hand.
 
-Nothing is recorded where Triton returns no compiled kernel, as in its interpreter, so everything runs as written there.
+Nothing is recorded where Triton returns no compiled kernel, as in its interpreter, so everything runs as written there,
+or where launches are held back (``compiling.py``).
 """
 
 import math
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from seqlab.ops import compiling
 from seqlab.ops.recent import Recent
 
 ALIGNMENT = 16
@@ -120,8 +122,8 @@ class Call:
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
         """Launch a Triton kernel; ``named`` are compile-time parameters and Triton's options."""
-        compiled = kernel[grid](*arguments, **named)
-        # None from the interpreter. Autotuners have no list of hooks; hooks have to see every launch.
+        compiled = compiling.launch(kernel, grid, *arguments, **named)
+        # None if held back, and from the interpreter. Autotuners have no list of hooks; hooks have to see every launch.
         if compiled is None or getattr(kernel, "pre_run_hooks", True):
             self.launches.append(None)
             return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import balances
 from seqlab.models.protocols import WaitsForDevice, parts
-from seqlab.ops.cuda_graph import capture, side_stream
+from seqlab.ops.cuda_graph import capture, on_side_stream
 from seqlab.training.settings import TrainerConfig
 
 EAGER = 3
@@ -88,12 +88,8 @@ class CapturedGradient:
         return self.values
 
     def _eagerly(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        current, side = torch.cuda.current_stream(), side_stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            values = self.gradient(inputs, targets)
-        current.wait_stream(side)
-        return values
+        with on_side_stream():
+            return self.gradient(inputs, targets)
 
     def _capture(self, inputs: Tensor, targets: Tensor) -> None:
         """Capture without computing; other threads, such as the one that makes batches, may use the device meanwhile.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seqlab.data import DataSet
+from seqlab.data import Batch, DataSet
 from seqlab.models.protocols import Prefills
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.training.metrics import Metrics, Slices, SliceTable
@@ -91,16 +91,10 @@ def evaluate(
     try:
         for batch in islice(data.evaluation_batches(split, batch_size), most):
             mask = data.mask(batch.targets)  # (B, L), on the CPU
-            inputs, targets = (part.to(device, non_blocking=True) for part in batch)
-            size = piece_size(model, *inputs.shape[:2], data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
+            size = piece_size(model, *mask.shape, data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
             seen = []
-            for start, places, outputs in pieces(model, inputs, mask, size, autocast):
-                here = slice(start, start + size)
-                if places is None:
-                    loss, answers = at_every_position(data, outputs, targets[:, here], mask[:, here])
-                else:
-                    loss, answers = at_places(data, outputs, targets[:, here], places)
-                by_position.update(loss, mask[:, here], start)
+            for here, loss, answers in measured(model, data, batch, mask, size, device=device, autocast=autocast):
+                by_position.update(loss, mask[:, here], here.start)
                 seen.append(answers)
                 on_piece()
             answers = seen[0] if len(seen) == 1 else {k: torch.cat([part[k] for part in seen]) for k in seen[0]}
@@ -111,6 +105,31 @@ def evaluate(
     finally:
         model.train(training)
     return Evaluation(metrics.compute(), by_position.compute(), slices.compute())
+
+
+def measured(
+    model: nn.Module,
+    data: DataSet,
+    batch: Batch,
+    mask: Tensor,
+    size: int,
+    *,
+    device: torch.device,
+    autocast: Callable[[], Any],
+) -> Iterator[tuple[slice, Tensor, dict[str, Tensor]]]:
+    """Run a batch with its mask (B, L), which is on the CPU, in pieces of ``size`` positions.
+
+    Yields:
+        Of each piece its place in L, its losses (B, piece) and its answers for the metrics (``in_a_row``).
+    """
+    inputs, targets = (part.to(device, non_blocking=True) for part in batch)
+    for start, places, outputs in pieces(model, inputs, mask, size, autocast):
+        here = slice(start, start + size)
+        if places is None:
+            loss, answers = at_every_position(data, outputs, targets[:, here], mask[:, here])
+        else:
+            loss, answers = at_places(data, outputs, targets[:, here], places)
+        yield here, loss, answers
 
 
 def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, most: int) -> int:

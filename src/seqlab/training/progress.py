@@ -38,6 +38,12 @@ class ProgressBar:
         self.progress.update(self.training, completed=step, note=note)
         self._log(self.training, f"step {step:,}", note)
 
+    def say(self, note: str) -> None:
+        """Show what training waits for."""
+        self.progress.update(self.training, note=note)
+        if self.progress.disable:
+            log.info("%s: %s.", self.progress.tasks[self.training].description, note)
+
     def begin_evaluation(self, split: str, batches: int) -> None:
         """Show the evaluation bar for a split of so many batches."""
         self.progress.reset(self.evaluation, total=batches, description=split, visible=True)

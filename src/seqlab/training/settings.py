@@ -111,6 +111,10 @@ class TrainerConfig:
         if metric not in data.metrics:
             raise UserError("stop_above.metric", metric, "is no metric of this data", nearest(metric, data.metrics))
 
+    def evaluated_at_once(self, data: DataSet, split: str) -> int:
+        """Windows of a split that an evaluation takes at a time."""
+        return data.largest_batch(split, self.evaluation_batch_size or self.batch_size)
+
     def stop_reason(self, counters: Counters) -> str | None:
         """Why a run with these counters ends before its budget; ``None`` if it continues."""
         if self.stop_above is not None:

@@ -21,6 +21,7 @@ from seqlab.models.counting import training_flops
 from seqlab.training import checkpoint
 from seqlab.training.ahead import updates
 from seqlab.training.captured import captures
+from seqlab.training.compile_ahead import compile_ahead
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
 from seqlab.training.precision import autocast, check_precision
@@ -87,9 +88,7 @@ class Trainer:
         self.update.load_state_dict(state["update"])
         self.counters = Counters(**state["counters"])
         self._saved = dataclasses.replace(self.counters)
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["rng"]:  # a run may move to another device
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        checkpoint.set_random_state(state["rng"], self.device)
         log.info("Continuing from %s.", path)
 
     def is_settled(self, record: dict[str, Any]) -> bool:
@@ -113,6 +112,8 @@ class Trainer:
         first = self._first_step = self.counters.step
         batches = Prefetch(self._batch, first, self.total, device=self.device)
         with self.progress("training") as bar, batches as self.batches:
+            if self.device.type == "cuda" and not (self.config.compile or self.is_over):
+                compile_ahead(self.update, self._batch(first), self.config, bar)
             while True:
                 self._evaluate_if_due(bar)
                 self._save_if_due()
@@ -206,7 +207,7 @@ class Trainer:
 
     def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
         """Measure the model with its present weights on a split."""
-        size = self.data.largest_batch(split, self.config.evaluation_batch_size or self.config.batch_size)
+        size = self.config.evaluated_at_once(self.data, split)
         batches, most = self.data.evaluation_size(split, size), self.config.evaluation_batches
         bar.begin_evaluation(split, batches if most is None else min(batches, most))
         result = evaluate(
@@ -234,9 +235,7 @@ class Trainer:
         """Write a checkpoint of the present step."""
         counters = self.counters
         counters.wall_seconds = self.wall_seconds
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        rng = checkpoint.random_state(self.device)
         state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters), "rng": rng}
         checkpoint.save(
             self.checkpoints, counters.step, self.model, state, best_step=counters.best_step, origin=self.origin

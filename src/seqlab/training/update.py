@@ -156,6 +156,12 @@ class Update:
     def _skips_logits(self, inputs: Tensor) -> bool:
         return getattr(self.data.loss, "is_cross_entropy", False) and skips_logits(self.model, inputs)
 
+    def differentiate(self, batch: Batch) -> None:
+        """Add the gradient of the first part of a batch to the parameters', as a step does for each, and no more."""
+        inputs, targets = (part.to(self.device).chunk(self.accumulate)[0] for part in batch)
+        loss, auxiliary = self._loss(inputs, targets, self.data.mask(targets).sum()), auxiliary_losses(self.model)
+        (loss if auxiliary is None else loss + auxiliary).backward()
+
     def _count_visits(self, inputs: Tensor) -> Visits:
         """The share of each expert in the visits of the whole batch, (E,), for each mixture of experts.
 

@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from seqlab.ops import compiling
 from seqlab.ops.triton_support import ceil, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
@@ -35,10 +36,10 @@ def forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor,
     losses = logits.new_empty(rows, dtype=torch.float32)
     kept = logits.new_empty(2, rows, dtype=torch.float32)
     tile, programs = _cut(logits)
-    kernel = _kernels().forward_kernel[(programs,)]
+    kernel = _kernels().forward_kernel
     operands = (losses, kept, logits, logits.stride(0), targets, ignore_index, rows, columns)
     with torch.cuda.device_of(logits):
-        kernel(*operands, **tile, **OPTIONS)
+        compiling.launch(kernel, (programs,), *operands, **tile, **OPTIONS)
     return losses, kept
 
 
@@ -56,10 +57,10 @@ def backward(
     stride, d_stride = logits.stride(0), d_logits.stride(0)
     tile, programs = _cut(logits)
     aligned = (stride - d_stride) % tile["W"] == 0
-    kernel = _kernels().backward_kernel[(programs,)]
+    kernel = _kernels().backward_kernel
     operands = (d_logits, d_stride, d_losses, d_losses.stride(0), logits, stride, targets, kept, ignore_index)
     with torch.cuda.device_of(logits):
-        kernel(*operands, rows, columns, **tile, ALIGNED=aligned, **OPTIONS)
+        compiling.launch(kernel, (programs,), *operands, rows, columns, **tile, ALIGNED=aligned, **OPTIONS)
     return d_logits
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from seqlab.ops import compiling
 from seqlab.ops.routed_experts.groups import Groups
 from seqlab.ops.triton_support import ceil
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
@@ -52,11 +53,11 @@ def product(x: Tensor, weight: Tensor, groups: Groups, *, spread: bool = False) 
     tile["BM"] = min(tile["BM"], max(SMALLEST, _power_of_two(places)))
     y = x.new_empty(places, columns)
     row_tiles = ceil(places, tile["BM"]) + min(experts, places)  # each expert may have one that is not full
-    kernel = _kernels().product_kernel[(row_tiles * ceil(columns, tile["BN"]),)]
+    kernel, grid = _kernels().product_kernel, (row_tiles * ceil(columns, tile["BN"]),)
     operands = (y, x, weight, *weight.stride(), groups.order, groups.ends, experts, inner, columns)
     fixed = {"FAN": groups.top_k, "SPREAD": spread, "EXPERTS": _power_of_two(experts), "PRECISION": _precision()}
     with torch.cuda.device_of(x):
-        kernel(*operands, **fixed, **tile, **OPTIONS)
+        compiling.launch(kernel, grid, *operands, **fixed, **tile, **OPTIONS)
     return y
 
 
@@ -88,20 +89,21 @@ def _outer(y: Tensor, left: Tensor, right: Tensor, groups: Groups, spread: Liter
         spreads_right = False
     _, inner, columns = y.shape
     tile = OUTER[left.element_size()]
-    kernel = _kernels().outer_kernel[(ceil(inner, tile["BK"]) * ceil(columns, tile["BN"]), len(y))]
+    kernel, grid = _kernels().outer_kernel, (ceil(inner, tile["BK"]) * ceil(columns, tile["BN"]), len(y))
     fixed = {"FAN": groups.top_k, "LEFT": spread == "left", "RIGHT": spreads_right, "PRECISION": _precision()}
     operands = (y, left, right, *right.stride(), groups.order, groups.ends, inner, columns, *y.stride()[1:])
     with torch.cuda.device_of(left):
-        kernel(*operands, **fixed, **tile, **OPTIONS)
+        compiling.launch(kernel, grid, *operands, **fixed, **tile, **OPTIONS)
 
 
 def activate(hidden: Tensor, gates: Tensor, groups: Groups) -> Tensor:
     """(M, H), silu(a) b times the row's gate; arguments as in ``grouped.activate``."""
     places, width = len(hidden), hidden.shape[1] // 2
     active = hidden.new_empty(places, width)
-    kernel = _kernels().activate_kernel[(ceil(places, ROWS), ceil(width, COLUMNS))]
+    operands = (active, hidden, gates.contiguous(), groups.order, places, width)
+    kernel, grid = _kernels().activate_kernel, (ceil(places, ROWS), ceil(width, COLUMNS))
     with torch.cuda.device_of(hidden):
-        kernel(active, hidden, gates.contiguous(), groups.order, places, width, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
+        compiling.launch(kernel, grid, *operands, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
     return active
 
 
@@ -111,9 +113,9 @@ def activate_backward(d_active: Tensor, hidden: Tensor, gates: Tensor, groups: G
     d_hidden, active = torch.empty_like(hidden), torch.empty_like(d_active)
     d_gates = torch.empty_like(gates, memory_format=torch.contiguous_format)
     operands = (d_hidden, active, d_gates, d_active, hidden, gates.contiguous(), groups.order, places, width)
-    kernel = _kernels().activate_backward_kernel[(ceil(places, ROWS),)]
+    kernel, grid = _kernels().activate_backward_kernel, (ceil(places, ROWS),)
     with torch.cuda.device_of(hidden):
-        kernel(*operands, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
+        compiling.launch(kernel, grid, *operands, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
     return d_hidden, active, d_gates
 
 
@@ -121,7 +123,8 @@ def collect(rows: Tensor, groups: Groups) -> Tensor:
     """(T, D), for each token the sum over its ``rows`` (M, D), which are in sorted order."""
     (tokens, fan), width = groups.inverse.shape, rows.shape[1]
     y = rows.new_empty(tokens, width)
-    kernel = _kernels().collect_kernel[(ceil(tokens, ROWS), ceil(width, COLUMNS))]
+    operands = (y, rows, groups.inverse, tokens, width)
+    kernel, grid = _kernels().collect_kernel, (ceil(tokens, ROWS), ceil(width, COLUMNS))
     with torch.cuda.device_of(rows):
-        kernel(y, rows, groups.inverse, tokens, width, FAN=fan, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
+        compiling.launch(kernel, grid, *operands, FAN=fan, ROWS=ROWS, COLUMNS=COLUMNS, **OPTIONS)
     return y
