@@ -32,7 +32,7 @@ ROOMS = {
     "models": (
         "errors ops",
         "counting feedforward head_loss layer linear mixture_of_experts norms pattern positions protocols "
-        "sequence_model",
+        "sequence_model without_compiler",
     ),
     "inference": (
         "errors models ops",
@@ -40,8 +40,8 @@ ROOMS = {
     ),
     "training": (
         "errors jsonio console models data ops",
-        "ahead captured checkpoint compile_ahead counters device_step evaluate loggers metrics metrics_file "
-        "muon_of_stacks optim precision prefetch progress schedule settings signals trainer update",
+        "ahead captured checkpoint compile_ahead counters device_step evaluate lean_optimizers loggers metrics "
+        "metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals trainer update",
     ),
     "config": (
         "errors",

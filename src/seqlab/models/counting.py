@@ -18,6 +18,7 @@ from seqlab.models.layer import prefill_mixer
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.models.protocols import CountsFlops, CountsInactive, Mixer, Scans, parts
 from seqlab.models.sequence_model import SequenceModel
+from seqlab.models.without_compiler import without_compiler
 
 Shape = tuple[int, ...]
 
@@ -49,6 +50,7 @@ class Examples(Protocol):
         """The loss of each position, (B, L)."""
 
 
+@without_compiler()
 def training_flops(model: nn.Module, data: Examples) -> int:
     """FLOPs of one forward and backward pass over one window of ``data.length`` positions.
 
@@ -74,6 +76,7 @@ def convolution_backward_flops(
     return gradients * 2 * prod(grad_out) * prod(weight[1:])
 
 
+@without_compiler()
 def state_bytes(model: nn.Module, length: int) -> int | None:
     """Bytes of recurrent state, or of cached keys and values, of one sequence after ``length`` positions.
 

@@ -56,13 +56,13 @@ def state_bytes(state: dict[str, Any]) -> bytes:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of the random number generators, of the CPU and of a GPU."""
+    """The states of the random number generators, of the CPU and of a GPU, (n,) uint8 each."""
     cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state()} | cuda
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Restore what ``random_state`` returned, as far as the device has it: a run may move to another."""
+    """Restore what ``random_state`` returned, (n,) each, as far as the device has it: a run may move to another."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

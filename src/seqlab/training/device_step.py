@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from seqlab.training.lean_optimizers import torch_class
+
 
 def can_step(optimizer: Optimizer) -> bool:
     """Whether an optimizer has such kernels: fused Adam and AdamW; SGD, whose fused form has the same state."""
-    if type(optimizer) is SGD:
+    kind = torch_class(optimizer)
+    if kind is SGD:
         return not any(group["dampening"] or group["differentiable"] for group in optimizer.param_groups)
-    return type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
+    return kind in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
 
 
 class DeviceStep:
@@ -48,7 +51,7 @@ class DeviceStep:
             own = {"fused": True, "foreach": False, "capturable": True}
             optimizer.param_groups = [group | own | {"lr": rate} for group, rate in zip(groups, rates, strict=True)]
             optimizer.found_inf = unsound
-            if type(optimizer) is SGD:
+            if isinstance(optimizer, SGD):
                 begin_momentum(optimizer)
             optimizer.step()
             del optimizer.found_inf

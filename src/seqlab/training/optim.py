@@ -10,12 +10,12 @@ that are only looked up and not shared with a head.
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
 
 from seqlab.models.mixture_of_experts import ExpertMaps
+from seqlab.training.lean_optimizers import SGD, Adam, AdamW, Muon
 from seqlab.training.muon_of_stacks import MuonOfStacks
 
 Parameters = list[nn.Parameter]
@@ -69,14 +69,14 @@ def adamw(
 ) -> list[Optimizer]:
     """Adam with decoupled decay (Loshchilov and Hutter 2019), all parameters in one fused call."""
     groups = decay_groups(trainable(model), weight_decay, lookups=decay_lookups)
-    return [torch.optim.AdamW(groups, lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    return [AdamW(groups, lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
 def adam(
     model: nn.Module, *, lr: PositiveFloat = 1e-3, betas: Betas = (0.9, 0.999), eps: PositiveFloat = 1e-8
 ) -> list[Optimizer]:
     """Adam without decay (Kingma and Ba 2015)."""
-    return [torch.optim.Adam(trainable(model), lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    return [Adam(trainable(model), lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
 def sgd(
@@ -90,7 +90,7 @@ def sgd(
 ) -> list[Optimizer]:
     """Stochastic gradient descent with momentum, Nesterov's (Sutskever et al. 2013) if ``nesterov``."""
     groups = decay_groups(trainable(model), weight_decay, lookups=decay_lookups)
-    return [torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
+    return [SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
 
 
 def muon(
@@ -114,12 +114,10 @@ def muon(
     )
     taken = {id(p) for p in hidden + stacks}
     rest = decay_groups((p for p in trainable(model) if id(p) not in taken), weight_decay, lookups=decay_lookups)
-    optimizers: list[Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
     if hidden:
         optimizers.append(
-            torch.optim.Muon(
-                hidden, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            Muon(hidden, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     if stacks:
         optimizers.append(MuonOfStacks(stacks, lr=lr, momentum=momentum, weight_decay=weight_decay))
