@@ -9,6 +9,7 @@ from fits import build, run, stop_at, transformer, weights
 from torch import nn
 
 from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.training import checkpoint
 from seqlab.training.optim import adamw, muon, sgd
 from support import Echo
 
@@ -133,6 +134,17 @@ class TestSelection:
         run(trainer)
         assert trainer.counters.best_step == 2
         assert torch.equal(weights(trainer.model), seen[2])
+
+    @pytest.mark.parametrize("losses, read", [([3, 2, 1], 0), ([3, 1, 2], 1)], ids=["last", "earlier"])
+    def test_the_best_are_read_back_unless_they_are_the_last(self, tmp_path, monkeypatch, losses, read):
+        original, loaded = checkpoint.load_weights, []
+        monkeypatch.setattr(checkpoint, "load_weights", lambda *given: loaded.append(given[0]) or original(*given))
+        trainer = self.losses(build(tmp_path, steps=3, evaluate_every=1), losses)
+        run(trainer)
+        assert len(loaded) == read
+        again = transformer()
+        original(trainer.best_checkpoint, again)
+        assert torch.equal(weights(trainer.model), weights(again))
 
     def test_patience(self, tmp_path):
         trainer = self.losses(build(tmp_path, steps=9, evaluate_every=1, patience=2), [3, 2, 2, 1, 2, 2, 0])

@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from typing_extensions import Buffer
 
 from seqlab.errors import UserError
 
@@ -40,7 +43,7 @@ def existing(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
 
 
-def write_through(path: Path, content: bytes) -> None:
+def write_through(path: Path, content: Buffer) -> None:
     """Write a file and flush it to disk (fsync), so that a full disk raises ``OSError`` here and not later."""
     with path.open("wb") as file:
         file.write(content)
@@ -48,11 +51,11 @@ def write_through(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def state_bytes(state: dict[str, Any]) -> bytes:
+def state_bytes(state: dict[str, Any]) -> Buffer:
     """A state as ``torch.save`` writes it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -74,10 +77,10 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
 
 
-def _weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state with each tensor once, on the CPU and in storage of its own (cuDNN's LSTM weights share one)."""
-    state = model.state_dict()
-    return {first: state[first].cpu().contiguous().clone() for first in dict.fromkeys(first_names(model).values())}
+def weights_bytes(model: nn.Module) -> Buffer:
+    """A model's state as safetensors: each tensor once, from storage of its own (cuDNN's LSTM weights share one)."""
+    state, names = model.state_dict(), dict.fromkeys(first_names(model).values())
+    return safetensors_bytes({name: state[name].to("cpu", copy=True).contiguous() for name in names})
 
 
 def save(
@@ -105,18 +108,28 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        contents = {WEIGHTS: safetensors_bytes(_weights_of(model)), STATE: state_bytes(state)}
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        sums = _write_summed(temporary, [(WEIGHTS, lambda: weights_bytes(model)), (STATE, lambda: state_bytes(state))])
         manifest = {"step": step, "best_step": best_step, "sha256": sums, "origin": origin or {}}
-        contents[MANIFEST] = json.dumps(manifest, indent=2).encode()
-        for name, content in contents.items():
-            write_through(temporary / name, content)
+        write_through(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     prune(folder)
+
+
+def _write_summed(folder: Path, files: list[tuple[str, Callable[[], Buffer]]]) -> dict[str, str]:
+    """Write files, of a name and what makes the content, and return their SHA-256 sums; each waits for none other."""
+    with ThreadPoolExecutor() as threads:
+        written, sums = [], {}
+        for name, make in files:
+            content = make()
+            sums[name] = threads.submit(lambda content: hashlib.sha256(content).hexdigest(), content)
+            written.append(threads.submit(write_through, folder / name, content))
+        for one in written:
+            one.result()
+        return {name: one.result() for name, one in sums.items()}
 
 
 def prune(folder: Path) -> None:

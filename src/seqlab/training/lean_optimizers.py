@@ -1,7 +1,7 @@
 """torch's optimizers without its compiler, whose import takes a second.
 
-torch wraps these methods so that the compiler leaves them alone, and imports it for that at the first call. Here nothing
-compiles an optimizer.
+torch wraps these methods so that the compiler leaves them alone, and imports it for that at the first call. Nothing
+compiles an optimizer here.
 """
 
 from inspect import unwrap

@@ -122,7 +122,8 @@ class Trainer:
                 self._train_step(bar)
                 self._stop_if_asked()
         self.update.release()
-        checkpoint.load_weights(self.best_checkpoint, self.model)
+        if self.counters.best_step != self.counters.step:
+            checkpoint.load_weights(self.best_checkpoint, self.model)
 
     def test(self) -> Evaluation:
         """Measure the model on the test split, once, after training, and record it."""
