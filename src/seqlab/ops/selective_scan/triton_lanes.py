@@ -244,6 +244,34 @@ def _get_numbers(address, COUNT: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def load_float(pointer, mask):
+    """A float32 from memory that this kernel does not write, 0 where the mask is false.
+
+    As a line of PTX since a pass of Triton's, which joins neighbouring accesses and has nothing to join here, walks
+    through the whole kernel for each load and store: 40 ms of compilation each.
+    """
+    if INTERPRETED:
+        return tl.load(pointer, mask=mask, other=0.0)
+    else:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.f32 $0, 0f00000000; @p ld.global.f32 $0, [$1]; }", "=&f,l,r",
+            [pointer.to(tl.int64), mask.to(tl.int32)], tl.float32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def store_float(pointer, value, mask):
+    """Write a float32 to memory, or a word of 32 bits, where the mask is true; as a line of PTX as ``load_float``."""
+    if INTERPRETED:
+        tl.store(pointer, value, mask=mask)
+    else:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p st.global.b32 [$1], $3; } mov.u32 $0, 0;", "=r,l,r,r",
+            [pointer.to(tl.int64), mask.to(tl.int32), value], tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
 def store_floats(pointer, values, FIRST: tl.constexpr, mask):
     """Write 4 neighbouring float32 to memory at once, if the mask says so; the pointer is a multiple of 16 bytes."""
     tl.inline_asm_elementwise(
@@ -284,7 +312,7 @@ def store_numbers(pointer, values, mask, channel, D_SIZE, CPT: tl.constexpr, PAC
         words = pointer.to(tl.pointer_type(tl.int32))
         for i in tl.static_range(CPT // 2):
             word = _packed(values[2 * i], values[2 * i + 1], dtype)
-            tl.store(words + i, word, mask=mask & (channel < D_SIZE))
+            store_float(words + i, word, mask & (channel < D_SIZE))
     else:
         for c in tl.static_range(CPT):
             tl.store(pointer + c, values[c].to(dtype), mask=mask & (channel + c < D_SIZE))

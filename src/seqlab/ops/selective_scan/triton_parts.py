@@ -44,11 +44,13 @@ from seqlab.ops.selective_scan.triton_lanes import (
     from_lane,
     get,
     input_bytes,
+    load_float,
     load_numbers,
     receive,
     reciprocal,
     send,
     slot_bytes,
+    store_float,
     store_floats,
 )
 
@@ -133,7 +135,7 @@ def store_channels(pointer, values, channel, D_SIZE, CPT: tl.constexpr, G: tl.co
         if G > 2:
             total += exchange(total, 2)
         here = channel + c
-        tl.store(pointer + here, total, mask=(here < D_SIZE) & (tl.arange(0, LANES) % S == 0))
+        store_float(pointer + here, total, (here < D_SIZE) & (tl.arange(0, LANES) % S == 0))
 
 
 @triton.jit
@@ -149,7 +151,7 @@ def load_states(
             if PRESENT:
                 inside = (here < D_SIZE) & (n + i < N_SIZE)
                 place = pointer + here.to(tl.int64) * N_SIZE + n + i
-                values = values + (tl.load(place, mask=inside, other=0.0),)
+                values = values + (load_float(place, inside),)
             else:
                 values = values + (tl.zeros([LANES], tl.float32),)
     return values
@@ -168,7 +170,7 @@ def store_states(
             store_floats(place, values, 4 * tile, here < D_SIZE)
         else:
             for i in tl.static_range(4):
-                tl.store(place + i, values[4 * tile + i], mask=(here < D_SIZE) & (n + i < N_SIZE))
+                store_float(place + i, values[4 * tile + i], (here < D_SIZE) & (n + i < N_SIZE))
 
 
 @triton.jit
