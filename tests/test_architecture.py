@@ -31,7 +31,7 @@ ROOMS = {
     ),
     "models": (
         "errors ops",
-        "counting feedforward head_loss layer linear mixture_of_experts norms pattern positions protocols "
+        "counting feedforward head_loss hooks layer linear mixture_of_experts norms pattern positions protocols "
         "sequence_model without_compiler",
     ),
     "inference": (

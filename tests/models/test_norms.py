@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from seqlab.models import SequenceModel
 from seqlab.models.layer import Branch
-from seqlab.models.norms import RMSNorm
+from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.ops import decoding
 from support import architectures, built_model, depth
 
@@ -79,13 +79,28 @@ def test_a_router_gets_all_digits():
     assert rounds == {"Mamba": True, "MixtureOfExperts": False}
 
 
-def test_kernels_for_single_positions_know_it_but_no_class_made_of_it():
-    class Another(RMSNorm):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
+class Doubled(RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
+
+def test_kernels_for_single_positions_know_it_but_no_class_made_of_it():
     assert decoding.norm_of(RMSNorm(24, eps=1e-5)).rms
-    assert decoding.norm_of(Another(24, eps=1e-5)) is None
+    assert decoding.norm_of(Doubled(24, eps=1e-5)) is None
+
+
+def test_a_sum_is_taken_with_the_norm_unless_that_is_another_or_watched(monkeypatch):
+    """With a kernel for both, what a subclass or a hook does would be left out."""
+    watched, seen = RMSNorm(24, eps=1e-5), []
+    watched.register_forward_hook(lambda *_: seen.append(True))
+    monkeypatch.setattr(RMSNorm, "add", lambda self, x, update: (x, "both"))
+    x = torch.randn(3, 24)
+    assert add_norm(RMSNorm(24, eps=1e-5), x, x)[1] == "both"
+    for norm in (Doubled(24, eps=1e-5), watched):
+        stream, y = add_norm(norm, x, x)
+        assert torch.equal(stream, 2 * x)
+        assert torch.equal(y, norm(2 * x))
+    assert len(seen) == 2
 
 
 class TestOnTheGPU:

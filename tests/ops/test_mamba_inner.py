@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import DEVICES, assert_all_close, assert_same_bits, skip_unless_available, weighted_sum
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
+from seqlab.models.linear import Linear
 from seqlab.models.mixers.mamba import Mamba
+from seqlab.models.norms import RMSNorm
 from seqlab.ops import causal_conv1d, selective_scan
 from seqlab.ops.decoding import Block
 from seqlab.ops.mamba_inner import can_run, mamba_inner
@@ -253,6 +256,33 @@ class TestDerivatives:
             mamba_inner(forward_ad.make_dual(xz, xz), block)
 
 
+class Normed(Mamba):
+    """As Jamba's, with one of the parts of its own."""
+
+    def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        delta, B, C = super()._select(u)
+        return delta, F.rms_norm(B, B.shape[-1:]), C
+
+
+def replaced(layer: Mamba, name: str, part: nn.Module) -> Mamba:
+    setattr(layer, name, part)
+    return layer
+
+
+def watched(layer: Mamba) -> Mamba:
+    layer.out_proj.register_forward_hook(lambda part, inputs, output: 2 * output)
+    return layer
+
+
+CHANGES = {
+    "a subclass": lambda _: Normed(8, d_state=3),
+    "a bias": lambda layer: replaced(layer, "out_proj", Linear(16, 8)),
+    "an adapter": lambda layer: replaced(layer, "out_proj", nn.Sequential(layer.out_proj, nn.Linear(8, 8))),
+    "weights of another form": lambda layer: replaced(layer, "x_proj", weight_norm(layer.x_proj)),
+    "a hook": watched,
+}
+
+
 class TestWhereItRuns:
     def test_not_on_a_cpu(self):
         xz, block = make_arguments(1, 2, 3)
@@ -271,6 +301,16 @@ class TestWhereItRuns:
             names = [name for name, _ in layer.named_parameters()]
             found.append({"y": y.detach(), **dict(zip(names, gradients, strict=True))})
         assert_all_close(found[1], found[0], torch.float32)
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_a_layer_that_is_no_longer_the_block_calls_its_parts(self, change, monkeypatch):
+        layer = CHANGES[change](Mamba(8, d_state=3))
+        expected = layer(torch.ones(1, 2, 8))
+        monkeypatch.setattr("seqlab.models.mixers.mamba.can_run", lambda *_: True)
+        monkeypatch.setattr("seqlab.models.mixers.mamba.mamba_inner", None)
+        assert torch.equal(layer(torch.ones(1, 2, 8)), expected)
+        monkeypatch.setattr("seqlab.ops.decoding.can_run", lambda *_: True)
+        assert layer.step_in_residual(torch.ones(1, 8), RMSNorm(8, eps=1e-5), layer.initial_state(1)) is None
 
     def test_a_layer_on_a_cpu_calls_the_parts(self, monkeypatch):
         monkeypatch.setattr("seqlab.models.mixers.mamba.mamba_inner", None)

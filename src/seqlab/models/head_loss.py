@@ -6,11 +6,10 @@ Symbols: B batch, L length.
 import torch
 from torch import Tensor, nn
 
+from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.ops.linear_cross_entropy import linear_cross_entropy, pays
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def skips_logits(model: nn.Module, inputs: Tensor) -> bool:
@@ -22,7 +21,7 @@ def skips_logits(model: nn.Module, inputs: Tensor) -> bool:
     if getattr(model.forward, "__func__", None) is not SequenceModel.forward or type(model.head) is not Linear:
         return False
     weight, kind = model.head.weight, inputs.device.type
-    if weight.dtype != torch.float32 or any(getattr(part, name) for part in (model, model.head) for name in HOOKS):
+    if weight.dtype != torch.float32 or has_hooks(model) or has_hooks(model.head):
         return False
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     return pays(inputs.shape[0] * inputs.shape[1], *weight.shape, dtype, inputs.device)

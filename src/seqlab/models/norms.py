@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from seqlab.models.hooks import has_hooks
 from seqlab.ops import add_rms_norm, rms_norm
 
 
@@ -13,7 +14,7 @@ def add_norm(norm: nn.Module, x: Tensor, update: Tensor | None) -> tuple[Tensor,
     """x + update, or x itself without an update, and its norm: (..., D) each."""
     if update is None:
         return x, norm(x)
-    if isinstance(norm, RMSNorm):
+    if type(norm) is RMSNorm and not has_hooks(norm):  # a subclass may compute something else
         return norm.add(x, update)
     x = x + update
     return x, norm(x)

@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
+from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear, linear
 from seqlab.ops import (
     causal_conv1d,
@@ -134,7 +135,7 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         xz = self.in_proj(x)  # (B, L, 2 E)
-        if can_run(xz, self.block, self.scan_backend):
+        if self._is_whole() and can_run(xz, self.block, self.scan_backend):
             return mamba_inner(xz, self.block)
         u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scan(self._convolve(u), z))
@@ -157,6 +158,16 @@ class Mamba(nn.Module):
         )
         return self.out_proj(y), State(conv, ssm)
 
+    def _is_whole(self) -> bool:
+        """Whether an operation on the whole block computes what its parts would, and nobody looks on as they do.
+
+        Not of a subclass, or once a projection has been replaced, by one with a bias or an adapter for example.
+        """
+        if type(self) is not Mamba or type(self.dt_proj) is not Linear:
+            return False
+        called = self.in_proj, self.x_proj, self.out_proj
+        return all(type(part) is Linear and part.bias is None and not has_hooks(part) for part in called)
+
     @property
     def block(self) -> decoding.Block:
         """The parameters as an operation on the whole block takes them, shapes as in ``decoding.Block``."""
@@ -165,8 +176,11 @@ class Mamba(nn.Module):
 
     def step_in_residual(self, x: Tensor, norm: nn.Module, state: State) -> tuple[Tensor, State] | None:
         """x + step(norm(x)) of x (B, D) in three kernels on a GPU; None where they cannot run."""
-        known, parameters = decoding.norm_of(norm), self.block
-        if known is None or not decoding.can_run(x, *parameters, known.weight, known.bias):
+        known = decoding.norm_of(norm)
+        if known is None or not self._is_whole() or has_hooks(norm):
+            return None
+        parameters = self.block
+        if not decoding.can_run(x, *parameters, known.weight, known.bias):
             return None
         return decoding.mamba_step(x, known, parameters, *state), state
 
