@@ -71,6 +71,17 @@ class TestDecision:
         assert not can_step(torch.optim.SGD(weight, lr=0.1, momentum=0.9, dampening=0.1))
         assert not can_step(type("Mine", (torch.optim.SGD,), {})(weight, lr=0.1))
 
+    def test_not_where_python_goes_with_each_step(self):
+        """As a count of steps or a mean of the weights would: a replay would leave it out."""
+        for watch in (
+            lambda optimizer: optimizer.register_step_pre_hook(lambda *_: None),
+            lambda optimizer: optimizer.register_step_post_hook(lambda *_: None),
+            lambda optimizer: setattr(optimizer, "step", optimizer.step),
+        ):
+            (optimizer,) = MAKERS["adamw"](Net())
+            watch(optimizer)
+            assert not can_step(optimizer)
+
     @pytest.mark.parametrize("name", ON_DEVICE)
     def test_it_is_the_optimizers_own_step_or_none(self, name):
         """On a CPU, where the fused kernels know the flag too."""

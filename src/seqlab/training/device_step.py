@@ -18,7 +18,12 @@ from seqlab.training.lean_optimizers import torch_class
 
 
 def can_step(optimizer: Optimizer) -> bool:
-    """Whether an optimizer has such kernels: fused Adam and AdamW; SGD, whose fused form has the same state."""
+    """Whether an optimizer has such kernels: fused Adam and AdamW; SGD, whose fused form has the same state.
+
+    Not if somebody's Python goes with each step, as a hook or around ``step``: a replayed step would leave it out.
+    """
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer):
+        return False
     kind = torch_class(optimizer)
     if kind is SGD:
         return not any(group["dampening"] or group["differentiable"] for group in optimizer.param_groups)
