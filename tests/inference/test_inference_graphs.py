@@ -126,6 +126,15 @@ class TestPrompts:
             assert same(prefill(model, x), read(model, x))
         assert len(captures) == 1
 
+    def test_of_inference_mode_go_on_outside_of_it(self, captures):
+        model, x = build(), tokens(1, 7)
+        with torch.inference_mode():
+            for _ in range(2):
+                first = list(generate_tokens(model, x, GREEDY, max_new_tokens=5, seed=0))
+        assert sorted(captures) == ["advance", "read"]
+        assert first == list(generate_tokens(model, x, GREEDY, max_new_tokens=5, seed=0))
+        assert len(captures) == 2
+
 
 class TestSteps:
     @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])

@@ -60,8 +60,9 @@ class Captured:
     """
 
     def __init__(self, function: Callable[..., Any], *inputs: Tensor):
-        self.inputs = [tensor.clone() for tensor in inputs]
-        self.replay, self.outputs = recorded(function, self.inputs)
+        with torch.inference_mode(False), torch.no_grad():  # tensors of that mode cannot be written into outside of it
+            self.inputs = [tensor.clone() for tensor in inputs]
+            self.replay, self.outputs = recorded(function, self.inputs)
 
 
 def recorded(function: Callable[..., Any], inputs: list[Tensor]) -> tuple[Callable[[], None], Any]:
