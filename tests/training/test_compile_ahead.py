@@ -144,6 +144,7 @@ print(sum(p.double().sum().item() for p in model.parameters()))
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "transformer_moe"])
 def test_no_step_compiles_what_was_compiled_ahead(tmp_path, name):
     """And on a GPU too, the run is the one without. Each in a new process, with an empty cache of Triton's."""
