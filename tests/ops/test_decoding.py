@@ -157,7 +157,7 @@ class TestOnTheGPU:
         def through() -> None:
             x = layers[0].x
             for one in layers:
-                x = decoding.mamba_step(x, decoding.norm_of(one.norm), one.mixer.parameters_of_a_step, *one.state)
+                x = decoding.mamba_step(x, decoding.norm_of(one.norm), one.mixer.block, *one.state)
             kept[:] = [x]
 
         def outcome(run: Callable[[], None]) -> dict[str, Tensor]:
