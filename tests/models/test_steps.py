@@ -229,6 +229,21 @@ class TestAMixerWithoutPrefill:
         assert state_bytes(model, 100) == 2 * attention_bytes + sum_bytes
 
 
+@pytest.mark.parametrize("watches", [False, True])
+def test_a_head_of_another_kind_or_with_a_hook_is_called(monkeypatch, watches):
+    model, token = build("mamba"), inputs()[:, 0]
+    if watches:
+        model.head.register_forward_hook(lambda head, given, output: output.exp())
+    else:
+        model.head = nn.Sequential(model.head, nn.LogSoftmax(-1))
+    expected = model(token[:, None])[:, 0].detach()
+    monkeypatch.setattr("seqlab.ops.decoding.can_run", lambda *_: True)
+    monkeypatch.setattr("seqlab.ops.decoding.norm_linear", None)
+    for layer in model.layers:
+        monkeypatch.setattr(layer.mixer.inner, "step_in_residual", lambda *_: None)
+    close(model.step(token, model.initial_state(len(token)))[0], expected)
+
+
 def test_learned_positions_end():
     model, x = build("transformer_vanilla"), inputs(length=LENGTH + 1)
     with pytest.raises(UserError, match=rf"sequence of {LENGTH + 1} is past the {LENGTH} positions"):

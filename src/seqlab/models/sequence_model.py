@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import under
+from seqlab.models.hooks import has_hooks
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.linear import Linear
 from seqlab.models.norms import RMSNorm, add_norm
@@ -184,7 +185,8 @@ class SequenceModel(nn.Module):
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One position: tokens (B,) or features (B, d_input) to outputs (B, d_output), and the state after it."""
         x, state = self._advance(step_mixer, inputs, state, 1)  # (B, D)
-        norm = decoding.norm_of(self.norm)
+        called = type(self.head) is not Linear or has_hooks(self.norm) or has_hooks(self.head)
+        norm = None if called else decoding.norm_of(self.norm)
         if norm is not None and decoding.can_run(x, norm.weight, norm.bias, self.head.weight, self.head.bias):
             return decoding.norm_linear(x, norm, self.head.weight, self.head.bias), state
         return self.head(self._normed(x)), state
