@@ -60,6 +60,32 @@ def test_another_question_imports_the_compiler():
     subprocess.run([sys.executable, "-c", ANOTHER], check=True)
 
 
+USES_IT = """
+import sys
+sys.path.insert(0, "tests")
+import torch
+from support import Echo, built_model
+from seqlab.models.counting import state_bytes, training_flops
+class Compiled(torch.nn.Identity):
+    def forward(self, x):
+        import torch._dynamo.config  # as torch.compile does
+        return torch.compile(lambda x: x + 1, backend="eager")(x)
+model = built_model("model=mamba", "size.d_model=16", "size.n_layers=1")
+before = model.layers[0].mixer.norm
+model.layers[0].mixer.norm = Compiled()
+print(training_flops(model, Echo()), state_bytes(model, 8))
+model.layers[0].mixer.norm = before
+print(training_flops(model, Echo()), state_bytes(model, 8))
+"""
+
+
+def test_a_part_of_somebody_else_may_compile():
+    ended = subprocess.run([sys.executable, "-c", USES_IT], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    first, second = ended.stdout.splitlines()
+    assert first == second
+
+
 RUN = """
 import sys
 sys.path.insert(0, "tests"), sys.path.insert(0, "tests/training")

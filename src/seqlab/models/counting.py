@@ -50,7 +50,6 @@ class Examples(Protocol):
         """The loss of each position, (B, L)."""
 
 
-@without_compiler()
 def training_flops(model: nn.Module, data: Examples) -> int:
     """FLOPs of one forward and backward pass over one window of ``data.length`` positions.
 
@@ -62,7 +61,8 @@ def training_flops(model: nn.Module, data: Examples) -> int:
     model = copy.deepcopy(model).to("meta").train()
     inputs, targets = (part.to("meta") for part in data.train_batch(0, 1, seed=0))
     formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with without_compiler(*model.modules()), counter:
         data.loss(model(inputs), targets).sum().backward()
     hidden = sum(part.uncounted_flops(1, data.length) for part in parts(model, CountsFlops))
     return counter.get_total_flops() + 3 * hidden
@@ -76,7 +76,6 @@ def convolution_backward_flops(
     return gradients * 2 * prod(grad_out) * prod(weight[1:])
 
 
-@without_compiler()
 def state_bytes(model: nn.Module, length: int) -> int | None:
     """Bytes of recurrent state, or of cached keys and values, of one sequence after ``length`` positions.
 
@@ -87,7 +86,8 @@ def state_bytes(model: nn.Module, length: int) -> int | None:
     placeholders = {id(p): nn.Parameter(p.detach().to("meta")) for p in model.parameters()}
     placeholders |= {id(b): b.to("meta") for b in model.buffers()}
     layers = copy.deepcopy(model.layers, placeholders)
-    return sum(mixer_state_bytes(layer.mixer.inner, model.head.in_features, length) for layer in layers)
+    with without_compiler(*layers.modules()):
+        return sum(mixer_state_bytes(layer.mixer.inner, model.head.in_features, length) for layer in layers)
 
 
 @torch.no_grad()

@@ -12,17 +12,25 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 NAME = "torch._dynamo"
 
+KNOWN = ("seqlab", "torch")
+"""Packages whose parts import nothing from within the compiler when they are called."""
+
 
 @contextmanager
-def without_compiler() -> Iterator[None]:
+def without_compiler(*parts: nn.Module) -> Iterator[None]:
     """Agree to that in place of the compiler, unless it is imported already; anything else that is asked imports it.
 
     The functions ask again when they are called after this.
+
+    Args:
+        parts: of the model that will be called. Where one is somebody else's, the compiler is left to be imported:
+            ``torch.compile`` in it, for one, imports modules of the compiler by name, and only the compiler has these.
     """
-    if NAME in sys.modules:
+    if NAME in sys.modules or not all(type(part).__module__.partition(".")[0] in KNOWN for part in parts):
         yield
         return
     alone: list[Callable[..., Any]] = []
