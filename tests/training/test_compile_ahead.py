@@ -62,6 +62,15 @@ def test_a_rehearsal_leaves_no_gradient_mode_or_state(tmp_path, name):
     assert all(not optimizer.state for optimizer in trainer.update.optimizers)
 
 
+@pytest.mark.parametrize(("found", "capability"), [(None, (9, 0)), ("here", (7, 5)), ("here", (8, 0))])
+def test_only_where_the_kernels_run(monkeypatch, found, capability):
+    """A GPU without Triton, or an old one, trains by other backends."""
+    monkeypatch.setattr("seqlab.ops.triton_support.find_spec", lambda name: found)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert module.can_compile(torch.device("cuda")) == (found is not None and capability >= (8, 0))
+    assert not module.can_compile(torch.device("cpu"))
+
+
 class Kernel:
     """What a launch uses of one of Triton's."""
 

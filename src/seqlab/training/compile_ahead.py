@@ -15,6 +15,7 @@ import torch
 from seqlab.data import Batch
 from seqlab.ops.compiling import only_compiled
 from seqlab.ops.cuda_graph import on_side_stream
+from seqlab.ops.triton_support import why_unavailable
 from seqlab.training.evaluate import PIECE, measured, piece_size
 from seqlab.training.precision import autocast
 from seqlab.training.progress import ProgressBar
@@ -23,6 +24,11 @@ from seqlab.training.update import Update
 
 PATIENCE = 2.0
 """Seconds until the user is told."""
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether there is a GPU with kernels to compile: not without Triton, or where the GPU is too old for them."""
+    return device.type == "cuda" and why_unavailable(device, torch.float32) is None
 
 
 def compile_ahead(update: Update, batch: Batch, config: TrainerConfig, bar: ProgressBar) -> None:

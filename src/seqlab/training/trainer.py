@@ -21,7 +21,7 @@ from seqlab.models.counting import training_flops
 from seqlab.training import checkpoint
 from seqlab.training.ahead import updates
 from seqlab.training.captured import captures
-from seqlab.training.compile_ahead import compile_ahead
+from seqlab.training.compile_ahead import can_compile, compile_ahead
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
 from seqlab.training.precision import autocast, check_precision
@@ -112,7 +112,7 @@ class Trainer:
         first = self._first_step = self.counters.step
         batches = Prefetch(self._batch, first, self.total, device=self.device)
         with self.progress("training") as bar, batches as self.batches:
-            if self.device.type == "cuda" and not (self.config.compile or self.is_over):
+            if can_compile(self.device) and not (self.config.compile or self.is_over):
                 compile_ahead(self.update, self._batch(first), self.config, bar)
             while True:
                 self._evaluate_if_due(bar)
