@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from seqlab.models import SequenceModel
 from seqlab.models.layer import Branch
+from seqlab.models.mixers.dense import Dense
 from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.ops import decoding
 from support import architectures, built_model, depth
@@ -70,6 +71,15 @@ def test_rounds_where_what_follows_does_so_anyway(model):
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 assert torch.equal(branch.inner(x), branch.inner(x.bfloat16()))
     assert not isinstance(built.norm, RMSNorm) or built.norm.rounds
+
+
+def test_a_subclass_says_anew_that_its_input_may_be_rounded():
+    class Another(Dense):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x
+
+    found = [Branch(part(24), RMSNorm(24), residual=True, dropout=0.0).norm.rounds for part in (Dense, Another)]
+    assert found == [True, False]
 
 
 def test_a_router_gets_all_digits():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seqlab.models.norms import RMSNorm, add_norm
-from seqlab.models.protocols import Mixer, RoundsInput, StepsInResidual
+from seqlab.models.protocols import Mixer, StepsInResidual
 
 Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
 """How a mixer is advanced from a state: ``step_mixer`` or ``prefill_mixer``."""
@@ -43,7 +43,8 @@ class Branch(nn.Module):
         self.norm, self.inner, self.residual = norm, inner, residual
         self.dropout = nn.Dropout(dropout)
         if isinstance(norm, RMSNorm):
-            norm.rounds = isinstance(inner, RoundsInput) and inner.rounds_input
+            # Linear maps alone read the input, which autocast rounds anyway. Not inherited: a subclass may do otherwise.
+            norm.rounds = bool(vars(type(inner)).get("rounds_input", False))
 
     def _join(self, x: Tensor, y: Tensor) -> Tensor:
         if self.training:

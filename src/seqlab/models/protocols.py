@@ -64,13 +64,6 @@ class StepsAlike(Protocol):
 
 
 @runtime_checkable
-class RoundsInput(Protocol):
-    """A part that passes its input to linear maps alone, which autocast rounds: the norm before it may do that."""
-
-    rounds_input: bool
-
-
-@runtime_checkable
 class CountsFlops(Protocol):
     """A part with FLOPs that torch's counter does not see."""
 

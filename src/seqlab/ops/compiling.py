@@ -34,7 +34,7 @@ class _Threads(ThreadPoolExecutor):
     """One for each core; they compile kernels and load them on the current GPU."""
 
     def __init__(self):
-        super().__init__(len(os.sched_getaffinity(0)), "compile", torch.cuda.set_device, (torch.cuda.current_device(),))
+        super().__init__(os.cpu_count(), "compile", torch.cuda.set_device, (torch.cuda.current_device(),))
         self.kernels: list[Future] = []
 
     @override
