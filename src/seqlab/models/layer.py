@@ -43,7 +43,7 @@ class Branch(nn.Module):
         self.norm, self.inner, self.residual = norm, inner, residual
         self.dropout = nn.Dropout(dropout)
         if isinstance(norm, RMSNorm):
-            # Linear maps alone read the input, which autocast rounds anyway. Not inherited: a subclass may do otherwise.
+            # Linear maps alone read the input, which autocast rounds. Not inherited: a subclass may do otherwise.
             norm.rounds = bool(vars(type(inner)).get("rounds_input", False))
 
     def _join(self, x: Tensor, y: Tensor) -> Tensor:
