@@ -105,8 +105,10 @@ class TestMeasuring:
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Run the script in this process; returns its exit status and results."""
+def run(tmp_path, monkeypatch):
+    """Run the script in this process, each step once; returns its exit status and results."""
+    monkeypatch.setattr(growth, "LEAST", 0.0)
+    monkeypatch.setattr(growth, "ROUNDS", 1)
 
     def main(*arguments: str, out: str = "out") -> tuple[int, dict]:
         status = benchmark.main(["--device", "cpu", *BASE_OPTION, *arguments, "--out", str(tmp_path / out)])

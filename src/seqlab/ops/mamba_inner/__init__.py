@@ -24,7 +24,10 @@ from seqlab.ops.derivatives import needs_gradient, other_derivatives
 from seqlab.ops.mamba_inner.operator import MambaInner
 from seqlab.ops.selective_scan import resolve_backend as scan_backend
 
-__all__ = ["can_run", "mamba_inner"]
+__all__ = ["BACKENDS", "can_run", "mamba_inner"]
+
+BACKENDS = ()
+"""None of its own: it runs where those of its parts do."""
 
 SHAPES = {
     "conv_weight": ("d_inner", "d_conv"),
