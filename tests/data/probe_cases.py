@@ -5,8 +5,10 @@ A solver goes position by position and knows nothing of how its input was made. 
 """
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hydra.utils import get_object
 
@@ -89,6 +91,32 @@ def check_memorization(inputs: list[int], targets: list[int], data: Any) -> None
     assert max(inputs[::2]) < data.n_facts <= min(targets[1::2])
 
 
+EVEN = [p for p in permutations(range(5)) if np.linalg.det(np.eye(5)[list(p)]) > 0]
+GROUPS = {"parity": [(0, 1), (1, 0)], "s3": [*permutations(range(3))], "s5": [*permutations(range(5))], "a5": EVEN}
+"""Permutations by token; parity is those of two points."""
+
+
+def n_trained(inputs: list[int], data: Any) -> int:
+    """The positions at the start of a longer test, which are not asked for."""
+    return data.length if len(inputs) > data.length else 0
+
+
+def check_word_problem(inputs: list[int], targets: list[int], data: Any) -> None:
+    group = GROUPS[data.name]
+    images = group[0]
+    for t, token in enumerate(inputs):
+        images = tuple(group[token][image] for image in images)
+        assert targets[t] == (-100 if t < n_trained(inputs, data) else group.index(images))
+
+
+def check_modular_arithmetic(inputs: list[int], targets: list[int], data: Any) -> None:
+    """Each prefix that ends with a number, computed by Python."""
+    symbols = [str(token) if token < data.modulus else "+-*"[token - data.modulus] for token in inputs]
+    for t, target in enumerate(targets):
+        asked = t % 2 == 0 and t >= n_trained(inputs, data)
+        assert target == (eval("".join(symbols[: t + 1])) % data.modulus if asked else -100)
+
+
 class Case(NamedTuple):
     """What tests need of a probe.
 
@@ -97,7 +125,8 @@ class Case(NamedTuple):
     example: settings of the example in the class's docstring, for a probe with a solver.
     solver: finds the answers in an example's inputs, and the place that each was read from.
     check: holds the targets of an example to its inputs, for a probe whose answers are not single tokens of the input
-        (compression, memorization), in place of ``example`` and ``solver``.
+        (compression, memorization, state tracking), in place of ``solver``.
+    uneven: not all labels are equally likely; the likeliest one is at chance.
     mixed: settings with difficulties that take turns, for a probe that is tested with a mixture too.
     """
 
@@ -106,6 +135,7 @@ class Case(NamedTuple):
     example: dict[str, Any] | None = None
     solver: Callable[[list[int], Any], Answers] | None = None
     check: Callable[[list[int], list, Any], None] | None = None
+    uneven: bool = False
     mixed: dict[str, Any] | None = None
 
 
@@ -149,6 +179,17 @@ CASES = {
     ),
     "compression": Case({"length": 12, "vocab_size": 7, "data_tokens": 6}, "163d3e81c3b7", check=check_compression),
     "memorization": Case({"length": 12, "vocab_size": 21}, "e64de90bffe0", check=check_memorization),
+    "parity": Case({"length": 12}, "fa2e70b26e48", {"length": 8}, check=check_word_problem),
+    "s3": Case({"length": 13}, "0beba7641fb7", {"length": 7}, check=check_word_problem),
+    "s5": Case({"length": 12}, "5111dabec1ce", {"length": 5}, check=check_word_problem),
+    "a5": Case({"length": 13}, "bc94cedc0b12", {"length": 5}, check=check_word_problem),
+    "modular_arithmetic": Case(
+        {"length": 12, "modulus": 5},
+        "f06e774a6834",
+        {"length": 9, "modulus": 5},
+        check=check_modular_arithmetic,
+        uneven=True,
+    ),
 }
 PUBLISHED = {"mad_recall", "mad_fuzzy_recall"}
 """Probes that draw what others have published, whose distributions test_probes_published.py compares."""

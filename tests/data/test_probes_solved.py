@@ -70,9 +70,7 @@ def test_the_example_in_the_docstring(name):
     data = task(**CASES[name].example, **FRESH)
     inputs, targets = drawn(task, data.d_input - 1)
     assert len(inputs) == len(targets) == data.length
-    assert {t: token for t, token in enumerate(targets) if token != -100} == {
-        t: answer for t, (answer, _) in solve(inputs, data).items()
-    }
+    check_solved(torch.tensor([[inputs], [targets]]), data)
 
 
 def test_the_other_examples_in_docstrings():
@@ -91,8 +89,11 @@ def test_labels_are_uniform_and_a_guess_is_at_chance(task, settings):
     _, targets = many(data, 4000)
     answers = targets[data.mask(targets)].flatten().tolist()
     counts = Counter(answers)
-    assert len(counts) == pytest.approx(1 / data.chance)
     expected = len(answers) * data.chance
+    if CASES[task.name].uneven:
+        counts = dict(counts.most_common(1))
+    else:
+        assert len(counts) == pytest.approx(1 / data.chance)
     assert max(abs(count - expected) for count in counts.values()) < 5 * expected**0.5
     assert f"chance {data.chance:.2g}" in data.description
 

@@ -239,11 +239,13 @@ class Probe(DataSet):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32; 0 where there is no answer.
 
-        An example has few answers, so only their logits are normalised. Their largest number is known beforehand, so
+        Where an example has few answers, only their logits are normalised. Their largest number is known beforehand, so
         the host need not wait for the device to count them.
         """
         length = targets.shape[1]
         most = self._answers.get(length, length)
+        if most == length:
+            return cross_entropy(outputs, targets).float()
         places = (targets != IGNORED).to(torch.uint8).topk(most, dim=1, sorted=False).indices  # (B, K)
         chosen = outputs.gather(1, places[..., None].expand(-1, -1, outputs.shape[-1]))  # (B, K, V)
         asked = targets.gather(1, places)  # (B, K)
