@@ -67,6 +67,10 @@ def numbers_remembered(cfg: DictConfig, name: str, length: int) -> int:
         return 2 * d * (3 + 16)  # inputs of the convolution, and the states of its E = 2 D channels
     if name == "mamba2":
         return 3 * (2 * d + 2 * 64) + 2 * d * 64  # B and C pass the convolution too
+    if name in ("delta_net", "kimi_delta"):
+        return 3 * 3 * d + d * d // 4  # inputs of the convolution, and the square of each of 4 heads
+    if name == "gated_delta_net":
+        return 3 * 3 * d + 4 * 48 * 96
     if name not in (others := {"gru": d, "lstm": 2 * d, "min_gru": 2 * d, "dense": 0}):
         pytest.skip(f"nobody has worked out by hand yet what {name} remembers")
     return others[name]

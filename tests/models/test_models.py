@@ -65,10 +65,20 @@ def mamba_parameters(d: int) -> int:
     return projections + e * (k + 1) + e * n + e + linear(e, d, bias=False)
 
 
+def delta_parameters(d: int, key: int, value: int, *, decays: int = 0, decay: int = 0, gate: int = 0) -> int:
+    """Two heads; ``decay`` and ``gate`` are widths that the input is projected to, ``decays`` those of a head."""
+    mixed = 2 * (2 * key + value)
+    own = (2 + 2 * decays if decays else 0) + value  # A_log and dt_bias, the norm
+    return linear(d, mixed + 2 + decay + gate, bias=False) + 4 * mixed + own + linear(2 * value, d, bias=False)
+
+
 D_MODEL, LAYERS, D_FF, HIDDEN = 16, 2, 40, 32  # HIDDEN: two thirds of D_FF, up to a multiple of 8
 TIED, UNTIED = D_INPUT * D_MODEL, D_INPUT * D_MODEL + linear(D_MODEL, D_OUTPUT)
 ATTENTION, FEEDFORWARD = 4 * linear(D_MODEL, D_MODEL), linear(D_MODEL, D_FF) + linear(D_FF, D_MODEL)
 EXPERTS = 8 * D_MODEL + 8 * 3 * D_MODEL * HIDDEN
+GATED_DELTA = delta_parameters(D_MODEL, 6, 12, decays=1, decay=2, gate=24)
+KIMI_DELTA = delta_parameters(D_MODEL, 8, 8, decays=8, decay=8, gate=8) + linear(8, 16, bias=False) + linear(8, 16)
+SWIGLU = 3 * D_MODEL * HIDDEN
 RMS, LAYER_NORM = D_MODEL, 2 * D_MODEL
 PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "mamba": TIED + LAYERS * (mamba_parameters(D_MODEL) + RMS) + RMS,
@@ -82,6 +92,10 @@ PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "gru": TIED + LAYERS * (6 * D_MODEL**2 + 6 * D_MODEL + RMS) + RMS,
     "min_gru": TIED + LAYERS * (linear(D_MODEL, 4 * D_MODEL) + 2 * D_MODEL**2 + RMS) + RMS,
     "lstm": TIED + LAYERS * (8 * D_MODEL**2 + 8 * D_MODEL + RMS) + RMS,
+    "delta_net": TIED + LAYERS * (delta_parameters(D_MODEL, 8, 8) + SWIGLU + 2 * RMS) + RMS,
+    "gated_delta_net": TIED + LAYERS * (GATED_DELTA + SWIGLU + 2 * RMS) + RMS,
+    "kimi_delta": TIED + LAYERS * (KIMI_DELTA + SWIGLU + 2 * RMS) + RMS,
+    "hybrid_qwen": TIED + 3 * GATED_DELTA + 4 * D_MODEL**2 + 4 * (SWIGLU + 2 * RMS) + RMS,
     "mlp": UNTIED + LAYERS * linear(D_MODEL, D_MODEL),
     "linear": UNTIED,
 }

@@ -281,6 +281,9 @@ BYTES = {  # by hand: of one sequence, for numbers of this size, after n positio
     "lstm": lambda size, n: LAYERS * 2 * D_MODEL * size,
     "gru": lambda size, n: LAYERS * D_MODEL * size,
     "min_gru": lambda size, n: LAYERS * 2 * D_MODEL * 4,
+    "delta_net": lambda size, n: LAYERS * (2 * 8 * 8 * 4 + 3 * 48 * size),
+    "gated_delta_net": lambda size, n: LAYERS * (2 * 6 * 12 * 4 + 3 * 48 * size),
+    "kimi_delta": lambda size, n: LAYERS * (2 * 8 * 8 * 4 + 3 * 48 * size),
     "mlp": lambda size, n: 0,
     "linear": lambda size, n: 0,
 }

@@ -5,10 +5,11 @@ from importlib import import_module
 import pytest
 from comparison import DEVICES, backends_in
 from conv_cases import CONV
+from delta_cases import DELTA
 from scan_cases import SCAN
 from ssd_cases import SSD
 
-OPERATORS = [CONV, SCAN, SSD]
+OPERATORS = [CONV, DELTA, SCAN, SSD]
 
 EVERY = [(operator, backend) for operator in OPERATORS for backend in backends_in(operator.package)]
 FUSED = {operator.name: import_module(f"{operator.package}.operator").FUSED for operator in OPERATORS}
@@ -23,6 +24,9 @@ def over(pairs: list[tuple]) -> pytest.MarkDecorator:
 
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=ids)
+every_triton_operator = pytest.mark.parametrize(
+    "operator", [operator for operator, backend in EVERY if backend == "triton"], ids=ids
+)
 every_backend = over(EVERY)
 every_fused_backend = over([(operator, backend) for operator, backend in EVERY if backend in FUSED[operator.name]])
 every_drawn_backend = over([(operator, backend) for operator, backend in EVERY if operator.any_sizes is not None])

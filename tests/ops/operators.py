@@ -43,7 +43,7 @@ class Operator:
     any_sizes, any_settings: what hypothesis draws; none for an operator whose gradients cancel in small cases.
     shorten_chunks: makes chunks three positions long, for cases of a few positions.
     operands: of the registered operator, with every option or none: from (arguments, seq_idx, options, backend) to the
-        operands of its forward and of its backward pass.
+        operands of its forward and of its backward pass; none where no backend is registered.
     on_cpu: what "auto" takes on a CPU in float32 and in float64.
     refused: (argument, shape, the expected axes and sizes in words) at the size (2, 5, *narrow).
     """
@@ -66,7 +66,7 @@ class Operator:
     any_sizes: st.SearchStrategy | None = None
     any_settings: st.SearchStrategy | None = None
     shorten_chunks: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
-    operands: Callable[..., tuple[tuple, tuple]]
+    operands: Callable[..., tuple[tuple, tuple]] | None = None
     on_cpu: tuple[str, str]
     refused: tuple[tuple[str, tuple[int, ...], str], ...]
 

@@ -23,7 +23,7 @@ from operator_table import (
     every_device,
     every_drawn_backend,
     every_fused_backend,
-    every_operator,
+    every_triton_operator,
     kernel_test,
 )
 from operators import interpreted
@@ -190,7 +190,7 @@ class TestRegistered:
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # of the leaves, used on three streams here
-    @every_operator
+    @every_triton_operator
     def test_cuda_graph_capture(self, operator):
         arguments = operator.make(2, 200, *operator.gpu_width, dtype=torch.bfloat16, device="cuda")
         settings = {**operator.settings, **operator.reproducible, "backend": "triton"}

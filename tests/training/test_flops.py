@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlab.models.counting import training_flops
-from seqlab.ops import selective_scan_flops
+from seqlab.ops import delta_rule_flops, selective_scan_flops
 from support import built_model, depth
 
 D, D_FF, LAYERS, HEADS, VOCABULARY = 32, 96, 3, 4, 50
@@ -74,6 +74,18 @@ def min_gru(length: int) -> int:
     return linear(length, D, 4 * D) + linear(length, 2 * D, D) + 3 * selective_scan_flops(1, length, 2 * D, 1)
 
 
+def gated_delta_net(length: int) -> int:
+    """Queries and keys of 6, values and gates of 12, for each of 4 heads; beta, the decay, a convolution of width 4."""
+    products = linear(length, D, 4 * (6 + 6 + 12 + 12 + 1 + 1)) + linear(length, 4 * 12, D)
+    return products + 3 * 2 * length * 4 * (6 + 6 + 12) * 4 + 3 * delta_rule_flops(1, length, HEADS, 6, 12, 1)
+
+
+def kimi_delta(length: int) -> int:
+    """Queries, keys and values of 8 for each of 4 heads; beta; decays and gates by way of 8 numbers."""
+    products = linear(length, D, 4 * (8 + 8 + 8 + 1) + 8 + 8) + 2 * linear(length, 8, D) + linear(length, D, D)
+    return products + 3 * 2 * length * 4 * (8 + 8 + 8) * 4 + 3 * delta_rule_flops(1, length, HEADS, 8, 8, 8)
+
+
 def swiglu(length: int) -> int:
     return linear(length, D, 2 * 64) + linear(length, 64, D)
 
@@ -98,6 +110,9 @@ FORMULAS = {
     "lstm": lambda n: LAYERS * lstm(n),
     "gru": lambda n: LAYERS * gru(n),
     "min_gru": lambda n: LAYERS * min_gru(n),
+    "gated_delta_net": lambda n: LAYERS * (gated_delta_net(n) + swiglu(n)),
+    "kimi_delta": lambda n: LAYERS * (kimi_delta(n) + swiglu(n)),
+    "hybrid_qwen": lambda n: 3 * gated_delta_net(n) + attention(n) + 4 * swiglu(n),
     "mlp": lambda n: LAYERS * linear(n, D, D),
     "linear": lambda n: 0,
 }

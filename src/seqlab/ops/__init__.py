@@ -6,6 +6,7 @@ Each operation is a package whose public function has the package's name: ``seql
 
 from seqlab.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from seqlab.ops.cross_entropy import cross_entropy
+from seqlab.ops.delta_rule import delta_rule, delta_rule_flops, delta_rule_update
 from seqlab.ops.linear_cross_entropy import linear_cross_entropy
 from seqlab.ops.rms_norm import add_rms_norm, rms_norm
 from seqlab.ops.routed_experts import routed_experts, routed_experts_flops
@@ -17,6 +18,9 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "cross_entropy",
+    "delta_rule",
+    "delta_rule_flops",
+    "delta_rule_update",
     "linear_cross_entropy",
     "rms_norm",
     "routed_experts",

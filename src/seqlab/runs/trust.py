@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 TARGETS = frozenset(
     {
         "seqlab.models.mixers.attention.Attention",
+        "seqlab.models.mixers.delta_net.DeltaNet",
         "seqlab.models.mixers.dense.Dense",
         "seqlab.models.mixers.mamba.Mamba",
         "seqlab.models.mixers.mamba2.Mamba2",

@@ -1,0 +1,107 @@
+"""The delta rule: a memory that corrects what it recalls, heads and channels last.
+
+    S   <- Diag(e^g_t) S_{t-1}                        decay: none, one for a head, or one for each key channel
+    S_t = S + beta_t k_t (v_t - k_t^T S)^T            correction of what k_t recalls, a (K, V) matrix for each head
+    y_t = S_t^T q_t                                   output
+
+Without g it is DeltaNet (Yang et al. 2024, arXiv:2406.06484, section 2.2), with one decay a head Gated DeltaNet
+(arXiv:2412.06464, equation 10), with one for each key channel Kimi delta attention (arXiv:2510.26692, equation 1).
+``delta_rule`` computes a whole sequence, ``delta_rule_update`` one position of it for generation.
+"""
+
+import torch
+from torch import Tensor
+
+from seqlab.ops import backends
+from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_shapes, check_state, checked
+from seqlab.ops.delta_rule.flops import delta_rule_flops
+from seqlab.ops.delta_rule.interface import Inputs, named_axes
+from seqlab.ops.delta_rule.operator import RECOMPUTED, recomputed_rule
+from seqlab.ops.delta_rule.step import delta_rule_update
+
+__all__ = ["BACKENDS", "delta_rule", "delta_rule_flops", "delta_rule_update", "resolve_backend"]
+
+BACKENDS = ("chunked", "reference")
+"""Fastest first; each is the file of that name in this folder."""
+
+SHAPES = {
+    "q": ("batch", "length", "n_heads", "d_key"),
+    "k": ("batch", "length", "n_heads", "d_key"),
+    "v": ("batch", "length", "n_heads", "d_value"),
+    "beta": ("batch", "length", "n_heads"),
+    "g": ("batch", "length", "n_heads"),
+    "initial_state": ("batch", "n_heads", "d_key", "d_value"),
+}
+
+
+def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The backend that ``delta_rule(..., backend=backend)`` uses for q on ``device`` in ``dtype``.
+
+    A pure function: call it to record what "auto" chose. Raises ValueError as ``delta_rule`` does.
+    """
+    return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+
+
+def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
+    """The backend that runs.
+
+    Raises:
+        ValueError: an argument does not fit, or the backend does not exist or cannot run.
+    """
+    check_given(tensors, "q", "k", "v", "beta")
+    q = tensors["q"]
+    ruled = {name: tensors[name] for name in SHAPES}
+    check_shapes(named_axes(SHAPES, tensors["g"]), ruled, {})
+    check_dtypes(ruled)
+    check_state("initial_state", tensors["initial_state"], q.dtype)
+    check_seq_idx(tensors["seq_idx"], "q", q)
+    return resolve_backend(backend, q.device, q.dtype)
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the delta rule over a sequence; differentiable, once with "chunked", in every tensor but ``seq_idx``.
+
+    Sums are in float32, or in float64 if the arguments are float64, also under autocast. float32, bfloat16 and float16
+    arguments may be mixed. The caller normalises and scales q and k: the state is bounded where |k| = 1 and beta is
+    from 0 to 2, and may grow without bound otherwise.
+
+    Args:
+        q: (batch, length, n_heads, d_key) what is asked of the memory, at least one position long.
+        k: (batch, length, n_heads, d_key) where it is corrected.
+        v: (batch, length, n_heads, d_value) what it is to recall there.
+        beta: (batch, length, n_heads) how far: with |k| = 1 it recalls v itself after 1. Above 1 the transition of the
+            state has an eigenvalue 1 - beta below 0 (arXiv:2411.12537).
+        g: (batch, length, n_heads) or (batch, length, n_heads, d_key) logarithm of the decay, at most 0; none if None.
+        initial_state: (batch, n_heads, d_key, d_value) the state before the first position, float32 (float64 if q
+            is); zeros if None.
+        return_final_state: whether to return the state after the last position too.
+        seq_idx: (batch, length) integers for sequences packed one after another: a new one begins where the number
+            differs from that of the position before, with a state of zeros. ``initial_state`` belongs to the sequence
+            of position 0, the final state to the last one. Negative numbers are no exception. With "chunked" infinity
+            and NaN may reach the sequences nearby.
+        backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
+
+    Returns:
+        y (batch, length, n_heads, d_value) in q's dtype, or (y, final state) with the state as ``initial_state``.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or a backend that does not exist or cannot run.
+    """
+    inputs = Inputs(q, k, v, beta, g, seq_idx)
+    chosen = checked(_check, {**inputs._asdict(), "initial_state": initial_state}, backend)
+    if chosen in RECOMPUTED:
+        y, final_state = recomputed_rule(inputs, initial_state, chosen)
+    else:
+        y, final_state = backends.load(__name__, chosen).forward(inputs, initial_state)
+    return (y, final_state) if return_final_state else y

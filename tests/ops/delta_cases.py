@@ -1,0 +1,72 @@
+"""Arguments of the delta rule, and what the tests of all operators need of it."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from comparison import drawn_as, step_sizes
+from operators import Operator
+from torch import Tensor
+
+from seqlab.ops import delta_rule, delta_rule_update
+from seqlab.ops.delta_rule import chunked
+
+PACKAGE = "seqlab.ops.delta_rule"
+OPTIONS = ("g", "initial_state")
+ALONG_TIME = ("q", "k", "v", "beta", "g")
+SIZE = (2, 77, 2, 5, 7)
+"""Batch, length, heads, width of keys and of values: some chunks, the last not whole."""
+
+
+def make_arguments(
+    batch: int,
+    length: int,
+    n_heads: int,
+    d_key: int,
+    d_value: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    steps: str = "ordinary",
+    by_channel: bool = False,
+    options: tuple[str, ...] = OPTIONS,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """Random arguments with keys of length 1 and beta up to 2; the state at least float32."""
+    torch.manual_seed(0)
+    heads = (batch, length, n_heads)
+    arguments = {
+        "q": torch.randn(*heads, d_key),
+        "k": F.normalize(torch.randn(*heads, d_key), dim=-1),
+        "v": torch.randn(*heads, d_value),
+        "beta": 2 * torch.rand(heads),
+        "g": -step_sizes(steps, *heads, d_key) if by_channel else -step_sizes(steps, *heads),
+        "initial_state": torch.randn(batch, n_heads, d_key, d_value),
+    }
+    left_out = set(OPTIONS) - set(options)
+    return drawn_as(arguments, dtype, device=device, wide={"initial_state"}, left_out=left_out)
+
+
+DELTA = Operator(
+    function=delta_rule,
+    update=delta_rule_update,
+    make=make_arguments,
+    along_time=ALONG_TIME,
+    options=OPTIONS,
+    settings={},
+    reproducible={},
+    length=SIZE[1],
+    width=SIZE[2:],
+    narrow=(2, 3, 2),
+    gpu_width=(4, 64, 64),
+    cut_length=SIZE[1],
+    cuts=(1, 32, 39),
+    shorten_chunks=lambda monkeypatch: monkeypatch.setattr(chunked, "CHUNK", 4),
+    on_cpu=("chunked", "chunked"),
+    refused=(
+        ("beta", (2, 5, 1), r"\(batch, length, n_heads\) = \(2, 5, 2\)"),
+        ("g", (2, 5, 2, 1), r"\(batch, length, n_heads, d_key\) = \(2, 5, 2, 3\)"),
+    ),
+)
+BY_CHANNEL = replace(DELTA, make=partial(make_arguments, by_channel=True))
+"""With a decay of each key channel."""

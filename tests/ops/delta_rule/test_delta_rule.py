@@ -1,0 +1,124 @@
+"""The delta rule: decays of each channel and none, decays of all magnitudes, what it recalls, its FLOPs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import assert_all_close, numbered, results
+from delta_cases import BY_CHANNEL, DELTA, SIZE, make_arguments
+
+from seqlab.ops import delta_rule, delta_rule_flops
+from seqlab.ops.delta_rule import chunked
+
+
+class TestByChannel:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("length", [1, 13, 77])
+    def test_dtypes(self, dtype, length):
+        BY_CHANNEL.compare(BY_CHANNEL.make(2, length, *SIZE[2:], dtype=dtype), "chunked")
+
+    def test_packed(self):
+        BY_CHANNEL.compare_packed(BY_CHANNEL.make(2, 40, *SIZE[2:]), [{1, 3, 20}, {32, 38}], "chunked")
+
+    def test_a_cut_with_the_state_carried_changes_nothing(self):
+        BY_CHANNEL.hold_cut(BY_CHANNEL.make(*SIZE), "chunked", 39)
+
+    @pytest.mark.parametrize("backend", ["chunked", "reference"])
+    def test_steps_follow_the_whole(self, backend):
+        BY_CHANNEL.hold_steps(BY_CHANNEL.make(*SIZE), backend)
+
+    def test_gradcheck(self, monkeypatch):
+        BY_CHANNEL.shorten_chunks(monkeypatch)
+        arguments = BY_CHANNEL.make(1, 6, *BY_CHANNEL.narrow, dtype=torch.float64)
+        tensors = [tensor.requires_grad_() for tensor in arguments.values()]
+
+        def function(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return delta_rule(**dict(zip(arguments, given, strict=True)), return_final_state=True)
+
+        assert torch.autograd.gradcheck(function, tensors)
+
+    def test_equal_channels_are_one_decay(self):
+        arguments = make_arguments(*SIZE)
+        expected = results(delta_rule, arguments)
+        channels = arguments | {"g": arguments["g"].unsqueeze(3).expand(*arguments["k"].shape).contiguous()}
+        actual = results(delta_rule, channels)
+        actual["dg"] = actual["dg"].sum(dim=3)
+        assert_all_close(actual, expected, torch.float32)
+
+
+@pytest.mark.parametrize("operator", [DELTA, BY_CHANNEL], ids=["by_head", "by_channel"])
+@pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_decays_of_all_magnitudes(operator, steps, packed):
+    """Outputs and all gradients but the decays', which are nearly 0 where nothing is left of the state."""
+    arguments = operator.make(*SIZE, steps=steps)
+    settings = {"seq_idx": numbered([{5, 40}, {32}], SIZE[1]) if packed else None}
+    expected = results(delta_rule, {name: t.double() for name, t in arguments.items()}, backend="reference", **settings)
+    actual = results(delta_rule, arguments, backend="chunked", **settings)
+    largest = max(float(tensor.detach().norm()) for tensor in expected.values())
+    assert (actual.pop("dg").double() - expected.pop("dg")).norm() <= 1e-6 * largest
+    assert_all_close(actual, expected, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_without_decay_zeros_are_meant(backend):
+    arguments = make_arguments(*SIZE, options=())
+    zeros = torch.zeros_like(arguments["beta"])
+    torch.testing.assert_close(
+        delta_rule(**arguments, backend=backend), delta_rule(**arguments, g=zeros, backend=backend), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_it_recalls_the_latest_value_of_a_key(backend):
+    """With orthogonal keys and beta = 1 the memory is a table, and writing a key again replaces its value."""
+    keys = torch.tensor([0, 3, 1, 3, 0, 2, 3])
+    k = F.one_hot(keys, 4).float()[None, :, None]  # (1, 7, 1, 4)
+    v = torch.randn(1, 7, 1, 5, generator=torch.Generator().manual_seed(0))
+    _, state = delta_rule(k, k, v, torch.ones(1, 7, 1), return_final_state=True, backend=backend)
+    torch.testing.assert_close(state[0, 0], v[0, [4, 2, 5, 6], 0])
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_beta_of_two_reflects(backend):
+    """A key of length 1 with beta = 2 and value 0 changes the sign of what it recalls: parity from one channel."""
+    k, state = torch.ones(1, 5, 1, 1), torch.ones(1, 1, 1, 1)
+    bits = torch.tensor([1.0, 0, 1, 1, 0])
+    y = delta_rule(k, k, torch.zeros_like(k), 2 * bits.view(1, 5, 1), initial_state=state, backend=backend)
+    torch.testing.assert_close(y.flatten(), torch.tensor([-1.0, -1, 1, -1, -1]))
+
+
+def test_second_derivatives_are_of_the_reference():
+    arguments = {name: tensor.requires_grad_() for name, tensor in make_arguments(1, 3, 1, 2, 2).items()}
+    for backend in ("reference", "chunked"):
+        y = delta_rule(**arguments, backend=backend)
+        (gradient,) = torch.autograd.grad(y.square().sum(), arguments["k"], create_graph=True)
+        if backend == "reference":
+            gradient.sum().backward()
+            continue
+        with pytest.raises(NotImplementedError, match="delta_rule backend='chunked' has no second derivative"):
+            gradient.sum().backward()
+
+
+def test_a_chunk_is_a_power_of_two():
+    assert chunked.CHUNK.bit_count() == 1
+
+
+def test_flops_of_one_position_by_hand():
+    """K = 2, V = 3: k S 6 products and 3 sums, 3 differences, 3 products, k u 6, S + 6, q S 9; decay 1 + 6, 2 + 6."""
+    assert delta_rule_flops(1, 1, 1, 2, 3) == 9 + 6 + 12 + 9
+    assert delta_rule_flops(3, 5, 7, 2, 3, 1) == 3 * 5 * 7 * (36 + 7)
+    assert delta_rule_flops(1, 1, 1, 2, 3, 2) == 36 + 8
+
+
+def test_without_memory_it_has_shapes_alone():
+    """On the meta device, where FLOPs are counted: nothing is computed that a counter could see."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    arguments = {name: tensor.to("meta").requires_grad_() for name, tensor in make_arguments(*SIZE).items()}
+    with FlopCounterMode(display=False) as counter:
+        y, state = delta_rule(**arguments, return_final_state=True)
+        (y.sum() + state.sum()).backward()
+    assert counter.get_total_flops() == 0
+    assert y.shape == arguments["v"].shape
+    assert state.shape == arguments["initial_state"].shape
+    assert all(tensor.grad.shape == tensor.shape for tensor in arguments.values())
