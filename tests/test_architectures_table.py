@@ -71,6 +71,9 @@ def numbers_remembered(cfg: DictConfig, name: str, length: int) -> int:
         return 3 * 3 * d + d * d // 4  # inputs of the convolution, and the square of each of 4 heads
     if name == "gated_delta_net":
         return 3 * 3 * d + 4 * 48 * 96
+    if name == "mamba3":
+        angles = 2 * cfg.size.n_heads * 64 // 4  # in float64
+        return 2 * d * 64 + cfg.size.n_heads * 64 + 2 * d + angles
     if name not in (others := {"gru": d, "lstm": 2 * d, "min_gru": 2 * d, "dense": 0}):
         pytest.skip(f"nobody has worked out by hand yet what {name} remembers")
     return others[name]
@@ -79,7 +82,7 @@ def numbers_remembered(cfg: DictConfig, name: str, length: int) -> int:
 @pytest.mark.parametrize("name", architectures())
 def test_every_row_against_a_count(rows, name):
     """The parameters of the model as it is built, each once, and what closed formulas say of experts and states."""
-    own = {"hybrid_jamba": "tall"}
+    own = {"hybrid_jamba": "tall", "hybrid_mamba3": "medium"}
     cfg = compose_config(f"model={name}", f"size={own.get(name, 'small')}")
     with torch.device("meta"):
         model = instantiate(cfg.model, tokens=True, d_input=256, d_output=256, max_length=1024, _convert_="all")

@@ -106,7 +106,7 @@ class TestStates:
         assert state_bytes(model, 60) - state_bytes(model, 20) == 40 * 2 * D_MODEL * 4
 
 
-EACH = {name: name for name in ("mamba", "mamba2", "gru", "lstm", "min_gru")}
+EACH = {name: name for name in ("mamba", "mamba2", "mamba3", "gru", "lstm", "min_gru")}
 
 
 class TestWhatIsShipped:
@@ -122,7 +122,7 @@ class TestWhatIsShipped:
         for name, model in {"attention": "transformer", **EACH}.items():
             assert mixers[name] == compose_config(f"model={model}", "size=small").model.mixers[name]
 
-    @pytest.mark.parametrize("pattern", ["mamba2,mamba2,attention", "gru,min_gru,mamba", "attention,lstm,mamba2"])
+    @pytest.mark.parametrize("pattern", ["mamba2,mamba3,attention", "gru,min_gru,mamba", "attention,lstm,mamba2"])
     def test_any_pattern_of_them_trains_and_generates(self, pattern):
         smallest = ["size.d_model=16", "size.n_heads=2", "size.n_layers=3"]
         own = f"model.pattern=[{pattern}]", "model.embedding_std=1.0"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from seqlab.models.layer import prefill_mixer
-from seqlab.models.mixers import Attention, Mamba, Mamba2, MinGRU
+from seqlab.models.mixers import Attention, Mamba, Mamba2, Mamba3, MinGRU
 
 D, E, H, LENGTH = 10, 24, 4, 7
 MIXERS: dict[str, Callable[..., nn.Module]] = {
@@ -15,6 +15,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "window": lambda **width: Attention(D, n_heads=H, window=3, **width),
     "mamba": lambda **width: Mamba(D, d_state=3, **width),
     "mamba2": lambda **width: Mamba2(D, n_heads=H, d_state=5, **width),
+    "mamba3": lambda **width: Mamba3(D, n_heads=H, d_state=5, **width),
     "min_gru": lambda **width: MinGRU(D, **width),
 }
 PARAMETERS = {  # by the papers' equations: projections, convolutions, what the scan has of its own
@@ -22,6 +23,7 @@ PARAMETERS = {  # by the papers' equations: projections, convolutions, what the 
     "window": 4 * D * E,
     "mamba": 3 * D * E + 5 * E + E * (1 + 2 * 3) + (1 * E + E) + 3 * E + E,
     "mamba2": D * (2 * E + 2 * 5 + H) + 5 * (E + 2 * 5) + 3 * H + E + E * D,
+    "mamba3": D * (2 * E + 2 * 5 + 3 * H + 1) + 2 * H + 2 * 5 + 2 * H * 5 + E * D,
     "min_gru": (D + 1) * 2 * E + E * D,
 }
 

@@ -8,7 +8,8 @@ from seqlab.models.mixers.delta_net import DeltaNet
 from seqlab.models.mixers.dense import Dense
 from seqlab.models.mixers.mamba import Mamba
 from seqlab.models.mixers.mamba2 import Mamba2
+from seqlab.models.mixers.mamba3 import Mamba3
 from seqlab.models.mixers.min_gru import MinGRU
 from seqlab.models.mixers.recurrent import GRU, LSTM
 
-__all__ = ["GRU", "LSTM", "Attention", "DeltaNet", "Dense", "Mamba", "Mamba2", "MinGRU"]
+__all__ = ["GRU", "LSTM", "Attention", "DeltaNet", "Dense", "Mamba", "Mamba2", "Mamba3", "MinGRU"]

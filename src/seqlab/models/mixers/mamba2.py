@@ -89,8 +89,8 @@ class Mamba2(nn.Module):
         super().__init__()
         inner = "expand * d_model" if d_inner is None else "d_inner"
         self.d_inner = d_inner = expand * d_model if d_inner is None else d_inner
-        _check_divides("n_heads", n_heads, d_inner, inner)
-        _check_divides("n_groups", n_groups, n_heads, "n_heads")
+        check_divides("n_heads", n_heads, d_inner, inner)
+        check_divides("n_groups", n_groups, n_heads, "n_heads")
         check_range("dt", dt_min, dt_max)
         check_range("A", A_min, A_max)
         self.n_heads, self.d_state, self.n_groups, self.scan_backend = n_heads, d_state, n_groups, scan_backend
@@ -172,7 +172,12 @@ class Mamba2(nn.Module):
         return ssd_flops(batch_size, length, self.n_heads, self.d_inner // self.n_heads, self.d_state)
 
 
-def _check_divides(name: str, value: int, whole: int, what: str) -> None:
+def check_divides(name: str, value: int, whole: int, what: str) -> None:
+    """Check that the setting ``name`` divides ``whole``, which is called ``what``.
+
+    Raises:
+        UserError: it does not.
+    """
     if whole % value != 0:
         divisors = [str(n) for n in range(1, whole + 1) if whole % n == 0]
         raise UserError(name, value, f"must divide {what} = {whole}", f"Choose one of {', '.join(divisors)}")
