@@ -92,14 +92,14 @@ sys.path.insert(0, "tests"), sys.path.insert(0, "tests/training")
 import tempfile
 from pathlib import Path
 from fits import build, run
-from seqlab.training.optim import {optimizer}
-trainer = build(Path(tempfile.mkdtemp()), optimizer={optimizer})
-run(trainer)
-trainer.restore()
-assert "torch._dynamo" not in sys.modules
+from seqlab.training.optim import adam, adamw, muon, sgd
+for optimizer in adamw, adam, sgd, muon:
+    trainer = build(Path(tempfile.mkdtemp()), optimizer=optimizer)
+    run(trainer)
+    trainer.restore()
+    assert "torch._dynamo" not in sys.modules, optimizer
 """
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
-def test_a_run_does_without(optimizer):
-    subprocess.run([sys.executable, "-c", RUN.format(optimizer=optimizer)], check=True)
+def test_a_run_does_without():
+    subprocess.run([sys.executable, "-c", RUN], check=True)

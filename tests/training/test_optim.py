@@ -1,5 +1,7 @@
 """Who decays, who is served by which optimizer, and that every optimizer descends."""
 
+import itertools
+
 import fits
 import pytest
 import torch
@@ -38,14 +40,15 @@ def test_decay_is_for_matrices_alone():
     assert spared == {"norm.weight", "inner.A_log", "inner.D", "inner.conv_bias", "inner.dt_proj.bias"}
 
 
+NAMES = "adamw", "muon", "sgd"
+OPTIMIZERS = [compose_config(f"optimizer={name}", "optimizer.weight_decay=0.1").optimizer for name in NAMES]
+
+
 @pytest.mark.parametrize("name", models())
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-def test_one_rule_for_every_model(name, optimizer):
+def test_one_rule_for_every_model(name):
     """Tying decides nothing: every matrix decays but what exempts itself, and no vector does, as the YAMLs have it."""
-    cfg = compose_config(f"optimizer={optimizer}", "optimizer.weight_decay=0.1").optimizer
-    shares = []
-    for tied in (False, True):
-        net = model(name, f"model.tie_embeddings={tied}")
+    nets, shares = [model(name, f"model.tie_embeddings={tied}") for tied in (False, True)], []
+    for net, cfg in itertools.product(nets, OPTIMIZERS):
         optimizers = instantiate(cfg, _convert_="all")(net)
         groups = [group for each in optimizers for group in each.param_groups]
         decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
