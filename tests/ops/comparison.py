@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlab.ops.cuda_graph import capture, side_stream
+from seqlab.ops.cuda_graph import capture, on_side_stream
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Largest relative error, norm(actual - expected) / norm(expected), by the dtype of the input."""
@@ -169,11 +169,8 @@ def nothing_may_wait() -> Iterator[None]:
 
 def assert_replays(step: Callable[[], list[Tensor]], static: Iterable[Tensor]) -> None:
     """Capture ``step`` as a CUDA graph, change what it reads, and hold the replay to a step made anew, bit by bit."""
-    side = side_stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with on_side_stream():
         step()
-    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with capture(graph):
         captured = step()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from seqlab.ops.cuda_graph import capture, side_stream
+from seqlab.ops.cuda_graph import capture, on_side_stream
 
 try:
     from triton.testing import do_bench
@@ -83,13 +83,11 @@ def captured(function: Function, device: torch.device) -> Function:
 
     The tensors that the function uses are the graph's too, and have to be kept as long as the graph.
     """
-    stream = side_stream()
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # compile and allocate outside of the capture
+    with torch.cuda.device(device):
+        with on_side_stream():
+            for _ in range(3):  # compile and allocate outside of the capture
+                function()
+        graph = torch.cuda.CUDAGraph()
+        with capture(graph):
             function()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with capture(graph):
-        function()
     return graph.replay

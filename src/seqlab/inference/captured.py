@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from seqlab.models.counting import tensors_of
 from seqlab.models.protocols import StepsAlike, WaitsForDevice, parts
-from seqlab.ops.cuda_graph import capture, side_stream
+from seqlab.ops.cuda_graph import capture, on_side_stream
 from seqlab.ops.recent import Recent
 
 MOST_GRAPHS = 8
@@ -68,9 +68,7 @@ class Captured:
 def recorded(function: Callable[..., Any], inputs: list[Tensor]) -> tuple[Callable[[], None], Any]:
     """What replays a function of inputs of any shapes, and what it returns, which every replay overwrites."""
     with torch.cuda.device_of(inputs[0]):
-        stream = side_stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with on_side_stream():
             function(*inputs)  # kernels are compiled and libraries set up
         graph = torch.cuda.CUDAGraph()
         with capture(graph):

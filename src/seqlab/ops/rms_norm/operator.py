@@ -117,13 +117,7 @@ class _RMSNorm(FirstDerivative):
     """The operator without PyTorch's dispatcher."""
 
     operation = "rms_norm"
-
-    @override
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    compute, save = staticmethod(_forward), staticmethod(_save)
 
     @override
     @staticmethod
