@@ -195,7 +195,7 @@ def pairs_rotated(d_state: int, rope_fraction: float) -> int:
 
 def rational(v: Tensor) -> Tensor:
     """1 + v for v >= 0 and 1 / (1 - v) below, of any shape: positive, with one derivative at 0 from both sides."""
-    return v.clamp(min=0) + 1 / (1 + F.relu(-v))
+    return torch.where(v >= 0, 1 + v, 1 / (1 + F.relu(-v)))  # that of a clamp at its bound depends on torch's version
 
 
 _ACTS = {"rational": rational, "softplus": F.softplus}
