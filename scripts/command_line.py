@@ -3,8 +3,11 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -99,6 +102,19 @@ def results_folder(name: str) -> Path:
     return Path("outputs", "benchmarks", f"{name}-{datetime.now():%Y-%m-%d_%H-%M-%S}")
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which ``timeout`` and schedulers end a process, as Ctrl-C: what was measured is written."""
+    if threading.current_thread() is not threading.main_thread():  # no other can set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def command(parse: Callable[[Sequence[str] | None], Any], run: Callable[[Any], int]) -> Callable[..., int]:
     """The main function of a script, which returns the exit status and reports foreseen errors in a line or two.
 
@@ -109,7 +125,8 @@ def command(parse: Callable[[Sequence[str] | None], Any], run: Callable[[Any], i
 
     def main(argv: Sequence[str] | None = None) -> int:
         try:
-            return run(parse(argv))
+            with terminated_as_interrupted():
+                return run(parse(argv))
         except BrokenPipeError:  # whoever read has enough, and Python's last flush must find somewhere to write
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

@@ -1,6 +1,7 @@
 """The benchmark of growth: exponents and marks against known powers, curves that end, merging, and the script."""
 
 import json
+import signal
 from argparse import Namespace
 
 import pytest
@@ -178,8 +179,16 @@ class TestTheScript:
         assert "Traceback" in shown.err and "in detail" in shown.err
         assert "mamba, batch 4: RuntimeError: odd shapes" in shown.out
 
-    def test_ctrl_c_keeps_what_was_measured(self, run, monkeypatch):
-        failing_from(monkeypatch, 4, KeyboardInterrupt())
+    def test_sigterm_keeps_what_was_measured(self, run, monkeypatch):
+        """As Ctrl-C does; ``timeout`` and schedulers send it."""
+        point = growth.measured_point
+
+        def stopped_at_four(model, sizes, *others):
+            if sizes.batch == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return point(model, sizes, *others)
+
+        monkeypatch.setattr(growth, "measured_point", stopped_at_four)
         status, results = run("--models", "mamba", "--axes", "batch", "--batch", "1:8")
         assert status == 130 and results["interrupted"]
         assert values(results, "batch") == [1]

@@ -1,7 +1,7 @@
 """One position of a Mamba layer and of a projection, in few kernels: generating a token is launches, not arithmetic.
 
 Step by step, PyTorch takes some 40 kernels for a Mamba layer, each of a few microseconds of which most is the wait for
-the one before. Here a layer is three (four from some ten sequences on), with its norm and its residual connection.
+the one before. Here a layer is three of one or two sequences and five of many, with its norm and residual connection.
 
 Symbols: B batch, D model width, E inner width, N state size, R rank of delta, K width of the convolution.
 """

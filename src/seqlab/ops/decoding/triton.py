@@ -16,7 +16,7 @@ from seqlab.ops.triton_support import why_unavailable as why_unavailable
 try:
     import triton
 
-    from seqlab.ops.decoding import triton_enter, triton_linear, triton_update
+    from seqlab.ops.decoding import triton_enter, triton_linear, triton_parts, triton_update
 except ImportError:  # a torch wheel for CPUs may come without it
     triton = None
 
@@ -140,29 +140,41 @@ def tile_options(x: Tensor, tile: Tile, *, overlaps: bool) -> dict[str, Any]:
     return {"BM": rows, "BN": tile.columns, "BK": depth} | launch
 
 
+def normalised(x: Tensor, norm: Any, *, overlaps: bool) -> Tensor:
+    """norm(x), (B, D) as x; ``norm`` is a ``seqlab.ops.decoding.Norm``."""
+    batch, width = x.shape
+    out, wide = torch.empty_like(x), power_of_two(width)
+    triton_parts.norm_kernel[(batch,)](
+        x, norm.weight, norm.bias, out, norm.eps, D=width, RMS=norm.rms, HAS_BIAS=norm.bias is not None, BK=wide,
+        **options(x.device, 8 if wide > 1024 else 4, overlaps=overlaps),
+    )  # fmt: skip
+    return out
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, residual: Tensor | None) -> Tensor:
     """residual + weight norm(x) + bias: x (B, I) to (B, O); ``norm`` is a ``seqlab.ops.decoding.Norm`` or None."""
     batch, width = x.shape
     outs = len(weight)
     out = x.new_empty(batch, outs)
-    scale, shift = (norm.weight, norm.bias) if norm else (None, None)
-    tensors = x, scale, shift, weight, bias, residual, out, norm.eps if norm else 0.0, outs
-    flags = {
-        "INS": width, "NORM": norm is not None, "RMS": norm is not None and norm.rms,
-        "HAS_NORM_BIAS": shift is not None, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
-    }  # fmt: skip
+    flags = {"INS": width, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None}
     if is_single(batch, width):
+        scale, shift, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
         wide = power_of_two(width)
         columns = min(max(1, ROW_LINEAR // wide), power_of_two(outs))
-        grid = triton.cdiv(outs, columns), batch
-        triton_linear.row_linear_kernel[grid](*tensors, **flags, BN=columns, BK=wide, **row_options(x.device, wide))
+        triton_linear.row_linear_kernel[triton.cdiv(outs, columns), batch](
+            x, scale, shift, weight, bias, residual, out, eps, outs, **flags, NORM=norm is not None,
+            RMS=norm is not None and norm.rms, HAS_NORM_BIAS=shift is not None, BN=columns, BK=wide,
+            **row_options(x.device, wide),
+        )  # fmt: skip
         return out
     chosen = plan(x)
+    if norm is not None:
+        x = normalised(x, norm, overlaps=chosen.overlaps)
     wide_out = outs >= WIDE_OUT
     tile = chosen.head if wide_out else chosen.out
     launch = tile_options(x, tile, overlaps=chosen.overlaps and not wide_out)
     grid = triton.cdiv(outs, launch["BN"]), triton.cdiv(batch, launch["BM"])
-    triton_linear.rows_linear_kernel[grid](*tensors, batch, **flags, **launch)
+    triton_linear.rows_linear_kernel[grid](x, weight, bias, residual, out, outs, batch, **flags, **launch)
     return out
 
 
@@ -179,26 +191,24 @@ def enter(x: Tensor, norm: Any, block: Any, conv_state: Tensor, state: Tensor) -
     programs = triton.cdiv(inner, columns)
     u, z = x.new_empty(batch, inner), x.new_empty(batch, inner)
     shares = torch.empty(programs, batch, of_x, dtype=torch.float32, device=x.device)
-    tensors = (
-        x, norm.weight, norm.bias, block.in_weight, conv_state, block.conv_weight, block.conv_bias, block.x_weight,
-        u, z, shares, norm.eps,
-    )  # fmt: skip
-    flags = {
-        "D": width, "E": inner, "W": of_x, "K": taps, "RMS": norm.rms, "HAS_NORM_BIAS": norm.bias is not None,
-        "HAS_BIAS": block.conv_bias is not None,
-    }  # fmt: skip
+    weights = block.in_weight, conv_state, block.conv_weight, block.conv_bias, block.x_weight
+    flags = {"D": width, "E": inner, "W": of_x, "K": taps, "HAS_BIAS": block.conv_bias is not None}
     if single:
-        launch = {"BN": columns, "BK": wide, "BW": power_of_two(of_x)} | row_options(x.device, wide)
-        triton_enter.enter_row_kernel[(2 * programs, batch)](*tensors, **flags, **launch)
-    else:
-        following = block.dt_weight, block.A_log, state, block.out_weight
-        flags |= {
-            "N": state.shape[2], "R": block.dt_weight.shape[1], "BW": min(MOST_OF_X, max(16, power_of_two(of_x))),
-            "AHEAD": chosen.overlaps and can_overlap(x.device),
-        }  # fmt: skip
-        launch = tile_options(x, chosen.enter, overlaps=chosen.enter_overlaps)
-        grid = 2 * programs, triton.cdiv(batch, launch["BM"])
-        triton_enter.enter_rows_kernel[grid](*tensors, batch, *following, **flags, **launch)
+        triton_enter.enter_row_kernel[2 * programs, batch](
+            x, norm.weight, norm.bias, *weights, u, z, shares, norm.eps, **flags, RMS=norm.rms,
+            HAS_NORM_BIAS=norm.bias is not None, BN=columns, BK=wide, BW=power_of_two(of_x),
+            **row_options(x.device, wide),
+        )  # fmt: skip
+        return u, z, shares
+    x = normalised(x, norm, overlaps=chosen.overlaps)
+    following = block.dt_weight, block.A_log, state, block.out_weight
+    flags |= {
+        "N": state.shape[2], "R": block.dt_weight.shape[1], "BW": min(MOST_OF_X, max(16, power_of_two(of_x))),
+        "AHEAD": chosen.overlaps and can_overlap(x.device),
+    }  # fmt: skip
+    launch = tile_options(x, chosen.enter, overlaps=chosen.enter_overlaps)
+    grid = 2 * programs, triton.cdiv(batch, launch["BM"])
+    triton_enter.enter_rows_kernel[grid](x, *weights, u, z, shares, batch, *following, **flags, **launch)
     return u, z, shares
 
 

@@ -101,12 +101,12 @@ def enter_row_kernel(
 
 @triton.jit
 def enter_rows_kernel(
-    x, norm_weight, norm_bias, in_weight, conv_state, conv_weight, conv_bias, x_weight, u_out, z_out, partial, eps,
-    batch, dt_weight, A_log, state, out_weight, D: tl.constexpr, E: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
-    N: tl.constexpr, R: tl.constexpr, RMS: tl.constexpr, HAS_NORM_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BW: tl.constexpr, PDL: tl.constexpr,
+    x, in_weight, conv_state, conv_weight, conv_bias, x_weight, u_out, z_out, partial, batch,
+    dt_weight, A_log, state, out_weight, D: tl.constexpr, E: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+    N: tl.constexpr, R: tl.constexpr, HAS_BIAS: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, BW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The same of BM sequences. ``AHEAD``: what the layer's next kernels read is fetched into the L2 cache."""
+    """The same of BM sequences, after the norm. ``AHEAD``: what the layer's next kernels read is fetched into L2."""
     is_u, place = half_and_place(E, BN)
     rows, e, w = tl.program_id(1) * BM + tl.arange(0, BM), place * BN + tl.arange(0, BN), tl.arange(0, BW)
     in_batch, in_row = rows < batch, e < E
@@ -118,9 +118,7 @@ def enter_rows_kernel(
     to_x = tl.load(at_x + w[None, :] * E, mask=(w < W)[None, :] & in_u[:, None], other=0.0)
     wait(PDL)
     weight = in_weight + tl.where(is_u, 0, E * D)
-    found = product(
-        x, rows, in_batch, norm_weight, norm_bias, weight, e, in_row, eps, D, True, RMS, HAS_NORM_BIAS, BM, BN, BK, PDL
-    )
+    found = product(x, rows, in_batch, weight, e, in_row, D, BM, BN, BK, PDL)
     if AHEAD:
         fetch(state, batch * E * N)
         fetch(out_weight, D * E)

@@ -42,11 +42,10 @@ def row_linear_kernel(
 
 @triton.jit
 def rows_linear_kernel(
-    x, norm_weight, norm_bias, weight, bias, residual, out, eps, outs, batch,
-    INS: tl.constexpr, NORM: tl.constexpr, RMS: tl.constexpr, HAS_NORM_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, weight, bias, residual, out, outs, batch, INS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The same of BM rows."""
+    """The same of BM rows, after a norm if there is one."""
     rows, o = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     in_batch, in_out = rows < batch, o < outs
     inside = in_batch[:, None] & in_out[None, :]
@@ -54,10 +53,7 @@ def rows_linear_kernel(
     wait(PDL)
     if HAS_RESIDUAL:
         before = tl.load(residual + places, mask=inside, other=0.0).to(tl.float32)
-    found = product(
-        x, rows, in_batch, norm_weight, norm_bias, weight, o.to(tl.int64), in_out, eps, INS, NORM, RMS, HAS_NORM_BIAS,
-        BM, BN, BK, PDL,
-    )  # fmt: skip
+    found = product(x, rows, in_batch, weight, o.to(tl.int64), in_out, INS, BM, BN, BK, PDL)
     if HAS_BIAS:
         found += tl.load(bias + o, mask=in_out, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
