@@ -72,10 +72,10 @@ def delta_parameters(d: int, key: int, value: int, *, decays: int = 0, decay: in
     return linear(d, mixed + 2 + decay + gate, bias=False) + 4 * mixed + own + linear(2 * value, d, bias=False)
 
 
-def mamba3_parameters(d: int, h: int = 2) -> int:
+def mamba3_parameters(d: int, rank: int = 1, h: int = 2) -> int:
     e, n, pairs = 2 * d, 64, 16
-    projections = linear(d, 2 * e + 2 * n + 3 * h + pairs, bias=False) + linear(e, d, bias=False)
-    return projections + 2 * n + 2 * h * n + 2 * h
+    projections = linear(d, 2 * e + 2 * rank * n + 3 * h + pairs, bias=False) + linear(e, d, bias=False)
+    return projections + 2 * n + 2 * rank * h * n + 2 * h + (3 * rank * e if rank > 1 else 0)
 
 
 D_MODEL, LAYERS, D_FF, HIDDEN = 16, 2, 40, 32  # HIDDEN: two thirds of D_FF, up to a multiple of 8
@@ -89,6 +89,7 @@ RMS, LAYER_NORM = D_MODEL, 2 * D_MODEL
 PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "mamba": TIED + LAYERS * (mamba_parameters(D_MODEL) + RMS) + RMS,
     "mamba3": TIED + LAYERS * (mamba3_parameters(D_MODEL) + RMS) + RMS,
+    "mamba3_mimo": TIED + LAYERS * (mamba3_parameters(D_MODEL, rank=4) + RMS) + RMS,
     "hybrid_mamba3": TIED + 5 * mamba3_parameters(D_MODEL) + 4 * D_MODEL**2 + 6 * RMS + RMS,
     "mamba_moe": TIED + LAYERS * (mamba_parameters(D_MODEL) + EXPERTS + 2 * RMS) + RMS,
     "transformer": TIED + LAYERS * (4 * D_MODEL**2 + 3 * D_MODEL * HIDDEN + 2 * RMS) + RMS,
