@@ -72,6 +72,12 @@ def delta_parameters(d: int, key: int, value: int, *, decays: int = 0, decay: in
     return linear(d, mixed + 2 + decay + gate, bias=False) + 4 * mixed + own + linear(2 * value, d, bias=False)
 
 
+def mamba2_parameters(d: int, expand: int = 2, h: int = 2) -> int:
+    e, n, k = expand * d, 64, 4
+    projections = linear(d, 2 * e + 2 * n + h, bias=False) + linear(e, d, bias=False)
+    return projections + (e + 2 * n) * (k + 1) + 3 * h + e
+
+
 def mamba3_parameters(d: int, rank: int = 1, h: int = 2) -> int:
     e, n, pairs = 2 * d, 64, 16
     projections = linear(d, 2 * e + 2 * rank * n + 3 * h + pairs, bias=False) + linear(e, d, bias=False)
@@ -105,6 +111,10 @@ PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "gated_delta_net": TIED + LAYERS * (GATED_DELTA + SWIGLU + 2 * RMS) + RMS,
     "kimi_delta": TIED + LAYERS * (KIMI_DELTA + SWIGLU + 2 * RMS) + RMS,
     "hybrid_qwen": TIED + 3 * GATED_DELTA + 4 * D_MODEL**2 + 4 * (SWIGLU + 2 * RMS) + RMS,
+    "hybrid_falcon": TIED
+    + LAYERS * (mamba2_parameters(D_MODEL, expand=1) + 4 * D_MODEL**2 // 2 + SWIGLU + 2 * RMS)
+    + RMS,
+    "hybrid_nemotron": TIED + 3 * mamba2_parameters(D_MODEL) + 4 * D_MODEL**2 + 3 * EXPERTS + 7 * RMS + RMS,
     "mlp": UNTIED + LAYERS * linear(D_MODEL, D_MODEL),
     "linear": UNTIED,
 }
