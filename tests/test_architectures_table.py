@@ -60,20 +60,23 @@ def parameters_left_out(cfg: DictConfig) -> int:
 
 def numbers_remembered(cfg: DictConfig, name: str, length: int) -> int:
     """How many numbers one layer keeps of a sequence."""
+    if "+" in name:
+        return sum(numbers_remembered(cfg, part, length) for part in name.split("+"))
     d, mixer = cfg.size.d_model, cfg.model.mixers[name]
     if name == "attention":
-        return 2 * min(length, mixer.window or length) * d  # keys and values
+        return 2 * min(length, mixer.window or length) * int(mixer.get("expand", 1) * d)  # keys and values
     if name == "mamba":
         return 2 * d * (3 + 16)  # inputs of the convolution, and the states of its E = 2 D channels
     if name == "mamba2":
-        return 3 * (2 * d + 2 * 64) + 2 * d * 64  # B and C pass the convolution too
+        e = mixer.expand * d
+        return 3 * (e + 2 * 64) + e * 64  # B and C pass the convolution too
     if name in ("delta_net", "kimi_delta"):
         return 3 * 3 * d + d * d // 4  # inputs of the convolution, and the square of each of 4 heads
     if name == "gated_delta_net":
         return 3 * 3 * d + 4 * 48 * 96
     if name == "mamba3":
         angles = 2 * cfg.size.n_heads * 64 // 4  # in float64
-        return 2 * d * 64 + cfg.size.n_heads * 64 + 2 * d + angles
+        return 2 * d * 64 + mixer.mimo_rank * (cfg.size.n_heads * 64 + 2 * d) + angles
     if name not in (others := {"gru": d, "lstm": 2 * d, "min_gru": 2 * d, "dense": 0}):
         pytest.skip(f"nobody has worked out by hand yet what {name} remembers")
     return others[name]

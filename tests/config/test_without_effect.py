@@ -102,6 +102,7 @@ class TestWindow:
         window = "+model.mixers.attention.window=8"
         assert window_note(compose_config(*MAMBA_ALONE, window, "data.length=4")) is None
         assert window_note(compose_config("model=hybrid", window, "data.length=4"))
+        assert window_note(compose_config("model=hybrid", "model.pattern=[mamba+attention]", window, "data.length=4"))
 
     def test_is_told_when_the_run_begins(self, train, capsys):
         assert train("model=transformer_window", "trainer.steps=1").status == 0

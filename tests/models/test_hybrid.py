@@ -155,6 +155,20 @@ class TestWhatIsShipped:
         assert ours.feedforward[1].top_k == theirs.num_experts_per_tok
         assert not ours.mixers.attention.rotary
 
+    def test_nemotron_is_laid_out_as_its_authors_have_it(self):
+        """Against the pattern in the configuration of Nemotron 3 Nano, in the words that transformers has for it."""
+        from transformers import NemotronHConfig
+
+        published = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
+        theirs = NemotronHConfig(hybrid_override_pattern=published).layers_block_type
+        ours = compose_config("model=hybrid_nemotron").model
+        words = {"mamba2": "linear_attention", "attention": "full_attention"}
+        halves = []
+        for mixer, experts in zip(ours.pattern, ours.feedforward, strict=True):
+            halves += [words[mixer], *(["moe"] if experts else [])]
+        assert theirs[: 5 * len(halves)] == 5 * halves
+        assert not ours.mixers.attention.rotary
+
     def test_a_size_that_is_too_shallow_is_refused(self, train, capsys):
         assert train("model=hybrid", "size=tiny").status == 2
         assert "4 mixers do not fit into n_layers=2" in capsys.readouterr().err

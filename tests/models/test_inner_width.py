@@ -16,6 +16,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "mamba": lambda **width: Mamba(D, d_state=3, **width),
     "mamba2": lambda **width: Mamba2(D, n_heads=H, d_state=5, **width),
     "mamba3": lambda **width: Mamba3(D, n_heads=H, d_state=5, **width),
+    "mamba3_mimo": lambda **width: Mamba3(D, n_heads=H, d_state=5, mimo_rank=3, **width),
     "min_gru": lambda **width: MinGRU(D, **width),
 }
 PARAMETERS = {  # by the papers' equations: projections, convolutions, what the scan has of its own
@@ -24,6 +25,7 @@ PARAMETERS = {  # by the papers' equations: projections, convolutions, what the 
     "mamba": 3 * D * E + 5 * E + E * (1 + 2 * 3) + (1 * E + E) + 3 * E + E,
     "mamba2": D * (2 * E + 2 * 5 + H) + 5 * (E + 2 * 5) + 3 * H + E + E * D,
     "mamba3": D * (2 * E + 2 * 5 + 3 * H + 1) + 2 * H + 2 * 5 + 2 * H * 5 + E * D,
+    "mamba3_mimo": D * (2 * E + 3 * 2 * 5 + 3 * H + 1) + 2 * H + 2 * 5 + 3 * 2 * H * 5 + 3 * 3 * E + E * D,
     "min_gru": (D + 1) * 2 * E + E * D,
 }
 

@@ -27,12 +27,13 @@ def drawn(**settings) -> Mamba3:
     return mixer
 
 
-def rotation(theta: Tensor, size: int) -> Tensor:
-    """The matrix that turns channels 2 i and 2 i + 1 by theta[i] and leaves those after them."""
+def rotation(theta: Tensor, size: int, *, halves: bool) -> Tensor:
+    """The matrix that turns pairs of channels by theta[i]: 2 i and 2 i + 1, or i and i + size // 2 of MIMO."""
     matrix = torch.eye(size, dtype=theta.dtype)
     for i, angle in enumerate(theta):
+        pair = [i, i + size // 2] if halves else [2 * i, 2 * i + 1]
         cos, sin = angle.cos(), angle.sin()
-        matrix[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = torch.stack((cos, -sin, sin, cos)).view(2, 2)
+        matrix[pair[0], pair], matrix[pair[1], pair] = torch.stack((cos, -sin)), torch.stack((sin, cos))
     return matrix
 
 
@@ -47,45 +48,62 @@ def normalised(v: Tensor, weight: Tensor) -> Tensor:
 
 
 def naive(mixer: Mamba3, sequence: Tensor, act: str, pairs: int) -> Tensor:
-    """The outputs (L, D) for one sequence (L, D): every head and position by itself, as the paper has the step."""
-    inner, groups = mixer.d_inner, mixer.n_groups
-    channels = inner // HEADS
+    """The outputs (L, D) for one sequence (L, D): every head, position and rank alone, as the paper has the step."""
+    inner, groups, rank = mixer.d_inner, mixer.n_groups, mixer.mimo_rank
+    channels, width = inner // HEADS, rank * groups * D_STATE
+    ones = torch.ones(1, HEADS, channels, dtype=torch.float64)
+    x_of, z_of, o_of = (mixer.mimo_x, mixer.mimo_z, mixer.mimo_o) if rank > 1 else (ones, ones, ones)
+    biases = mixer.map_bias.view(2, rank, HEADS, D_STATE)
     theta = torch.zeros(HEADS, pairs, dtype=torch.float64)
     h = torch.zeros(HEADS, channels, D_STATE, dtype=torch.float64)
-    before = [(torch.zeros(channels, dtype=torch.float64), torch.zeros(D_STATE, dtype=torch.float64))] * HEADS
+    before = [[(torch.zeros(channels).double(), torch.zeros(D_STATE).double())] * rank] * HEADS
     outputs = []
     for u in sequence:
-        widths = [inner, inner, groups * D_STATE, groups * D_STATE, HEADS, HEADS, HEADS, pairs]
+        widths = [inner, inner, width, width, HEADS, HEADS, HEADS, pairs]
         z, x, B, C, dd_dt, dd_A, trap, angle = (mixer.in_proj.weight @ u).split(widths)
+        B, C = B.view(rank, groups, D_STATE), C.view(rank, groups, D_STATE)
         y = []
         for head in range(HEADS):
-            group = head * groups // HEADS
-            own, maps = slice(head * channels, (head + 1) * channels), slice(group * D_STATE, (group + 1) * D_STATE)
+            own, group = slice(head * channels, (head + 1) * channels), head * groups // HEADS
             delta = activated("softplus", dd_dt[head] + mixer.dt_bias[head])
             decay = -max(activated(act, dd_A[head]), torch.tensor(1e-4, dtype=torch.float64))
             right = 1 / (1 + torch.exp(-trap[head]))
             theta[head] = (theta[head] + delta * math.pi * angle.tanh()) % (2 * math.pi)
-            turn = rotation(theta[head], D_STATE)
-            k = turn @ (normalised(B[maps], mixer.norm_weight[0]) + mixer.map_bias[0, head])
-            q = turn @ (normalised(C[maps], mixer.norm_weight[1]) + mixer.map_bias[1, head])
+            turn = rotation(theta[head], D_STATE, halves=rank > 1)
             alpha = torch.exp(delta * decay)
-            h[head] = alpha * h[head] + (1 - right) * delta * alpha * torch.outer(*before[head])
-            h[head] += right * delta * torch.outer(x[own], k)
-            before[head] = x[own], k
-            gate = z[own] / (1 + torch.exp(-z[own]))
-            y.append((h[head] @ q + mixer.D[head] * x[own]) * gate)
+            h[head] = alpha * h[head]
+            now = []
+            for r in range(rank):
+                k = turn @ (normalised(B[r, group], mixer.norm_weight[0]) + biases[0, r, head])
+                now.append((x[own] * x_of[r, head], k))
+                h[head] += (1 - right) * delta * alpha * torch.outer(*before[head][r])
+                h[head] += right * delta * torch.outer(*now[r])
+            summed = torch.zeros(channels, dtype=torch.float64)
+            for r in range(rank):
+                q = turn @ (normalised(C[r, group], mixer.norm_weight[1]) + biases[1, r, head])
+                gate = z[own] * z_of[r, head]
+                y_r = (h[head] @ q + mixer.D[head] * now[r][0]) * gate / (1 + torch.exp(-gate))
+                summed += y_r * o_of[r, head]
+            before = [*before[:head], now, *before[head + 1 :]]
+            y.append(summed)
         outputs.append(mixer.out_proj.weight @ torch.cat(y))
     return torch.stack(outputs)
 
 
 @pytest.mark.parametrize(
-    ("act", "rope_fraction", "pairs", "n_groups"),
-    [("rational", 0.5, 2, 1), ("softplus", 0.5, 2, 4), ("rational", 1.0, 5, 2)],
+    ("act", "rope_fraction", "pairs", "n_groups", "rank"),
+    [
+        ("rational", 0.5, 2, 1, 1),
+        ("softplus", 0.5, 2, 4, 1),
+        ("rational", 1.0, 5, 2, 1),
+        ("rational", 0.5, 2, 2, 3),
+        ("softplus", 1.0, 5, 1, 2),
+    ],
 )
 @torch.no_grad()
-def test_whole_and_steps_are_the_equations(act, rope_fraction, pairs, n_groups):
-    mixer = drawn(act=act, rope_fraction=rope_fraction, n_groups=n_groups)
-    first_decay = 2 * mixer.d_inner + 2 * n_groups * D_STATE + HEADS
+def test_whole_and_steps_are_the_equations(act, rope_fraction, pairs, n_groups, rank):
+    mixer = drawn(act=act, rope_fraction=rope_fraction, n_groups=n_groups, mimo_rank=rank)
+    first_decay = 2 * mixer.d_inner + 2 * rank * n_groups * D_STATE + HEADS
     mixer.in_proj.weight[first_decay] *= (
         2e4  # one head's decay reaches the least, and thousands, of which sums lose digits
     )
@@ -100,8 +118,9 @@ def test_whole_and_steps_are_the_equations(act, rope_fraction, pairs, n_groups):
     torch.testing.assert_close(torch.cat(outputs, dim=1), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_gradients_are_those_of_the_equations():
-    mixer, x = drawn(), torch.randn(1, 7, D_MODEL, dtype=torch.float64)
+@pytest.mark.parametrize("rank", [1, 2])
+def test_gradients_are_those_of_the_equations(rank):
+    mixer, x = drawn(mimo_rank=rank), torch.randn(1, 7, D_MODEL, dtype=torch.float64)
     direction = torch.linspace(-1, 2, 7 * D_MODEL, dtype=torch.float64).view(1, 7, D_MODEL)
 
     def loss(*parameters: Tensor) -> Tensor:
@@ -132,6 +151,12 @@ def test_what_decides_the_start():
     assert (mixer.map_bias == 1).all()
     decayed = {name for name, parameter in mixer.named_parameters() if decays(parameter, lookups=True)}
     assert decayed == {"in_proj.weight", "out_proj.weight"}
+    mixer = Mamba3(64, n_heads=4, mimo_rank=4)
+    assert (mixer.map_bias == 1).all()
+    for name, first in {"mimo_x": 1 / 4, "mimo_z": 1, "mimo_o": 1 / 4}.items():  # as mamba_ssm has them
+        scales = getattr(mixer, name)
+        assert scales.shape == (4, 4, 32)
+        assert (scales == first).all()
 
 
 def test_the_rational_act_is_smooth_where_its_forms_meet():
@@ -157,7 +182,8 @@ def test_what_is_refused(settings, message):
         Mamba3(16, **{"n_heads": 4} | settings)
 
 
-def test_training_flops_are_the_products_and_the_recurrence(d_model=32, length=9):
+@pytest.mark.parametrize("rank", [1, 3])
+def test_training_flops_are_the_products_and_the_recurrence(rank, d_model=32, length=9):
     class Features:
         def __init__(self):
             self.length = length
@@ -169,12 +195,16 @@ def test_training_flops_are_the_products_and_the_recurrence(d_model=32, length=9
             return outputs - targets
 
     inner, channels, d_state = 2 * d_model, 2 * d_model // HEADS, 16
-    in_proj = 2 * length * d_model * (2 * inner + 2 * d_state + 3 * HEADS + d_state // 4)
+    in_proj = 2 * length * d_model * (2 * inner + 2 * rank * d_state + 3 * HEADS + d_state // 4)
     out_proj = 2 * length * inner * d_model
-    recurrence = length * HEADS * (5 * channels * d_state + 2)
+    decay, each_rank = channels * d_state + 2, 4 * channels * d_state
+    recurrence = length * HEADS * (decay + rank * each_rank)
     at_once = length * HEADS * 2 * (channels + d_state)  # gamma k^T q, and that times x
+    if rank > 1:  # of every pair of ranks, with the inputs of this position and of the one before
+        at_once *= 2 * rank**2
     expected = 2 * in_proj + 3 * (out_proj + recurrence + at_once)  # nothing asks for the gradient of the data
-    assert training_flops(Mamba3(d_model, n_heads=HEADS, d_state=d_state), Features()) == expected
+    mixer = Mamba3(d_model, n_heads=HEADS, d_state=d_state, mimo_rank=rank)
+    assert training_flops(mixer, Features()) == expected
 
 
 def test_the_hybrid_is_five_to_one_without_positions():

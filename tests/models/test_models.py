@@ -72,10 +72,16 @@ def delta_parameters(d: int, key: int, value: int, *, decays: int = 0, decay: in
     return linear(d, mixed + 2 + decay + gate, bias=False) + 4 * mixed + own + linear(2 * value, d, bias=False)
 
 
-def mamba3_parameters(d: int, h: int = 2) -> int:
+def mamba2_parameters(d: int, expand: int = 2, h: int = 2) -> int:
+    e, n, k = expand * d, 64, 4
+    projections = linear(d, 2 * e + 2 * n + h, bias=False) + linear(e, d, bias=False)
+    return projections + (e + 2 * n) * (k + 1) + 3 * h + e
+
+
+def mamba3_parameters(d: int, rank: int = 1, h: int = 2) -> int:
     e, n, pairs = 2 * d, 64, 16
-    projections = linear(d, 2 * e + 2 * n + 3 * h + pairs, bias=False) + linear(e, d, bias=False)
-    return projections + 2 * n + 2 * h * n + 2 * h
+    projections = linear(d, 2 * e + 2 * rank * n + 3 * h + pairs, bias=False) + linear(e, d, bias=False)
+    return projections + 2 * n + 2 * rank * h * n + 2 * h + (3 * rank * e if rank > 1 else 0)
 
 
 D_MODEL, LAYERS, D_FF, HIDDEN = 16, 2, 40, 32  # HIDDEN: two thirds of D_FF, up to a multiple of 8
@@ -89,6 +95,7 @@ RMS, LAYER_NORM = D_MODEL, 2 * D_MODEL
 PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "mamba": TIED + LAYERS * (mamba_parameters(D_MODEL) + RMS) + RMS,
     "mamba3": TIED + LAYERS * (mamba3_parameters(D_MODEL) + RMS) + RMS,
+    "mamba3_mimo": TIED + LAYERS * (mamba3_parameters(D_MODEL, rank=4) + RMS) + RMS,
     "hybrid_mamba3": TIED + 5 * mamba3_parameters(D_MODEL) + 4 * D_MODEL**2 + 6 * RMS + RMS,
     "mamba_moe": TIED + LAYERS * (mamba_parameters(D_MODEL) + EXPERTS + 2 * RMS) + RMS,
     "transformer": TIED + LAYERS * (4 * D_MODEL**2 + 3 * D_MODEL * HIDDEN + 2 * RMS) + RMS,
@@ -104,6 +111,10 @@ PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "gated_delta_net": TIED + LAYERS * (GATED_DELTA + SWIGLU + 2 * RMS) + RMS,
     "kimi_delta": TIED + LAYERS * (KIMI_DELTA + SWIGLU + 2 * RMS) + RMS,
     "hybrid_qwen": TIED + 3 * GATED_DELTA + 4 * D_MODEL**2 + 4 * (SWIGLU + 2 * RMS) + RMS,
+    "hybrid_falcon": TIED
+    + LAYERS * (mamba2_parameters(D_MODEL, expand=1) + 4 * D_MODEL**2 // 2 + SWIGLU + 2 * RMS)
+    + RMS,
+    "hybrid_nemotron": TIED + 3 * mamba2_parameters(D_MODEL) + 4 * D_MODEL**2 + 3 * EXPERTS + 7 * RMS + RMS,
     "mlp": UNTIED + LAYERS * linear(D_MODEL, D_MODEL),
     "linear": UNTIED,
 }

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlab.models.counting import training_flops
-from seqlab.ops import delta_rule_flops, selective_scan_flops
+from seqlab.ops import delta_rule_flops, selective_scan_flops, ssd_flops
 from support import built_model, depth
 
 D, D_FF, LAYERS, HEADS, VOCABULARY = 32, 96, 3, 4, 50
@@ -57,6 +57,14 @@ def mamba(length: int) -> int:
     products = linear(length, D, 2 * e) + linear(length, e, r + 2 * n) + linear(length, r, e) + linear(length, e, D)
     convolution = 3 * 2 * length * e * k
     return products + convolution + 3 * selective_scan_flops(1, length, e, n)
+
+
+def half_attention_beside_mamba2(length: int) -> int:
+    """Attention of half the width, and Mamba-2 of the whole one, whose convolution B and C pass too."""
+    n, k = 64, 4
+    heads = linear(length, D, 3 * D // 2) + linear(length, D // 2, D) + 2 * 3 * 2 * length * length * D // 2
+    products = linear(length, D, 2 * D + 2 * n + HEADS) + linear(length, D, D)
+    return heads + products + 3 * 2 * length * (D + 2 * n) * k + 3 * ssd_flops(1, length, HEADS, D // HEADS, n)
 
 
 def lstm(length: int) -> int:
@@ -113,6 +121,7 @@ FORMULAS = {
     "gated_delta_net": lambda n: LAYERS * (gated_delta_net(n) + swiglu(n)),
     "kimi_delta": lambda n: LAYERS * (kimi_delta(n) + swiglu(n)),
     "hybrid_qwen": lambda n: 3 * gated_delta_net(n) + attention(n) + 4 * swiglu(n),
+    "hybrid_falcon": lambda n: LAYERS * (half_attention_beside_mamba2(n) + swiglu(n)),
     "mlp": lambda n: LAYERS * linear(n, D, D),
     "linear": lambda n: 0,
 }

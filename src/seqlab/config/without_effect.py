@@ -88,7 +88,7 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 def window_note(cfg: DictConfig) -> str | None:
     """A note on a sliding window that is as long as the sequences, and so has no effect."""
     length, mixers = OmegaConf.select(cfg, "data.length"), cfg.model.get("mixers") or {}
-    for name in dict.fromkeys(cfg.model.get("pattern") or ()):
+    for name in mixers_in_pattern(cfg):
         window = OmegaConf.select(mixers, f"{name}.window")
         if isinstance(window, int) and isinstance(length, int) and window >= length:
             key = f"model.mixers.{name}.window={window}"
@@ -96,9 +96,15 @@ def window_note(cfg: DictConfig) -> str | None:
     return None
 
 
+def mixers_in_pattern(cfg: DictConfig) -> list[str]:
+    """The mixers that a model's pattern names, each once; a plus sign joins those side by side in one layer."""
+    return list(dict.fromkeys(name for entry in cfg.model.get("pattern") or () for name in str(entry).split("+")))
+
+
 def unused_mixers(cfg: DictConfig) -> list[str]:
     """The mixers that a model describes and its pattern leaves out, as a hybrid's may."""
-    return [name for name in cfg.model.get("mixers") or () if name not in (cfg.model.get("pattern") or ())]
+    used = mixers_in_pattern(cfg)
+    return [name for name in cfg.model.get("mixers") or () if name not in used]
 
 
 def reaches_nothing(cfg: DictConfig, key: str) -> bool:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from torch import nn
 
+from seqlab.config.without_effect import mixers_in_pattern
 from seqlab.data import DataSet
 from seqlab.errors import UserError
 from seqlab.match.width_search import Unfit, Widths, nearest_widths
@@ -102,17 +103,17 @@ class EqualParameters:
         return UserError("match", "active_params" if self.active else "params", rule, remedy)
 
 
-def mixers_that_follow(cfg: DictConfig) -> dict[str, int]:
+def mixers_that_follow(cfg: DictConfig) -> dict[str, float]:
     """The pattern's mixers whose inner width follows ``d_model`` (``d_inner`` is null), each with its ``expand``."""
-    mixers = {name: cfg.model.mixers[name] for name in cfg.model.pattern}
+    mixers = {name: cfg.model.mixers[name] for name in mixers_in_pattern(cfg)}
     follow = {name: node for name, node in mixers.items() if "d_inner" in node and node.d_inner is None}
     return {name: node.get("expand", 1) for name, node in follow.items()}
 
 
-def settings_of(widths: Widths, followers: dict[str, int]) -> dict[str, int | None]:
+def settings_of(widths: Widths, followers: dict[str, float]) -> dict[str, int | None]:
     """The configuration's values for these widths, by key."""
     inner = {
-        f"model.mixers.{name}.d_inner": None if widths.inner is None else times * widths.inner
+        f"model.mixers.{name}.d_inner": None if widths.inner is None else int(times * widths.inner)
         for name, times in followers.items()
     }
     return {"size.d_model": widths.d_model, "size.d_ff": widths.d_ff} | inner

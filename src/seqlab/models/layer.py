@@ -32,6 +32,14 @@ def prefill_mixer(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return torch.stack(outputs, dim=1), state
 
 
+def rounds_input(part: nn.Module) -> bool:
+    """Whether a part says that linear maps alone read its input, which autocast rounds.
+
+    The part itself or its class; what is inherited does not count, since a subclass may do otherwise.
+    """
+    return bool((vars(type(part)) | vars(part)).get("rounds_input", False))
+
+
 class Branch(nn.Module):
     """Half a layer: x + dropout(inner(norm(x))), or without a residual connection dropout(inner(norm(x))).
 
@@ -43,8 +51,7 @@ class Branch(nn.Module):
         self.norm, self.inner, self.residual = norm, inner, residual
         self.dropout = nn.Dropout(dropout)
         if isinstance(norm, RMSNorm):
-            # Linear maps alone read the input, which autocast rounds. Not inherited: a subclass may do otherwise.
-            norm.rounds = bool(vars(type(inner)).get("rounds_input", False))
+            norm.rounds = rounds_input(inner)
 
     def _join(self, x: Tensor, y: Tensor) -> Tensor:
         if self.training:

@@ -6,6 +6,11 @@ from seqlab.errors import UserError, nearest
 from seqlab.models.protocols import Factory, Mixer
 
 
+def names_in(entry: str) -> list[str]:
+    """The mixers of one layer, which its entry in a pattern joins with plus signs."""
+    return entry.split("+")
+
+
 def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory]) -> None:
     """Check that a pattern names known mixers and fits into the depth.
 
@@ -13,7 +18,7 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
         UserError: it names an unknown mixer, or its length does not go with ``n_layers``.
     """
     names = ", ".join(map(repr, mixers)) or "a mixer"
-    unknown = next((name for name in pattern if name not in mixers), None)
+    unknown = next((name for entry in pattern for name in names_in(entry) if name not in mixers), None)
     if unknown is not None:
         remedy = nearest(unknown, mixers)
         if not remedy.startswith("Did you mean"):

@@ -15,8 +15,9 @@ from seqlab.errors import under
 from seqlab.models.hooks import has_hooks
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.linear import Linear
+from seqlab.models.mixers.parallel import Parallel, side_by_side
 from seqlab.models.norms import RMSNorm, add_norm
-from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern
+from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern, names_in
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
 from seqlab.models.protocols import Factory
 from seqlab.ops import decoding
@@ -57,7 +58,8 @@ class SequenceModel(nn.Module):
         max_length: the longest window, which is the number of learned positions.
         d_model: width D of the residual stream.
         n_layers: number of layers; 0, with an empty pattern, leaves embedding and head.
-        pattern: names of the layers' mixers, repeated over the depth.
+        pattern: names of the layers' mixers, repeated over the depth; ``mamba2+attention`` are two side by side, whose
+            outputs are added.
         mixers: how to build each name in ``pattern``, given D.
         feedforward: how to build the feed-forward after each mixer, given D; a list of these, null for none, repeats
             over the depth as ``pattern`` does.
@@ -104,16 +106,23 @@ class SequenceModel(nn.Module):
             self.positions = SinusoidalPositions(d_model)
         self.dropout = nn.Dropout(dropout)
 
-        def branch(path: str, factory: Factory) -> Branch:
+        def built(path: str, factory: Factory) -> nn.Module:
             with under(path, inspect.signature(factory).parameters):
-                inner = factory(d_model)
+                return factory(d_model)
+
+        def branch(inner: nn.Module) -> Branch:
             return Branch(inner, norm(d_model) if norm else nn.Identity(), residual=residual, dropout=dropout)
 
+        def mixer(names: list[str]) -> nn.Module:
+            parts = [built(f"mixers.{name}", mixers[name]) for name in names]
+            for name, part in zip(names, parts, strict=True):
+                check_mixer(name, part)
+            return parts[0] if len(parts) == 1 else Parallel(parts)
+
         def layer(i: int) -> Layer:
-            name, feedforward = pattern[i % len(pattern)], feedforwards[i % len(feedforwards)]
-            mixer = branch(f"mixers.{name}", mixers[name])
-            check_mixer(name, mixer.inner)
-            return Layer(mixer, branch("feedforward", feedforward) if feedforward else None)
+            feedforward = feedforwards[i % len(feedforwards)]
+            first = branch(mixer(names_in(pattern[i % len(pattern)])))
+            return Layer(first, branch(built("feedforward", feedforward)) if feedforward else None)
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
         self.norm = norm(d_model) if norm else nn.Identity()
@@ -133,13 +142,17 @@ class SequenceModel(nn.Module):
             self.embed.weight.lookup = True
 
     def _rescale_residual_projections(self) -> None:
-        """Divide the half layers' output projections by the square root of their number (GPT-2, section 2.3)."""
+        """Divide the half layers' output projections by the square root of their number (GPT-2, section 2.3).
+
+        Mixers side by side are as many.
+        """
         branches = [b for layer in self.layers for b in (layer.mixer, layer.feedforward) if b is not None]
+        parts = [part for branch in branches for part in side_by_side(branch.inner)]
         with torch.no_grad():
-            for branch in branches:
-                projection = getattr(branch.inner, "out_proj", None)
+            for part in parts:
+                projection = getattr(part, "out_proj", None)
                 if projection is not None:
-                    projection.weight /= len(branches) ** 0.5
+                    projection.weight /= len(parts) ** 0.5
 
     def check_length(self, length: int) -> None:
         """Check that the model has positions for a sequence of ``length``.

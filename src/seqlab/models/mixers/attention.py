@@ -27,7 +27,8 @@ class Attention(nn.Module):
         bias: biases in the projections.
         window: W, how many positions one attends to, itself included; null for all. Work is then O(L W), the cache
             O(W).
-        d_inner: inner width E of queries, keys and values; null for D.
+        expand: the ratio E / D; half of the width is Falcon-H1's.
+        d_inner: inner width E of queries, keys and values; null for expand * D.
 
     Raises:
         UserError: H does not divide E, or the rotary heads' width is odd.
@@ -44,10 +45,14 @@ class Attention(nn.Module):
         rotary_base: PositiveFloat = 10_000.0,
         bias: bool = False,
         window: PositiveInt | None = None,
+        expand: PositiveFloat = 1.0,
         d_inner: PositiveInt | None = None,
     ):
         super().__init__()
-        width, d_inner = ("d_model", d_model) if d_inner is None else ("d_inner", d_inner)
+        if d_inner is not None:
+            width = "d_inner"
+        else:
+            width, d_inner = "d_model" if expand == 1 else "expand * d_model", int(expand * d_model)
         if d_inner % n_heads:
             divisors = [str(h) for h in range(1, min(d_inner, 64) + 1) if d_inner % h == 0]
             raise UserError(

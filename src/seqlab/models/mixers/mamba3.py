@@ -1,4 +1,4 @@
-"""Mamba-3 with one input and one output a head, its SISO form (arXiv:2603.15569).
+"""Mamba-3, with one input and one output a head, its SISO form, or with R of each, MIMO (arXiv:2603.15569).
 
 For each head, with R(theta) the rotation of pairs of channels by theta:
 
@@ -7,9 +7,13 @@ For each head, with R(theta) the rotation of pairs of channels by theta:
     k_t = R(theta_t) (RMSNorm(B_t) + B_bias)        q_t = R(theta_t) (RMSNorm(C_t) + C_bias)
     y_t = scan(x, delta, A, lam, k, q, D)_t silu(z_t)                                    as ``trapezoid.py`` says
 
+A MIMO head of rank R has R maps B_r and C_r, and from its P channels makes R inputs and gates, and one output again:
+
+    x_r = x mimo_x[r]    z_r = z mimo_z[r]    y_t = sum over r of scan(...)_{r,t} silu(z_{r,t}) mimo_o[r]
+
 Symbols, the paper's: B batch, L length, D model width, E = expand D inner width, H heads, P = E / H channels of a head,
-G groups of heads that share B and C, N state size, S pairs of its channels that are rotated; z gate, x input, B and C
-(B, L, G, N) input and output maps, dd_dt, dd_A and trap (B, L, H), angle (B, L, S). There is no convolution.
+G groups of heads that share B and C, N state size, S pairs of its channels that are rotated, R rank; z gate, x input,
+B and C (B, L, R, G, N) input and output maps, dd_dt, dd_A and trap (B, L, H), angle (B, L, S). There is no convolution.
 """
 
 import math
@@ -51,6 +55,8 @@ class Mamba3(nn.Module):
         d_inner: E itself; null for expand * D.
         n_groups: groups G, a divisor of H.
         rope_fraction: the share of the N channels that are rotated, 0.5 or 1.
+        mimo_rank: rank R; 1 is SISO. A pair to rotate is channels 2 i and 2 i + 1 in SISO, i and i + N // 2 in MIMO, as
+            in mamba_ssm: another order of the channels, with which twice as many are rotated in the same time.
         act: what makes -A of its projection: ``softplus``, as in mamba_ssm 2.3.2, or ``rational``, as in its later
             versions: 1 + v for v >= 0 and 1 / (1 - v) below.
         dt_min, dt_max: range of the initial step sizes.
@@ -77,6 +83,7 @@ class Mamba3(nn.Module):
         d_inner: PositiveInt | None = None,
         n_groups: PositiveInt = 1,
         rope_fraction: PositiveFloat = 0.5,
+        mimo_rank: PositiveInt = 1,
         act: Literal["rational", "softplus"] = "rational",
         dt_min: PositiveFloat = 1e-3,
         dt_max: PositiveFloat = 1e-1,
@@ -91,22 +98,26 @@ class Mamba3(nn.Module):
         check_range("dt", dt_min, dt_max)
         self.n_pairs = pairs_rotated(d_state, rope_fraction)
         self.d_inner, self.n_heads, self.d_state, self.n_groups = d_inner, n_heads, d_state, n_groups
-        self.act, self.norm_eps, self.scan_backend = act, norm_eps, scan_backend
+        self.mimo_rank, self.act, self.norm_eps, self.scan_backend = mimo_rank, act, norm_eps, scan_backend
 
         # z, x, B with C, dd_dt with dd_A and trap, angle: in mamba_ssm's order
-        self.widths = (d_inner, d_inner, 2 * n_groups * d_state, 3 * n_heads, self.n_pairs)
+        self.widths = (d_inner, d_inner, 2 * mimo_rank * n_groups * d_state, 3 * n_heads, self.n_pairs)
         self.in_proj = Linear(d_model, sum(self.widths), bias=False)
         self.dt_bias = nn.Parameter(log_uniform_step_bias(n_heads, dt_min, dt_max))
         self.norm_weight = nn.Parameter(torch.ones(2, d_state))  # of B and of C
-        self.map_bias = nn.Parameter(torch.ones(2, n_heads, d_state))  # B_bias and C_bias
+        self.map_bias = nn.Parameter(torch.ones(2, *(mimo_rank,) * (mimo_rank > 1), n_heads, d_state))  # of B and of C
         self.norm_weight.no_weight_decay = self.map_bias.no_weight_decay = True
         self.D = nn.Parameter(torch.ones(n_heads))
+        if mimo_rank > 1:
+            per_channel = torch.ones(mimo_rank, n_heads, d_inner // n_heads)
+            self.mimo_x, self.mimo_o = (nn.Parameter(per_channel / mimo_rank) for _ in range(2))
+            self.mimo_z = nn.Parameter(per_channel)
         self.out_proj = Linear(d_inner, d_model, bias=False)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Of (..., D) the gate z (..., E), B and C for each head (..., 2, H, N), how far a step turns (..., H, S).
+        """Of (..., D) the gate z (..., E), B and C for each head (..., 2, R, H, N), how far a step turns (..., H, S).
 
-        And x (..., H, P), delta, A and lam (..., H) of the scan.
+        And x (..., R, H, P), delta, A and lam (..., H) of the scan.
         """
         z, u, maps, per_head, angle = self.in_proj(x).split(self.widths, dim=-1)
         dtype = accumulation_dtype(x.dtype)
@@ -114,20 +125,23 @@ class Mamba3(nn.Module):
         delta = F.softplus(dt + self.dt_bias)
         A = -_ACTS[self.act](A).clamp(min=LEAST_DECAY)
         turned = delta.unsqueeze(-1) * (0.5 * torch.tanh(angle.to(dtype))).unsqueeze(-2)  # (..., H, S)
-        u = u.unflatten(-1, (self.n_heads, -1))  # (..., H, P)
+        u = u.unflatten(-1, (1, self.n_heads, -1))  # (..., 1, H, P)
+        if self.mimo_rank > 1:
+            u = (u * self.mimo_x).to(u.dtype)  # (..., R, H, P)
         return z, self._maps(maps.to(dtype)), turned, (u, delta, A, torch.sigmoid(trap))
 
     def _maps(self, maps: Tensor) -> Tensor:
-        """B and C (..., 2 G N), normalised and with each head's bias (..., 2, H, N)."""
-        maps = maps.unflatten(-1, (2, self.n_groups, 1, self.d_state))  # (..., 2, G, 1, N)
-        maps = F.rms_norm(maps, maps.shape[-1:], eps=self.norm_eps) * self.norm_weight[:, None, None]
-        bias = self.map_bias.unflatten(1, (self.n_groups, -1))  # (2, G, H / G, N)
-        return (maps + bias).flatten(-3, -2)  # (..., 2, H, N)
+        """B and C (..., 2 R G N), normalised and with each head's bias (..., 2, R, H, N)."""
+        maps = maps.unflatten(-1, (2, self.mimo_rank, self.n_groups, 1, self.d_state))  # (..., 2, R, G, 1, N)
+        maps = F.rms_norm(maps, maps.shape[-1:], eps=self.norm_eps) * self.norm_weight[:, None, None, None]
+        bias = self.map_bias.view(2, self.mimo_rank, self.n_groups, -1, self.d_state)  # (2, R, G, H / G, N)
+        return (maps + bias).flatten(-3, -2)  # (..., 2, R, H, N)
 
     def _inputs(self, scanned: tuple[Tensor, ...], maps: Tensor, turns: Tensor) -> Inputs:
-        """The scan's tensors, with k and q the maps (..., 2, H, N) rotated by turns (..., H, S)."""
-        rotated = rotate(maps, (2 * math.pi * turns).to(maps.dtype))  # (..., 2, H, N)
-        return Inputs(*scanned, *rotated.unbind(-3), self.D)
+        """The scan's tensors, with k and q the maps (..., 2, R, H, N) rotated by turns (..., H, S)."""
+        turn = rotate if self.mimo_rank == 1 else rotate_halves
+        rotated = turn(maps, (2 * math.pi * turns).to(maps.dtype)[..., None, None, :, :])  # (..., 2, R, H, N)
+        return Inputs(*scanned, *rotated.unbind(-4), self.D)
 
     def _scan(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D), and the state after it; zeros before it if None."""
@@ -141,8 +155,11 @@ class Mamba3(nn.Module):
         return self._leave(y, z), State(turns[:, -1].clone(), after)
 
     def _leave(self, y: Tensor, z: Tensor) -> Tensor:
-        """Gate and project the heads' outputs (..., H, P) to (..., D)."""
-        return self.out_proj(y.flatten(-2) * F.silu(z))
+        """Gate and project the heads' outputs (..., R, H, P) to (..., D)."""
+        if self.mimo_rank == 1:
+            return self.out_proj(y.flatten(-3) * F.silu(z))
+        gates = F.silu(z.unflatten(-1, (1, self.n_heads, -1)) * self.mimo_z)  # (..., R, H, P)
+        return self.out_proj((y * gates * self.mimo_o).sum(dim=-3).flatten(-2).to(y.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -152,8 +169,9 @@ class Mamba3(nn.Module):
         """Zeros."""
         shape = batch_size, self.n_heads
         d_head, dtype = self.d_inner // self.n_heads, accumulation_dtype(self.D.dtype)
-        shapes = ((d_head, self.d_state), (self.d_state,), (d_head,))
-        scan = ScanState(*(self.D.new_zeros(*shape, *own, dtype=dtype) for own in shapes))
+        of_ranks = batch_size, self.mimo_rank, self.n_heads
+        shapes = (*shape, d_head, self.d_state), (*of_ranks, self.d_state), (*of_ranks, d_head)
+        scan = ScanState(*(self.D.new_zeros(own, dtype=dtype) for own in shapes))
         return State(self.D.new_zeros(*shape, self.n_pairs, dtype=torch.float64), scan)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -170,11 +188,15 @@ class Mamba3(nn.Module):
     def uncounted_flops(self, batch_size: int, length: int) -> int:
         """Forward FLOPs of the scan as one recurrence of ``ssd``, and of what each position adds to its own output.
 
-        These are k^T q times gamma, 2 N for a head, and that times x, with the addition to y 2 P.
+        In SISO these are k^T q times gamma, 2 N for a head, and that times x, with the addition to y 2 P; in MIMO torch
+        sees them. There the recurrence has R inputs and outputs a position, and one decay.
         """
+        heads, rank = batch_size * length * self.n_heads, self.mimo_rank
         d_head = self.d_inner // self.n_heads
-        at_once = batch_size * length * self.n_heads * 2 * (self.d_state + d_head)
-        return ssd_flops(batch_size, length, self.n_heads, d_head, self.d_state) + at_once
+        recurrence = ssd_flops(batch_size, rank * length, self.n_heads, d_head, self.d_state)
+        if rank == 1:
+            return recurrence + heads * 2 * (self.d_state + d_head)
+        return recurrence - heads * (rank - 1) * (2 + d_head * self.d_state)
 
 
 def pairs_rotated(d_state: int, rope_fraction: float) -> int:
@@ -207,7 +229,7 @@ def _fraction(turns: Tensor) -> Tensor:
 
 
 def rotate(maps: Tensor, theta: Tensor) -> Tensor:
-    """Channels 2 i and 2 i + 1 of both maps (..., 2, H, N) turned by theta_i (..., H, S), the others left as they are.
+    """Channels 2 i and 2 i + 1 of maps (..., N) turned by theta_i (..., S), the others left as they are.
 
     Each pair is a complex number, multiplied by exp(i theta), in less than two thirds of the time of its four products.
     """
@@ -215,6 +237,14 @@ def rotate(maps: Tensor, theta: Tensor) -> Tensor:
     turning, rest = maps.split((2 * pairs, maps.shape[-1] - 2 * pairs), dim=-1)
     if maps.shape[-1] % 2 == 1:  # complex numbers lie at even distances
         turning = turning.contiguous()
-    turning = torch.view_as_complex(turning.unflatten(-1, (pairs, 2)))  # (..., 2, H, S)
-    turned = turning * torch.polar(torch.ones_like(theta), theta).unsqueeze(-3)
+    turning = torch.view_as_complex(turning.unflatten(-1, (pairs, 2)))  # (..., S)
+    turned = turning * torch.polar(torch.ones_like(theta), theta)
     return torch.cat((torch.view_as_real(turned).flatten(-2), rest), dim=-1)
+
+
+def rotate_halves(maps: Tensor, theta: Tensor) -> Tensor:
+    """Channels i and i + N // 2 of maps (..., N) turned by theta_i (..., S), the others left as they are."""
+    pairs, half = theta.shape[-1], maps.shape[-1] // 2
+    cos, sin = theta.cos(), theta.sin()
+    x, left, y, right = maps.split((pairs, half - pairs, pairs, maps.shape[-1] - half - pairs), dim=-1)
+    return torch.cat((x * cos - y * sin, left, x * sin + y * cos, right), dim=-1)
