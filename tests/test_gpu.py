@@ -19,11 +19,12 @@ def test_every_model_trains_in_every_precision(train, model, precision):
         f"model={model}",
         f"size.n_layers={depth(model)}",
         f"trainer.precision={precision}",
-        "trainer.steps=6",
+        "trainer.steps=8",
     )
     assert job.status == 0
     assert job.summary["device"] == "cuda"
-    assert job.summary["skipped_steps"] <= (2 if precision == "fp16" else 0)  # the loss scale may have to come down
+    # The loss scale comes down from 2^16 by halves until gradients fit: more where an output is normalised while small.
+    assert job.summary["skipped_steps"] <= (4 if precision == "fp16" else 0)
     assert job.summary["peak_memory_bytes"] > 0
 
 
