@@ -36,13 +36,22 @@ class TestByChannel:
 
         assert torch.autograd.gradcheck(function, tensors)
 
-    def test_equal_channels_are_one_decay(self):
+    @pytest.mark.parametrize("name", ["g", "beta"])
+    def test_equal_channels_are_one_number(self, name):
         arguments = make_arguments(*SIZE)
         expected = results(delta_rule, arguments)
-        channels = arguments | {"g": arguments["g"].unsqueeze(3).expand(*arguments["k"].shape).contiguous()}
-        actual = results(delta_rule, channels)
-        actual["dg"] = actual["dg"].sum(dim=3)
-        assert_all_close(actual, expected, torch.float32)
+        wide = {name: arguments[name].unsqueeze(3).expand(*arguments["k"].shape).contiguous()}
+        if name == "beta":
+            wide["w"] = arguments["beta"].unsqueeze(3).expand(*arguments["v"].shape).contiguous()
+        actual = results(delta_rule, arguments | wide)
+        gradients = [actual.pop("d" + part).sum(dim=3) for part in wide]
+        assert_all_close(actual | {"d" + name: sum(gradients)}, expected, torch.float32)
+
+    def test_a_share_erased_needs_one_written(self):
+        arguments = BY_CHANNEL.make(*SIZE)
+        del arguments["w"]
+        with pytest.raises(ValueError, match=r"^w is None, expected a tensor$"):
+            delta_rule(**arguments)
 
 
 @pytest.mark.parametrize("operator", [DELTA, BY_CHANNEL], ids=["by_head", "by_channel"])
@@ -61,11 +70,27 @@ def test_decays_of_all_magnitudes(operator, steps, packed):
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_without_decay_zeros_are_meant(backend):
-    arguments = make_arguments(*SIZE, options=())
+    arguments = make_arguments(*SIZE, options=("beta",))
     zeros = torch.zeros_like(arguments["beta"])
     torch.testing.assert_close(
         delta_rule(**arguments, backend=backend), delta_rule(**arguments, g=zeros, backend=backend), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_without_beta_it_is_linear_attention(backend):
+    """Outputs and gradients: y_i is the sum over j <= i of q_i . k_j times v_j, decayed between them."""
+
+    def attention(*, q, k, v, g, initial_state, return_final_state):
+        sums = g.cumsum(dim=1)
+        left = (sums[:, :, None] - sums[:, None]).exp().permute(0, 3, 1, 2).tril()  # (Bt, H, L, L)
+        y = torch.einsum("bihk,bjhk,bhij,bjhv->bihv", q, k, left, v)
+        y = y + torch.einsum("bihk,bih,bhkv->bihv", q, sums.exp(), initial_state)
+        state = torch.einsum("bjhk,bhj,bjhv->bhkv", k, left[:, :, -1], v)
+        return y, state + sums[:, -1].exp()[..., None, None] * initial_state
+
+    arguments = make_arguments(*SIZE, dtype=torch.float64, options=("g", "initial_state"))
+    assert_all_close(results(delta_rule, arguments, backend=backend), results(attention, arguments), torch.float64)
 
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
@@ -108,6 +133,8 @@ def test_flops_of_one_position_by_hand():
     assert delta_rule_flops(1, 1, 1, 2, 3) == 9 + 6 + 12 + 9
     assert delta_rule_flops(3, 5, 7, 2, 3, 1) == 3 * 5 * 7 * (36 + 7)
     assert delta_rule_flops(1, 1, 1, 2, 3, 2) == 36 + 8
+    assert delta_rule_flops(1, 1, 1, 2, 3, erases="by channel") == 36 + 2  # 2 products for the key that erases
+    assert delta_rule_flops(1, 1, 1, 2, 3, erases="nothing") == 12 + 9
 
 
 def test_without_memory_it_has_shapes_alone():

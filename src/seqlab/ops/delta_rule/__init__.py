@@ -1,21 +1,23 @@
 """The delta rule: a memory that corrects what it recalls, heads and channels last.
 
-    S   <- Diag(e^g_t) S_{t-1}                        decay: none, one for a head, or one for each key channel
-    S_t = S + beta_t k_t (v_t - k_t^T S)^T            correction of what k_t recalls, a (K, V) matrix for each head
-    y_t = S_t^T q_t                                   output
+    S   <- Diag(e^g_t) S_{t-1}                                decay: none, one for a head, or one for each key channel
+    S_t = S + k_t (w_t * v_t - (beta_t * k_t)^T S)^T          correction of what k_t recalls, (K, V) for each head
+    y_t = S_t^T q_t                                           output
 
-Without g it is DeltaNet (Yang et al. 2024, arXiv:2406.06484, section 2.2), with one decay a head Gated DeltaNet
-(arXiv:2412.06464, equation 10), with one for each key channel Kimi delta attention (arXiv:2510.26692, equation 1).
-``delta_rule`` computes a whole sequence, ``delta_rule_update`` one position of it for generation.
+beta, which erases, and w, which writes, are one number for a head, the same for both; then without g it is DeltaNet
+(Yang et al. 2024, arXiv:2406.06484, section 2.2), with one decay a head Gated DeltaNet (arXiv:2412.06464, equation 10),
+with one for each key channel Kimi delta attention (arXiv:2510.26692, equation 1). With a beta for each key channel and
+a w for each value channel it is Gated DeltaNet-2 (arXiv:2605.22791). Without beta nothing is erased: linear attention
+with decays. ``delta_rule`` computes a whole sequence, ``delta_rule_update`` one position of it for generation.
 """
 
 import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_shapes, check_state, checked
+from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_state, checked
 from seqlab.ops.delta_rule.flops import delta_rule_flops
-from seqlab.ops.delta_rule.interface import Inputs, named_axes
+from seqlab.ops.delta_rule.interface import Inputs, check_rule
 from seqlab.ops.delta_rule.operator import RECOMPUTED, recomputed_rule
 from seqlab.ops.delta_rule.step import delta_rule_update
 
@@ -30,6 +32,7 @@ SHAPES = {
     "v": ("batch", "length", "n_heads", "d_value"),
     "beta": ("batch", "length", "n_heads"),
     "g": ("batch", "length", "n_heads"),
+    "w": ("batch", "length", "n_heads", "d_value"),
     "initial_state": ("batch", "n_heads", "d_key", "d_value"),
 }
 
@@ -48,10 +51,10 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
     Raises:
         ValueError: an argument does not fit, or the backend does not exist or cannot run.
     """
-    check_given(tensors, "q", "k", "v", "beta")
+    check_given(tensors, "q", "k", "v")
     q = tensors["q"]
     ruled = {name: tensors[name] for name in SHAPES}
-    check_shapes(named_axes(SHAPES, tensors["g"]), ruled, {})
+    check_rule(SHAPES, ruled)
     check_dtypes(ruled)
     check_state("initial_state", tensors["initial_state"], q.dtype)
     check_seq_idx(tensors["seq_idx"], "q", q)
@@ -62,8 +65,9 @@ def delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    beta: Tensor,
+    beta: Tensor | None = None,
     g: Tensor | None = None,
+    w: Tensor | None = None,
     *,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
@@ -81,8 +85,10 @@ def delta_rule(
         k: (batch, length, n_heads, d_key) where it is corrected.
         v: (batch, length, n_heads, d_value) what it is to recall there.
         beta: (batch, length, n_heads) how far: with |k| = 1 it recalls v itself after 1. Above 1 the transition of the
-            state has an eigenvalue 1 - beta below 0 (arXiv:2411.12537).
+            state has an eigenvalue 1 - beta below 0 (arXiv:2411.12537). (batch, length, n_heads, d_key) for the share
+            of each key channel in what is erased, which needs w. Nothing is erased if None.
         g: (batch, length, n_heads) or (batch, length, n_heads, d_key) logarithm of the decay, at most 0; none if None.
+        w: (batch, length, n_heads, d_value) the share of v that is written; beta if None, all of it without beta.
         initial_state: (batch, n_heads, d_key, d_value) the state before the first position, float32 (float64 if q
             is); zeros if None.
         return_final_state: whether to return the state after the last position too.
@@ -98,7 +104,7 @@ def delta_rule(
     Raises:
         ValueError: a shape, dtype or device that does not fit, or a backend that does not exist or cannot run.
     """
-    inputs = Inputs(q, k, v, beta, g, seq_idx)
+    inputs = Inputs(q, k, v, beta, g, w, seq_idx)
     chosen = checked(_check, {**inputs._asdict(), "initial_state": initial_state}, backend)
     if chosen in RECOMPUTED:
         y, final_state = recomputed_rule(inputs, initial_state, chosen)

@@ -2,10 +2,10 @@
 
 In a chunk each correction depends on those before it: they solve a triangular system, whose right-hand side needs the
 state before the chunk in one place, linearly, so that all chunks are solved at once (the WY representation;
-arXiv:2406.06484, section 3.2; with decays arXiv:2412.06464, section 3.3, and arXiv:2510.26692, section 3). Between
-chunks it is a recurrence, one step per chunk.
+arXiv:2406.06484, section 3.2; with decays arXiv:2412.06464, section 3.3, and arXiv:2510.26692, section 3; with one key
+that erases and another that writes arXiv:2605.22791). Between chunks it is a recurrence, one step per chunk.
 
-    (I + A) u = beta (v - (e^G k)^T S),    A_ij = beta_i sum_c k_ic k_jc e^(G_ic - G_jc) for i > j, otherwise 0
+    (I + A) u = w v - (e^G b)^T S,         A_ij = sum_c b_ic k_jc e^(G_ic - G_jc) for i > j, otherwise 0
     y_i       = (e^G_i q_i)^T S + sum_(j <= i) (sum_c q_ic k_jc e^(G_ic - G_jc)) u_j
     S'        = e^G_T S + sum_j (e^(G_T - G_j) k_j) u_j^T
 
@@ -19,12 +19,14 @@ Symbols (i and j positions in a chunk, c a channel of keys):
     Bt, H, K, V   batch, heads, width of a head's keys and values
     N, T          chunks, positions in a chunk, a power of two
     E             decays of a head: 1, or K
+    b             (Bt, H, N, T, K) the key that erases, beta k
     G             (Bt, H, N, T, E) float64, sum of g from the chunk's start up to and with a position
     S             (Bt, H, K, V) state before a chunk, S' after it
     u             (Bt, H, N, T, V) corrections
 """
 
 import math
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -32,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqlab.ops.contract import accumulation_dtype
-from seqlab.ops.delta_rule.interface import Inputs
+from seqlab.ops.delta_rule.interface import Inputs, erased_and_written
 
 CHUNK = 32
 """Most positions in a chunk, a power of two."""
@@ -63,8 +65,8 @@ class _Chunks(NamedTuple):
 
     q: Tensor  # (Bt, H, N, T, K)
     k: Tensor  # (Bt, H, N, T, K)
-    v: Tensor  # (Bt, H, N, T, V)
-    beta: Tensor  # (Bt, H, N, T, 1)
+    erase: Tensor | None  # (Bt, H, N, T, K) b
+    write: Tensor  # (Bt, H, N, T, V) w v
     G: Tensor  # (Bt, H, N, T, E) float64
     packing: _Packing | None
 
@@ -73,42 +75,45 @@ def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tenso
     """y (Bt, L, H, V) in q's dtype and the final state (Bt, H, K, V); arguments as in ``delta_rule``."""
     c = _read(inputs)
     dtype, total = c.k.dtype, c.G[..., -1:, :]  # (Bt, H, N, 1, E)
-    pairs = _pairs(torch.stack((c.q, c.beta * c.k)), c.k, c.G)  # (2, Bt, H, N, T, T)
+    rows = c.q[None] if c.erase is None else torch.stack((c.q, c.erase))
+    pairs = _pairs(rows, c.k, c.G)  # (1 or 2, Bt, H, N, T, T)
     from_start, to_end = _exp(c.G, dtype), _exp(total - c.G, dtype)  # (Bt, H, N, T, E)
     decay = _exp(total, dtype).mT  # (Bt, H, N, E, 1)
     if c.packing is not None:
         pairs = pairs.where(c.packing.pairs, 0)
         from_start, to_end = from_start.where(c.packing.from_state, 0), to_end.where(c.packing.to_state, 0)
         decay = decay.where(c.packing.goes_on, 0)
-    attended, A = pairs
-    known = torch.cat((c.beta * c.v, c.beta * c.k * from_start), dim=-1)  # (Bt, H, N, T, V + K)
-    known = torch.linalg.solve_triangular(A, known, upper=False, unitriangular=True)
-    by_value, by_state = known.split((c.v.shape[-1], c.k.shape[-1]), dim=-1)
+    by_value, by_state = c.write, None
+    if c.erase is not None:
+        known = torch.cat((c.write, c.erase * from_start), dim=-1)  # (Bt, H, N, T, V + K)
+        known = torch.linalg.solve_triangular(pairs[1], known, upper=False, unitriangular=True)
+        by_value, by_state = known.split((c.write.shape[-1], c.k.shape[-1]), dim=-1)
     S, u, final = _walk(by_value, by_state, (c.k * to_end).mT, decay, initial_state)
-    y = (c.q * from_start) @ S + attended @ u  # (Bt, H, N, T, V)
+    y = (c.q * from_start) @ S + pairs[0] @ u  # (Bt, H, N, T, V)
     y = y.flatten(2, 3).transpose(1, 2)  # (Bt, N T, H, V)
     return y[:, : inputs.q.shape[1]].to(inputs.q.dtype).contiguous(), final
 
 
 def _walk(
-    by_value: Tensor, by_state: Tensor, added: Tensor, decay: Tensor, S: Tensor | None
+    by_value: Tensor, by_state: Tensor | None, added: Tensor, decay: Tensor, S: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The state before each chunk (Bt, H, N, K, V), all corrections, and the state after the last.
 
     Args:
         by_value: (Bt, H, N, T, V) the corrections before a state of zeros, ...
-        by_state: (Bt, H, N, T, K) ... and what of them goes with each key channel of the state.
+        by_state: (Bt, H, N, T, K) ... and what of them goes with each key channel of the state; nothing if None.
         added: (Bt, H, N, K, T) keys, as much of them as is left at the chunk's end.
         decay: (Bt, H, N, E, 1) of each chunk.
         S: (Bt, H, K, V) before the first; zeros if None.
     """
     if S is None:
-        S = by_value.new_zeros(*by_value.shape[:2], by_state.shape[-1], by_value.shape[-1])  # (Bt, H, K, V)
+        S = by_value.new_zeros(*by_value.shape[:2], added.shape[-2], by_value.shape[-1])  # (Bt, H, K, V)
     before, corrections = [], []
-    for chunk in zip(*(tensor.unbind(dim=2) for tensor in (by_value, by_state, added, decay)), strict=True):
-        of_value, of_state, keys, left = chunk
+    of_states = repeat(None) if by_state is None else by_state.unbind(dim=2)
+    chunks = zip(*(tensor.unbind(dim=2) for tensor in (by_value, added, decay)), strict=True)
+    for (u, keys, left), of_state in zip(chunks, of_states, strict=False):
         before.append(S)
-        corrections.append(of_value - of_state @ S)
+        corrections.append(u if of_state is None else u - of_state @ S)
         S = left * S + keys @ corrections[-1]
     return torch.stack(before, dim=2), torch.stack(corrections, dim=2), S
 
@@ -169,12 +174,14 @@ def _read(inputs: Inputs) -> _Chunks:
     while size < min(CHUNK, length):
         size *= 2
     n_chunks = -(-length // size)
-    q, k, v = (_cut(tensor.to(dtype), n_chunks, size) for tensor in inputs[:3])
-    beta = _cut(inputs.beta.to(dtype).unsqueeze(3), n_chunks, size)
-    g = torch.zeros_like(inputs.beta) if inputs.g is None else inputs.g
+    wide = (None if tensor is None else tensor.to(dtype) for tensor in inputs[:-1])
+    q, k, v, beta, _, w = wide
+    erase, write = erased_and_written(k, v, beta, w)
+    q, k, erase, write = (None if part is None else _cut(part, n_chunks, size) for part in (q, k, erase, write))
+    g = inputs.q.new_zeros(inputs.q.shape[:3]) if inputs.g is None else inputs.g
     g = g.unsqueeze(3) if g.dim() == 3 else g  # (Bt, L, H, E)
     G = _cut(g.double().clamp(-FARTHEST, FARTHEST), n_chunks, size).cumsum(dim=3)
-    return _Chunks(q, k, v, beta, G, _packing(inputs.seq_idx, n_chunks, size))
+    return _Chunks(q, k, erase, write, G, _packing(inputs.seq_idx, n_chunks, size))
 
 
 def _packing(seq_idx: Tensor | None, n_chunks: int, size: int) -> _Packing | None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from seqlab.ops.contract import check_given, check_shapes
+
 
 class Inputs(NamedTuple):
     """The arguments of one call: Bt batch, L length, H heads, K and V width of a head's keys and values."""
@@ -17,13 +19,38 @@ class Inputs(NamedTuple):
     q: Tensor  # (Bt, L, H, K)
     k: Tensor  # (Bt, L, H, K)
     v: Tensor  # (Bt, L, H, V)
-    beta: Tensor  # (Bt, L, H)
-    g: Tensor | None  # (Bt, L, H), or (Bt, L, H, K) for a decay of each key channel
-    seq_idx: Tensor | None  # (Bt, L), integers
+    beta: Tensor | None  # (Bt, L, H), or (Bt, L, H, K) for each key channel
+    g: Tensor | None  # (Bt, L, H), or (Bt, L, H, K) for each key channel
+    w: Tensor | None  # (Bt, L, H, V)
+    seq_idx: Tensor | None  # (Bt, L), integers; the last, and the only one that is not a number
 
 
-def named_axes(shapes: dict[str, tuple[str, ...]], g: Tensor | None) -> dict[str, tuple[str, ...]]:
-    """``shapes`` with g's key channels where g, of any shape, has one axis more than beta."""
-    if g is None or g.dim() != len(shapes["beta"]) + 1:
-        return shapes
-    return shapes | {"g": (*shapes["beta"], "d_key")}
+def check_rule(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor | None]) -> None:
+    """Check ``tensors`` against ``shapes``, in which beta and g may have the key's channels.
+
+    Raises:
+        ValueError: one has another shape, or beta has channels and w is missing.
+    """
+    axes = {name: shapes["k"] for name in ("beta", "g") if _has_channels(tensors[name], shapes)}
+    if "beta" in axes:
+        check_given(tensors, "w")
+    check_shapes(shapes | axes, tensors, {})
+
+
+def _has_channels(tensor: Tensor | None, shapes: dict[str, tuple[str, ...]]) -> bool:
+    return tensor is not None and tensor.dim() == len(shapes["k"])
+
+
+def erased_and_written(k: Tensor, v: Tensor, beta: Tensor | None, w: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """The key that reads what is erased, beta * k (..., K) or None, and what is written, w * v (..., V), in one dtype.
+
+    Args:
+        k: (..., K).
+        v: (..., V).
+        beta: (...) or (..., K).
+        w: (..., V).
+    """
+    if beta is None:
+        return None, v if w is None else w * v
+    share = beta if beta.dim() == k.dim() else beta[..., None]
+    return share * k, (share if w is None else w) * v

@@ -25,30 +25,26 @@ def recomputed_rule(inputs: Inputs, initial_state: Tensor | None, backend: str) 
     """y (Bt, L, H, V) and the final state (Bt, H, K, V); arguments as in ``delta_rule``."""
     if inputs.q.is_meta:
         return _shapes_alone(inputs, initial_state)
-    if not torch.compiler.is_compiling() and (needs_gradient(*inputs[:5], initial_state) or other_derivatives()):
+    if not torch.compiler.is_compiling() and (needs_gradient(*inputs[:-1], initial_state) or other_derivatives()):
         return _DeltaRule.apply(*inputs, initial_state, backend)
     return _forward(*inputs, initial_state, backend)
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    seq_idx: Tensor | None,
-    initial_state: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """y and the final state, without autocast, which would round the factors of matrix products."""
-    with torch.autocast(q.device.type, enabled=False):
-        return backends.load(PACKAGE, backend).forward(Inputs(q, k, v, beta, g, seq_idx), initial_state)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """y and the final state of the inputs, initial state and backend, all in a row, without autocast.
+
+    It would round the factors of matrix products.
+    """
+    *tensors, initial_state, backend = arguments
+    inputs = Inputs(*tensors)
+    with torch.autocast(inputs.q.device.type, enabled=False):
+        return backends.load(PACKAGE, backend).forward(inputs, initial_state)
 
 
 def _shapes_alone(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     """The outputs on the meta device, which depend on every argument; a FLOP counter sees no matrix products."""
     q, v = inputs.q, inputs.v
-    given = [tensor for tensor in (*inputs[:5], initial_state) if tensor is not None]
+    given = [tensor for tensor in (*inputs[:-1], initial_state) if tensor is not None]
     every = sum(tensor.sum() for tensor in given).to(accumulation_dtype(q.dtype))
     return (v * every).to(q.dtype), q[:, 0].unsqueeze(3) * v[:, 0].unsqueeze(2) * every  # (Bt, H, K, V)
 
