@@ -12,6 +12,7 @@ KINDS = {
     "delta_net": {},
     "gated_delta_net": {"decay": "head", "gate": "silu", "expand_k": 0.75, "expand_v": 1.5},
     "kimi_delta": {"decay": "channel", "gate": "sigmoid"},
+    "gated_delta_net2": {"decay": "channel", "beta": "channel", "gate": "sigmoid", "expand_v": 1.5},
 }
 
 
@@ -31,13 +32,17 @@ def sigmoid(x: Tensor) -> Tensor:
 def by_the_equations(m: DeltaNet, x: Tensor, largest_beta: float) -> Tensor:
     """One sequence x (L, D), head after head and position after position."""
     K, V, w = m.d_key, m.d_value, m.in_proj.weight
-    ends = [H * K, 2 * H * K, 2 * H * K + H * V, 2 * H * K + H * V + H]
+    by_channel = m.beta_by == "channel"
+    n_betas, n_writes = (K, V) if by_channel else (1, 0)
+    widths = torch.tensor([H * K, H * K, H * V, H * n_betas, H * n_writes])
+    ends = widths.cumsum(0).tolist()
     decays, gates = (ends[-1], ends[-1] + m.d_decay), (ends[-1] + m.d_decay, len(w))
     mixed = x @ w[: ends[2]].T
     padded = torch.cat([torch.zeros(3, ends[2], dtype=x.dtype), mixed])
     mixed = sum(m.conv_weight[:, i] * padded[i : i + LENGTH] for i in range(4))
     mixed = mixed * sigmoid(mixed)
-    beta = largest_beta * sigmoid(x @ w[ends[2] : ends[3]].T)
+    beta = largest_beta * sigmoid(x @ w[ends[2] : ends[3]].T).unflatten(1, (H, n_betas))
+    write = sigmoid(x @ w[ends[3] : ends[4]].T).unflatten(1, (H, V)) if by_channel else beta
     a, z = x @ w[slice(*decays)].T, x @ w[slice(*gates)].T
     if m.n_decays > 1:
         a, z = a @ m.decay_proj.weight.T, z @ m.gate_proj.weight.T + m.gate_proj.bias
@@ -51,8 +56,8 @@ def by_the_equations(m: DeltaNet, x: Tensor, largest_beta: float) -> Tensor:
             if m.n_decays:
                 own = slice(h * m.n_decays, (h + 1) * m.n_decays)
                 S = S * torch.exp(-torch.exp(m.A_log[h]) * torch.log(1 + torch.exp(a[t, own] + m.dt_bias[own])))
-            S = S @ (torch.eye(K, dtype=x.dtype) - beta[t, h] * torch.outer(k[t], k[t]))
-            S = S + beta[t, h] * torch.outer(v[t], k[t])
+            S = S @ (torch.eye(K, dtype=x.dtype) - torch.outer(beta[t, h] * k[t], k[t]))
+            S = S + torch.outer(write[t, h] * v[t], k[t])
             rows.append(S @ q[t])
         y = torch.stack(rows)
         y = y / torch.sqrt(y.square().mean(dim=1, keepdim=True) + 1e-5) * m.norm.weight

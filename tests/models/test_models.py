@@ -90,6 +90,7 @@ ATTENTION, FEEDFORWARD = 4 * linear(D_MODEL, D_MODEL), linear(D_MODEL, D_FF) + l
 EXPERTS = 8 * D_MODEL + 8 * 3 * D_MODEL * HIDDEN
 GATED_DELTA = delta_parameters(D_MODEL, 6, 12, decays=1, decay=2, gate=24)
 KIMI_DELTA = delta_parameters(D_MODEL, 8, 8, decays=8, decay=8, gate=8) + linear(8, 16, bias=False) + linear(8, 16)
+GATED_DELTA_2 = KIMI_DELTA + linear(D_MODEL, 2 * 8 + 2 * 8 - 2, bias=False)  # shares of keys and of values, no beta
 SWIGLU = 3 * D_MODEL * HIDDEN
 RMS, LAYER_NORM = D_MODEL, 2 * D_MODEL
 PARAMETERS = {  # counted by hand from the papers' equations, for tokens
@@ -110,6 +111,7 @@ PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "delta_net": TIED + LAYERS * (delta_parameters(D_MODEL, 8, 8) + SWIGLU + 2 * RMS) + RMS,
     "gated_delta_net": TIED + LAYERS * (GATED_DELTA + SWIGLU + 2 * RMS) + RMS,
     "kimi_delta": TIED + LAYERS * (KIMI_DELTA + SWIGLU + 2 * RMS) + RMS,
+    "gated_delta_net2": TIED + LAYERS * (GATED_DELTA_2 + SWIGLU + 2 * RMS) + RMS,
     "hybrid_qwen": TIED + 3 * GATED_DELTA + 4 * D_MODEL**2 + 4 * (SWIGLU + 2 * RMS) + RMS,
     "hybrid_falcon": TIED
     + LAYERS * (mamba2_parameters(D_MODEL, expand=1) + 4 * D_MODEL**2 // 2 + SWIGLU + 2 * RMS)

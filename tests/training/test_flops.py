@@ -94,6 +94,12 @@ def kimi_delta(length: int) -> int:
     return products + 3 * 2 * length * 4 * (8 + 8 + 8) * 4 + 3 * delta_rule_flops(1, length, HEADS, 8, 8, 8)
 
 
+def gated_delta_net2(length: int) -> int:
+    """As Kimi delta attention, with a share erased of 8 and a share written of 8 for each head, not one beta."""
+    more = linear(length, D, 4 * (8 + 8 - 1)) + 3 * length * HEADS * 8  # the key that erases
+    return kimi_delta(length) + more
+
+
 def swiglu(length: int) -> int:
     return linear(length, D, 2 * 64) + linear(length, 64, D)
 
@@ -120,6 +126,7 @@ FORMULAS = {
     "min_gru": lambda n: LAYERS * min_gru(n),
     "gated_delta_net": lambda n: LAYERS * (gated_delta_net(n) + swiglu(n)),
     "kimi_delta": lambda n: LAYERS * (kimi_delta(n) + swiglu(n)),
+    "gated_delta_net2": lambda n: LAYERS * (gated_delta_net2(n) + swiglu(n)),
     "hybrid_qwen": lambda n: 3 * gated_delta_net(n) + attention(n) + 4 * swiglu(n),
     "hybrid_falcon": lambda n: LAYERS * (half_attention_beside_mamba2(n) + swiglu(n)),
     "mlp": lambda n: LAYERS * linear(n, D, D),

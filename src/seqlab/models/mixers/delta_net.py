@@ -1,10 +1,12 @@
 """DeltaNet (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length"), Gated
-DeltaNet (Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule") and Kimi delta attention (Kimi
-team 2025, "Kimi Linear: An Expressive, Efficient Attention Architecture").
+DeltaNet (Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule"), Kimi delta attention (Kimi team
+2025, "Kimi Linear: An Expressive, Efficient Attention Architecture") and Gated DeltaNet-2 (Hatamizadeh et al. 2026,
+"Gated DeltaNet-2: Decoupling Erase and Write in Linear Attention").
 
 Symbols: B batch, L length, D model width, H heads, K and V width of a head's keys and values, W width of the
 convolution, E decays of a head (0, 1 or K), R = V rank of the projections that are factored; beta (B, L, H) how far the
-state is corrected, g (B, L, H) or (B, L, H, K) the logarithm of its decay, alpha = e^g.
+state is corrected, or (B, L, H, K) the share erased, with w (B, L, H, V) the share of values written; g (B, L, H) or
+(B, L, H, K) the logarithm of its decay, alpha = e^g.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -36,8 +38,9 @@ class Selected(NamedTuple):
     """What a layer computes of its input."""
 
     mixed: Tensor  # (..., H (2 K + V)), queries, keys and values before the convolution
-    beta: Tensor  # (..., H)
+    beta: Tensor  # (..., H) or (..., H, K)
     g: Tensor | None  # (..., H) or (..., H, K)
+    w: Tensor | None  # (..., H, V)
     gate: Tensor | None  # (..., H V)
 
 
@@ -64,7 +67,8 @@ class DeltaNet(nn.Module):
 
     With ``decay: none`` and ``gate: none`` it is the layer of arXiv:2406.06484, section 3.3, with ``decay: head`` and
     ``gate: silu`` that of arXiv:2412.06464, figure 1, with ``decay: channel`` and ``gate: sigmoid`` that of
-    arXiv:2510.26692, section 4. Queries need no scale: the norm takes it out again.
+    arXiv:2510.26692, section 4, and with ``beta: channel`` besides that of arXiv:2605.22791 as flash-linear-attention
+    has it (fla/layers/gdn2.py). Queries need no scale: the norm takes it out again.
 
     Args:
         d_model: width D.
@@ -74,9 +78,11 @@ class DeltaNet(nn.Module):
         d_conv: width W of the causal depthwise convolution.
         decay: none; ``head`` for one of each head, alpha = exp(-exp(A_log) softplus(a + dt_bias)) with a projection a;
             ``channel`` for one of each key channel, a then a projection of rank R.
+        beta: ``head`` for one number that says how far to erase and to write; ``channel`` for one of each key channel,
+            which erases, and a w of each value channel, which writes: sigmoids of full projections, without a bias.
         gate: what multiplies the normalised output: none; ``silu`` of a projection; ``sigmoid`` of one of rank R.
-        negative_eigenvalues: whether beta goes up to 2 rather than 1 (Grazzi et al. 2024, arXiv:2411.12537): a key's
-            direction in the state may then change its sign.
+        negative_eigenvalues: whether beta, not w, goes up to 2 rather than 1 (Grazzi et al. 2024, arXiv:2411.12537): a
+            key's direction in the state may then change its sign.
         dt_min, dt_max: range of the initial softplus(dt_bias).
         A_min, A_max: range of the initial exp(A_log).
         norm_eps: added to the mean square in the norm.
@@ -99,6 +105,7 @@ class DeltaNet(nn.Module):
         expand_v: PositiveFloat = 1.0,
         d_conv: PositiveInt = 4,
         decay: Literal["none", "head", "channel"] = "none",
+        beta: Literal["head", "channel"] = "head",
         gate: Literal["none", "silu", "sigmoid"] = "none",
         negative_eigenvalues: bool = False,
         dt_min: PositiveFloat = 1e-3,
@@ -114,14 +121,16 @@ class DeltaNet(nn.Module):
         self.n_heads, self.scan_backend = n_heads, scan_backend
         self.d_key, self.d_value = (max(1, round(share * d_model / n_heads)) for share in (expand_k, expand_v))
         self.n_decays = {"none": 0, "head": 1, "channel": self.d_key}[decay]
-        self.decay_by, self.gate = decay, gate
+        self.decay_by, self.beta_by, self.gate = decay, beta, gate
         self.largest_beta = 2.0 if negative_eigenvalues else 1.0
         d_values = n_heads * self.d_value
         self.d_mixed = n_heads * 2 * self.d_key + d_values  # queries, keys and values side by side
+        self.d_beta, self.d_write = (n_heads, 0) if beta == "head" else (n_heads * self.d_key, d_values)
         self.d_decay = {"none": 0, "head": n_heads, "channel": self.d_value}[decay]
         self.d_gate = {"none": 0, "silu": d_values, "sigmoid": self.d_value}[gate]
+        self.widths = (self.d_mixed, self.d_beta, self.d_write, self.d_decay, self.d_gate)
 
-        self.in_proj = Linear(d_model, self.d_mixed + n_heads + self.d_decay + self.d_gate, bias=False)
+        self.in_proj = Linear(d_model, sum(self.widths), bias=False)
         bound = d_conv**-0.5  # torch's own initialisation of a depthwise convolution
         self.conv_weight = nn.Parameter(torch.empty(self.d_mixed, d_conv).uniform_(-bound, bound))
         if self.n_decays:
@@ -136,11 +145,12 @@ class DeltaNet(nn.Module):
 
     def _select(self, x: Tensor) -> Selected:
         """What x (..., D) is projected to."""
-        widths = (self.d_mixed, self.n_heads, self.d_decay, self.d_gate)
-        mixed, b, a, z = self.in_proj(x).split(widths, dim=-1)
+        mixed, b, write, a, z = self.in_proj(x).split(self.widths, dim=-1)
         dtype = accumulation_dtype(b.dtype)
-        beta = self.largest_beta * b.to(dtype).sigmoid()
-        return Selected(mixed, beta, self._log_decay(a, dtype), self._open(z, dtype))
+        beta, w = self.largest_beta * b.to(dtype).sigmoid(), None
+        if self.beta_by == "channel":
+            beta, w = self._by_head(beta), self._by_head(write.to(dtype).sigmoid())
+        return Selected(mixed, beta, self._log_decay(a, dtype), w, self._open(z, dtype))
 
     def _log_decay(self, a: Tensor, dtype: torch.dtype) -> Tensor | None:
         """g (..., H) or (..., H, K) from its part of the projection."""
@@ -151,7 +161,7 @@ class DeltaNet(nn.Module):
             a = self.decay_proj(a)  # (..., H K)
         step = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         rate = decay_rate(self.A_log).to(dtype)  # (H,), -exp(A_log)
-        return rate[:, None] * step.unflatten(-1, (self.n_heads, -1)) if by_channel else rate * step
+        return rate[:, None] * self._by_head(step) if by_channel else rate * step
 
     def _open(self, z: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The gate (..., H V) from its part of the projection."""
@@ -163,15 +173,20 @@ class DeltaNet(nn.Module):
         """The causal convolution of mixed (B, L, H (2 K + V)); ``states`` as ``causal_conv1d`` takes them."""
         return causal_conv1d(mixed, self.conv_weight, activation="silu", **states)
 
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(..., H X) as (..., H, X)."""
+        return x.unflatten(-1, (self.n_heads, -1))
+
     def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q and k (..., H, K), of length 1, and v (..., H, V) from the convolution's output."""
         keys, values = self.n_heads * self.d_key, self.n_heads * self.d_value
-        q, k, v = (part.unflatten(-1, (self.n_heads, -1)) for part in mixed.split((keys, keys, values), dim=-1))
+        q, k, v = (self._by_head(part) for part in mixed.split((keys, keys, values), dim=-1))
         return _of_length_one(q), _of_length_one(k), v
 
     def _scan(self, mixed: Tensor, selected: Selected, **states: Any) -> Any:
         """``delta_rule`` of the convolution's output (B, L, H (2 K + V)); ``states`` as it takes them."""
-        return delta_rule(*self._heads(mixed), selected.beta, selected.g, backend=self.scan_backend, **states)
+        heads, shares = self._heads(mixed), (selected.beta, selected.g, selected.w)
+        return delta_rule(*heads, *shares, backend=self.scan_backend, **states)
 
     def _leave(self, y: Tensor, selected: Selected) -> Tensor:
         """Normalise, gate and project the heads' outputs (..., H, V) to (..., D)."""
@@ -195,7 +210,7 @@ class DeltaNet(nn.Module):
         """(B, D) to (B, D)."""
         selected = self._select(x)
         mixed, conv = causal_conv1d_update(state.conv, selected.mixed, self.conv_weight, activation="silu")
-        y, memory = delta_rule_update(state.memory, *self._heads(mixed), selected.beta, selected.g)
+        y, memory = delta_rule_update(state.memory, *self._heads(mixed), selected.beta, selected.g, selected.w)
         return self._leave(y, selected), State(conv, memory)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -207,7 +222,8 @@ class DeltaNet(nn.Module):
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:
         """Forward FLOPs of the recurrence."""
-        return delta_rule_flops(batch_size, length, self.n_heads, self.d_key, self.d_value, self.n_decays)
+        size = (batch_size, length, self.n_heads, self.d_key, self.d_value)
+        return delta_rule_flops(*size, self.n_decays, erases=f"by {self.beta_by}")
 
 
 def _of_length_one(x: Tensor) -> Tensor:
