@@ -172,3 +172,29 @@ def test_rotary_turns_by_the_angle_a_million_positions_on(dtype):
     assert turned.dtype == dtype
     one_rounding = {"rtol": torch.finfo(dtype).eps, "atol": 1e-6}
     torch.testing.assert_close(turned.double(), torch.cat((pairs.real, pairs.imag), dim=-1), **one_rounding)
+
+
+@torch.no_grad()
+def test_mlstm_is_the_layer_of_xlstm():
+    """With nothing added to the cell's denominator, which the paper does not do."""
+    from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
+
+    from seqlab.models.mixers import MLSTM
+
+    config = transformers.xLSTMConfig(
+        hidden_size=32, num_heads=4, mode="train", return_last_states=True, chunk_size=16, eps=0.0
+    )
+    torch.manual_seed(0)
+    layer, mixer = xLSTMLayer(config), MLSTM(32, n_heads=4)
+    mixer.gate_bias.normal_(std=5)
+    names = ("q", "k", "v", "ogate_preact", "igate_preact", "fgate_preact")
+    weights = dict(zip(names, mixer.in_proj.weight.normal_(std=0.5).split([16, 16, 32, 32, 4, 4]), strict=True))
+    state = {f"{name}.weight": weight for name, weight in weights.items()}
+    state |= dict(zip(("igate_preact.bias", "fgate_preact.bias"), mixer.gate_bias.chunk(2), strict=True))
+    mixer.norm_weight.uniform_(0.5, 1.5)
+    layer.load_state_dict(
+        state | {"multihead_norm.weight": mixer.norm_weight, "out_proj.weight": mixer.out_proj.weight}
+    )
+    x = torch.randn(2, 48, 32)  # three chunks of theirs
+    expected, _ = layer(x)
+    assert (mixer(x) - expected).norm() <= 1e-5 * expected.norm()

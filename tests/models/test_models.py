@@ -91,6 +91,7 @@ EXPERTS = 8 * D_MODEL + 8 * 3 * D_MODEL * HIDDEN
 GATED_DELTA = delta_parameters(D_MODEL, 6, 12, decays=1, decay=2, gate=24)
 KIMI_DELTA = delta_parameters(D_MODEL, 8, 8, decays=8, decay=8, gate=8) + linear(8, 16, bias=False) + linear(8, 16)
 GATED_DELTA_2 = KIMI_DELTA + linear(D_MODEL, 2 * 8 + 2 * 8 - 2, bias=False)  # shares of keys and of values, no beta
+MLSTM = linear(D_MODEL, 8 + 8 + 16 + 16 + 4, bias=False) + 4 + 16 + D_MODEL**2  # gates' biases, the norm, the output
 SWIGLU = 3 * D_MODEL * HIDDEN
 RMS, LAYER_NORM = D_MODEL, 2 * D_MODEL
 PARAMETERS = {  # counted by hand from the papers' equations, for tokens
@@ -117,6 +118,7 @@ PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     + LAYERS * (mamba2_parameters(D_MODEL, expand=1) + 4 * D_MODEL**2 // 2 + SWIGLU + 2 * RMS)
     + RMS,
     "hybrid_nemotron": TIED + 3 * mamba2_parameters(D_MODEL) + 4 * D_MODEL**2 + 3 * EXPERTS + 7 * RMS + RMS,
+    "mlstm": TIED + LAYERS * (MLSTM + SWIGLU + 2 * RMS) + RMS,
     "mlp": UNTIED + LAYERS * linear(D_MODEL, D_MODEL),
     "linear": UNTIED,
 }

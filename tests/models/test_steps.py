@@ -285,6 +285,7 @@ BYTES = {  # by hand: of one sequence, for numbers of this size, after n positio
     "gated_delta_net": lambda size, n: LAYERS * (2 * 6 * 12 * 4 + 3 * 48 * size),
     "kimi_delta": lambda size, n: LAYERS * (2 * 8 * 8 * 4 + 3 * 48 * size),
     "gated_delta_net2": lambda size, n: LAYERS * (2 * 8 * 8 * 4 + 3 * 48 * size),
+    "mlstm": lambda size, n: LAYERS * 2 * (4 * 8 + 4 + 1) * 4,
     "mlp": lambda size, n: 0,
     "linear": lambda size, n: 0,
 }

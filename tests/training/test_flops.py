@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlab.models.counting import training_flops
+from seqlab.models.mixers.mlstm_cell import mlstm_flops
 from seqlab.ops import delta_rule_flops, selective_scan_flops, ssd_flops
 from support import built_model, depth
 
@@ -100,6 +101,11 @@ def gated_delta_net2(length: int) -> int:
     return kimi_delta(length) + more
 
 
+def mlstm(length: int) -> int:
+    """Queries and keys of 4, values and output gates of 8, two gates for each of 4 heads."""
+    return linear(length, D, 4 * (4 + 4 + 8 + 8 + 2)) + linear(length, D, D) + 3 * mlstm_flops(1, length, HEADS, 4, 8)
+
+
 def swiglu(length: int) -> int:
     return linear(length, D, 2 * 64) + linear(length, 64, D)
 
@@ -127,6 +133,7 @@ FORMULAS = {
     "gated_delta_net": lambda n: LAYERS * (gated_delta_net(n) + swiglu(n)),
     "kimi_delta": lambda n: LAYERS * (kimi_delta(n) + swiglu(n)),
     "gated_delta_net2": lambda n: LAYERS * (gated_delta_net2(n) + swiglu(n)),
+    "mlstm": lambda n: LAYERS * (mlstm(n) + swiglu(n)),
     "hybrid_qwen": lambda n: 3 * gated_delta_net(n) + attention(n) + 4 * swiglu(n),
     "hybrid_falcon": lambda n: LAYERS * (half_attention_beside_mamba2(n) + swiglu(n)),
     "mlp": lambda n: LAYERS * linear(n, D, D),

@@ -10,6 +10,7 @@ from seqlab.models.mixers.mamba import Mamba
 from seqlab.models.mixers.mamba2 import Mamba2
 from seqlab.models.mixers.mamba3 import Mamba3
 from seqlab.models.mixers.min_gru import MinGRU
+from seqlab.models.mixers.mlstm import MLSTM
 from seqlab.models.mixers.recurrent import GRU, LSTM
 
-__all__ = ["GRU", "LSTM", "Attention", "DeltaNet", "Dense", "Mamba", "Mamba2", "Mamba3", "MinGRU"]
+__all__ = ["GRU", "LSTM", "MLSTM", "Attention", "DeltaNet", "Dense", "Mamba", "Mamba2", "Mamba3", "MinGRU"]
