@@ -92,6 +92,9 @@ GATED_DELTA = delta_parameters(D_MODEL, 6, 12, decays=1, decay=2, gate=24)
 KIMI_DELTA = delta_parameters(D_MODEL, 8, 8, decays=8, decay=8, gate=8) + linear(8, 16, bias=False) + linear(8, 16)
 GATED_DELTA_2 = KIMI_DELTA + linear(D_MODEL, 2 * 8 + 2 * 8 - 2, bias=False)  # shares of keys and of values, no beta
 MLSTM = linear(D_MODEL, 8 + 8 + 16 + 16 + 4, bias=False) + 4 + 16 + D_MODEL**2  # gates' biases, the norm, the output
+M2RNN = (
+    linear(D_MODEL, 64 + 64 + 16 + 1 + 16, bias=False) + 144 * 4 + 2 + 16**2 + 16 + 16 + D_MODEL**2
+)  # one head of 16
 SWIGLU = 3 * D_MODEL * HIDDEN
 RMS, LAYER_NORM = D_MODEL, 2 * D_MODEL
 PARAMETERS = {  # counted by hand from the papers' equations, for tokens
@@ -119,6 +122,7 @@ PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     + RMS,
     "hybrid_nemotron": TIED + 3 * mamba2_parameters(D_MODEL) + 4 * D_MODEL**2 + 3 * EXPERTS + 7 * RMS + RMS,
     "mlstm": TIED + LAYERS * (MLSTM + SWIGLU + 2 * RMS) + RMS,
+    "m2rnn": TIED + LAYERS * (M2RNN + SWIGLU + 2 * RMS) + RMS,
     "mlp": UNTIED + LAYERS * linear(D_MODEL, D_MODEL),
     "linear": UNTIED,
 }

@@ -286,6 +286,7 @@ BYTES = {  # by hand: of one sequence, for numbers of this size, after n positio
     "kimi_delta": lambda size, n: LAYERS * (2 * 8 * 8 * 4 + 3 * 48 * size),
     "gated_delta_net2": lambda size, n: LAYERS * (2 * 8 * 8 * 4 + 3 * 48 * size),
     "mlstm": lambda size, n: LAYERS * 2 * (4 * 8 + 4 + 1) * 4,
+    "m2rnn": lambda size, n: LAYERS * (64 * 16 * 4 + 3 * 144 * size),
     "mlp": lambda size, n: 0,
     "linear": lambda size, n: 0,
 }

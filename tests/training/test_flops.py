@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlab.models.counting import training_flops
+from seqlab.models.mixers.m2rnn_cell import m2rnn_flops
 from seqlab.models.mixers.mlstm_cell import mlstm_flops
 from seqlab.ops import delta_rule_flops, selective_scan_flops, ssd_flops
 from support import built_model, depth
@@ -106,6 +107,12 @@ def mlstm(length: int) -> int:
     return linear(length, D, 4 * (4 + 4 + 8 + 8 + 2)) + linear(length, D, D) + 3 * mlstm_flops(1, length, HEADS, 4, 8)
 
 
+def m2rnn(length: int) -> int:
+    """Queries and keys of 64, 3 heads with values and gates of 16 and a decay, a convolution of width 4."""
+    products = linear(length, D, 2 * 64 + 3 * (16 + 16 + 1)) + linear(length, 3 * 16, D)
+    return products + 3 * 2 * length * (2 * 64 + 3 * 16) * 4 + 3 * m2rnn_flops(1, length, 3, 64, 16)
+
+
 def swiglu(length: int) -> int:
     return linear(length, D, 2 * 64) + linear(length, 64, D)
 
@@ -134,6 +141,7 @@ FORMULAS = {
     "kimi_delta": lambda n: LAYERS * (kimi_delta(n) + swiglu(n)),
     "gated_delta_net2": lambda n: LAYERS * (gated_delta_net2(n) + swiglu(n)),
     "mlstm": lambda n: LAYERS * (mlstm(n) + swiglu(n)),
+    "m2rnn": lambda n: LAYERS * (m2rnn(n) + swiglu(n)),
     "hybrid_qwen": lambda n: 3 * gated_delta_net(n) + attention(n) + 4 * swiglu(n),
     "hybrid_falcon": lambda n: LAYERS * (half_attention_beside_mamba2(n) + swiglu(n)),
     "mlp": lambda n: LAYERS * linear(n, D, D),
@@ -180,7 +188,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "mamba", "transformer"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "mamba", "m2rnn", "transformer"])
 def test_a_longer_window_is_counted_as_soon(name):
     def operations(length: int) -> int:
         with Operations() as seen:
