@@ -98,14 +98,15 @@ class _Span(NamedTuple):
 
     def states(self, H: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """H_{t-1}, 0 where a sequence begins, Z_t and H_t, (T, N, B K, V) each, from H (N, B K, V) before them."""
-        before, candidates, after = [], [], []
-        for t, written in enumerate(_outer(self.k, self.v)):
-            H = H if self.goes_on is None else H.where(self.goes_on[t], 0)
-            before.append(H)
-            candidates.append(torch.baddbmm(written, H, W).tanh_())
-            H = torch.lerp(candidates[t], H, self.f[t])  # f H + (1 - f) Z
-            after.append(H)
-        return torch.stack(before), torch.stack(candidates), torch.stack(after)
+        Z = _outer(self.k, self.v)
+        states = H.new_empty(len(Z) + 1, *H.shape)
+        states[0] = H
+        for t, written in enumerate(Z):
+            H = states[t] if self.goes_on is None else states[t].where(self.goes_on[t], 0)
+            written.baddbmm_(H, W).tanh_()
+            torch.lerp(written, H, self.f[t], out=states[t + 1])  # f H + (1 - f) Z
+        before = states[:-1] if self.goes_on is None else states[:-1].where(self.goes_on[:, None], 0)
+        return before, Z, states[1:]
 
 
 def _spans(q: Tensor, k: Tensor, v: Tensor, f: Tensor, goes_on: Tensor | None) -> Iterator[_Span]:
