@@ -21,11 +21,12 @@ from seqlab.ops.delta_rule import resolve_backend
 class MLSTM(nn.Module):
     """Projections, the cell of ``mlstm_cell``, a norm of each head, an output gate, projection.
 
-    The layer of arXiv:2503.13427, section 3, as NX-AI publishes it (NX-AI/xlstm, xlstm/xlstm_large/model.py): no
+    The layer of xLSTM 7B (arXiv:2503.13427) as NX-AI publishes it (NX-AI/xlstm, xlstm/xlstm_large/model.py): no
     projection up around the cell and no convolution, gates that see the layer's input alone, both between -15 and 15
     by 15 tanh(x / 15), a LayerNorm of each head with weights of its own, a sigmoid of a projection that multiplies its
     output. The gates' weights begin at 0, so that at first they are their biases: -10 for the input, evenly spaced over
-    the heads from 3 to 6 for what is kept. It adds 1e-6 to the cell's denominator, which this does not.
+    the heads from 3 to 6 for what is kept (as ``transformers`` initialises it, models/xlstm). It adds 1e-6 to the
+    cell's denominator, which this does not.
 
     Args:
         d_model: width D.

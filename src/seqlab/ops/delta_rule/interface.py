@@ -22,7 +22,7 @@ class Inputs(NamedTuple):
     beta: Tensor | None  # (Bt, L, H), or (Bt, L, H, K) for each key channel
     g: Tensor | None  # (Bt, L, H), or (Bt, L, H, K) for each key channel
     w: Tensor | None  # (Bt, L, H, V)
-    seq_idx: Tensor | None  # (Bt, L), integers; the last, and the only one that is not a number
+    seq_idx: Tensor | None  # (Bt, L), integers; the last, after all that have gradients
 
 
 def check_rule(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor | None]) -> None:
