@@ -1,0 +1,252 @@
+"""Loss against training FLOPs: a power law for each architecture that was trained with several budgets, and where two
+of them are equal.
+
+The fitted groups of an architecture are those that no other setting of it beats on validation at equal or less FLOPs,
+as the best of several sizes at each budget (Hoffmann et al. 2022, arXiv:2203.15556, section 3.1). The losses are those
+of the test split, one for each run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+from numpy import ndarray
+
+from seqlab.config.influence import CHANGEABLE
+from seqlab.report.formats import scaled
+from seqlab.report.groups import Group, architecture, grouped, in_json, in_short, with_effect
+from seqlab.report.power_law import UNKNOWNS, PowerLaw, central, fit
+from seqlab.report.statistics import Estimate
+
+FEWEST = 4
+"""Budgets that a fit takes: one more than it has unknowns."""
+
+LISTED = 3
+"""Budgets from which on an architecture is named, fitted or not."""
+
+ALIKE = 0.02
+"""Relative difference up to which FLOPs count as equal; ``match=flops`` leaves 1 % to either side."""
+
+FALL = 3
+"""The least fall of the loss that is fitted, in standard deviations of a run around the curve."""
+
+POINTS = 200
+"""Places over the common range at which two curves are compared."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The losses of one architecture against its training FLOPs.
+
+    Args:
+        label: the architecture, with the settings of its data where several of one name are compared.
+        groups: those that are fitted, in ascending order of FLOPs.
+        beaten: the architecture's other groups.
+        law: the curve; ``None`` without one.
+        verdict: why there is no curve, what it cannot tell, or that it can.
+    """
+
+    label: str
+    groups: tuple[Group, ...]
+    beaten: tuple[Group, ...]
+    law: PowerLaw | None
+    verdict: str
+
+    @property
+    def data(self) -> str:
+        """The data's name."""
+        return self.groups[0].data
+
+    @property
+    def runs(self) -> int:
+        """The number of runs that are fitted."""
+        return sum(len(group.runs) for group in self.groups)
+
+    @cached_property
+    def extent(self) -> tuple[float, float]:
+        """The least and the greatest FLOPs that were measured."""
+        return flops_of(self.groups[0]), flops_of(self.groups[-1])
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Two fitted curves over the FLOPs that both were measured at.
+
+    Args:
+        first, second: the curves; at the greatest common FLOPs the first one is lower.
+        places: FLOPs at which the difference is given: the ends of the common range, and a budget asked for.
+        differences: of ``second`` minus ``first`` there.
+        crossing: FLOPs at which the curves are equal, if that is at one place of the range.
+        equal: where around it no difference is shown, which is the interval of the crossing; ``None`` for an end that
+            is not within the range.
+        verdict: what the interval of the difference shows over the range.
+    """
+
+    first: Fit
+    second: Fit
+    places: tuple[float, ...]
+    differences: tuple[Estimate, ...]
+    crossing: float | None
+    equal: tuple[float | None, float | None]
+    verdict: str
+
+
+def flops_of(group: Group) -> float:
+    """A group's mean training FLOPs."""
+    return fmean(run.summary["flops"] for run in group.runs)
+
+
+def fits_of(groups: Sequence[Group]) -> list[Fit]:
+    """A fit, or why there is none, for each architecture with several budgets; ``groups`` are of the same data."""
+    found = []
+    for name, same in grouped(groups, lambda group: architecture(group.model)).items():
+        budgets = {in_json(budget_of(group)) for group in same}
+        fitted = unbeaten([group for group in same if flops_of(group) > 0])
+        if len(budgets) > 1 and len(fitted) >= LISTED:
+            of_data = [f"{key.split('.')[-1]}={in_short(value)}" for key, value in data_settings(fitted[0])]
+            beaten = tuple(group for group in same if group not in fitted)
+            found.append(Fit(", ".join([name, *of_data]), tuple(fitted), beaten, *fit_groups(fitted)))
+    return found
+
+
+def budget_of(group: Group) -> list[object]:
+    """The settings of a group's budget."""
+    return [group.runs[0].config["trainer"].get(name) for name in ("steps", "epochs", "tokens")]
+
+
+def data_settings(group: Group) -> list[tuple[str, object]]:
+    """The settings of its data in which a group differs from others of the data's name."""
+    return [(key, value) for key, value in group.settings.items() if key.startswith("data.")]
+
+
+def unbeaten(groups: Sequence[Group]) -> list[Group]:
+    """The groups that no other setting beats on validation at equal or less FLOPs, in ascending order of FLOPs.
+
+    Longer training alone is no other setting: of one size all budgets are fitted, whatever their seeds' scatter.
+    """
+    settings = {
+        id(group): in_json(
+            [group.model]
+            + sorted(
+                (key, value) for key, value in with_effect(group.runs[0].config).items() if key not in CHANGEABLE
+            )
+        )
+        for group in groups
+    }
+    kept = []
+    for one in groups:
+        limit = flops_of(one) * (1 + ALIKE)
+        if not any(
+            flops_of(other) <= limit
+            and other.validation_loss < one.validation_loss
+            and settings[id(other)] != settings[id(one)]
+            for other in groups
+        ):
+            kept.append(one)
+    return sorted(kept, key=flops_of)
+
+
+def fit_groups(groups: Sequence[Group]) -> tuple[PowerLaw | None, str]:
+    """The power law through the runs of groups, if their losses have one, and what it cannot tell."""
+    flops, losses = (
+        np.array([value(run) for group in groups for run in group.runs])
+        for value in (lambda run: run.summary["flops"], lambda run: run.summary["test"]["loss"])
+    )
+    if len(groups) < FEWEST:
+        return None, f"no fit: {len(groups)} budgets, and three unknowns take at least {FEWEST}"
+    if losses.min() <= 0:
+        return None, "no fit: a loss of 0 or less has no logarithm"
+    law = fit(flops, losses)
+    high, low = law.losses(np.array([flops.min(), flops.max()]))[0]
+    if np.log(high / low) < FALL * law.scatter:
+        return None, f"no fit: the loss falls by less than {FALL} times the runs' scatter"
+    if not law.has_exponent:
+        return law, "a is not identified: the loss has reached its lowest value by the second budget"
+    if misses(law, groups):
+        return law, "the means leave the curve by more than seeds scatter: E and a depend on the budgets chosen"
+    if not law.has_offset:
+        return law, "E is not identified: without it, a power law fits as well"
+    return law, "E and a are identified"
+
+
+def misses(law: PowerLaw, groups: Sequence[Group]) -> bool:
+    """Whether the means of groups leave the curve by more than seeds explain in 99 of 100 cases: an F test.
+
+    It takes several seeds; what they scatter around their own means is compared with what the means leave.
+    """
+    logs = [np.log([run.summary["test"]["loss"] for run in group.runs]) for group in groups]
+    spare, spare_of_means = law.n - len(groups), len(groups) - UNKNOWNS
+    if not spare:
+        return False
+    of_seeds = sum(float(np.square(one - one.mean()).sum()) for one in logs)
+    of_means = law.scatter**2 * (law.n - UNKNOWNS) - of_seeds
+    random = np.random.default_rng(0)
+    ratios = random.chisquare(spare_of_means, 20_000) / random.chisquare(spare, 20_000)
+    return of_means > np.quantile(ratios, 0.99) * of_seeds
+
+
+def gaps_of(fits: Sequence[Fit], budget: float | None = None) -> list[Gap]:
+    """Every pair of fitted curves of the same data where their measured ranges meet; ``budget``: FLOPs asked for."""
+    found = []
+    for pair in combinations([one for one in fits if one.law is not None], 2):
+        low, high = max(one.extent[0] for one in pair), min(one.extent[1] for one in pair)
+        if low < high:
+            ends = np.array([high])
+            first, second = sorted(pair, key=lambda one: one.law.losses(ends)[0][0])
+            places = [low, high] if budget is None or not low <= budget <= high else [low, budget, high]
+            found.append(gap(first, second, places))
+    return found
+
+
+def gap(first: Fit, second: Fit, places: Sequence[float]) -> Gap:
+    """Two curves between the first and the last of ``places``, in FLOPs."""
+    here = np.array(places)
+    mean, draws = between(first, second, here)
+    differences = tuple(first.law.estimate(*one) for one in zip(mean, draws.T, strict=True))
+    grid = np.geomspace(here[0], here[-1], POINTS)
+    mean, draws = between(first, second, grid)
+    low, high = central(draws)
+    shown = np.where(low > 0, 1, np.where(high < 0, -1, 0))  # 1 where the first is shown to be better
+    crossing, equal = crossing_of(grid, mean, shown)
+    return Gap(first, second, tuple(places), differences, crossing, equal, verdict_of(first, second, grid, shown))
+
+
+def between(first: Fit, second: Fit, flops: ndarray) -> tuple[ndarray, ndarray]:
+    """The second loss minus the first at FLOPs (points,), and its draws: (points,) and (DRAWS, points)."""
+    one, other = first.law.losses(flops), second.law.losses(flops)
+    return other[0] - one[0], other[1] - one[1]
+
+
+def crossing_of(
+    grid: ndarray, mean: ndarray, shown: ndarray
+) -> tuple[float | None, tuple[float | None, float | None]]:
+    """Where the mean difference at FLOPs (points,) is zero, if at one place, and the ends of what is not shown around.
+
+    These are the interval of the crossing: the FLOPs at which the interval of the difference holds zero.
+    """
+    changes = np.flatnonzero(np.sign(mean[1:]) != np.sign(mean[:-1]))
+    if len(changes) != 1:
+        return None, (None, None)
+    place = changes[0]
+    share = mean[place] / (mean[place] - mean[place + 1])
+    crossing = float(grid[place] * (grid[place + 1] / grid[place]) ** share)
+    before, after = np.flatnonzero(shown[: place + 1]), np.flatnonzero(shown[place + 1 :])
+    low = float(grid[before[-1]]) if len(before) else None
+    return crossing, (low, float(grid[place + 1 + after[0]]) if len(after) else None)
+
+
+def verdict_of(first: Fit, second: Fit, grid: ndarray, shown: ndarray) -> str:
+    """Which curve is shown to be lower, and at which FLOPs (points,)."""
+    edges = [0, *(np.flatnonzero(np.diff(shown)) + 1), len(shown)]
+    parts = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        if not shown[start]:
+            continue
+        low = "" if start == 0 else f"above {scaled(grid[start])}"
+        high = "" if end == len(shown) else f"below {scaled(grid[end - 1])}"
+        where = " and ".join(filter(None, (low, high))) or "throughout"
+        parts.append(f"{(first if shown[start] > 0 else second).label} is better {where}")
+    return ", ".join(parts) or "no difference shown"
