@@ -6,10 +6,10 @@ as the best of several sizes at each budget (Hoffmann et al. 2022, arXiv:2203.15
 of the test split, one for each run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import fmean
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy import ndarray
 from seqlab.config.influence import CHANGEABLE
 from seqlab.report.formats import scaled
 from seqlab.report.groups import Group, architecture, grouped, in_json, in_short, with_effect
-from seqlab.report.power_law import UNKNOWNS, PowerLaw, central, fit
+from seqlab.report.power_law import UNKNOWNS, PowerLaw, central, f_bound, fit
 from seqlab.report.statistics import Estimate
 
 FEWEST = 4
@@ -127,15 +127,7 @@ def unbeaten(groups: Sequence[Group]) -> list[Group]:
 
     Longer training alone is no other setting: of one size all budgets are fitted, whatever their seeds' scatter.
     """
-    settings = {
-        id(group): in_json(
-            [group.model]
-            + sorted(
-                (key, value) for key, value in with_effect(group.runs[0].config).items() if key not in CHANGEABLE
-            )
-        )
-        for group in groups
-    }
+    settings = {id(group): settings_besides_budget(group) for group in groups}
     kept = []
     for one in groups:
         limit = flops_of(one) * (1 + ALIKE)
@@ -147,6 +139,12 @@ def unbeaten(groups: Sequence[Group]) -> list[Group]:
         ):
             kept.append(one)
     return sorted(kept, key=flops_of)
+
+
+def settings_besides_budget(group: Group) -> str:
+    """Equal for groups that differ in their budget, and in how often they were evaluated, alone."""
+    settings = with_effect(group.runs[0].config).items()
+    return in_json([group.model, *sorted((key, value) for key, value in settings if key not in CHANGEABLE)])
 
 
 def fit_groups(groups: Sequence[Group]) -> tuple[PowerLaw | None, str]:
@@ -165,10 +163,10 @@ def fit_groups(groups: Sequence[Group]) -> tuple[PowerLaw | None, str]:
         return None, f"no fit: the loss falls by less than {FALL} times the runs' scatter"
     if not law.has_exponent:
         return law, "a is not identified: the loss has reached its lowest value by the second budget"
+    if not law.has_offset:
+        return law, f"E and a are not identified: a power law without E fits as well (a = {law.slope:.2g})"
     if misses(law, groups):
         return law, "the means leave the curve by more than seeds scatter: E and a depend on the budgets chosen"
-    if not law.has_offset:
-        return law, "E is not identified: without it, a power law fits as well"
     return law, "E and a are identified"
 
 
@@ -183,19 +181,17 @@ def misses(law: PowerLaw, groups: Sequence[Group]) -> bool:
         return False
     of_seeds = sum(float(np.square(one - one.mean()).sum()) for one in logs)
     of_means = law.scatter**2 * (law.n - UNKNOWNS) - of_seeds
-    random = np.random.default_rng(0)
-    ratios = random.chisquare(spare_of_means, 20_000) / random.chisquare(spare, 20_000)
-    return of_means > np.quantile(ratios, 0.99) * of_seeds
+    return of_means > f_bound(spare_of_means, spare, 0.99) * spare_of_means / spare * of_seeds
 
 
 def gaps_of(fits: Sequence[Fit], budget: float | None = None) -> list[Gap]:
     """Every pair of fitted curves of the same data where their measured ranges meet; ``budget``: FLOPs asked for."""
     found = []
     for pair in combinations([one for one in fits if one.law is not None], 2):
-        low, high = max(one.extent[0] for one in pair), min(one.extent[1] for one in pair)
-        if low < high:
-            ends = np.array([high])
-            first, second = sorted(pair, key=lambda one: one.law.losses(ends)[0][0])
+        if common := common_range(pair):
+            low, high = common
+            first = leading(pair)
+            (second,) = (one for one in pair if one is not first)
             places = [low, high] if budget is None or not low <= budget <= high else [low, budget, high]
             found.append(gap(first, second, places))
     return found
@@ -214,15 +210,25 @@ def gap(first: Fit, second: Fit, places: Sequence[float]) -> Gap:
     return Gap(first, second, tuple(places), differences, crossing, equal, verdict_of(first, second, grid, shown))
 
 
+def leading(fits: Sequence[Fit]) -> Fit:
+    """Of several fitted curves, the lowest at the greatest FLOPs that all were measured at."""
+    end = np.array([min(one.extent[1] for one in fits)])
+    return min(fits, key=lambda one: one.law.losses(end)[0][0])
+
+
+def common_range(fits: Iterable[Fit]) -> tuple[float, float] | None:
+    """The least and the greatest FLOPs that all were measured at; ``None`` where they do not meet."""
+    lows, highs = zip(*(one.extent for one in fits), strict=True)
+    return (max(lows), min(highs)) if max(lows) < min(highs) else None
+
+
 def between(first: Fit, second: Fit, flops: ndarray) -> tuple[ndarray, ndarray]:
     """The second loss minus the first at FLOPs (points,), and its draws: (points,) and (DRAWS, points)."""
     one, other = first.law.losses(flops), second.law.losses(flops)
     return other[0] - one[0], other[1] - one[1]
 
 
-def crossing_of(
-    grid: ndarray, mean: ndarray, shown: ndarray
-) -> tuple[float | None, tuple[float | None, float | None]]:
+def crossing_of(grid: ndarray, mean: ndarray, shown: ndarray) -> tuple[float | None, tuple[float | None, float | None]]:
     """Where the mean difference at FLOPs (points,) is zero, if at one place, and the ends of what is not shown around.
 
     These are the interval of the crossing: the FLOPs at which the interval of the difference holds zero.
@@ -241,12 +247,14 @@ def crossing_of(
 def verdict_of(first: Fit, second: Fit, grid: ndarray, shown: ndarray) -> str:
     """Which curve is shown to be lower, and at which FLOPs (points,)."""
     edges = [0, *(np.flatnonzero(np.diff(shown)) + 1), len(shown)]
-    parts = []
-    for start, end in zip(edges, edges[1:], strict=False):
-        if not shown[start]:
-            continue
-        low = "" if start == 0 else f"above {scaled(grid[start])}"
-        high = "" if end == len(shown) else f"below {scaled(grid[end - 1])}"
-        where = " and ".join(filter(None, (low, high))) or "throughout"
-        parts.append(f"{(first if shown[start] > 0 else second).label} is better {where}")
-    return ", ".join(parts) or "no difference shown"
+    ranges: dict[str, list[str]] = {}
+    for start, end in pairwise(edges):
+        low, high = scaled(grid[start]), scaled(grid[end - 1])
+        if start == 0:
+            where = "throughout" if end == len(shown) else f"below {high}"
+        else:
+            where = f"above {low}" if end == len(shown) else f"between {low} and {high}"
+        if shown[start]:
+            ranges.setdefault((first if shown[start] > 0 else second).label, []).append(where)
+    found = [f"{label} is better {' and '.join(places)}" for label, places in ranges.items()]
+    return ", ".join(found) or "no difference shown"

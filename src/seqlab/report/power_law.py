@@ -2,8 +2,8 @@
 
 Symbols: C training FLOPs; L(C) = E + (C / C0)^-a with E the loss that no budget goes below, a the exponent and C0 the
 budget that leaves a loss of 1 above E (Kaplan et al. 2020, arXiv:2001.08361; Hoffmann et al. 2022, arXiv:2203.15556);
-x = log C less its mean; A the loss above E at x = 0; theta = (log E, log A, a), so log L = log(E + A exp(-a x)); n runs,
-s their standard deviation around the curve in log L.
+x = log C less its mean; A the loss above E at x = 0; theta = (log E, log A, a), so log L = log(E + A exp(-a x)); n the
+number of runs, s their standard deviation around the curve in log L.
 
 The estimate minimises the Huber loss of log L - log L(C) over all runs from a grid of starts (Hoffmann et al., equation
 3). Huber's delta is theirs, 1e-3, or 1.345 s where seeds scatter more, where it has 95 % of the efficiency of least
@@ -30,10 +30,14 @@ from seqlab.report.statistics import COVERAGE, Estimate
 DELTA = 1e-3
 EFFICIENT = 1.345
 DRAWS = 1000
+F_DRAWS = 20_000
 UNKNOWNS = 3
 STEEPEST = 10.0
+CONVERGED = 1e-7
+"""The relative gain of a step with which a search ends."""
+
 LEAST = 1e-2
-"""The lower bound of E, as a share of the lowest loss: so little counts as none."""
+"""The lower bound of E in the search, as a share of the lowest loss."""
 
 SHARES, EXPONENTS = (0.1, 0.6, 0.95), (0.05, 0.3, 1.0)
 """The grid of starts: E as a share of the lowest loss, and a."""
@@ -49,7 +53,9 @@ class PowerLaw:
         centre: mean of log C.
         scatter: s, a relative error of the loss.
         n: runs.
-        lowest: loss of any run.
+        none: so little of E, the search's lower bound, counts as none.
+        has_offset: whether E > 0 fits better than a power law without it, by an F test at 95 %.
+        slope: the exponent of the power law without it.
     """
 
     theta: ndarray
@@ -57,7 +63,9 @@ class PowerLaw:
     centre: float
     scatter: float
     n: int
-    lowest: float
+    none: float
+    has_offset: bool
+    slope: float
 
     def losses(self, flops: ndarray) -> tuple[ndarray, ndarray]:
         """The curve at FLOPs (points,), and its draws: (points,) and (DRAWS, points)."""
@@ -71,7 +79,8 @@ class PowerLaw:
     @cached_property
     def offset(self) -> Estimate:
         """E."""
-        return self.estimate(np.exp(self.theta[0]), np.exp(self.draws[:, 0]))
+        found = (np.exp(theta[..., 0]) for theta in (self.theta, self.draws))
+        return self.estimate(*(np.where(value > self.none, value, 0.0) for value in found))
 
     @cached_property
     def exponent(self) -> Estimate:
@@ -87,14 +96,14 @@ class PowerLaw:
         return self.estimate(value, draws)
 
     @property
-    def has_offset(self) -> bool:
-        """Whether the interval of E leaves out zero, or what counts as none."""
-        return self.offset.low > 0.02 * self.lowest
-
-    @property
     def has_exponent(self) -> bool:
         """Whether the interval of a ends below the steepest fall that is looked for."""
         return self.exponent.high < 0.99 * STEEPEST
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether E and a can be told from each other, and the curve be drawn beyond the runs."""
+        return self.has_offset and self.has_exponent
 
 
 def central(draws: ndarray) -> ndarray:
@@ -113,17 +122,33 @@ def fit(flops: ndarray, losses: ndarray) -> PowerLaw:
     centre = float(np.log(flops).mean())
     x, y, n = np.log(flops) - centre, np.log(losses), len(flops)
     spare = n - UNKNOWNS
-    theta = minimise(y, x, starts(y), DELTA, 200)
+    theta = best(y, x, starts(y), DELTA)
     delta = max(DELTA, EFFICIENT * scatter_of(y, x, theta))
-    theta = minimise(y, x, np.vstack([starts(y), theta]), delta, 200)
+    theta = best(y, x, np.vstack([starts(y), theta]), delta)
     scatter = scatter_of(y, x, theta)
     random = np.random.default_rng(crc32(losses.tobytes()))  # other draws for each model: they are compared
     scale = scatter * np.sqrt(spare / random.chisquare(spare, size=(DRAWS, 1)))
     drawn = log_loss(theta, x) + scale * random.standard_normal((DRAWS, n))
-    away = theta.copy()  # from E near 0 its gradient vanishes
-    away[0] = max(theta[0], y.min() + np.log(0.5))
-    draws = minimise(drawn[:, None], x, np.stack([theta, away]), delta, 60)
-    return PowerLaw(theta, draws, centre, scatter, n, float(losses.min()))
+    start = theta.copy()
+    start[0] = max(theta[0], y.min() + np.log(0.5))  # near E = 0 its gradient vanishes
+    draws, _ = minimise(drawn, x, np.tile(start, (DRAWS, 1)), delta, 60)
+    none = 1.01 * LEAST * float(losses.min())
+    straight = np.polyfit(x, y, 1)
+    gain = np.square(y - np.polyval(straight, x)).sum() - spare * scatter**2
+    has_offset = np.exp(theta[0]) > none and gain > f_bound(1, spare, COVERAGE) * scatter**2
+    return PowerLaw(theta, draws, centre, scatter, n, none, bool(has_offset), float(-straight[0]))
+
+
+def f_bound(above: int, below: int, share: float) -> float:
+    """The value that a share of Fisher's F distribution lies below, by simulation.
+
+    Args:
+        above, below: degrees of freedom.
+        share: between 0 and 1.
+    """
+    random = np.random.default_rng(0)
+    ratios = random.chisquare(above, F_DRAWS) / random.chisquare(below, F_DRAWS)
+    return float(np.quantile(ratios, share)) * below / above
 
 
 def starts(y: ndarray) -> ndarray:
@@ -135,9 +160,15 @@ def starts(y: ndarray) -> ndarray:
     return np.array(found)
 
 
+def best(y: ndarray, x: ndarray, places: ndarray, delta: float) -> ndarray:
+    """The parameters (3,) with the least Huber loss of y (n,) from any of several starts (starts, 3)."""
+    theta, cost = minimise(np.tile(y, (len(places), 1)), x, places, delta, 300)
+    return theta[cost.argmin()]
+
+
 def log_loss(theta: ndarray, x: ndarray) -> ndarray:
     """log L at x (points,) of parameters (..., 3): (..., points)."""
-    return np.logaddexp(theta[..., :1], theta[..., 1:2] - theta[..., 2:] * x)
+    return np.log(np.exp(theta[..., :1]) + np.exp(theta[..., 1:2] - theta[..., 2:] * x))
 
 
 def scatter_of(y: ndarray, x: ndarray, theta: ndarray) -> float:
@@ -152,40 +183,55 @@ def huber(residuals: ndarray, delta: float) -> ndarray:
     return (inner * (size - inner / 2)).sum(axis=-1)
 
 
-def minimise(y: ndarray, x: ndarray, start: ndarray, delta: float, steps: int) -> ndarray:
-    """The parameters with the least Huber loss from any start, each step reweighted least squares with damping.
+def minimise(y: ndarray, x: ndarray, theta: ndarray, delta: float, steps: int) -> tuple[ndarray, ndarray]:
+    """Parameters with the least Huber loss, for many samples at once: reweighted least squares with damping.
 
     Args:
-        y: log losses, (n,), or (DRAWS, 1, n) for several samples at once.
+        y: log losses, (samples, n).
         x: (n,).
-        start: (starts, 3).
+        theta: where each sample's search begins, (samples, 3).
         delta: of the Huber loss.
-        steps: of the search.
+        steps: of the search, at most.
 
     Returns:
-        (3,), or (DRAWS, 3).
+        (samples, 3), and the Huber losses, (samples,).
     """
-    theta = np.broadcast_to(start, (*y.shape[:-2], *start.shape)).copy()  # (..., starts, 3)
-    least = y.min(axis=-1) + np.log(LEAST)
-    damping = np.full((*theta.shape[:-1], 1), 1e-2)
-    cost = huber(y - log_loss(theta, x), delta)  # (..., starts)
+    theta, least = theta.copy(), y.min(axis=-1) + np.log(LEAST)
+    damping = np.full(len(y), 1e-2)
+    cost = huber(y - log_loss(theta, x), delta)
+    busy = np.arange(len(y))
     for _ in range(steps):
-        level = log_loss(theta, x)  # (..., starts, n)
-        residuals = y - level
-        share = np.exp(theta[..., :1] - level)  # of E in L
-        slopes = np.stack([share, 1 - share, -(1 - share) * x], axis=-1)  # (..., starts, n, 3)
-        weighted = slopes * np.minimum(1, delta / np.maximum(np.abs(residuals), 1e-300))[..., None]
-        curvature = weighted.swapaxes(-1, -2) @ slopes  # (..., starts, 3, 3)
-        diagonal = np.diagonal(curvature, axis1=-2, axis2=-1)
-        held = damping * np.maximum(diagonal, 1e-9 * diagonal.max(axis=-1, keepdims=True))
-        gradient = (weighted * residuals[..., None]).sum(axis=-2)
-        step = np.linalg.solve(curvature + held[..., None] * np.eye(UNKNOWNS), gradient[..., None])[..., 0]
-        new = theta + np.clip(step, -1, 1)
-        new[..., 0] = np.maximum(new[..., 0], least)
-        new[..., 2] = np.clip(new[..., 2], 0, STEEPEST)
-        new_cost = huber(y - log_loss(new, x), delta)
-        better = new_cost <= cost
-        theta, cost = np.where(better[..., None], new, theta), np.where(better, new_cost, cost)
-        damping = np.clip(damping * np.where(better[..., None], 1 / 3, 4), 1e-12, 1e6)
-    best = cost.argmin(axis=-1)[..., None, None]
-    return np.take_along_axis(theta, best, axis=-2)[..., 0, :]
+        old = theta[busy]
+        new = old + damped_step(y[busy], x, old, delta, damping[busy, None])
+        new[:, 0] = np.maximum(new[:, 0], least[busy])
+        new[:, 2] = np.clip(new[:, 2], 0, STEEPEST)
+        gain = cost[busy] - huber(y[busy] - log_loss(new, x), delta)
+        better = gain >= 0
+        theta[busy[better]] = new[better]
+        damping[busy] = np.clip(damping[busy] * np.where(better, 1 / 3, 4), 1e-12, None)
+        goes_on = np.where(better, gain > CONVERGED * cost[busy], damping[busy] < 1e6)
+        cost[busy] -= np.where(better, gain, 0)
+        busy = busy[goes_on]
+    return theta, cost
+
+
+def damped_step(y: ndarray, x: ndarray, theta: ndarray, delta: float, damping: ndarray) -> ndarray:
+    """A step of Levenberg and Marquardt's method from theta (samples, 3), at most 1 in each parameter.
+
+    Args:
+        y: (samples, n).
+        x: (n,).
+        theta: (samples, 3).
+        delta: of the Huber loss.
+        damping: share of the diagonal that is added to it, (samples, 1).
+    """
+    level = log_loss(theta, x)
+    residuals = y - level
+    share = np.exp(theta[:, :1] - level)  # of E in L
+    slopes = np.stack([share, 1 - share, (share - 1) * x], axis=1)  # (samples, 3, n)
+    weighted = slopes * np.minimum(1, delta / np.maximum(np.abs(residuals), 1e-300))[:, None]
+    curvature = weighted @ slopes.swapaxes(1, 2)  # (samples, 3, 3)
+    diagonal = np.diagonal(curvature, axis1=1, axis2=2)
+    held = damping * np.maximum(diagonal, 1e-9 * diagonal.max(axis=1, keepdims=True))
+    step = np.linalg.solve(curvature + held[..., None] * np.eye(UNKNOWNS), weighted @ residuals[..., None])
+    return np.clip(step[..., 0], -1, 1)

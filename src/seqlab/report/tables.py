@@ -230,7 +230,7 @@ def fits_table(fits: Sequence[Fit], several: bool) -> Table:
     """The power law of each architecture; ``several``: of several data sets."""
 
     def of_law(text_of: Callable[[Any], str]) -> Callable[[Fit], str]:
-        return lambda one: NONE if one.law is None else text_of(one.law)
+        return lambda one: text_of(one.law) if one.law is not None and one.law.is_identified else NONE
 
     def scale(one: Estimate) -> str:
         return f"{math.exp(one.mean):.3g} [{math.exp(one.low):.2g}, {math.exp(one.high):.2g}]"
@@ -246,7 +246,7 @@ def fits_table(fits: Sequence[Fit], several: bool) -> Table:
         ("exponent a", of_law(lambda law: mean(law.exponent))),
         ("95 % interval", of_law(lambda law: interval(law.exponent))),
         ("C0 in FLOPs", of_law(lambda law: scale(law.log_scale))),
-        ("scatter", of_law(lambda law: f"{100 * law.scatter:.2g} %")),
+        ("scatter", lambda one: NONE if one.law is None else f"{100 * one.law.scatter:.2g} %"),
         ("verdict", lambda one: one.verdict),
     ]
     notes = [

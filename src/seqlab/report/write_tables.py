@@ -101,10 +101,11 @@ def fit_cells(one: Fit) -> dict[str, Any]:
     """The line of a fit in ``fits.csv``; ``log_C0`` is natural."""
     names = {"data": one.data, "model": one.label, "budgets": len(one.groups), "runs": one.runs}
     cells = names | dict(zip(("least_flops", "greatest_flops"), one.extent, strict=True))
-    if one.law is not None:
+    if one.law is not None and one.law.is_identified:
         for name, value in (("E", one.law.offset), ("a", one.law.exponent), ("log_C0", one.law.log_scale)):
             cells |= spread_out(name, value, parts=("mean", "low", "high"))
-        cells["scatter"] = one.law.scatter
+    if one.law is not None:
+        cells |= {"scatter": one.law.scatter, "a_without_E": one.law.slope}
     return cells | {"verdict": one.verdict, "groups": "; ".join(group.label for group in one.groups)}
 
 
