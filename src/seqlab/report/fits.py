@@ -1,11 +1,12 @@
 """Loss against training FLOPs: a power law for each architecture that was trained with several budgets, and where two
 of them are equal.
 
-The fitted groups of an architecture are those that no other setting of it beats on validation at equal or less FLOPs,
-as the best of several sizes at each budget (Hoffmann et al. 2022, arXiv:2203.15556, section 3.1). The losses are those
+The fitted groups of an architecture are those that no other setting of it beats on validation at equal FLOPs, as the
+best of several sizes at each budget (Hoffmann et al. 2022, arXiv:2203.15556, section 3.1). The losses are those
 of the test split, one for each run.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,22 +124,22 @@ def data_settings(group: Group) -> list[tuple[str, object]]:
 
 
 def unbeaten(groups: Sequence[Group]) -> list[Group]:
-    """The groups that no other setting beats on validation at equal or less FLOPs, in ascending order of FLOPs.
+    """The groups that no other setting beats on validation at equal FLOPs, in ascending order of FLOPs.
 
-    Longer training alone is no other setting: of one size all budgets are fitted, whatever their seeds' scatter.
+    A setting's validation loss is read on the straight line over log C between two of its budgets, and beyond its
+    greatest one it is the last. Of one setting all budgets are fitted, whatever their seeds' scatter.
     """
-    settings = {id(group): settings_besides_budget(group) for group in groups}
-    kept = []
-    for one in groups:
-        limit = flops_of(one) * (1 + ALIKE)
-        if not any(
-            flops_of(other) <= limit
-            and other.validation_loss < one.validation_loss
-            and settings[id(other)] != settings[id(one)]
-            for other in groups
-        ):
-            kept.append(one)
-    return sorted(kept, key=flops_of)
+    settings = {
+        key: np.array(sorted((math.log(flops_of(group)), group.validation_loss) for group in same)).T
+        for key, same in grouped(groups, settings_besides_budget).items()
+    }
+
+    def is_beaten(group: Group) -> bool:
+        place, own = math.log(flops_of(group)) + ALIKE, settings_besides_budget(group)
+        others = (np.interp(place, *line, left=np.inf) for key, line in settings.items() if key != own)
+        return min(others, default=np.inf) < group.validation_loss
+
+    return sorted((group for group in groups if not is_beaten(group)), key=flops_of)
 
 
 def settings_besides_budget(group: Group) -> str:

@@ -252,8 +252,7 @@ def fits_table(fits: Sequence[Fit], several: bool) -> Table:
     notes = [
         "L(C) = E + (C / C0)^-a, the Huber loss of log L over all runs at its least (Hoffmann et al. 2022); "
         "95 % intervals by a parametric bootstrap; scatter: standard deviation of runs around the curve.",
-        "Of several sizes or settings of a model, those are fitted that no other beats on validation at equal or less "
-        "FLOPs.",
+        "Of several sizes or settings of a model, those are fitted that no other beats on validation at equal FLOPs.",
     ]
     return table_of("Test loss against training FLOPs", columns, fits, notes, 2 if several else 1)
 

@@ -21,7 +21,7 @@ MOST_LABELS = 12
 LABEL, LOWEST = 0.052, -0.06
 """The height of a line of text and the place of the lowest name, as shares of the axes' height."""
 
-BEATEN = "Faint: settings that another of the model beats on validation at equal or less FLOPs; they are not fitted."
+BEATEN = "Faint: settings that another of the model beats on validation at equal FLOPs; they are not fitted."
 
 
 def fit_picture(data: DataSet) -> Picture | None:
@@ -104,7 +104,9 @@ def name_at_the_end(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     for end, height, line, name in zip(ends, heights, panel.lines, names, strict=True):
         leader = {"arrowstyle": "-", "color": line.style.colour, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 0}
         look = {"color": line.style.colour, "va": "center", "fontsize": 7.5, "arrowprops": leader}
-        axes.annotate(plain(name), end, (1.03, height), textcoords="axes fraction", **look)
+        axes.annotate(f"     {plain(name)}", end, (1.03, height), textcoords="axes fraction", **look)
+        mark = {"color": line.style.colour, "transform": axes.transAxes, "clip_on": False}
+        axes.plot(1.042, height, line.style.marker, markersize=3.5, **mark)
 
 
 def spread(heights: Sequence[float]) -> list[float]:
