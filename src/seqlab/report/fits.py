@@ -19,8 +19,8 @@ from numpy import ndarray
 from seqlab.config.influence import CHANGEABLE
 from seqlab.report.formats import scaled
 from seqlab.report.groups import Group, architecture, grouped, in_json, in_short, with_effect
-from seqlab.report.power_law import UNKNOWNS, PowerLaw, central, f_bound, fit
-from seqlab.report.statistics import Estimate
+from seqlab.report.power_law import UNKNOWNS, PowerLaw, f_bound, fit
+from seqlab.report.statistics import COVERAGE, Estimate
 
 FEWEST = 4
 """Budgets that a fit takes: one more than it has unknowns."""
@@ -83,7 +83,7 @@ class Gap:
         crossing: FLOPs at which the curves are equal, if that is at one place of the range.
         equal: where around it no difference is shown, which is the interval of the crossing; ``None`` for an end that
             is not within the range.
-        verdict: what the interval of the difference shows over the range.
+        verdict: which curve is shown to be lower, and where: by a band that holds 95 % of the draws over all the range.
     """
 
     first: Fit
@@ -205,8 +205,7 @@ def gap(first: Fit, second: Fit, places: Sequence[float]) -> Gap:
     differences = tuple(first.law.estimate(*one) for one in zip(mean, draws.T, strict=True))
     grid = np.geomspace(here[0], here[-1], POINTS)
     mean, draws = between(first, second, grid)
-    low, high = central(draws)
-    shown = np.where(low > 0, 1, np.where(high < 0, -1, 0))  # 1 where the first is shown to be better
+    shown = np.sign(mean) * (np.abs(mean) > half_width(mean, draws))  # 1 where the first is shown to be better
     crossing, equal = crossing_of(grid, mean, shown)
     return Gap(first, second, tuple(places), differences, crossing, equal, verdict_of(first, second, grid, shown))
 
@@ -229,10 +228,16 @@ def between(first: Fit, second: Fit, flops: ndarray) -> tuple[ndarray, ndarray]:
     return other[0] - one[0], other[1] - one[1]
 
 
+def half_width(mean: ndarray, draws: ndarray) -> ndarray:
+    """Half the width of a band around means (points,) that holds 95 % of draws (DRAWS, points) at all points at once."""
+    std = np.maximum(draws.std(axis=0), 1e-12)
+    return std * np.quantile((np.abs(draws - mean) / std).max(axis=1), COVERAGE)
+
+
 def crossing_of(grid: ndarray, mean: ndarray, shown: ndarray) -> tuple[float | None, tuple[float | None, float | None]]:
     """Where the mean difference at FLOPs (points,) is zero, if at one place, and the ends of what is not shown around.
 
-    These are the interval of the crossing: the FLOPs at which the interval of the difference holds zero.
+    These are the interval of the crossing: the FLOPs at which the band of the difference holds zero.
     """
     changes = np.flatnonzero(np.sign(mean[1:]) != np.sign(mean[:-1]))
     if len(changes) != 1:

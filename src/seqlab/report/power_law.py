@@ -53,7 +53,6 @@ class PowerLaw:
         centre: mean of log C.
         scatter: s, a relative error of the loss.
         n: runs.
-        none: so little of E, the search's lower bound, counts as none.
         has_offset: whether E > 0 fits better than a power law without it, by an F test at 95 %.
         slope: the exponent of the power law without it.
     """
@@ -63,7 +62,6 @@ class PowerLaw:
     centre: float
     scatter: float
     n: int
-    none: float
     has_offset: bool
     slope: float
 
@@ -79,8 +77,7 @@ class PowerLaw:
     @cached_property
     def offset(self) -> Estimate:
         """E."""
-        found = (np.exp(theta[..., 0]) for theta in (self.theta, self.draws))
-        return self.estimate(*(np.where(value > self.none, value, 0.0) for value in found))
+        return self.estimate(np.exp(self.theta[0]), np.exp(self.draws[:, 0]))
 
     @cached_property
     def exponent(self) -> Estimate:
@@ -132,11 +129,10 @@ def fit(flops: ndarray, losses: ndarray) -> PowerLaw:
     start = theta.copy()
     start[0] = max(theta[0], y.min() + np.log(0.5))  # near E = 0 its gradient vanishes
     draws, _ = minimise(drawn, x, np.tile(start, (DRAWS, 1)), delta, 60)
-    none = 1.01 * LEAST * float(losses.min())
     straight = np.polyfit(x, y, 1)
     gain = np.square(y - np.polyval(straight, x)).sum() - spare * scatter**2
-    has_offset = np.exp(theta[0]) > none and gain > f_bound(1, spare, COVERAGE) * scatter**2
-    return PowerLaw(theta, draws, centre, scatter, n, none, bool(has_offset), float(-straight[0]))
+    has_offset = gain > f_bound(1, spare, COVERAGE) * scatter**2
+    return PowerLaw(theta, draws, centre, scatter, n, bool(has_offset), float(-straight[0]))
 
 
 def f_bound(above: int, below: int, share: float) -> float:

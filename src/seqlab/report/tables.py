@@ -284,7 +284,8 @@ def gaps_table(gaps: Sequence[Gap], several: bool) -> Table:
     ]
     note = (
         "Differences of the fitted test losses with 95 % intervals, where both models were measured. Equal at: where "
-        "the curves cross, and around it the FLOPs at which no difference is shown."
+        "the curves cross, and around it the FLOPs at which no difference is shown. This and the verdict are by a band "
+        "that holds over the whole range in 95 cases of 100."
     )
     return table_of("Fits at equal training FLOPs", columns, gaps, [note], 3 if several else 2)
 

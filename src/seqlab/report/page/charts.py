@@ -40,7 +40,9 @@ def charts_of(data: DataSet, groups: int) -> list[dict[str, Any]]:
         {"title": "Test loss and what it cost", "by": "cost", "panels": cost_panels(data, COSTS)},
         {"title": "Test loss by position in the context", "panels": {"": position_panel(data, everyone)}},
     ]
-    for title, panel in zip(("Fitted test loss", "Difference of the fitted test losses"), fit_panels(data), strict=False):
+    for title, panel in zip(
+        ("Fitted test loss", "Difference of the fitted test losses"), fit_panels(data), strict=False
+    ):
         charts.append({"title": title, "panels": {"": panel}, "of_models": True})
     swept = {f"Sweep: {parameter}": panel for parameter, panel in sweep_panels(data).items()}
     swept |= {f"Sweep at {setting}": panel for setting, panel in grid_panels(data).items()}

@@ -118,8 +118,8 @@ def spread(heights: Sequence[float]) -> list[float]:
         blocks.append([float(height)])
         while len(blocks) > 1 and np.mean(blocks[-2]) >= np.mean(blocks[-1]):
             blocks[-2:] = [blocks[-2] + blocks[-1]]
-    placed = np.concatenate([[np.mean(block)] * len(block) for block in blocks]) + steps
-    placed += max(0.0, LOWEST - placed[0]) - max(0.0, placed[-1] - 1)
+    placed = np.concatenate([[np.mean(block)] * len(block) for block in blocks])
+    placed = np.clip(placed, LOWEST, 1 - steps[-1]) + steps
     found = np.empty(len(order))
     found[order] = placed
     return found.tolist()
