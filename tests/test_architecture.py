@@ -62,10 +62,10 @@ ROOMS = {
     ),
     "report": (
         "errors formatting config runs",
-        "budgets compare curves difficulty find_runs formats grids groups page/cells page/charts "
+        "budgets compare curves difficulty find_runs fits formats grids groups page/cells page/charts "
         "page/encoding page/payload page/settings plots/bands plots/captions plots/cost plots/dataset "
-        "plots/drawing plots/labels plots/losses plots/panels plots/style plots/sweeps plots/values "
-        "print_tables rows runs statistics tables write_tables",
+        "plots/drawing plots/fits plots/labels plots/losses plots/panels plots/style plots/sweeps plots/values "
+        "power_law print_tables rows runs statistics tables write_tables",
     ),
     "benchmarks": (
         "errors formatting jsonio console ops data models inference training config runs report",

@@ -141,6 +141,41 @@ def five_panel_sweep(seeds: Sequence[int] = (1, 2, 3)) -> list[Run]:
     return runs
 
 
+Law = tuple[float, float, float]
+"""E, a and C0 of a power law with an offset."""
+
+LAWS: dict[str, Law] = {"mamba": (1.5, 0.3, 2e12), "lstm": (1.72, 0.45, 5e11)}
+BUDGETS = (500, 2000, 8000, 32_000)
+
+
+def at_law(flops: float, law: Law) -> float:
+    """The loss of a power law."""
+    offset, exponent, scale = law
+    return offset + (flops / scale) ** -exponent
+
+
+def budget_sweep(
+    laws: dict[str, Law] = LAWS,
+    *,
+    noise: float = 0.003,
+    budgets: Sequence[int] = BUDGETS,
+    seeds: Sequence[int] = (1, 2, 3),
+) -> list[Run]:
+    """Models with several budgets whose losses follow a power law of their FLOPs, with a relative error."""
+    runs = []
+    for model, steps, seed in product(laws, budgets, seeds):
+        run = made_run(model, seed=seed, steps=steps, evaluate_every=steps, log_every=steps, **{"trainer.steps": steps})
+        error = np.exp(noise * np.random.default_rng([seed, steps, len(model)]).standard_normal())
+        set_loss(run, error * at_law(run.summary["flops"], laws[model]))
+        runs.append(run)
+    return runs
+
+
+def set_loss(run: Run, loss: float) -> None:
+    """Give a run a test loss, and a validation loss of the same."""
+    run.summary["test"]["loss"] = run.summary["best_validation"]["loss"] = loss
+
+
 GRID = ((64, 4), (256, 16), (128, 8))
 """Lengths with their pairs, out of order."""
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from operator import attrgetter
@@ -10,6 +10,7 @@ from typing import Any
 
 from seqlab.formatting import counted
 from seqlab.report.budgets import UNITS, At, at_budget, at_parameters, read_at
+from seqlab.report.fits import Fit, Gap, fits_of, gaps_of
 from seqlab.report.formats import scaled
 from seqlab.report.grids import headline
 from seqlab.report.groups import Group, group, grouped, in_json, in_order, with_effect
@@ -63,6 +64,8 @@ class Comparison:
         differences: paired, within the same data.
         mismatches: how runs side by side differ: by name, pairs of a value and the labels that have it.
         at: the equal budget, if one was asked for.
+        fits: of loss to training FLOPs, for each architecture with several budgets.
+        gaps: between two fits, within the same data.
     """
 
     groups: list[Group]
@@ -71,6 +74,8 @@ class Comparison:
     differences: list[Difference]
     mismatches: dict[str, list[tuple[str, list[str]]]]
     at: At | None = None
+    fits: list[Fit] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
 
 
 def compare(
@@ -104,7 +109,18 @@ def compare(
         for older, newer in one.repeated
     ]
     differences = differences_of(rows, metrics, budget)
-    return Comparison(groups, rows, [*skipped, *repeated], differences, mismatches_of(groups), budget)
+    fits, gaps = fits_and_gaps(groups, budget)
+    return Comparison(groups, rows, [*skipped, *repeated], differences, mismatches_of(groups), budget, fits, gaps)
+
+
+def fits_and_gaps(groups: Sequence[Group], at: At | None) -> tuple[list[Fit], list[Gap]]:
+    """Every fit of loss to training FLOPs, and every pair of them within the same data."""
+    fits, gaps = [], []
+    for (data, _), same in grouped(groups, content_of).items():
+        found = fits_of(same)
+        fits += found
+        gaps += gaps_of(found, at.budgets.get(data) if at is not None and at.axis == "flops" else None)
+    return fits, gaps
 
 
 def headlines(rows: Sequence[Row]) -> dict[str, str]:

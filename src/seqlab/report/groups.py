@@ -1,6 +1,7 @@
 """Groups of runs that differ in the seed only."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ ALIASES = ("size", "optimizer", "schedule")
 
 FINGERPRINT = "fingerprint"
 MOST_IN_LABEL = 4
+SIZE_IN_NAME = re.compile(r"_(tiny|small|medium|large|wide|deep)$")
 SIZES = Path(__file__).parents[3] / "conf" / "size"
 
 FACTS = ("model", "data", "data_fingerprint", "precision", "device")
@@ -164,6 +166,11 @@ def in_json(value: Any) -> str:
 def in_order(value: Any) -> tuple[int, float, str]:
     """A sort key: numbers by size, then everything else by its text."""
     return (0, value, "") if is_number(value) else (1, 0.0, str(value))
+
+
+def architecture(model: str) -> str:
+    """A model's name without its size: ``mamba_deep`` is a ``mamba``."""
+    return SIZE_IN_NAME.sub("", model) or model
 
 
 def size_name(run: Run) -> str | None:

@@ -1,5 +1,6 @@
 """The tables of a comparison as rows of text, to be printed or written to files."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from seqlab.report import formats
 from seqlab.report.budgets import UNITS
 from seqlab.report.compare import Comparison, Difference
 from seqlab.report.difficulty import titles
+from seqlab.report.fits import Fit, Gap
 from seqlab.report.formats import NONE, interval, mean, mean_and_std, scaled
 from seqlab.report.grids import ENOUGH, PARAMETERS, grid_of, headline, sizes_needed
 from seqlab.report.groups import grouped, in_short
@@ -68,6 +70,7 @@ def tables_of(comparison: Comparison) -> list[Table]:
     tables = []
     for data, rows in grouped(comparison.rows, attrgetter("group.data")).items():
         tables += [results_table(data, rows, comparison), *probe_tables(data, rows), costs_table(data, rows)]
+    tables += fit_tables(comparison)
     if comparison.at is not None and comparison.at.sizes:
         tables.append(sizes_table(comparison))
     if comparison.differences:
@@ -213,6 +216,78 @@ def differences_table(differences: Sequence[Difference]) -> Table:
             "leaves the truth out by chance."
         )
     return table_of(DIFFERENCES, columns, differences, [note], len(names))
+
+
+def fit_tables(comparison: Comparison) -> list[Table]:
+    """The fits of loss to training FLOPs, and their differences at equal FLOPs; nothing without fits."""
+    fits, gaps = comparison.fits, comparison.gaps
+    several = len({one.data for one in fits}) > 1
+    found = [fits_table(fits, several)] if fits else []
+    return [*found, gaps_table(gaps, several)] if gaps else found
+
+
+def fits_table(fits: Sequence[Fit], several: bool) -> Table:
+    """The power law of each architecture; ``several``: of several data sets."""
+
+    def of_law(text_of: Callable[[Any], str]) -> Callable[[Fit], str]:
+        return lambda one: text_of(one.law) if one.law is not None and one.law.is_identified else NONE
+
+    def scale(one: Estimate) -> str:
+        return f"{math.exp(one.mean):.3g} [{math.exp(one.low):.2g}, {math.exp(one.high):.2g}]"
+
+    columns: list[Column] = [
+        *([("data", lambda one: one.data)] if several else []),
+        ("model", lambda one: one.label),
+        ("budgets", lambda one: str(len(one.groups))),
+        ("runs", lambda one: str(one.runs)),
+        ("training FLOPs", lambda one: " to ".join(map(scaled, one.extent))),
+        ("E", of_law(lambda law: mean(law.offset))),
+        ("95 % interval", of_law(lambda law: interval(law.offset))),
+        ("exponent a", of_law(lambda law: mean(law.exponent))),
+        ("95 % interval", of_law(lambda law: interval(law.exponent))),
+        ("C0 in FLOPs", of_law(lambda law: scale(law.log_scale))),
+        ("scatter", lambda one: NONE if one.law is None else f"{100 * one.law.scatter:.2g} %"),
+        ("verdict", lambda one: one.verdict),
+    ]
+    notes = [
+        "L(C) = E + (C / C0)^-a, the Huber loss of log L over all runs at its least (Hoffmann et al. 2022); "
+        "95 % intervals by a parametric bootstrap; scatter: standard deviation of runs around the curve.",
+        "Of several sizes or settings of a model, those are fitted that no other beats on validation at equal FLOPs.",
+    ]
+    return table_of("Test loss against training FLOPs", columns, fits, notes, 2 if several else 1)
+
+
+def gaps_table(gaps: Sequence[Gap], several: bool) -> Table:
+    """Pairs of fitted curves at equal FLOPs; ``several``: of several data sets."""
+
+    def at(place: int) -> Callable[[Gap], str]:
+        def cell(one: Gap) -> str:
+            difference = one.differences[place]
+            return f"{formats.signed(difference)} {interval(difference)} at {scaled(one.places[place])}"
+
+        return cell
+
+    def crossing(one: Gap) -> str:
+        ends = ("beyond" if end is None else scaled(end) for end in one.equal)
+        return NONE if one.crossing is None else f"{scaled(one.crossing)} [{', '.join(ends)}]"
+
+    asked = any(len(one.places) > 2 for one in gaps)
+    columns: list[Column] = [
+        *([("data", lambda one: one.first.data)] if several else []),
+        ("this", lambda one: one.second.label),
+        ("minus that", lambda one: one.first.label),
+        ("at the least common FLOPs", at(0)),
+        *([("at the budget", lambda one: at(1)(one) if len(one.places) > 2 else NONE)] if asked else []),
+        ("at the greatest", at(-1)),
+        ("equal at", crossing),
+        ("verdict", lambda one: one.verdict),
+    ]
+    note = (
+        "Differences of the fitted test losses with 95 % intervals, where both models were measured. Equal at: where "
+        "the curves cross, and around it the FLOPs at which no difference is shown. This and the verdict are by a band "
+        "that holds over the whole range in 95 cases of 100."
+    )
+    return table_of("Fits at equal training FLOPs", columns, gaps, [note], 3 if several else 2)
 
 
 def sizes_table(comparison: Comparison) -> Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlab.report.compare import Comparison, Difference, warnings_of
+from seqlab.report.fits import Fit, Gap
 from seqlab.report.rows import COSTS, Row
 from seqlab.report.statistics import Estimate
 from seqlab.report.tables import tables_of
@@ -28,12 +29,20 @@ LATEX = {
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``comparison.csv``, ``differences.csv``, ``comparison.md`` and ``comparison.tex``; returns their paths."""
+    """Write ``comparison.csv``, ``differences.csv``, ``comparison.md`` and ``comparison.tex``; returns their paths.
+
+    With fits of loss to training FLOPs also ``fits.csv`` and ``equal_flops.csv``.
+    """
     paths = [folder / name for name in ("comparison.csv", "differences.csv", "comparison.md", "comparison.tex")]
     write_csv(paths[0], list(map(group_cells, comparison.rows)))
     write_csv(paths[1], list(map(difference_cells, comparison.differences)))
     paths[2].write_text(markdown(comparison), encoding="utf-8")
     paths[3].write_text(latex(comparison), encoding="utf-8")
+    more = {"fits.csv": list(map(fit_cells, comparison.fits)), "equal_flops.csv": list(map(gap_cells, comparison.gaps))}
+    for name, rows in more.items():
+        if rows:
+            paths.append(folder / name)
+            write_csv(paths[-1], rows)
     return paths
 
 
@@ -86,6 +95,28 @@ def difference_cells(one: Difference) -> dict[str, Any]:
     names = {"data": one.first.data, "metric": one.metric, "this": one.second.label, "minus_that": one.first.label}
     seeds = " ".join(map(str, one.seeds))
     return names | {"seeds": seeds} | spread_out("difference", one.estimate) | {"verdict": one.verdict}
+
+
+def fit_cells(one: Fit) -> dict[str, Any]:
+    """The line of a fit in ``fits.csv``; ``log_C0`` is natural."""
+    names = {"data": one.data, "model": one.label, "budgets": len(one.groups), "runs": one.runs}
+    cells = names | dict(zip(("least_flops", "greatest_flops"), one.extent, strict=True))
+    if one.law is not None and one.law.is_identified:
+        for name, value in (("E", one.law.offset), ("a", one.law.exponent), ("log_C0", one.law.log_scale)):
+            cells |= spread_out(name, value, parts=("mean", "low", "high"))
+    if one.law is not None:
+        cells |= {"scatter": one.law.scatter, "a_without_E": one.law.slope}
+    return cells | {"verdict": one.verdict, "groups": "; ".join(group.label for group in one.groups)}
+
+
+def gap_cells(one: Gap) -> dict[str, Any]:
+    """The line of two fits at equal FLOPs in ``equal_flops.csv``."""
+    cells = {"data": one.first.data, "this": one.second.label, "minus_that": one.first.label}
+    names = ("least", "budget", "greatest") if len(one.places) > 2 else ("least", "greatest")
+    for name, place, difference in zip(names, one.places, one.differences, strict=True):
+        cells |= {f"{name}_flops": place} | spread_out(name, difference, parts=("mean", "low", "high"))
+    ends = dict(zip(("equal_low", "equal_high"), one.equal, strict=True))
+    return cells | {"equal_flops": one.crossing} | ends | {"verdict": one.verdict}
 
 
 def markdown(comparison: Comparison) -> str:

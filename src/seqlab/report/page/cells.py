@@ -12,7 +12,15 @@ from seqlab.report.formats import NONE, Unit, cost, interval, mean, mean_and_std
 from seqlab.report.groups import grouped
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
-from seqlab.report.tables import COST_COLUMNS, Table, differences_table, number_of_seeds, probe_tables, sizes_table
+from seqlab.report.tables import (
+    COST_COLUMNS,
+    Table,
+    differences_table,
+    fit_tables,
+    number_of_seeds,
+    probe_tables,
+    sizes_table,
+)
 
 Cell = tuple[str, float | str | None]
 """A text, and the number or text to sort by; ``None`` is sorted last."""
@@ -117,10 +125,11 @@ def words(text: str | None) -> Cell:
 
 
 def extra_tables(comparison: Comparison) -> list[dict[str, Any]]:
-    """Accuracies and targets of probes, paired differences, and the comparison at equal parameters if there is one."""
+    """Tables of probes, fits and paired differences, and the comparison at equal parameters if there is one."""
     found: list[Table] = []
     for data, rows in grouped(comparison.rows, attrgetter("group.data")).items():
         found += probe_tables(data, rows)
+    found += fit_tables(comparison)
     found += [sizes_table(comparison)] if comparison.at is not None and comparison.at.sizes else []
     found += [differences_table(comparison.differences)] if comparison.differences else []
     return [

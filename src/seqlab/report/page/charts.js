@@ -35,12 +35,12 @@ const SYMBOLS = {
 
 // The lines of a panel that a chart shows, with their arrays and styles, which encoding.py stores once for all lines.
 // A line of several groups is shown whole if any group of its model is shown.
-function shownLines(chart, panel, isLogX) {
+function shownLines(chart, found, isLogX) {
   const shown = new Set(shownGroups());
   const models = new Set([...shown].map((group) => group.model));
   const isShown = (group) => chart.of_models ? passes(group) && models.has(group.model) : shown.has(group);
   const offset = groups.findIndex((group) => group.data === chartData());
-  const lines = panel.lines.filter((line) => isShown(groups[offset + line.groups[0]]));
+  const lines = found.filter((line) => isShown(groups[offset + line.groups[0]]));
   return lines.map(({ groups: places, style, band }) => {
     const kept = known.arrays[band[0]].map((x) => !isLogX || x > 0);
     const [x, y, low, high] = band.map((place) => known.arrays[place].filter((_, i) => kept[i]));
@@ -48,12 +48,12 @@ function shownLines(chart, panel, isLogX) {
   }).filter((line) => line.x.length);
 }
 
-// Plotly's traces of a line: the line with its band beneath it, or its points with bars.
-function tracesOf({ groups: [first, ...others], x, y, low, high, colour, line, marker }, panel, hasBars) {
-  const labels = [first, ...others].map((group) => plain(group.label));
-  const label = (i) => (others.length ? labels[i] : labels[0]);
-  const hasSpread = (i) => first.seeds > 1 && low[i] !== null;
-  const over = hasBars ? "" : " over seeds";
+// Plotly's traces of a line: the line with its band beneath it, or its points with bars. A fitted line is one model's.
+function tracesOf({ groups: [first, ...others], x, y, low, high, colour, line, marker }, panel, hasBars, isFitted = false) {
+  const labels = [first, ...others].map((group) => plain(isFitted ? group.model : group.label));
+  const label = (i) => (others.length && !isFitted ? labels[i] : labels[0]);
+  const hasSpread = (i) => (isFitted || first.seeds > 1) && low[i] !== null;
+  const over = isFitted ? ", 95 % interval" : hasBars ? "" : " over seeds";
   const spread = (i) => hasSpread(i) ? `${low[i].toPrecision(5)} to ${high[i].toPrecision(5)}${over}` : "one seed";
   const place = hasBars ? "" : `%{x:.4~s} ${panel.x.title}<br>`;
   const trace = {
@@ -61,8 +61,8 @@ function tracesOf({ groups: [first, ...others], x, y, low, high, colour, line, m
     y,
     name: labels[0],
     customdata: x.map((_, i) => [label(i), spread(i)]),
-    mode: x.length === 1 ? "markers" : hasBars ? "lines+markers" : "lines",
-    line: { color: colour, width: 2, dash: line },
+    mode: x.length === 1 || line === "none" ? "markers" : hasBars ? "lines+markers" : "lines",
+    line: { color: colour, width: 2, dash: line === "none" ? "solid" : line },
     marker: { color: colour, size: x.length === 1 ? 9 : 7, symbol: SYMBOLS[marker] },
     hovertemplate: `<b>%{customdata[0]}</b><br>${place}${panel.y} %{y:.4~f} (%{customdata[1]})<extra></extra>`,
   };
@@ -105,13 +105,16 @@ function drawChart(chart, isPrinted) {
   const key = chart.by ? CHOICES[chart.by]() : "";
   const panel = chart.panels[key];
   const isLogX = chart.by ? isOn(LOGARITHMIC[chart.by]) : panel.x.log;
-  const isLogY = isOn("log-y") && !panel.is_share;
-  const lines = shownLines(chart, panel, isLogX);
+  const lines = shownLines(chart, panel.lines, isLogX);
+  const fitted = shownLines(chart, panel.fitted, isLogX);
+  const isLogY = isOn("log-y") && !panel.is_share && !fitted.some((line) => line.low.some((y) => y <= 0));
   chart.figure.hidden = chart.small && !lines.length;
   if (chart.figure.hidden) {
     return;
   }
-  const traces = lines.flatMap((line) => tracesOf(line, panel, chart.small || chart.by === "cost"));
+  const hasBars = chart.small || chart.by === "cost" || fitted.length > 0;
+  const traces = fitted.flatMap((line) => tracesOf(line, panel, false, true));
+  traces.push(...lines.flatMap((line) => tracesOf(line, panel, hasBars)));
   const range = panel.is_share ? [-0.03, 1.03] : chart.by === "axis" ? rangeOf(lines, isLogY) : undefined;
   const layout = {
     ...LAYOUT,
@@ -120,7 +123,7 @@ function drawChart(chart, isPrinted) {
     yaxis: axisOf(panel.y, isLogY, { exponentformat: "none", range }),
     uirevision: [key, isLogX, isLogY].join(), // a change of any resets the zoom
   };
-  const label = `${chart.title} against ${panel.x.title}: ${lines.length} shown; the table holds the results.`;
+  const label = `${chart.title} against ${panel.x.title}: ${lines.length || fitted.length} shown; the table holds the results.`;
   chart.place.setAttribute("aria-label", label);
   Plotly.react(chart.place, chart.by === "cost" ? [paretoFront(lines), ...traces] : traces, layout, CONFIG);
 }

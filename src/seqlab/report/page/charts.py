@@ -7,6 +7,7 @@ from seqlab.report.plots.panels import (
     COSTS,
     cost_panels,
     difficulty_panels,
+    fit_panels,
     grid_panels,
     loss_panels,
     position_panel,
@@ -39,6 +40,10 @@ def charts_of(data: DataSet, groups: int) -> list[dict[str, Any]]:
         {"title": "Test loss and what it cost", "by": "cost", "panels": cost_panels(data, COSTS)},
         {"title": "Test loss by position in the context", "panels": {"": position_panel(data, everyone)}},
     ]
+    for title, panel in zip(
+        ("Fitted test loss", "Difference of the fitted test losses"), fit_panels(data), strict=False
+    ):
+        charts.append({"title": title, "panels": {"": panel}, "of_models": True})
     swept = {f"Sweep: {parameter}": panel for parameter, panel in sweep_panels(data).items()}
     swept |= {f"Sweep at {setting}": panel for setting, panel in grid_panels(data).items()}
     by_difficulty = {f"Accuracy {name}": panel for name, panel in difficulty_panels(data, everyone).items()}

@@ -31,6 +31,7 @@ def payload(comparison: Comparison) -> dict[str, Any]:
         "table": results_table(comparison),
         "extra": extra_tables(comparison),
         "costs": COSTS,
+        "fits": len(comparison.fits),
         "largest": largest.name,
         "is_logarithmic": is_logarithmic(largest),
         "groups": [described for one in data for described in described_groups(one)],

@@ -21,12 +21,14 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
     from seqlab.report.plots import drawing
     from seqlab.report.plots.cost import cost_picture
+    from seqlab.report.plots.fits import fit_picture
     from seqlab.report.plots.losses import loss_picture, position_picture
     from seqlab.report.plots.values import difficulty_picture, grid_picture, sweep_picture
 
     kinds = {
         "loss": loss_picture,
         "cost": cost_picture,
+        "fit": fit_picture,
         "position": position_picture,
         "sweep": sweep_picture,
         "grid": grid_picture,

@@ -1,11 +1,12 @@
 """The groups of one data set, with what all their charts share: styles, the groups in the legend, the metric."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 
 from seqlab.report.compare import Comparison
+from seqlab.report.fits import Fit
 from seqlab.report.grids import Grid, grid_of, headline
 from seqlab.report.groups import Group, grouped
 from seqlab.report.plots.style import Style, styles
@@ -28,12 +29,14 @@ class DataSet:
         rows: one for each group.
         styles: the style of each group.
         everyone: every model of the comparison, among which colours are chosen.
+        fits: of the data's losses to training FLOPs.
     """
 
     name: str
     rows: list[Row]
     styles: list[Style]
     everyone: list[str]
+    fits: list[Fit] = field(default_factory=list)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -92,7 +95,13 @@ def data_sets(comparison: Comparison) -> list[DataSet]:
     everyone = [group.model for group in comparison.groups]
     by_data = grouped((rows[id(group)] for group in comparison.groups), attrgetter("group.data"))
     return [
-        DataSet(name, same, styles([row.group.model for row in same], everyone), everyone)
+        DataSet(
+            name,
+            same,
+            styles([row.group.model for row in same], everyone),
+            everyone,
+            [one for one in comparison.fits if one.data == name],
+        )
         for name, same in by_data.items()
     ]
 

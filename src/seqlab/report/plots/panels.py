@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from seqlab.report.curves import AXES, is_number
 from seqlab.report.difficulty import numbers_of, titles
+from seqlab.report.fits import between, common_range, flops_of, leading
 from seqlab.report.grids import PARAMETERS
-from seqlab.report.groups import Group, in_order, in_short
+from seqlab.report.groups import Group, architecture, in_order, in_short
 from seqlab.report.plots.bands import Band, band_of_estimates, bands, loss_by_position
 from seqlab.report.plots.dataset import DataSet
-from seqlab.report.plots.style import LINES, Style
+from seqlab.report.plots.style import LINES, Style, styles
+from seqlab.report.power_law import central
 from seqlab.report.rows import Row
 from seqlab.report.statistics import Estimate
 
@@ -22,6 +27,11 @@ COSTS = {
     "wall_seconds": "wall time (s)",
 }
 """The costs on the page: a row's attribute, and the title of its axis."""
+
+BEYOND = 3
+"""How far fitted curves are extrapolated: this many times the greatest FLOPs of any."""
+
+CURVE_POINTS = 60
 
 MOST_NAMED = 10
 """The most numbers on an axis of which each is labelled."""
@@ -61,12 +71,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A pair of axes with their lines; with ``is_share`` the values of ``y`` lie between 0 and 1."""
+    """A pair of axes with their lines.
+
+    Args:
+        x: the horizontal axis.
+        y: the title of the vertical one.
+        lines: of measured values.
+        is_share: whether the values of ``y`` lie between 0 and 1.
+        fitted: curves through points, with the bands of their interval; a dashed one is extrapolated.
+    """
 
     x: Axis
     y: str
     lines: list[Line]
     is_share: bool = False
+    fitted: list[Line] = field(default_factory=list)
 
 
 def spans(values: Sequence[float], factor: float) -> bool:
@@ -119,6 +138,38 @@ def cost_panels(data: DataSet, costs: Mapping[str, str]) -> dict[str, Panel]:
             ],
         )
     return panels
+
+
+def fit_panels(data: DataSet) -> list[Panel]:
+    """Test loss against training FLOPs, as points with fitted curves, and the curves less the leading one.
+
+    Empty without a curve; without the second panel where no other curve meets the leading one.
+    """
+    looks = styles([architecture(one.groups[0].model) for one in data.fits], data.everyone)
+    fits = [one for one in data.fits if one.law is not None]
+    if not fits:
+        return []
+    first, end, x = leading(fits), BEYOND * max(one.extent[1] for one in fits), Axis("training FLOPs", log=True)
+    losses, gaps = Panel(x, "test loss", []), Panel(x, f"less that of {first.label}", [])
+    for one, look in zip(data.fits, looks, strict=True):
+        places = tuple(data.place[id(group)] for group in one.groups)
+        means = band_of_estimates(list(map(flops_of, one.groups)), [data.rows[i].test["loss"] for i in places])
+        losses.lines.append(Line(places, replace(look, line="none"), means))
+        if one.law is None:
+            continue
+        losses.fitted.append(Line(places, replace(look, line="solid"), curve(one.law.losses, *one.extent)))
+        if one.law.is_identified:
+            losses.fitted.append(Line(places, replace(look, line="dash"), curve(one.law.losses, one.extent[1], end)))
+        if one is not first and (common := common_range([first, one])):
+            gaps.fitted.append(Line(places, replace(look, line="solid"), curve(partial(between, first, one), *common)))
+    return [losses, gaps] if gaps.fitted else [losses]
+
+
+def curve(at: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], start: float, end: float) -> Band:
+    """A fitted curve between two numbers of FLOPs, with its interval; ``at`` gives the curve and its draws."""
+    flops = np.geomspace(start, end, CURVE_POINTS)
+    mean, draws = at(flops)
+    return Band(flops, mean, *central(draws), 1)
 
 
 def cost_of(row: Row, key: str) -> float | None:

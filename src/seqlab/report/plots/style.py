@@ -1,10 +1,11 @@
 """The style of lines: a colour for each architecture, a dash for each of its settings."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
+
+from seqlab.report.groups import architecture
 
 # Distinguishable with each of the common kinds of colour blindness, and visible on white and on black.
 COLOURS = {
@@ -18,11 +19,15 @@ COLOURS = {
     "mamba2": "#5D4FC4",
     "hybrid": "#7A0F2E",
     "mamba_moe": "#5B4A00",
+    "mamba3": "#8080F0",
+    "gated_delta_net": "#D01030",
+    "kimi_delta": "#408040",
+    "min_gru": "#B0B050",
+    "hybrid_qwen": "#205070",
 }
 OTHERS = ("#B8860B", "#00868B", "#A0522D", "#8E44AD", "#4F7F3F", "#C71585", "#2F6F8F", "#7A6A5A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
 LINES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SIZES = re.compile(r"_(tiny|small|medium|large|wide|deep)$")
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,6 @@ class Style:
     colour: str
     line: str
     marker: str
-
-
-def architecture(model: str) -> str:
-    """A model's name without its size: ``mamba_deep`` is a ``mamba``."""
-    return SIZES.sub("", model) or model
 
 
 def colours(models: Sequence[str]) -> dict[str, str]:
