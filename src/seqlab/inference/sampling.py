@@ -52,6 +52,11 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError("top_p", self.top_p, "must lie above 0 and at most at 1", "For example top_p=0.9")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, whatever number is drawn; it always is a token."""
+        return self.temperature == 0
+
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """The next token of each sequence: logits (B, V) to ids (B,), on the logits' device."""
         return self.choose(logits, uniform(len(logits), generator).to(logits.device))
@@ -63,7 +68,7 @@ class Sampling:
         same numbers, within the rounding of the logits. Where the logits are no distribution (NaN, or infinity), a
         temperature above 0 gives V, which is no token.
         """
-        if self.temperature == 0:
+        if self.greedy:
             return likeliest(logits)
         cumulative = self.probabilities(logits).double().cumsum(dim=-1)
         ahead = cumulative > uniforms[:, None] * cumulative[:, -1:]  # nowhere, if these are NaN

@@ -42,6 +42,7 @@ class CapturedStep:
 
     def __init__(self, model: nn.Module, sampling: Sampling, token: Tensor, state: ModelState):
         uniforms = torch.zeros(len(token), dtype=torch.float64, device=token.device)  # (B,)
+        self.draws = not sampling.greedy
         self.graph = Captured(partial(_advance, model, sampling, state), uniforms, token, *tensors_of(state))
         self.uniforms, self.token, *self.state = self.graph.inputs
 
@@ -51,7 +52,8 @@ class CapturedStep:
 
     def __call__(self, uniforms: Tensor) -> Tensor:
         """Read the last token and draw the next by ``uniforms`` (B,) float64: (B,), which the next call overwrites."""
-        self.uniforms.copy_(uniforms)
+        if self.draws:
+            self.uniforms.copy_(uniforms)
         self.graph.replay()
         return self.token
 
@@ -60,8 +62,9 @@ def _advance(
     model: nn.Module, sampling: Sampling, layout: ModelState, uniforms: Tensor, token: Tensor, *state: Tensor
 ) -> None:
     """Overwrite the token (B,) with the next one, and the state's tensors, in the order of ``layout``."""
-    known = token.clamp(max=model.embed.num_embeddings - 1)  # V where there was nothing to draw from
-    logits, after = model.step(known, filled(layout, iter(state)))
+    if not sampling.greedy:
+        token.clamp_(max=model.embed.num_embeddings - 1)  # V where there was nothing to draw from
+    logits, after = model.step(token, filled(layout, iter(state)))
     copy_into(state, tensors_of(after))  # some mixers write into their state themselves
     token.copy_(sampling.choose(logits, uniforms))
 
