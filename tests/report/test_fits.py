@@ -83,7 +83,7 @@ def stairs(place):
         (level, BUDGETS, "no fit: the loss falls by less than"),
         (negative, BUDGETS, "no fit: a loss of 0 or less has no logarithm"),
         (straight, BUDGETS, "E and a are not identified: a power law without E fits as well (a = 0.07"),
-        (stairs, (*BUDGETS, 128_000), "the means leave the curve by more than seeds scatter"),
+        (stairs, (*BUDGETS, 128_000), "the curve misses the means by more than the seeds' scatter"),
     ],
 )
 def test_what_the_runs_cannot_tell_is_said(loss_of, budgets, verdict):

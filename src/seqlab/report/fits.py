@@ -167,7 +167,7 @@ def fit_groups(groups: Sequence[Group]) -> tuple[PowerLaw | None, str]:
     if not law.has_offset:
         return law, f"E and a are not identified: a power law without E fits as well (a = {law.slope:.2g})"
     if misses(law, groups):
-        return law, "the means leave the curve by more than seeds scatter: E and a depend on the budgets chosen"
+        return law, "the curve misses the means by more than the seeds' scatter"
     return law, "E and a are identified"
 
 
@@ -229,7 +229,7 @@ def between(first: Fit, second: Fit, flops: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def half_width(mean: ndarray, draws: ndarray) -> ndarray:
-    """Half the width of a band around means (points,) that holds 95 % of draws (DRAWS, points) at all points at once."""
+    """Half the width of a band around means (points,) that holds 95 % of draws (DRAWS, points) at all points."""
     std = np.maximum(draws.std(axis=0), 1e-12)
     return std * np.quantile((np.abs(draws - mean) / std).max(axis=1), COVERAGE)
 

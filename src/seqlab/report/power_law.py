@@ -32,7 +32,9 @@ EFFICIENT = 1.345
 DRAWS = 1000
 F_DRAWS = 20_000
 UNKNOWNS = 3
-STEEPEST = 10.0
+STEEPEST, FAR = 10.0, 100.0
+"""Bounds of a, and of log E and log A, where numbers would overflow."""
+
 CONVERGED = 1e-7
 """The relative gain of a step with which a search ends."""
 
@@ -124,7 +126,7 @@ def fit(flops: ndarray, losses: ndarray) -> PowerLaw:
     theta = best(y, x, np.vstack([starts(y), theta]), delta)
     scatter = scatter_of(y, x, theta)
     random = np.random.default_rng(crc32(losses.tobytes()))  # other draws for each model: they are compared
-    scale = scatter * np.sqrt(spare / random.chisquare(spare, size=(DRAWS, 1)))
+    scale = np.minimum(1, scatter * np.sqrt(spare / random.chisquare(spare, size=(DRAWS, 1))))  # of few runs any size
     drawn = log_loss(theta, x) + scale * random.standard_normal((DRAWS, n))
     start = theta.copy()
     start[0] = max(theta[0], y.min() + np.log(0.5))  # near E = 0 its gradient vanishes
@@ -192,15 +194,15 @@ def minimise(y: ndarray, x: ndarray, theta: ndarray, delta: float, steps: int) -
     Returns:
         (samples, 3), and the Huber losses, (samples,).
     """
-    theta, least = theta.copy(), y.min(axis=-1) + np.log(LEAST)
+    theta, lowest = theta.copy(), np.tile([0.0, -FAR, 0.0], (len(y), 1))
+    lowest[:, 0] = y.min(axis=-1) + np.log(LEAST)
     damping = np.full(len(y), 1e-2)
     cost = huber(y - log_loss(theta, x), delta)
     busy = np.arange(len(y))
     for _ in range(steps):
         old = theta[busy]
         new = old + damped_step(y[busy], x, old, delta, damping[busy, None])
-        new[:, 0] = np.maximum(new[:, 0], least[busy])
-        new[:, 2] = np.clip(new[:, 2], 0, STEEPEST)
+        new = np.clip(new, lowest[busy], [FAR, FAR, STEEPEST])
         gain = cost[busy] - huber(y[busy] - log_loss(new, x), delta)
         better = gain >= 0
         theta[busy[better]] = new[better]
