@@ -6,7 +6,7 @@
     python scripts/compare.py outputs/sweep --strict             # refuse runs that differ in data, tokens, device ...
 
 Leaves comparison.csv (every number), differences.csv, comparison.md, comparison.tex (booktabs), pictures (PNG and SVG)
-and index.html in --out.
+and index.html in --out; where a model has three budgets or more, fits.csv and equal_flops.csv too.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def test_no_point_of_a_fine_grid_has_a_lower_huber_loss():
     flops, losses = drawn((1.7, 0.3, 3e9), 0.01)
     found = fit(flops, losses)
     x, y = np.log(flops) - found.centre, np.log(losses)
-    axes = [np.linspace(value - 0.3, value + 0.3, 41) for value in found.theta]
+    axes = [np.linspace(value - 0.3, value + 0.3, 25) for value in found.theta]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     delta = 1.345 * 0.01
     least = huber(y - log_loss(found.theta, x), delta)
@@ -52,9 +52,9 @@ def test_a_run_far_off_moves_the_curve_less_than_by_least_squares(monkeypatch):
 
 def test_intervals_hold_the_truth_in_about_95_of_100_cases(monkeypatch):
     """docs/lab_log.md has the coverage from 300 samples of each kind; resampled seeds would hold 74."""
-    monkeypatch.setattr(power_law, "DRAWS", 200)
+    monkeypatch.setattr(power_law, "DRAWS", 150)
     law, held = (1.7, 0.3, 3e9), []
-    for sample in range(40):
+    for sample in range(30):
         flops, losses = drawn(law, 0.005, sample=sample)
         found = fit(flops, losses)
         low, high = central(found.losses(flops[[0, -1]])[1])
@@ -63,7 +63,7 @@ def test_intervals_hold_the_truth_in_about_95_of_100_cases(monkeypatch):
         held.append(
             [one.low <= value <= one.high for one, value in ((found.offset, 1.7), (found.exponent, 0.3))] + ends
         )
-    assert np.mean(held, axis=0).min() >= 0.875  # 0.95 less 2.2 standard errors of 40 samples
+    assert np.mean(held, axis=0).min() >= 0.86  # 0.95 less 2.2 standard errors of 30 samples
 
 
 def test_what_has_no_offset_is_not_given_one():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import MODELS, first_comparison, grid_sweep, made_run
+from made_runs import MODELS, budget_sweep, first_comparison, grid_sweep, made_run
 
 from seqlab.report import page as report_page
 from seqlab.report.compare import compare
@@ -139,8 +139,8 @@ def test_the_axis_is_switched(shown):
     assert shown.chart("Test loss and what it cost")["x"] == "training FLOPs"
 
 
-def test_a_grid_shows_accuracy_against_the_size(browser, tmp_path):
-    path = report_page.write(compare(grid_sweep()), tmp_path)
+def test_a_grid_shows_accuracy_against_the_size_and_budgets_a_fitted_curve(browser, tmp_path):
+    path = report_page.write(compare(grid_sweep() + budget_sweep(seeds=(1,))), tmp_path)
     browser.open(path)
     chart = browser.chart("Sweep at length 128, pairs 8")
     assert (chart["x"], chart["type"], chart["y"]) == ("width (d_model)", "log", "linear")
@@ -152,6 +152,15 @@ def test_a_grid_shows_accuracy_against_the_size(browser, tmp_path):
     assert spreads[0][1:] == spreads[1][1:] == ["0.99900 to 0.99900"] * 2  # two seeds, though they agree
     browser.select("#filter-model", "mamba")
     assert browser.chart("Sweep at length 128, pairs 8")["points"] == 1
+    browser.select("#filter-model", "all models")
+    browser.select("#filter-data", "tiny_shakespeare")
+    browser.click("#log-y")
+    losses, gaps = browser.chart("Fitted test loss"), browser.chart("Difference of the fitted test losses")
+    assert (losses["y"], losses["points"], losses["bands"], len(losses["lines"])) == ("log", 2, 4, 6)
+    assert (gaps["y"], gaps["points"], gaps["bands"], len(gaps["lines"])) == ("linear", 0, 1, 1)
+    assert ", 95 % interval" in browser.hover("Fitted test loss", "lstm", 30)
+    browser.select("#filter-model", "lstm")
+    assert {line["name"].split(",")[0] for line in browser.chart("Fitted test loss")["lines"]} == {"lstm"}
     assert browser.complaints() == []
 
 

@@ -41,7 +41,7 @@ CONVERGED = 1e-7
 LEAST = 1e-2
 """The lower bound of E in the search, as a share of the lowest loss."""
 
-SHARES, EXPONENTS = (0.1, 0.6, 0.95), (0.05, 0.3, 1.0)
+SHARES, EXPONENTS = (LEAST, 0.5, 0.95), (0.05, 0.3, 1.0)
 """The grid of starts: E as a share of the lowest loss, and a."""
 
 
@@ -160,7 +160,7 @@ def starts(y: ndarray) -> ndarray:
 
 def best(y: ndarray, x: ndarray, places: ndarray, delta: float) -> ndarray:
     """The parameters (3,) with the least Huber loss of y (n,) from any of several starts (starts, 3)."""
-    theta, cost = minimise(np.tile(y, (len(places), 1)), x, places, delta, 300)
+    theta, cost = minimise(np.tile(y, (len(places), 1)), x, places, delta, 100)
     return theta[cost.argmin()]
 
 
