@@ -34,6 +34,9 @@ ALIKE = 0.02
 FALL = 3
 """The least fall of the loss that is fitted, in standard deviations of a run around the curve."""
 
+IDENTIFIED = "E and a are identified"
+"""The verdict where there is nothing to object to."""
+
 POINTS = 200
 """Places over the common range at which two curves are compared."""
 
@@ -168,7 +171,7 @@ def fit_groups(groups: Sequence[Group]) -> tuple[PowerLaw | None, str]:
         return law, f"E and a are not identified: a power law without E fits as well (a = {law.slope:.2g})"
     if misses(law, groups):
         return law, "the curve misses the means by more than the seeds' scatter"
-    return law, "E and a are identified"
+    return law, IDENTIFIED
 
 
 def misses(law: PowerLaw, groups: Sequence[Group]) -> bool:

@@ -170,7 +170,7 @@ def log_loss(theta: ndarray, x: ndarray) -> ndarray:
 
 
 def scatter_of(y: ndarray, x: ndarray, theta: ndarray) -> float:
-    """The standard deviation of runs around the curve, with the degrees of freedom that are left."""
+    """The standard deviation of y around the curve at x, each (n,), with the degrees of freedom that are left."""
     return float(np.sqrt(np.square(y - log_loss(theta, x)).sum() / (len(y) - UNKNOWNS)))
 
 

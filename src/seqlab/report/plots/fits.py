@@ -8,6 +8,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from seqlab.report.fits import IDENTIFIED
 from seqlab.report.plots.captions import BARS, joined, opening
 from seqlab.report.plots.dataset import DataSet
 from seqlab.report.plots.drawing import FAINT, WIDTH, Picture, draw_points, legend_handle, linestyle
@@ -46,16 +47,17 @@ def fit_picture(data: DataSet) -> Picture | None:
         name_at_the_end(grid[0], panels[0], names)
     entries = zip(panels[0].lines, names, strict=True)
     legend = [] if is_direct else [(legend_handle(line.style, line=False, marker=True), name) for line, name in entries]
-    return Picture(figure, legend, caption_of_fits(data))
+    return Picture(figure, legend, caption_of_fits(data, panels))
 
 
-def caption_of_fits(data: DataSet) -> str:
-    """The caption, which names the models without a curve and those that are not extrapolated."""
+def caption_of_fits(data: DataSet, panels: Sequence[Panel]) -> str:
+    """The caption, which names the models that have no curve, or one that something is to be said about."""
     return joined(
         opening(data, BARS, [group for one in data.fits for group in one.groups]),
         "Curves: L(C) = E + (C / C0)^-a with its 95 % interval by bootstrap, dashed where extrapolated.",
         BEATEN if any(one.beaten for one in data.fits) else "",
-        *(f"{one.label}: {one.verdict}." for one in data.fits if one.law is None or not one.law.is_identified),
+        "Below: the differences of the curves." if len(panels) > 1 else "",
+        *(f"{one.label}: {one.verdict}." for one in data.fits if one.verdict != IDENTIFIED),
     )
 
 

@@ -166,7 +166,12 @@ def fit_panels(data: DataSet) -> list[Panel]:
 
 
 def curve(at: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], start: float, end: float) -> Band:
-    """A fitted curve between two numbers of FLOPs, with its interval; ``at`` gives the curve and its draws."""
+    """A fitted curve between two numbers of FLOPs, with its interval.
+
+    Args:
+        at: from FLOPs (points,) to the curve, (points,), and its draws, (draws, points).
+        start, end: FLOPs.
+    """
     flops = np.geomspace(start, end, CURVE_POINTS)
     mean, draws = at(flops)
     return Band(flops, mean, *central(draws), 1)

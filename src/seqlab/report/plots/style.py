@@ -22,7 +22,7 @@ COLOURS = {
     "mamba3": "#8080F0",
     "gated_delta_net": "#D01030",
     "kimi_delta": "#408040",
-    "min_gru": "#B0B050",
+    "min_gru": "#204080",
     "hybrid_qwen": "#205070",
 }
 OTHERS = ("#B8860B", "#00868B", "#A0522D", "#8E44AD", "#4F7F3F", "#C71585", "#2F6F8F", "#7A6A5A")
