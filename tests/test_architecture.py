@@ -57,7 +57,7 @@ ROOMS = {
     ),
     "sweep": (
         "errors formatting jsonio console config runs",
-        "callback display duplicates entries jobs naming orphans points search/pruning search/space "
+        "callback display duplicates entries jobs naming orphans points rates search/pruning search/space "
         "search/studies shared_mistakes watch workers",
     ),
     "report": (
