@@ -42,13 +42,36 @@ def decays(parameter: nn.Parameter, *, lookups: bool) -> bool:
     return parameter.ndim >= 2 and not spared
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, *, lookups: bool) -> list[dict[str, Any]]:
-    """Parameter groups with and without decay, in a fixed order."""
-    with_decay, without = [], []
-    for parameter in parameters:
-        (with_decay if decays(parameter, lookups=lookups) else without).append(parameter)
-    groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def groups_of(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    *,
+    kind: str = "adam",
+    decay: float | None = None,
+    lookups: bool = True,
+) -> list[dict[str, Any]]:
+    """Parameter groups of one decay and one learning rate each, in a fixed order: first those with decay.
+
+    Args:
+        parameters: to be updated.
+        lr: the learning rate, of which ``rates`` (``seqlab.models.parametrisation``) are factors.
+        kind: which of the parameters' rates.
+        decay: the weight decay; what decays in a step, rate times decay, is the same at every rate. ``None``: no groups
+            by decay.
+        lookups: whether tables that are only looked up decay.
+    """
+    found: dict[tuple[bool, float], Parameters] = {}
+    for p in parameters:
+        spared = decay is not None and not decays(p, lookups=lookups)
+        factor = getattr(p.rates, kind) if hasattr(p, "rates") else 1.0
+        found.setdefault((spared, factor), []).append(p)
+    groups = []
+    for spared, factor in sorted(found, key=lambda key: key[0]):
+        group: dict[str, Any] = {"params": found[spared, factor]}
+        if decay is not None:
+            group["weight_decay"] = 0.0 if spared else decay / factor
+        groups.append(group if factor == 1 else group | {"lr": lr * factor, "factor": factor})
+    return groups
 
 
 def decayed_share(optimizers: Iterable[Optimizer]) -> float:
@@ -68,7 +91,7 @@ def adamw(
     decay_lookups: bool = False,
 ) -> list[Optimizer]:
     """Adam with decoupled decay (Loshchilov and Hutter 2019), all parameters in one fused call."""
-    groups = decay_groups(trainable(model), weight_decay, lookups=decay_lookups)
+    groups = groups_of(trainable(model), lr, decay=weight_decay, lookups=decay_lookups)
     return [AdamW(groups, lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
@@ -76,7 +99,7 @@ def adam(
     model: nn.Module, *, lr: PositiveFloat = 1e-3, betas: Betas = (0.9, 0.999), eps: PositiveFloat = 1e-8
 ) -> list[Optimizer]:
     """Adam without decay (Kingma and Ba 2015)."""
-    return [Adam(trainable(model), lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    return [Adam(groups_of(trainable(model), lr), lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
 def sgd(
@@ -89,7 +112,7 @@ def sgd(
     decay_lookups: bool = False,
 ) -> list[Optimizer]:
     """Stochastic gradient descent with momentum, Nesterov's (Sutskever et al. 2013) if ``nesterov``."""
-    groups = decay_groups(trainable(model), weight_decay, lookups=decay_lookups)
+    groups = groups_of(trainable(model), lr, kind="sgd", decay=weight_decay, lookups=decay_lookups)
     return [SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
 
 
@@ -113,7 +136,9 @@ def muon(
         for kind in (nn.Linear, ExpertMaps)
     )
     taken = {id(p) for p in hidden + stacks}
-    rest = decay_groups((p for p in trainable(model) if id(p) not in taken), weight_decay, lookups=decay_lookups)
+    others = [p for p in trainable(model) if id(p) not in taken]
+    rest = groups_of(others, lr, decay=weight_decay, lookups=decay_lookups)
+    hidden, stacks = (groups_of(found, lr, kind="muon", decay=weight_decay) for found in (hidden, stacks))
     optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
     if hidden:
         optimizers.append(
