@@ -34,7 +34,7 @@ def optimizers(cfg: DictConfig, model: SequenceModel) -> list[torch.optim.Optimi
     return instantiate(cfg.optimizer, _convert_="all")(model)
 
 
-MIXERS = "mamba mamba2 mamba3 kimi_delta min_gru lstm mlp transformer_vanilla transformer_moe".split()
+MIXERS = ["mamba", "mamba2", "mamba3", "kimi_delta", "min_gru", "lstm", "mlp", "transformer_vanilla", "transformer_moe"]
 
 
 @pytest.mark.parametrize("name", MIXERS)

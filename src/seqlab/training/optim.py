@@ -10,10 +10,11 @@ that are only looked up and not shared with a head.
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
 
+from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import ExpertMaps
 from seqlab.training.lean_optimizers import SGD, Adam, AdamW, Muon
 from seqlab.training.muon_of_stacks import MuonOfStacks
@@ -116,6 +117,17 @@ def sgd(
     return [SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
 
 
+def weights_in_layers(model: nn.Module, kind: type[nn.Module]) -> Parameters:
+    """The weights that are trained of the layers' modules of a kind."""
+    return [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]
+
+
+def all_but(model: nn.Module, taken: Parameters) -> Parameters:
+    """The parameters that are trained and not ``taken``."""
+    ids = set(map(id, taken))
+    return [p for p in trainable(model) if id(p) not in ids]
+
+
 def muon(
     model: nn.Module,
     *,
@@ -128,17 +140,13 @@ def muon(
 ) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the weights of the layers' linear maps, AdamW for the rest.
 
-    Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that both have one learning rate. Each
-    expert's matrix is updated separately.
+    The rest is the embedding, the head, the depthwise convolutions, A_log, the weights of torch's LSTM and GRU, and all
+    vectors. Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that both have one learning
+    rate. Each expert's matrix is updated separately.
     """
-    hidden, stacks = (
-        [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]
-        for kind in (nn.Linear, ExpertMaps)
-    )
-    taken = {id(p) for p in hidden + stacks}
-    others = [p for p in trainable(model) if id(p) not in taken]
-    rest = groups_of(others, lr, decay=weight_decay, lookups=decay_lookups)
-    hidden, stacks = (groups_of(found, lr, kind="muon", decay=weight_decay) for found in (hidden, stacks))
+    maps, stacks = weights_in_layers(model, nn.Linear), weights_in_layers(model, ExpertMaps)
+    rest = groups_of(all_but(model, maps + stacks), lr, decay=weight_decay, lookups=decay_lookups)
+    hidden, stacks = (groups_of(found, lr, kind="muon", decay=weight_decay) for found in (maps, stacks))
     optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
     if hidden:
         optimizers.append(
@@ -146,4 +154,38 @@ def muon(
         )
     if stacks:
         optimizers.append(MuonOfStacks(stacks, lr=lr, momentum=momentum, weight_decay=weight_decay))
+    return optimizers
+
+
+def soap(
+    model: nn.Module,
+    *,
+    lr: PositiveFloat = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    eps: PositiveFloat = 1e-8,
+    precondition_frequency: PositiveInt = 10,
+    weight_decay: NonNegativeFloat = 0.1,
+    decay_lookups: bool = False,
+) -> list[Optimizer]:
+    """SOAP (Vyas et al. 2024, algorithm 3) for the weights of the layers' linear maps, AdamW for the rest.
+
+    Experts are in the rest. SOAP's first step only finds its basis and changes no weight.
+
+    Raises:
+        UserError: pytorch-optimizer is not installed, or the model has a parametrisation.
+    """
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError as error:
+        rule = f"is of pytorch-optimizer, which cannot be imported ({error})"
+        raise UserError("optimizer", "soap", rule, "Install it with pip install 'seqlab[soap]'") from error
+    if any(hasattr(p, "rates") for p in model.parameters()):
+        rule = "has rates for Adam, SGD and Muon, and none for SOAP"
+        raise UserError("parametrisation", "mup", rule, "Set parametrisation=standard, or another optimizer")
+    maps = weights_in_layers(model, nn.Linear)
+    rest = groups_of(all_but(model, maps), lr, decay=weight_decay, lookups=decay_lookups)
+    optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    if maps:
+        settings = {"lr": lr, "betas": floats(betas), "eps": eps, "precondition_frequency": precondition_frequency}
+        optimizers.append(SOAP(groups_of(maps, lr, decay=weight_decay), **settings))
     return optimizers
