@@ -13,7 +13,7 @@ from seqlab.errors import UserError
 from seqlab.models.parametrisation import Rates, rates
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.runs.build import build_model, with_base_model
-from seqlab.runs.load import TokenWidths
+from seqlab.runs.load import TokenWidths, load_run
 from support import compose_config, depth
 
 BASE = "parametrisation.base={d_model:16,n_heads:2,d_ff:32,n_layers:2}"
@@ -134,4 +134,5 @@ def test_a_run_of_it_goes_on(train):
     cut = train(*usual, "trainer.steps=2", folder="cut")
     assert train(f"resume='{cut.folder}'", "trainer.steps=4").status == 0
     assert cut.summary["test"] == whole.summary["test"]
+    assert load_run(cut.folder, torch.device("cpu")).model.layers[0].mixer.inner.sharpness == 0.5**0.5
     assert {record["lr"] for record in whole.records if record["split"] == "train"} == {1e-3}
