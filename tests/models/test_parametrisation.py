@@ -1,6 +1,8 @@
 """muP and CompleteP: the scales and rates of table 3, nothing at the base's size, and activations that move alike."""
 
+import json
 import math
+import re
 from argparse import Namespace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+import coordinate_check
 from seqlab.benchmarks.coordinates import moves
 from seqlab.errors import UserError
 from seqlab.models.parametrisation import Rates, rates
@@ -125,6 +128,15 @@ def test_coordinate_check(name):
     for part in (part for part in far["mup"][0] if part.startswith(("mixer", "feed-forward"))):
         growth = {rule: wide[part] / narrow[part] for rule, (narrow, wide) in far.items()}
         assert 0.67 < growth["mup"] < 1.5 < growth["standard"], part
+
+
+def test_the_script_shows_and_draws_it(tmp_path, capsys):
+    sizes = ["--widths", "8,16,32", "--layers", "1", "--steps", "1", "--seeds", "1"]
+    assert coordinate_check.main(["--model", "mlp", "--rules", "mup", *sizes, "--out", str(tmp_path)]) == 0
+    assert re.search(r"mixer 1 +│ +-?\d\.\d\d ± \d\.\d\d", capsys.readouterr().out)
+    found = json.loads((tmp_path / "coordinate_check.json").read_text())
+    assert [list(one) for one in found["moves"]["mup"]] == [["embedding", "mixer 1", "logits"]] * 3
+    assert (tmp_path / "coordinate_check.png").stat().st_size > 0
 
 
 def test_a_run_of_it_goes_on(train):

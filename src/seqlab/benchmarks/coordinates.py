@@ -92,7 +92,7 @@ def run(args: Namespace) -> int:
             results[rule].append({part: fmean(one[part] for one in seeds) for part in seeds[0]})
     title = f"{args.model}: change of activations in {args.steps} steps of {args.optimizer} at {args.lr:g}"
     panels = [report.Panel(rule, "mean |change|", lines_of(args.widths, found)) for rule, found in results.items()]
-    drawn = report.write_picture(args.out / "coordinate_check.png", title, panels, "width")
+    drawn = report.write_picture(args.out / "coordinate_check.png", title, panels, "width", columns=len(panels))
     content = {"settings": {key: str(value) for key, value in vars(args).items()}, "widths": args.widths}
     table = report.table(title, rows_of(args.widths, results), caption="the power of the width with which it grows")
     report.finish(args.out / "coordinate_check.json", content | {"moves": results}, [table], also=drawn)
