@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from seqlab.errors import UserError
 from seqlab.jsonio import dump
 from seqlab.sweep.entries import Entry
-from seqlab.sweep.rates import RateSearch
+from seqlab.sweep.rates import RateSearch, check
 from support import run_sweep
 
 
@@ -119,13 +120,17 @@ def test_from_the_command_line(tmp_path, capsys):
     assert json.loads((tmp_path / "rates.json").read_text()) == found
 
 
+@pytest.mark.parametrize("ratio", [1, "wide", None])
+def test_a_ratio_that_makes_no_grid(ratio):
+    with pytest.raises(UserError, match=rf"hydra\.sweeper\.ratio={ratio}: must be a number above 1"):
+        check(rates=5, ratio=ratio, most=9)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["optimizer.lr=1e-3,abc"], r"optimizer\.lr=1e-3,abc: is no grid"),
-        (["optimizer.lr=interval(1e-4,1e-2)"], r"optimizer\.lr=interval.*: is no grid"),
         (["optimizer=adamw,sgd"], r"optimizer\.lr=0\.001, 0\.1: .*\nList the rates"),
-        (["hydra.sweeper.ratio=1"], r"hydra\.sweeper\.ratio=1: must be a number above 1"),
     ],
 )
 def test_what_is_no_grid_is_refused(tmp_path, capsys, overrides, message):
