@@ -100,9 +100,11 @@ def test_logits_of_attention_go_by_the_width_of_a_head():
 
 def test_depth_divides_each_half_layer():
     deep, shallow = (
-        built(configured("parametrisation=completep", "model=transformer", f"size.n_layers={n}"), 16) for n in (8, 2)
+        built(configured("parametrisation=completep", "model=hybrid_falcon", f"size.n_layers={n}"), 16) for n in (8, 2)
     )
     assert all(p.rates.adam == 1 for p in shallow.parameters())
+    projections = {key: p.rates.adam for key, p in deep.named_parameters() if "out_proj" in key}
+    assert len(projections) == 8 * 3 and set(projections.values()) == {0.25}  # two mixers side by side, a feed-forward
     ours, theirs = (m.layers[0].feedforward.inner for m in (deep, shallow))
     assert (ours.out_proj.weight.rates.adam, ours.in_proj.weight.rates.adam) == (0.25, 1)
     assert (ours.out_proj.weight.std() / theirs.out_proj.weight.std()).item() == pytest.approx(1 / 4, rel=0.1)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from seqlab.errors import UserError
 from seqlab.models.layer import Branch
 from seqlab.models.mixers.attention import Attention
+from seqlab.models.mixers.parallel import side_by_side
 from seqlab.models.mixture_of_experts import ExpertMaps
 from seqlab.models.sequence_model import SequenceModel
 
@@ -131,9 +132,12 @@ def factors_of_depth(model: SequenceModel, depths: float | None) -> Iterator[tup
     if depths is None or depths == 1:
         return
     for branch in (module for module in model.modules() if isinstance(module, Branch)):
-        projection = getattr(branch.inner, "out_proj", None)
-        if projection is None or not branch.residual:
-            rule = f"{type(branch.inner).__name__} has no residual connection with an output projection to scale"
-            raise UserError("parametrisation", "completep", rule, "Set parametrisation=mup, or n_layers to the base's")
-        for name, p in projection.named_parameters(recurse=False):
-            yield id(p), (1 / depths if name == "bias" else depths**-0.5, 1 / depths)
+        for part in side_by_side(branch.inner):
+            projection = getattr(part, "out_proj", None)
+            if projection is None or not branch.residual:
+                rule = f"{type(part).__name__} has no residual connection with an output projection to scale"
+                raise UserError(
+                    "parametrisation", "completep", rule, "Set parametrisation=mup, or n_layers to the base's"
+                )
+            for name, p in projection.named_parameters(recurse=False):
+                yield id(p), (1 / depths if name == "bias" else depths**-0.5, 1 / depths)
