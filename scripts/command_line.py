@@ -68,8 +68,8 @@ def doubling(key: str, text: str) -> list[int]:
     return [start << power for power in range((end // start).bit_length())]
 
 
-def seconds(key: str, text: str) -> float:
-    """A finite number of seconds above 0.
+def number(key: str, text: str, what: str = "a number") -> float:
+    """A finite number above 0.
 
     Raises:
         UserError: it is not.
@@ -79,8 +79,13 @@ def seconds(key: str, text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise UserError(key, text, "has to be a number of seconds above 0", f"For example {key} 2")
+        raise UserError(key, text, f"has to be {what} above 0", f"For example {key} 2")
     return value
+
+
+def seconds(key: str, text: str) -> float:
+    """A finite number of seconds above 0."""
+    return number(key, text, "a number of seconds")
 
 
 def names_of(allowed: Iterable[str]) -> Callable[[str, str], list[str]]:

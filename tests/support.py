@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,11 @@ class Job(NamedTuple):
 def options(group: str) -> list[str]:
     """The names of a configuration group's options, found by glob."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def optimizers() -> list[str]:
+    """The optimizers whose packages are installed; ``dev`` has all."""
+    return [name for name in options("optimizer") if name != "soap" or find_spec("pytorch_optimizer")]
 
 
 def models() -> list[str]:

@@ -31,8 +31,8 @@ ROOMS = {
     ),
     "models": (
         "errors ops",
-        "counting feedforward head_loss hooks layer linear mixture_of_experts norms pattern positions protocols "
-        "sequence_model without_compiler",
+        "counting feedforward head_loss hooks layer linear mixture_of_experts norms parametrisation pattern positions "
+        "protocols sequence_model without_compiler",
     ),
     "inference": (
         "errors models ops",
@@ -57,7 +57,7 @@ ROOMS = {
     ),
     "sweep": (
         "errors formatting jsonio console config runs",
-        "callback display duplicates entries jobs naming orphans points search/pruning search/space "
+        "callback display duplicates entries jobs naming orphans points rates search/pruning search/space "
         "search/studies shared_mistakes watch workers",
     ),
     "report": (
@@ -69,8 +69,8 @@ ROOMS = {
     ),
     "benchmarks": (
         "errors formatting jsonio console ops data models inference training config runs report",
-        "experts exponents growth growth_curves inference inference_curves memory peer peer_picture peer_tasks report "
-        "results roofline scan scan_contestants scan_shapes session step timing training_step",
+        "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
+        "peer_tasks report results roofline scan scan_contestants scan_shapes session step timing training_step",
     ),
     "cli": (
         "errors formatting console config runs sweep report",

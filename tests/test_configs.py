@@ -12,7 +12,7 @@ import torch
 from seqlab.config.options import describe_options, first_comment
 from seqlab.config.schema import check
 from seqlab.errors import UserError
-from support import CONF, architectures, compose_config, depth, models, options
+from support import CONF, architectures, compose_config, depth, models, optimizers, options
 
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
 
@@ -49,7 +49,7 @@ def test_every_size_trains(train, size):
     assert train(f"size={size}", "data.length=4", "trainer.steps=1", "trainer.batch_size=2").status == 0
 
 
-@pytest.mark.parametrize("name", options("optimizer"))
+@pytest.mark.parametrize("name", optimizers())
 def test_every_optimizer_trains(train, name):
     assert train(f"optimizer={name}").status == 0
 

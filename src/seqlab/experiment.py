@@ -28,7 +28,7 @@ from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
 from seqlab.runs import extra_tests, resume, targets
 from seqlab.runs import summary as facts
-from seqlab.runs.build import build_data, build_model, build_trainer, choose_device
+from seqlab.runs.build import build_data, build_model, build_trainer, choose_device, with_base_model
 from seqlab.runs.lock import PATIENCE, only_process_in
 from seqlab.runs.process import keep_memory, reset_global_state, take_share
 from seqlab.runs.summary import Summary
@@ -98,7 +98,8 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
     with facts.failure_written(cfg, folder):
         check_choice(cfg)
         data = build_data(cfg) if cfg.get("match") is not None else None
-        return OmegaConf.create(OmegaConf.to_container(matched(cfg, data), resolve=True)), data
+        cfg = with_base_model(matched(cfg, data))
+        return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), data
 
 
 def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: bool) -> tuple[Trainer, NoLogger]:

@@ -228,7 +228,7 @@ def test_a_range_that_runs_backwards_is_refused():
         dimension(OverridesParser.create().parse_override("key=interval(2,1)"))
 
 
-@pytest.mark.parametrize("name", options("search"))
+@pytest.mark.parametrize("name", [name for name in options("search") if name.startswith("optuna")])
 def test_every_search_has_parts_that_optuna_builds(name):
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate

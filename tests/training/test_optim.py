@@ -1,6 +1,7 @@
 """Who decays, who is served by which optimizer, and that every optimizer descends."""
 
 import itertools
+import sys
 
 import fits
 import pytest
@@ -8,9 +9,11 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from seqlab.errors import UserError
+from seqlab.models.parametrisation import Rates
 from seqlab.training.muon_of_stacks import MuonOfStacks
-from seqlab.training.optim import adamw, decayed_share, muon
-from support import built_model, compose_config, models, options
+from seqlab.training.optim import adamw, decayed_share, muon, soap
+from support import built_model, compose_config, models, optimizers
 
 SIZE = ["size.d_model=16", "size.n_heads=2", "size.d_ff=32"]
 
@@ -130,7 +133,42 @@ def test_muon_serves_experts_with_their_own():
     assert {tuple(p.shape) for p in stacks.param_groups[0]["params"]} == {(8, 16, 48), (8, 24, 16)}
 
 
-@pytest.mark.parametrize("name", options("optimizer"))
+def test_soap_is_adam_in_the_eigenbases_of_shampoo():
+    """Three steps from the paper's equations in float64; the first one only finds the bases, which stay for ten."""
+    pytest.importorskip("pytorch_optimizer")
+    lr, beta, decay, eps = 0.01, 0.9, 0.1, 1e-8
+    net = model("transformer", "size.n_layers=1")
+    _, ours = soap(net, lr=lr, betas=[beta, beta], weight_decay=decay)
+    p = next(p for p in ours.param_groups[0]["params"] if p.shape == (16, 16))
+    weight, gradients = p.detach().double(), [torch.randn(16, 16, dtype=torch.float64) for _ in range(4)]
+    left, right = (torch.linalg.eigh(g)[1] for g in (gradients[0] @ gradients[0].T, gradients[0].T @ gradients[0]))
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    for step, gradient in enumerate(gradients):
+        p.grad = gradient.float()
+        ours.step()
+        if step:
+            first = beta * first + (1 - beta) * gradient
+            second = beta * second + (1 - beta) * (left.T @ gradient @ right) ** 2
+            corrected = (left.T @ first @ right) / (1 - beta**step), (second / (1 - beta**step)).sqrt()
+            weight = (weight - lr * left @ (corrected[0] / (corrected[1] + eps)) @ right.T) * (1 - lr * decay)
+        torch.testing.assert_close(p.double(), weight, rtol=1e-4, atol=1e-5)
+
+
+def test_soap_has_no_rates_of_a_parametrisation():
+    pytest.importorskip("pytorch_optimizer")
+    net = model()
+    net.norm.weight.rates = Rates()
+    with pytest.raises(UserError, match="none for SOAP"):
+        soap(net)
+
+
+def test_soap_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(UserError, match=r"pip install 'seqlab\[soap\]'"):
+        soap(model())
+
+
+@pytest.mark.parametrize("name", optimizers())
 def test_descends(name):
     net = model("transformer")
     optimizers = instantiate(compose_config(f"optimizer={name}", "optimizer.lr=0.01").optimizer, _convert_="all")(net)

@@ -1,8 +1,13 @@
-"""Hydra's sweeper for a list of products of settings; Hydra looks for plugins in this namespace alone."""
+"""Hydra's sweepers for a list of products of settings, and for a search of learning rates.
+
+Hydra looks for plugins in this namespace alone.
+"""
 
 import itertools
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
@@ -59,3 +64,47 @@ class PointsSweeper(BasicSweeper):
     def is_group(self, key: str) -> bool:
         """Whether a key chooses an option of a group."""
         return bool(self.hydra_context.config_loader.get_group_options(key))
+
+
+class RatesSweeper(PointsSweeper):
+    """Runs every model at each rate of a grid, wider ones while a model is best at an end, then further seeds.
+
+    ``seqlab.sweep.rates`` decides on them, round by round.
+
+    Args:
+        rates: how many rates the first grid has.
+        ratio: of neighbouring ones.
+        most: how many rates the grid may have.
+        others: as for ``PointsSweeper``.
+    """
+
+    def __init__(self, rates: int, ratio: float, most: int, **others: Any):
+        super().__init__(**others)
+        self.rates, self.ratio, self.most = rates, ratio, most
+
+    @override
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """The overrides of the first round's jobs, in batches."""
+        from seqlab.sweep.rates import RateSearch, check, first_round
+
+        check(rates=self.rates, ratio=self.ratio, most=self.most)
+        refuse_empty(overrides)
+        compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
+        on_grid, seeds = first_round(overrides, compose, rates=self.rates, ratio=self.ratio)
+        batches = super().split_arguments(on_grid, max_batch_size)
+        jobs = [job for batch in batches for job in batch]
+        self.search = RateSearch(Path(self.config.hydra.sweep.dir), jobs, seeds, self.most)
+        return batches
+
+    @override
+    def is_done(self) -> bool:
+        """Whether all jobs have been given out; after each round the search may have more."""
+        from seqlab.sweep import watch
+
+        if super().is_done():
+            jobs, notes = self.search.next_round()
+            if jobs:
+                watch.expect(sum(map(len, self.overrides)) + len(jobs), notes)
+                self.overrides += self.split_overrides_to_chunks(jobs, self.max_batch_size)
+            self.search.write()
+        return super().is_done()

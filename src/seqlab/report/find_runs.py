@@ -11,7 +11,7 @@ RUN_FILES = frozenset({"summary.json", "metrics.jsonl", ".hydra"})
 """The first and the last files of a run: a folder with one of these is taken for a run, and not entered."""
 
 NOT_ENTERED = frozenset({"checkpoints", "comparisons", "benchmarks", "__pycache__"})
-SWEEP_FILES = frozenset({"multirun.yaml", "sweep.json", "search.json", "search.db"})
+SWEEP_FILES = frozenset({"multirun.yaml", "sweep.json", "search.json", "search.db", "rates.json"})
 REPORT_FILE = "comparison.csv"
 
 

@@ -17,7 +17,7 @@ from seqlab.config.overrides import flatten
 from seqlab.report.curves import is_number
 from seqlab.report.runs import BySection, Run
 
-SECTIONS = ("data", "model", "trainer")
+SECTIONS = ("data", "model", "parametrisation", "trainer")
 """The sections of a configuration that a run is built from; the others only feed these by interpolation."""
 
 WITHOUT_EFFECT_BELOW = ("data.download",)

@@ -1,5 +1,6 @@
 """The parts of a run from its configuration: the device, the data, the model, the trainer."""
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,14 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from seqlab.config.options import options_of
+from seqlab.config.overrides import CONFIG_FOLDER
 from seqlab.data.protocol import DataSet, Widths, completed
-from seqlab.errors import UserError, under
+from seqlab.errors import UserError, nearest, under
+from seqlab.models.parametrisation import parametrise
 from seqlab.training.trainer import Trainer
 
 
@@ -61,7 +65,41 @@ def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Modul
     """The configured model at the widths of the data, initialised on the CPU: the same weights on every device."""
     widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": data.length}
     with shared_settings(cfg):
-        return built(cfg, "model", **widths).to(device)
+        model = built(cfg, "model", **widths)
+    if cfg.get("base_model") is not None:
+        with torch.device("meta"):
+            base = built(cfg, "base_model", **widths)
+        parametrise(model, base, cfg.parametrisation.get("depths"))
+    return model.to(device)
+
+
+def with_base_model(cfg: DictConfig) -> DictConfig:
+    """The configuration with the base model that its parametrisation compares with; unchanged without one.
+
+    Args:
+        cfg: a job's, with its interpolations.
+
+    Raises:
+        UserError: the base is no size.
+    """
+    if (given := cfg.get("parametrisation")) is None:
+        return cfg
+    deep = given.rule == "completep"
+    names = ("d_model", "n_heads", "d_ff", *(["n_layers"] if deep else []))
+    if isinstance(given.base, str) and given.base not in options_of("size"):
+        raise UserError("parametrisation.base", given.base, "is no size", nearest(given.base, options_of("size")))
+    base = OmegaConf.load(CONFIG_FOLDER / "size" / f"{given.base}.yaml") if isinstance(given.base, str) else given.base
+    if not OmegaConf.is_dict(base) or not all(isinstance(base.get(name), int) and base[name] > 0 for name in names):
+        rule = f"is a size, or whole numbers for {', '.join(names)}"
+        raise UserError("parametrisation.base", given.base, rule, "For example parametrisation.base=tiny")
+    cfg, at_base = copy.deepcopy(cfg), copy.deepcopy(cfg)
+    for name in names[:3]:  # the base model has as many layers, so that every parameter has its counterpart
+        OmegaConf.update(at_base, f"size.{name}", base[name])
+    with open_dict(cfg):
+        cfg.base_model = OmegaConf.to_container(at_base.model, resolve=True)
+        if deep:
+            cfg.parametrisation.depths = cfg.model.n_layers / base.n_layers
+    return cfg
 
 
 @contextmanager

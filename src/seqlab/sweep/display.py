@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from seqlab.formatting import counted
 from seqlab.sweep.entries import RUNNING
-from seqlab.sweep.jobs import COMPLETED, EARLIER, INTERRUPTED, PRUNED, Job, seconds_left
+from seqlab.sweep.jobs import COMPLETED, DIVERGED, EARLIER, INTERRUPTED, PRUNED, Job, seconds_left
 
 STYLES = {COMPLETED: "green", EARLIER: "green", RUNNING: "cyan", INTERRUPTED: "yellow", PRUNED: "yellow"}
 FAILED = "red"
@@ -57,8 +58,10 @@ def totals(jobs: Sequence[Job], total: int | None, elapsed: float) -> str:
     """The state of a running sweep in a line."""
     kept, running = (sum(job.status == status for job in jobs) for status in (EARLIER, RUNNING))
     done = f"{sum(job.succeeded for job in jobs)}{of(total)} done"
-    failed = sum(job.failed for job in jobs)
+    diverged = sum(job.status == DIVERGED for job in jobs)
+    failed = sum(job.failed for job in jobs) - diverged
     parts = [f"{done} ({kept} kept from before)" if kept else done, f"{running} running", f"{failed} failed"]
+    parts += [f"{diverged} diverged"] if diverged else []
     left = seconds_left(jobs, total, elapsed)
     return ", ".join([*parts, duration(elapsed), *([f"about {duration(left)} left"] if left else [])])
 
@@ -118,3 +121,34 @@ def search_table(results: dict[str, Any]) -> Table:
         settings = "\n".join(f"{key.split('.')[-1]}={value}" for key, value in best["settings"].items())
         rows.add_row(study["name"], trials, number(best["validation"]), number(test), settings, best["folder"])
     return rows
+
+
+def rates_table(results: dict[str, Any]) -> Table:
+    """Each model at its rate in ``rates.json``; the test split has no part in choosing it."""
+    rates = results["rates"]
+    title = f"The best of {counted(len(rates), 'learning rate')} each, {rates[0]} to {rates[-1]}, by validation loss"
+    settings = (Column(name, overflow="fold") for name in ("model", "rate", "nearest end"))
+    losses = (Column(name, justify="right", overflow="fold") for name in ("validation", "test"))
+    rows = Table(*settings, *losses, title=title, title_justify="left")
+    for model in results["models"]:
+        values = (over_seeds([run[key] for run in model["chosen"]]) for key in ("validation", "test"))
+        rows.add_row(model["name"], str(model["rate"] or "none"), place_on_grid(model, rates), *values)
+    return rows
+
+
+def place_on_grid(model: dict[str, Any], rates: Sequence[float]) -> str:
+    """How many rates lie between a model's rate and the nearer end of the grid, that end counted."""
+    below, above = model["below"], model["above"]
+    if below is None:
+        return ""
+    if 0 in (below, above):
+        return "it is one"
+    return f"{below} above {rates[0]}" if below <= above else f"{above} below {rates[-1]}"
+
+
+def over_seeds(losses: Sequence[float | None]) -> str:
+    """The mean, with the standard deviation over several seeds; how many of them have a loss, unless all do."""
+    known = [loss for loss in losses if loss is not None]
+    spread = f" ± {stdev(known):.4f}" if len(known) > 1 else ""
+    number = f" ({len(known)} of {len(losses)} seeds)" if len(known) < len(losses) else ""
+    return f"{mean(known):.4f}{spread}{number}" if known else ""

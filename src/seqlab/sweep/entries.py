@@ -16,6 +16,7 @@ from seqlab.runs.folder import SWEEP
 
 ENTRIES = ".jobs"
 SEARCH_RESULTS = "search.json"
+RATES, CHOSEN = "rates.json", "chosen"  # of a search of learning rates: its outcome, links to the runs chosen
 RUNNING = "running"
 
 

@@ -11,6 +11,8 @@ from seqlab.sweep.entries import RUNNING, Entry, read
 
 COMPLETED, EARLIER, CUT_OFF, INTERRUPTED = "completed", "kept", "cut off", "interrupted"
 PRUNED = "pruned"  # by a hyper-parameter search
+DIVERGED, FAILED = "diverged", "failed"
+RATE = "optimizer.lr"
 TAIL = 16_384  # bytes, enough for the last records of every split
 
 

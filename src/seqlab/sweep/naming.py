@@ -13,12 +13,15 @@ from omegaconf import DictConfig
 from seqlab.config.influence import UNNAMED, WITHOUT_INFLUENCE
 from seqlab.config.overrides import sets_any
 from seqlab.sweep.entries import read
-from seqlab.sweep.jobs import key_of, varying
+from seqlab.sweep.jobs import RATE, key_of, varying
 from seqlab.sweep.points import union
 
 POINTS = "hydra_plugins.seqlab_points.PointsSweeper"
 """The sweeper that knows its jobs before the first one runs. It replaces Hydra's own, which composes every job twice,
 once only to see whether that is possible."""
+
+RATES = "hydra_plugins.seqlab_points.RatesSweeper"
+"""The sweeper whose jobs differ in their learning rates too."""
 
 LONGEST = 128
 """Bytes of a folder's name; file systems take 255, some with encryption 143."""
@@ -26,7 +29,7 @@ LONGEST = 128
 SEARCH = ("hydra/sweeper", "hydra.sweeper")
 """Of Hydra's own settings, those that choose the jobs."""
 
-HOW_FAR = ("hydra.sweeper.trials", "hydra.sweeper.max_batch_size")
+HOW_FAR = ("hydra.sweeper.trials", "hydra.sweeper.most", "hydra.sweeper.max_batch_size")
 """Of these, the number of jobs and of those at a time: a search may be continued with more."""
 
 
@@ -57,12 +60,13 @@ def varying_keys(typed: Sequence[str], sweeper: DictConfig) -> list[str]:
         typed: the command line's overrides.
         sweeper: ``hydra.sweeper``.
     """
-    if sweeper.get("_target_") != POINTS:
+    if sweeper.get("_target_") not in (POINTS, RATES):
         return []
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
-        return varying(union(sweeper.get("points"), parser.parse_overrides([*params, *typed])))
+        keys = varying(union(sweeper.get("points"), parser.parse_overrides([*params, *typed])))
+        return list(dict.fromkeys([*keys, *([RATE] if sweeper.get("_target_") == RATES else [])]))
     except HydraException:
         return []  # the sweeper refuses it with a message of its own
 

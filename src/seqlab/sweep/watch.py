@@ -21,8 +21,8 @@ from rich.live import Live
 from seqlab.console import output, say, taken
 from seqlab.jsonio import load
 from seqlab.sweep import display
-from seqlab.sweep.entries import RUNNING, SEARCH_RESULTS, write_sweep
-from seqlab.sweep.jobs import CUT_OFF, INTERRUPTED, Job, read_jobs
+from seqlab.sweep.entries import CHOSEN, RATES, RUNNING, SEARCH_RESULTS, write_sweep
+from seqlab.sweep.jobs import CUT_OFF, DIVERGED, INTERRUPTED, Job, read_jobs
 
 log = logging.getLogger("seqlab")
 
@@ -97,12 +97,18 @@ class Watch:
             output().print(display.table(jobs))
             outcome = display.outcome(jobs, self.total, time.monotonic() - self.began)
             output().print(f"{self.folder}: {outcome}", soft_wrap=True, markup=False, highlight=False)
-        for job in jobs:
+        searches = any((self.folder / name).exists() for name in (SEARCH_RESULTS, RATES))
+        bad = [job for job in jobs if not (job.succeeded or (searches and job.status == DIVERGED))]
+        for job in bad:
             if job.failed:
                 output().print(display.failure(job), style="red", markup=False, highlight=False, soft_wrap=True)
         if search := load(self.folder / SEARCH_RESULTS):
             output().print(display.search_table(search))
-        complete = len(jobs) >= (self.total or 0) and all(job.succeeded for job in jobs)
+        if rates := load(self.folder / RATES):
+            output().print(display.rates_table(rates))
+            compare = f"python scripts/compare.py {shlex.quote(str(self.folder / CHOSEN))}"
+            output().print(f"The models at these rates: {compare}", soft_wrap=True, markup=False, highlight=False)
+        complete = len(jobs) >= (self.total or 0) and not bad
         return status if complete else status or 1
 
 
@@ -127,6 +133,7 @@ def expect(jobs: int | None, notes: Sequence[str] = ()) -> None:
         _current.total = jobs
         for note in (*_current.notes, *notes):
             say(note)
+        _current.notes = ()
 
 
 def finish(status: int) -> int:

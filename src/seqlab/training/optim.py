@@ -10,10 +10,11 @@ that are only looked up and not shared with a head.
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
 
+from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import ExpertMaps
 from seqlab.training.lean_optimizers import SGD, Adam, AdamW, Muon
 from seqlab.training.muon_of_stacks import MuonOfStacks
@@ -42,13 +43,36 @@ def decays(parameter: nn.Parameter, *, lookups: bool) -> bool:
     return parameter.ndim >= 2 and not spared
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, *, lookups: bool) -> list[dict[str, Any]]:
-    """Parameter groups with and without decay, in a fixed order."""
-    with_decay, without = [], []
-    for parameter in parameters:
-        (with_decay if decays(parameter, lookups=lookups) else without).append(parameter)
-    groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def groups_of(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    *,
+    kind: str = "adam",
+    decay: float | None = None,
+    lookups: bool = True,
+) -> list[dict[str, Any]]:
+    """Parameter groups of one decay and one learning rate each, in a fixed order: first those with decay.
+
+    Args:
+        parameters: to be updated.
+        lr: the learning rate, of which ``rates`` (``seqlab.models.parametrisation``) are factors.
+        kind: which of the parameters' rates.
+        decay: the weight decay; what decays in a step, rate times decay, is the same at every rate. ``None``: no groups
+            by decay.
+        lookups: whether tables that are only looked up decay.
+    """
+    found: dict[tuple[bool, float], Parameters] = {}
+    for p in parameters:
+        spared = decay is not None and not decays(p, lookups=lookups)
+        factor = getattr(p.rates, kind) if hasattr(p, "rates") else 1.0
+        found.setdefault((spared, factor), []).append(p)
+    groups = []
+    for spared, factor in sorted(found, key=lambda key: key[0]):
+        group: dict[str, Any] = {"params": found[spared, factor]}
+        if decay is not None:
+            group["weight_decay"] = 0.0 if spared else decay / factor
+        groups.append(group if factor == 1 else group | {"lr": lr * factor, "factor": factor})
+    return groups
 
 
 def decayed_share(optimizers: Iterable[Optimizer]) -> float:
@@ -68,7 +92,7 @@ def adamw(
     decay_lookups: bool = False,
 ) -> list[Optimizer]:
     """Adam with decoupled decay (Loshchilov and Hutter 2019), all parameters in one fused call."""
-    groups = decay_groups(trainable(model), weight_decay, lookups=decay_lookups)
+    groups = groups_of(trainable(model), lr, decay=weight_decay, lookups=decay_lookups)
     return [AdamW(groups, lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
@@ -76,7 +100,7 @@ def adam(
     model: nn.Module, *, lr: PositiveFloat = 1e-3, betas: Betas = (0.9, 0.999), eps: PositiveFloat = 1e-8
 ) -> list[Optimizer]:
     """Adam without decay (Kingma and Ba 2015)."""
-    return [Adam(trainable(model), lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    return [Adam(groups_of(trainable(model), lr), lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
 def sgd(
@@ -89,8 +113,19 @@ def sgd(
     decay_lookups: bool = False,
 ) -> list[Optimizer]:
     """Stochastic gradient descent with momentum, Nesterov's (Sutskever et al. 2013) if ``nesterov``."""
-    groups = decay_groups(trainable(model), weight_decay, lookups=decay_lookups)
+    groups = groups_of(trainable(model), lr, kind="sgd", decay=weight_decay, lookups=decay_lookups)
     return [SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
+
+
+def weights_in_layers(model: nn.Module, kind: type[nn.Module]) -> Parameters:
+    """The weights that are trained of the layers' modules of a kind."""
+    return [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]
+
+
+def all_but(model: nn.Module, taken: Parameters) -> Parameters:
+    """The parameters that are trained and not ``taken``."""
+    ids = set(map(id, taken))
+    return [p for p in trainable(model) if id(p) not in ids]
 
 
 def muon(
@@ -105,15 +140,13 @@ def muon(
 ) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the weights of the layers' linear maps, AdamW for the rest.
 
-    Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that both have one learning rate. Each
-    expert's matrix is updated separately.
+    The rest is the embedding, the head, the depthwise convolutions, A_log, the weights of torch's LSTM and GRU, and all
+    vectors. Muon's update is scaled to AdamW's size (Liu et al. 2025, section 2.2), so that both have one learning
+    rate. Each expert's matrix is updated separately.
     """
-    hidden, stacks = (
-        [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]
-        for kind in (nn.Linear, ExpertMaps)
-    )
-    taken = {id(p) for p in hidden + stacks}
-    rest = decay_groups((p for p in trainable(model) if id(p) not in taken), weight_decay, lookups=decay_lookups)
+    maps, stacks = weights_in_layers(model, nn.Linear), weights_in_layers(model, ExpertMaps)
+    rest = groups_of(all_but(model, maps + stacks), lr, decay=weight_decay, lookups=decay_lookups)
+    hidden, stacks = (groups_of(found, lr, kind="muon", decay=weight_decay) for found in (maps, stacks))
     optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
     if hidden:
         optimizers.append(
@@ -121,4 +154,38 @@ def muon(
         )
     if stacks:
         optimizers.append(MuonOfStacks(stacks, lr=lr, momentum=momentum, weight_decay=weight_decay))
+    return optimizers
+
+
+def soap(
+    model: nn.Module,
+    *,
+    lr: PositiveFloat = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    eps: PositiveFloat = 1e-8,
+    precondition_frequency: PositiveInt = 10,
+    weight_decay: NonNegativeFloat = 0.1,
+    decay_lookups: bool = False,
+) -> list[Optimizer]:
+    """SOAP (Vyas et al. 2024, algorithm 3) for the weights of the layers' linear maps, AdamW for the rest.
+
+    Experts are in the rest. SOAP's first step only finds its basis and changes no weight.
+
+    Raises:
+        UserError: pytorch-optimizer is not installed, or the model has a parametrisation.
+    """
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError as error:
+        rule = f"is of pytorch-optimizer, which cannot be imported ({error})"
+        raise UserError("optimizer", "soap", rule, "Install it with pip install 'seqlab[soap]'") from error
+    if any(hasattr(p, "rates") for p in model.parameters()):
+        rule = "has rates for Adam, SGD and Muon, and none for SOAP"
+        raise UserError("parametrisation", "mup", rule, "Set parametrisation=standard, or another optimizer")
+    maps = weights_in_layers(model, nn.Linear)
+    rest = groups_of(all_but(model, maps), lr, decay=weight_decay, lookups=decay_lookups)
+    optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    if maps:
+        settings = {"lr": lr, "betas": floats(betas), "eps": eps, "precondition_frequency": precondition_frequency}
+        optimizers.append(SOAP(groups_of(maps, lr, decay=weight_decay), **settings))
     return optimizers

@@ -77,8 +77,9 @@ class Update:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first parameter group."""
-        return self.optimizers[0].param_groups[0]["lr"]
+        """The learning rate of parameters that have no factor on it."""
+        group = self.optimizers[0].param_groups[0]
+        return group["lr"] / group.get("factor", 1.0)
 
     def __call__(self, batch: Batch, rate: float) -> Outcome:
         """Train on a batch with every learning rate times ``rate``; skip the step if loss or gradient is not finite."""

@@ -58,20 +58,20 @@ class Attention(nn.Module):
             raise UserError(
                 "n_heads", n_heads, f"must divide {width}={d_inner}", f"Choose one of {', '.join(divisors)}"
             )
-        d_head = d_inner // n_heads
-        if rotary and d_head % 2:
-            rule = f"rotary positions turn pairs, and {width} / n_heads = {d_head} is odd"
+        self.d_head = d_inner // n_heads
+        if rotary and self.d_head % 2:
+            rule = f"rotary positions turn pairs, and {width} / n_heads = {self.d_head} is odd"
             raise UserError("n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
         self.d_inner, self.n_heads, self.window = d_inner, n_heads, window
         self.rotary, self.rotary_base = rotary, rotary_base
+        self.sharpness = 1.0  # a factor on the logits, which a parametrisation may set
         self.in_proj = Linear(d_model, 3 * d_inner, bias=bias)
         self.out_proj = Linear(d_inner, d_model, bias=bias)
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, P)
-        if not self.rotary:
-            return tuple(qkv)
-        return *rotate(qkv[:2], start, self.rotary_base), qkv[2]
+        q, k = rotate(qkv[:2], start, self.rotary_base) if self.rotary else qkv[:2]
+        return (q if self.sharpness == 1 else q * self.sharpness), k, qkv[2]
 
     def _merge(self, y: Tensor) -> Tensor:
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
     def initial_state(self, batch_size: int) -> Cache:
         """An empty cache of keys and values, (B, H, 0, P) each."""
-        empty = self.in_proj.weight.new_empty(batch_size, self.n_heads, 0, self.d_inner // self.n_heads)
+        empty = self.in_proj.weight.new_empty(batch_size, self.n_heads, 0, self.d_head)
         return Cache(empty, empty, 0, self.window)
 
     def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
