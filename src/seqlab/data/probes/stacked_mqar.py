@@ -24,7 +24,7 @@ CODE = 32
 
 @dataclass(kw_only=True, eq=False)
 class StackedMQAR(Probe):
-    """Vectors of a key beside that of its value, then every key again beside zeros: the answer is the number of its value.
+    """The vector of a key beside that of its value, then every key beside zeros: the answer is its value's number.
 
     Stacked ("continuous") multi-query recall of Zoology's code (January 2026), which asks nothing of a model but to
     store and to recall: elsewhere a key must first be brought to the position of its value, which takes a convolution
@@ -107,10 +107,8 @@ class StackedMQAR(Probe):
     @override
     def generate(self, draw: Draw, *, length: int, pairs: int, passes: int) -> Examples:
         """The numbers of keys and values, from 1 (0 is neither), (N, L, 2), and the targets (N, L)."""
-        facts = [
-            draw.distinct(what, pairs, bound) for what, bound in (("keys", self.n_keys), ("values", self.n_values))
-        ]
-        facts = np.stack(facts, axis=2)  # (N, P, 2)
+        bounds = {"keys": self.n_keys, "values": self.n_values}
+        facts = np.stack([draw.distinct(what, pairs, bound) for what, bound in bounds.items()], axis=2)  # (N, P, 2)
         orders = [draw.distinct(f"order {i}", pairs, pairs) for i in range(passes + 1)]  # (N, P) each
         shown = [np.take_along_axis(facts, order[..., None], axis=1) for order in orders]  # (N, P, 2) each
         inputs = np.zeros((draw.count, length, 2), dtype=np.int64)
@@ -127,7 +125,7 @@ class StackedMQAR(Probe):
         return Batch(torch.cat([vectors[numbers] for vectors, numbers in both], dim=2), targets)
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
-        """Positions back to the last pair with the key, rounded up to powers of two, and the number of pairs: (B, L)."""
+        """Positions back to the last pair with the key, rounded up to powers of two, and how many pairs: (B, L) each."""
         key = batch.inputs[..., : min(self.d_vector, CODE)]  # (B, L, n_code)
         codes = ((key > 0).long() << torch.arange(key.shape[2], device=key.device)).sum(dim=2)  # (B, L)
         _, before = occurrences(codes.where(key[..., 0] != 0, -1))
