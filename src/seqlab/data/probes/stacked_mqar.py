@@ -125,7 +125,7 @@ class StackedMQAR(Probe):
         return Batch(torch.cat([vectors[numbers] for vectors, numbers in both], dim=2), targets)
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
-        """Positions back to the last pair with the key, rounded up to powers of two, and how many pairs: (B, L) each."""
+        """Positions back to the last pair with the key, rounded up to powers of two, and the pairs: (B, L) each."""
         key = batch.inputs[..., : min(self.d_vector, CODE)]  # (B, L, n_code)
         codes = ((key > 0).long() << torch.arange(key.shape[2], device=key.device)).sum(dim=2)  # (B, L)
         _, before = occurrences(codes.where(key[..., 0] != 0, -1))
