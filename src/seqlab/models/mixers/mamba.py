@@ -163,8 +163,8 @@ class Mamba(nn.Module):
     ) -> Any:
         """``selective_scan`` with decays of either sign, which are outside of it, over channels of one state each."""
         log_decay, entering = self._signed(u, delta, B)
-        sign, step = signed_decay(log_decay)
-        sign = running_sign(sign)  # (B, L, E, N)
+        negative, step = signed_decay(log_decay)
+        sign = running_sign(negative, step.dtype)  # (B, L, E, N)
         one = step.new_ones(*step.shape[:2], 1)
         if initial_state is not None:
             initial_state = initial_state.flatten(1).unsqueeze(-1)  # (B, E N, 1)

@@ -139,12 +139,12 @@ class Mamba2(nn.Module):
         return ssd(x, dt, self.A, B, C, self.D, self.dt_bias, **settings, **states)
 
     def _signed(self, x: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sign of the decay and its step, (..., H), and x dt / step (..., H, P), of x and dt before softplus."""
+        """Whether the decay is negative and its step (..., H), and x dt / step (..., H, P); dt is before softplus."""
         dtype = accumulation_dtype(x.dtype)
         dt = nn.functional.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
-        sign, step = signed_decay(dt * self.A.to(dtype))
+        negative, step = signed_decay(dt * self.A.to(dtype))
         rounded = x.dtype if x.dtype == torch.bfloat16 else dtype  # float16 may be too narrow
-        return sign, step, (x * (dt / step).unsqueeze(-1)).to(rounded)
+        return negative, step, (x * (dt / step).unsqueeze(-1)).to(rounded)
 
     def _signed_scan(
         self,
@@ -156,8 +156,8 @@ class Mamba2(nn.Module):
         return_final_state: bool = False,
     ) -> Any:
         """``ssd`` with decays of either sign, which are outside of it."""
-        sign, step, driven = self._signed(x, dt)
-        sign = running_sign(sign).unsqueeze(-1)  # (B, L, H, 1)
+        negative, step, driven = self._signed(x, dt)
+        sign = running_sign(negative, step.dtype).unsqueeze(-1)  # (B, L, H, 1)
         minus_one = step.new_full((self.n_heads,), -1.0)
         driven = driven * sign.to(driven.dtype)
         states = {"initial_state": initial_state, "return_final_state": True}
@@ -191,9 +191,10 @@ class Mamba2(nn.Module):
         mixed, conv = causal_conv1d_update(state.conv, mixed, self.conv_weight, self.conv_bias, activation="silu")
         u, B, C = self._select(mixed)
         if self.negative_eigenvalues:
-            sign, step, driven = self._signed(u, dt)
+            negative, step, driven = self._signed(u, dt)
             minus_one = step.new_full((self.n_heads,), -1.0)
-            y, ssm = ssd_update(state.ssm * sign[..., None, None], driven, step, minus_one, B, C)
+            before = torch.where(negative[..., None, None], -state.ssm, state.ssm)
+            y, ssm = ssd_update(before, driven, step, minus_one, B, C)
             y = (y + self.D[:, None] * u).to(u.dtype)
         else:
             y, ssm = ssd_update(state.ssm, u, dt, self.A, B, C, self.D, self.dt_bias, dt_softplus=True)

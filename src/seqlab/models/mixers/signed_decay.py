@@ -19,7 +19,7 @@ LEAST_STEP = 1e-15
 
 
 def signed_decay(log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """The sign, 1 or -1, and the step -log |a| > 0 of a = 2 exp(log_decay) - 1, both in its shape and dtype.
+    """Whether a = 2 exp(log_decay) - 1 is negative, and the step -log |a| > 0, both in log_decay's shape.
 
     |a| - 1 is 2 expm1(log_decay) or -2 exp(log_decay), neither of which cancels. Where a is 0 but for the rounding of
     the exponential, |a| is taken as that, so that the step is finite.
@@ -27,9 +27,10 @@ def signed_decay(log_decay: Tensor) -> tuple[Tensor, Tensor]:
     negative = log_decay < -math.log(2)
     beyond = torch.where(negative, -2 * torch.exp(log_decay), 2 * torch.expm1(log_decay))  # |a| - 1
     step = -torch.log1p(beyond.clamp(min=torch.finfo(beyond.dtype).eps - 1))
-    return 1 - 2 * negative.to(step.dtype), step.clamp(min=LEAST_STEP)
+    return negative, step.clamp(min=LEAST_STEP)
 
 
-def running_sign(sign: Tensor) -> Tensor:
-    """S, the product of the signs (B, L, ...) of all positions up to each, in the same shape."""
-    return 1 - 2 * ((sign < 0).cumsum(dim=1) % 2).to(sign.dtype)
+def running_sign(negative: Tensor, dtype: torch.dtype) -> Tensor:
+    """S in ``dtype``, -1 where an odd number of the positions (B, L, ...) up to each is negative, and 1 elsewhere."""
+    odd = negative.cumsum(dim=1, dtype=torch.int8) & 1  # where the count overflows it is right modulo 256
+    return 1 - 2 * odd.to(dtype)
