@@ -37,18 +37,41 @@ def solve_induction_heads(inputs: list[int], data: Any) -> Answers:
 
 
 def solve_mqar(inputs: list[int], data: Any) -> Answers:
-    """A key's first coming is before its value; its second is a query."""
-    is_key = [data.fillers <= token < data.fillers + data.n_keys for token in inputs]
+    """A key (of k tokens, each of its own range) with a value after it is a pair, one without a query."""
+    k, n_keys = data.key_tokens, data.n_keys
+    place = [
+        (token - data.fillers) // n_keys if token >= data.fillers else -1 for token in inputs
+    ]  # k or more: a value
     stored, answers = {}, {}
-    for t, key in enumerate(inputs):
-        if is_key[t] and key in stored:
-            assert key not in {inputs[asked] for asked in answers}
-            answers[t] = stored[key]
-        elif is_key[t]:
+    for t in range(k - 1, len(inputs)):
+        key = tuple(inputs[t - k + 1 : t + 1])
+        if place[t - k + 1 : t + 1] != [*range(k)]:
+            continue
+        if t + 1 < len(inputs) and place[t + 1] >= k:
             assert not answers, "a pair after a query"
-            assert inputs[t + 1] >= data.fillers + data.n_keys
+            assert key not in stored or data.name == "forgetting_mqar"
             stored[key] = inputs[t + 1], t
+        else:
+            assert key not in {tuple(inputs[asked - k + 1 : asked + 1]) for asked in answers}
+            answers[t] = stored[key]
     assert len(answers) == len(stored)
+    return answers
+
+
+def solve_needle(inputs: list[int], data: Any) -> Answers:
+    """After the marker each key and value asks for the key's next value."""
+    end = inputs.index(data.vocab_size - 1)
+    needles = {}
+    for t, token in enumerate(inputs[:end]):
+        if data.fillers <= token < data.fillers + data.n_keys:
+            needles.setdefault(token, []).append((inputs[t + 1], t))
+    answers, left = {}, []
+    for t in range(end + 1, len(inputs)):
+        if inputs[t] < data.fillers + data.n_keys:
+            assert not left, "a query before the last one was answered"
+            left = list(needles.pop(inputs[t]))
+        answers[t] = left.pop(0)
+    assert not left
     return answers
 
 
@@ -77,6 +100,19 @@ def solve_recall(inputs: list[int], data: Any) -> Answers:
             stored[key] = inputs[middle:t], begin
     assert not stored
     return answers
+
+
+def check_stacked_mqar(inputs: list[list[float]], targets: list[int], data: Any) -> None:
+    """Every value that a key stood beside is the vector of the target's number."""
+    width, stored = data.d_vector, {}
+    for features, target in zip(inputs, targets, strict=True):
+        key, value = tuple(features[:width]), features[width:]
+        if any(value):
+            stored[key] = value
+        assert (target != -100) == (any(key) and not any(value))
+        if target != -100:
+            assert stored.pop(key) == data.vectors[1][1 + target].tolist()
+    assert not stored
 
 
 def check_compression(inputs: list[int], targets: list[list[int]], data: Any) -> None:
@@ -162,6 +198,32 @@ CASES = {
         {"length": 14, "pairs": 3, "vocab_size": 13, "alpha": 0.01},
         solve_mqar,
         mixed={"mixture": [{"pairs": 1}, {"pairs": 7}], "fillers": 3},
+    ),
+    "compositional_mqar": Case(
+        {"length": 60, "pairs": 9, "vocab_size": 33, "alpha": 0.1},
+        "ead5f3f613f0",
+        {"length": 24, "pairs": 4, "vocab_size": 16, "alpha": 0.01},
+        solve_mqar,
+        mixed={"mixture": [{"pairs": 1}, {"pairs": 4}], "fillers": 3},
+    ),
+    "forgetting_mqar": Case(
+        {"length": 37, "pairs": 5, "updates": 3, "vocab_size": 21, "alpha": 0.1},
+        "4bd9ce5e0750",
+        {"length": 18, "pairs": 3, "updates": 2, "vocab_size": 13, "alpha": 0.01},
+        solve_mqar,
+        mixed={"mixture": [{"pairs": 1, "updates": 1}, {"pairs": 6}], "fillers": 3},
+    ),
+    "stacked_mqar": Case(
+        {"length": 17, "pairs": 4, "passes": 2, "vocab_size": 21, "d_vector": 4},
+        "57b9725a3e24",
+        check=check_stacked_mqar,
+    ),
+    "needle": Case(
+        {"length": 50, "keys": 4, "values": 2, "queries": 3, "vocab_size": 24, "fillers": 5},
+        "45f32ffb8b5a",
+        {"length": 15, "keys": 2, "values": 2, "vocab_size": 12, "fillers": 2},
+        solve_needle,
+        mixed={"mixture": [{"values": 1}, {"keys": 1, "queries": 1, "values": 3}, {"queries": 1}]},
     ),
     "fuzzy_recall": Case(
         {"length": 47, "pairs": 4, "vocab_size": 8, "noise_vocab_size": 2, "key_tokens": 2, "value_tokens": 3},

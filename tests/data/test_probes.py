@@ -13,8 +13,10 @@ from seqlab.data.probes.compression import Compression, token_accuracy
 from seqlab.data.probes.copying import Copying, SelectiveCopying
 from seqlab.data.probes.induction_heads import InductionHeads
 from seqlab.data.probes.memorization import Memorization
-from seqlab.data.probes.mqar import MQAR
+from seqlab.data.probes.mqar import MQAR, CompositionalMQAR, ForgettingMQAR
+from seqlab.data.probes.needle import Needle
 from seqlab.data.probes.recall import FuzzyRecall, NoisyRecall
+from seqlab.data.probes.stacked_mqar import StackedMQAR
 from seqlab.errors import UserError
 from support import compose_config, configured_data
 
@@ -188,6 +190,15 @@ def test_the_description():
     )
 
 
+def test_vectors_with_tokens_as_answers_train(train):
+    sizes = ["size.d_model=16", "size.n_layers=1", "data.n_train=16", "data.n_validation=8", "data.n_test=8"]
+    tests = ["data.n_further=4", "data.tests=[{length: 512, pairs: 256}]", "trainer.epochs=null", "trainer.steps=1"]
+    job = train("data=stacked_mqar", "model=linear", *sizes, *tests, "trainer.batch_size=4", small=False)
+    assert job.status == 0
+    assert set(job.summary["test_slices"]["pairs"]) == {"4", "8", "16", "32", "64"}
+    assert "length=512,pairs=256" in job.summary["further_tests"]
+
+
 REFUSED = [
     (InductionHeads, {"length": 2}, r"data\.length=2: must be at least 3"),
     (
@@ -209,10 +220,20 @@ REFUSED = [
     (Copying, {"data_tokens": 8}, r"data\.data_tokens=8: 8 data tokens and 8 markers do not fit into length 14"),
     (Copying, {"data_tokens": 0}, r"data\.data_tokens=0: input should be greater than 0"),
     (SelectiveCopying, {"vocab_size": 3}, r"data\.vocab_size=3: input should be greater than or equal to 4"),
-    (MQAR, {"pairs": 8}, r"data\.pairs=8: each takes four positions.*\nSet data\.length=32 or more"),
+    (MQAR, {"pairs": 8}, r"data\.pairs=8: pairs and queries take 32 positions.*\nSet data\.length=32 or more"),
     (MQAR, {"vocab_size": 8}, r"data\.pairs=4: there are 3 keys .*\nSet data\.vocab_size=9 or more"),
     (MQAR, {"fillers": 0}, r"data\.fillers=0: input should be greater than 0"),
     (MQAR, {"alpha": -0.5}, r"data\.alpha=-0\.5: input should be greater than or equal to 0"),
+    (CompositionalMQAR, {"pairs": 8}, r"data\.pairs=8: must be a square.*\nSet data\.pairs=4 or data\.pairs=9"),
+    (CompositionalMQAR, {"vocab_size": 22}, r"data\.pairs=9: .* 7 keys and 7 values .* 3 and 9"),
+    (ForgettingMQAR, {"updates": 6}, r"data\.updates=6: each key changes once at most, and there are 5\."),
+    (ForgettingMQAR, {"vocab_size": 15}, r"data\.pairs=5: there are 7 keys and 7 values .* 5 and 8 are needed"),
+    (StackedMQAR, {"pairs": 6}, r"data\.pairs=6: pairs and queries take 18 positions"),
+    (StackedMQAR, {"vocab_size": 7}, r"data\.pairs=4: there are 3 keys .*\nSet data\.vocab_size=8 or more"),
+    (StackedMQAR, {"d_vector": 3}, r"data\.d_vector=3: has fewer than 11 .*\nSet data\.d_vector=4 or more"),
+    (Needle, {"queries": 5}, r"data\.queries=5: there are 4 keys to ask for"),
+    (Needle, {"length": 22}, r"data\.keys=4: needles, marker and queries take 23 positions"),
+    (Needle, {"vocab_size": 20}, r"data\.keys=4: .* has 7 keys and 7 values, and 4 and 8 .*\nSet data\.vocab_size=22"),
     (FuzzyRecall, {"pairs": 5}, r"data\.pairs=5: each takes 10 positions.*\nSet data\.length=50 or more"),
     (FuzzyRecall, {"key_tokens": 1, "pairs": 5}, r"data\.key_tokens=1: 1 tokens of 4 give 4 keys"),
     (NoisyRecall, {"noise_vocab_size": 0}, r"data\.noise_vocab_size=0: input should be greater than 0"),

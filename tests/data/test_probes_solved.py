@@ -26,8 +26,8 @@ from support import built_model, compose_config, configured_data
 def test_every_target_follows_from_the_inputs(task, settings, sizes):
     data = task(**settings, **sizes | {"n_test": 200})
     for batch in (data.train_batch(2, 39, 1), many(data, 200), *data.evaluation_batches("validation", 4)):
-        assert batch.inputs.dtype == batch.targets.dtype == torch.int64
-        assert batch.inputs.shape == data.mask(batch.targets).shape
+        assert (batch.inputs.dtype, batch.targets.dtype) == (torch.int64 if data.tokens else torch.float32, torch.int64)
+        assert batch.inputs.shape[:2] == data.mask(batch.targets).shape
         assert batch.inputs.max() < data.d_input
         check_solved(batch, data)
 
@@ -45,7 +45,7 @@ def test_what_is_shipped_is_solved_in_training_and_beyond(name):
     for split in data.further_tests:
         (batch,) = data.evaluation_batches(split, 2)
         length = int(dict(part.split("=") for part in split.split(",")).get("length", data.length))
-        assert batch.inputs.shape == (2, length)
+        assert batch.inputs.shape[:2] == (2, length)
         if length <= 2**15:
             check_solved(batch, data)
 
@@ -127,8 +127,23 @@ def test_slices_are_the_distances_to_what_is_recalled(task, settings):
             if "number" in slices:
                 assert slices["number"][b, t] == 2 ** number.bit_length()
             if "pairs" in slices:
-                assert slices["pairs"][b, t] == (len(answers) if data.name == "mqar" else runs_of_keys(row, data) // 2)
+                n_pairs = len(answers) if isinstance(data, MQAR) else runs_of_keys(row, data) // 2
+                assert slices["pairs"][b, t] == n_pairs
+            if "updated" in slices:
+                assert slices["updated"][b, t] == row.count(row[t]) - 2
+            if "depth" in slices:
+                assert slices["depth"][b, t] == 100 * source // row.index(data.vocab_size - 1) // 10 * 10
     assert all(s.shape == batch.inputs.shape and s.dtype == torch.int64 for s in slices.values())
+
+
+def test_slices_of_vectors():
+    data = PROBES["stacked_mqar"](**CASES["stacked_mqar"].settings, **FRESH | {"n_test": 60})
+    batch = many(data, 60)
+    slices = data.slices(batch)
+    assert (slices["pairs"] == 4).all()
+    for b, row in enumerate(batch.inputs[..., :4].tolist()):
+        for t in range(13, 17):
+            assert slices["distance"][b, t] == 2 ** (row[:t][::-1].index(row[t])).bit_length()
 
 
 def runs_of_keys(row: list[int], data: Probe) -> int:
@@ -170,6 +185,12 @@ NUMBERS = {
     "noise_vocab_size": st.integers(1, 4),
     "key_tokens": st.integers(1, 3),
     "value_tokens": st.integers(1, 3),
+    "d_vector": st.integers(1, 40),
+    "updates": st.integers(1, 4),
+    "passes": st.integers(1, 3),
+    "keys": st.integers(1, 6),
+    "values": st.integers(1, 4),
+    "queries": st.integers(1, 4),
     "seed": st.integers(-(2**40), 2**70),
 }
 
@@ -178,7 +199,7 @@ NUMBERS = {
 @given(st.data())
 def test_any_settings_are_refused_or_solved(draw):
     task = draw.draw(st.sampled_from(list(SMALL)))
-    names = [*SMALL[task], "seed"] + ["fillers"] * (task is MQAR)
+    names = [*SMALL[task], "seed"] + ["fillers"] * issubclass(task, MQAR)
     settings = {name: draw.draw(NUMBERS.get(name, st.integers(1, 20)), label=name) for name in names}
     sizes = draw.draw(st.sampled_from([FRESH, FIXED]))
     try:

@@ -166,7 +166,8 @@ class Probe(DataSet):
     @property
     @override
     def description(self) -> str:
-        given = {name: getattr(self, name) for name in self.difficulty} | {"vocabulary": self.d_input}
+        given = {name: getattr(self, name) for name in self.difficulty}
+        given["vocabulary" if self.tokens else "features"] = self.d_input
         what = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in given.items())
         mixed = f" (mixture of {len(self._settings)})" if len(self._settings) > 1 else ""
         train = f"{self.n_train:,}" if self.n_train else f"fresh ({self.epoch_size:,} an epoch)"
@@ -192,7 +193,7 @@ class Probe(DataSet):
     @cached_property
     def _train_set(self) -> Examples:
         """The fixed training set in the smallest sufficient dtype: (n_train, L) and (n_train, L)."""
-        dtype = np.int16 if self.d_input < 2**15 else np.int32
+        dtype = np.int16 if max(self.d_input, self.vocab_size) < 2**15 else np.int32
         parts = []
         for first in range(0, self.n_train, 1024):
             examples = self._examples("train", first, min(1024, self.n_train - first), self._settings)
@@ -208,6 +209,10 @@ class Probe(DataSet):
         else:
             _, items = epoch_items(index, batch_size, seed, self.n_train)
             examples = tuple(part[items].astype(np.int64) for part in self._train_set)
+        return self.to_batch(examples)
+
+    def to_batch(self, examples: Examples) -> Batch:
+        """What ``generate`` returns as tensors: (B, L) and (B, L) int64, unless inputs are features."""
         return Batch(*map(torch.from_numpy, examples))
 
     def _split(self, split: str) -> tuple[int, list[Setting]]:
@@ -221,7 +226,7 @@ class Probe(DataSet):
         size, settings = self._split(split)
         for first in range(0, size, batch_size):
             examples = self._examples(split, first, min(batch_size, size - first), settings)
-            yield Batch(*map(torch.from_numpy, examples))
+            yield self.to_batch(examples)
 
     @override
     def evaluation_size(self, split: str, batch_size: int) -> int:

@@ -1,10 +1,12 @@
-"""Multi-query associative recall: many keys, each asked for once.
+"""Multi-query associative recall: many keys, each asked for once; and its variants, with keys of two tokens and with
+keys whose value changes.
 
-Symbols: B batch, N examples, L length, V vocabulary.
+Symbols: B batch, N examples, L length, V vocabulary, P pairs, S pairs shown (P and the updates), k tokens of a key.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,6 +48,7 @@ class MQAR(Probe):
 
     name = "mqar"
     difficulty = ("length", "pairs")
+    key_tokens: ClassVar[int] = 1
 
     pairs: PositiveInt
     alpha: NonNegativeFloat
@@ -53,20 +56,26 @@ class MQAR(Probe):
     fill: Literal["random"] | None = None
 
     def __post_init__(self) -> None:
-        self.n_keys = (self.vocab_size - self.fillers) // 2
-        self.n_values = self.vocab_size - self.fillers - self.n_keys
+        self.n_keys = (self.vocab_size - self.fillers) // (self.key_tokens + 1)
+        self.n_values = self.vocab_size - self.fillers - self.key_tokens * self.n_keys
         super().__post_init__()
+
+    def needs(self, setting: Setting) -> tuple[int, int, int]:
+        """The pairs shown, and how many keys (tokens for each place of a key) and values they take."""
+        return (setting["pairs"],) * 3
 
     @override
     def check_setting(self, setting: Setting) -> None:
-        length, pairs = setting["length"], setting["pairs"]
-        if 4 * pairs > length:
-            rule = f"each takes four positions, and the length is {length}"
-            raise UserError("pairs", pairs, rule, f"Set length={4 * pairs} or more, or fewer pairs")
-        if pairs > self.n_keys:
-            rule = f"there are {self.n_keys} keys in the vocabulary of {self.vocab_size}, and each comes once"
-            remedy = f"Set vocab_size={2 * pairs + self.fillers} or more, or fewer pairs"
-            raise UserError("pairs", pairs, rule, remedy)
+        length, pairs, group = setting["length"], setting["pairs"], self.key_tokens + 1
+        shown, keys, values = self.needs(setting)
+        least = group * (shown + pairs)
+        if least > length:
+            rule = f"pairs and queries take {least} positions, and the length is {length}"
+            raise UserError("pairs", pairs, rule, f"Set length={least} or more, or fewer pairs")
+        if keys > self.n_keys or values > self.n_values:
+            given = f"there are {self.n_keys} keys and {self.n_values} values in the vocabulary of {self.vocab_size}"
+            remedy = f"Set vocab_size={group * max(keys, values) + self.fillers} or more, or fewer pairs"
+            raise UserError("pairs", pairs, f"{given}, and {keys} and {values} are needed", remedy)
 
     @override
     def answers(self, setting: Setting) -> int:
@@ -79,26 +88,161 @@ class MQAR(Probe):
 
     @override
     def generate(self, draw: Draw, *, length: int, pairs: int) -> Examples:
-        keys = draw.distinct("keys", pairs, self.n_keys) + self.fillers  # (N, pairs)
-        values = draw.distinct("values", pairs, self.n_values) + self.fillers + self.n_keys  # (N, pairs)
-        weights = power_law((length - 2 * pairs) // 2, self.alpha)
-        queries = 2 * pairs + 2 * draw.weighted("gaps", pairs, weights)  # (N, pairs)
+        keys = draw.distinct("keys", pairs, self.n_keys)[..., None] + self.fillers  # (N, P, 1)
+        values = self.draw_values(draw, pairs)  # (N, P)
+        return self.laid_out(draw, length, joined(keys, values), keys, values)
+
+    def draw_values(self, draw: Draw, count: int) -> np.ndarray:
+        """Different value tokens, (N, count) int64."""
+        first = self.fillers + self.key_tokens * self.n_keys
+        return draw.distinct("values", count, self.n_values) + first
+
+    def laid_out(self, draw: Draw, length: int, shown: np.ndarray, keys: np.ndarray, values: np.ndarray) -> Examples:
+        """The pairs shown (N, S, k + 1), then each key (N, P, k) at a random place, asking for its value (N, P)."""
+        _, pairs, k = keys.shape
+        start = shown.shape[1] * (k + 1)
+        weights = power_law((length - start) // (k + 1), self.alpha)
+        queries = start + (k + 1) * draw.weighted("gaps", pairs, weights)  # (N, P)
         inputs, targets = blank(draw.count, length)
         if self.fill == "random":
             inputs[:] = draw.below("fill", length, self.vocab_size)
         elif self.fillers > 1:
             inputs[:] = draw.below("fillers", length, self.fillers)
-        inputs[:, 0 : 2 * pairs : 2] = keys
-        inputs[:, 1 : 2 * pairs : 2] = values
-        np.put_along_axis(inputs, queries, keys, axis=1)
-        np.put_along_axis(targets, queries, values, axis=1)
+        inputs[:, :start] = shown.reshape(-1, start)
+        for i in range(k):
+            np.put_along_axis(inputs, queries + i, keys[..., i], axis=1)
+        np.put_along_axis(targets, queries + k - 1, values, axis=1)
         return inputs, targets
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
         """Positions back to the key, rounded up to powers of two, and the number of pairs: (B, L) each."""
         inputs = batch.inputs
-        positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-        first = torch.full((len(inputs), self.vocab_size), inputs.shape[1], device=inputs.device)  # (B, V)
-        first = first.scatter_reduce(1, inputs, positions, "amin")
+        first, _ = occurrences(self.codes(inputs))
         pairs = self.mask(batch.targets).sum(dim=1, keepdim=True).expand_as(inputs)
-        return {"distance": power_of_two(positions - first.gather(1, inputs)), "pairs": pairs}
+        return {"distance": power_of_two(positions_of(inputs) - first), "pairs": pairs}
+
+    def codes(self, inputs: Tensor) -> Tensor:
+        """A number for the key that ends at each position, (B, L)."""
+        return inputs
+
+
+@dataclass(kw_only=True, eq=False)
+class CompositionalMQAR(MQAR):
+    """Recall by keys of two tokens, of which neither alone tells the value.
+
+    Compositional multi-query recall of Zoology's code (January 2026). The P pairs of an example are all combinations of
+    sqrt(P) first and sqrt(P) second tokens, in random order, and all values differ. With ``length`` 24, ``pairs`` 4 and
+    ``vocab_size`` 16 (0 the filler, 1 to 5 first tokens, 6 to 10 second tokens, 11 to 15 values), one example is::
+
+        inputs     2  9 11  4  7 15  2  7 12  4  9 13  4  7  _  2  9  _  4  9  _  2  7  _
+        targets    .  .  .  .  .  .  .  .  .  .  .  .  . 15  .  . 11  .  . 13  .  . 12  .
+
+    Args:
+        vocab_size: fillers, then first tokens, as many second tokens, and as many values or up to two more.
+        pairs: a square.
+    """
+
+    name = "compositional_mqar"
+    key_tokens = 2
+
+    @override
+    def needs(self, setting: Setting) -> tuple[int, int, int]:
+        pairs = setting["pairs"]
+        return pairs, math.isqrt(pairs), pairs
+
+    @override
+    def check_setting(self, setting: Setting) -> None:
+        pairs, side = setting["pairs"], math.isqrt(setting["pairs"])
+        if side**2 != pairs:
+            rule = "must be a square: all combinations of equally many first and second tokens"
+            raise UserError("pairs", pairs, rule, f"Set pairs={side**2} or pairs={(side + 1) ** 2}")
+        super().check_setting(setting)
+
+    @override
+    def generate(self, draw: Draw, *, length: int, pairs: int) -> Examples:
+        side = math.isqrt(pairs)
+        parts = np.stack([draw.distinct(place, side, self.n_keys) for place in ("firsts", "seconds")])  # (2, N, side)
+        parts += np.array([self.fillers, self.fillers + self.n_keys])[:, None, None]
+        which = np.stack(np.divmod(draw.distinct("order", pairs, pairs), side))  # (2, N, P)
+        keys = np.moveaxis(np.take_along_axis(parts, which, axis=2), 0, 2)  # (N, P, 2)
+        values = self.draw_values(draw, pairs)  # (N, P)
+        return self.laid_out(draw, length, joined(keys, values), keys, values)
+
+    @override
+    def codes(self, inputs: Tensor) -> Tensor:
+        return inputs + self.vocab_size * inputs.roll(1, dims=1)
+
+
+@dataclass(kw_only=True, eq=False)
+class ForgettingMQAR(MQAR):
+    """Recall where some keys come again with a new value before any is asked for: the last value is the answer.
+
+    Forgetting multi-query recall of Zoology's code (January 2026). All values of an example differ, so that none that
+    was overwritten is the answer to another key. With ``length`` 18, ``pairs`` 3, ``updates`` 2 and ``vocab_size`` 13
+    (0 the filler ``_``, 1 to 6 keys, 7 to 12 values), one example is::
+
+        inputs     5 11  2  7  3 12  3  9  5  8  2  _  3  _  _  _  5  _
+        targets    .  .  .  .  .  .  .  .  .  .  7  .  9  .  .  .  8  .
+
+    With ``fill`` "random" a key and a value next to one another among the fillers look like one more update, and are
+    none.
+
+    Args:
+        updates: how many of the keys get a new value, at most all of them.
+    """
+
+    name = "forgetting_mqar"
+    difficulty = ("length", "pairs", "updates")
+
+    updates: PositiveInt
+
+    @override
+    def needs(self, setting: Setting) -> tuple[int, int, int]:
+        pairs, shown = setting["pairs"], setting["pairs"] + setting["updates"]
+        return shown, pairs, shown
+
+    @override
+    def check_setting(self, setting: Setting) -> None:
+        if setting["updates"] > setting["pairs"]:
+            rule = f"each key changes once at most, and there are {setting['pairs']}"
+            raise UserError("updates", setting["updates"], rule, f"Set updates={setting['pairs']} or fewer")
+        super().check_setting(setting)
+
+    @override
+    def generate(self, draw: Draw, *, length: int, pairs: int, updates: int) -> Examples:
+        keys = draw.distinct("keys", pairs, self.n_keys) + self.fillers  # (N, P)
+        values = self.draw_values(draw, pairs + updates)  # (N, S)
+        changed = draw.distinct("updates", updates, pairs)  # (N, S - P)
+        shown = np.concatenate([keys, np.take_along_axis(keys, changed, axis=1)], axis=1)[..., None]  # (N, S, 1)
+        last = values[:, :pairs].copy()
+        np.put_along_axis(last, changed, values[:, pairs:], axis=1)
+        return self.laid_out(draw, length, joined(shown, values), keys[..., None], last)
+
+    @override
+    def slices(self, batch: Batch) -> dict[str, Tensor]:
+        """Also whether the key came with two values, 0 or 1; the distance is to the later of them."""
+        first, before = occurrences(batch.inputs)
+        distance = power_of_two(positions_of(batch.inputs) - before)
+        return super().slices(batch) | {"distance": distance, "updated": (first < before).long()}
+
+
+def joined(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Keys (N, S, k) and their values (N, S), next to one another: (N, S, k + 1)."""
+    return np.concatenate([keys, values[..., None]], axis=2)
+
+
+def positions_of(inputs: Tensor) -> Tensor:
+    """The position of each token, in the shape (B, L)."""
+    return torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+
+
+def occurrences(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each of the numbers (B, L) came first, and where it came last before, or its own place: (B, L) each."""
+    order = codes.argsort(dim=1, stable=True)  # (B, L)
+    ordered, rank = codes.gather(1, order), positions_of(codes)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    first = torch.where(again, 0, rank).cummax(dim=1).values
+    first, before = (order.gather(1, place) for place in (first, rank - again.long()))
+    back = order.argsort(dim=1)
+    return first.gather(1, back), before.gather(1, back)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from seqlab.errors import UserError
 from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear, linear
+from seqlab.models.mixers.signed_decay import running_sign, signed_decay
 from seqlab.ops import (
     causal_conv1d,
     causal_conv1d_update,
@@ -68,6 +69,9 @@ class Mamba(nn.Module):
         d_inner: E itself; null for expand * D.
         dt_rank: rank R of delta; null for ceil(D / 16).
         dt_min, dt_max: range of the initial step sizes.
+        negative_eigenvalues: whether the decay is 2 exp(delta A) - 1 rather than exp(delta A) (``signed_decay.py``).
+            The sign is one of each channel and state, which no argument of the scan is, so it runs over E N channels
+            of one state each: N times the memory for its arguments.
         scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
 
     Raises:
@@ -89,10 +93,12 @@ class Mamba(nn.Module):
         dt_rank: PositiveInt | None = None,
         dt_min: PositiveFloat = 1e-3,
         dt_max: PositiveFloat = 1e-1,
+        negative_eigenvalues: bool = False,
         scan_backend: str = "auto",
     ):
         super().__init__()
         check_range("dt", dt_min, dt_max)
+        self.negative_eigenvalues = negative_eigenvalues
         d_inner = expand * d_model if d_inner is None else d_inner
         self.d_inner, self.d_state, self.scan_backend = d_inner, d_state, scan_backend
         self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)
@@ -129,8 +135,51 @@ class Mamba(nn.Module):
     def _scan(self, u: Tensor, z: Tensor, **states: Any) -> Any:
         """The selective scan of u, gated by z, both (B, L, E); ``states`` as ``selective_scan`` takes them."""
         delta, B, C = self._select(u)
+        if self.negative_eigenvalues:
+            return self._signed_scan(u, z, delta, B, C, **states)
         settings = {"delta_softplus": True, "backend": self.scan_backend}
         return selective_scan(u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, **settings, **states)
+
+    def _signed(self, u: Tensor, delta: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithm of what would be the decay, delta A, and what enters the state, delta B u: (..., E, N) each."""
+        dtype = accumulation_dtype(u.dtype)
+        delta = nn.functional.softplus(delta.to(dtype) + self.dt_proj.bias.to(dtype))  # (..., E)
+        return delta.unsqueeze(-1) * self.A.to(dtype), (delta * u).unsqueeze(-1) * B.unsqueeze(-2)
+
+    def _leave_signed(self, h: Tensor, u: Tensor, z: Tensor, C: Tensor) -> Tensor:
+        """The gated output (..., E) of states h (..., E, N)."""
+        y = (h * C.unsqueeze(-2)).sum(dim=-1) + self.D * u  # no matrix product, which autocast would round
+        return (y * nn.functional.silu(z.to(h.dtype))).to(u.dtype)
+
+    def _signed_scan(
+        self,
+        u: Tensor,
+        z: Tensor,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
+        initial_state: Tensor | None = None,
+        return_final_state: bool = False,
+    ) -> Any:
+        """``selective_scan`` with decays of either sign, which are outside of it, over channels of one state each."""
+        log_decay, entering = self._signed(u, delta, B)
+        negative, step = signed_decay(log_decay)
+        sign = running_sign(negative, step.dtype)  # (B, L, E, N)
+        one = step.new_ones(*step.shape[:2], 1)
+        if initial_state is not None:
+            initial_state = initial_state.flatten(1).unsqueeze(-1)  # (B, E N, 1)
+        h, state = selective_scan(
+            (entering / step * sign).flatten(2),
+            step.flatten(2),
+            -step.new_ones(step[0, 0].numel(), 1),
+            one,
+            one,
+            initial_state=initial_state,
+            return_final_state=True,
+            backend=self.scan_backend,
+        )
+        y = self._leave_signed(h.view_as(sign) * sign, u, z, C)
+        return (y, state.view_as(sign[:, -1]) * sign[:, -1]) if return_final_state else y
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -153,17 +202,23 @@ class Mamba(nn.Module):
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, E) each
         u, conv = causal_conv1d_update(state.conv, u, self.conv_weight, self.conv_bias, activation="silu")
         delta, B, C = self._select(u)
-        y, ssm = selective_state_update(
-            state.ssm, u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True
-        )
+        if self.negative_eigenvalues:
+            log_decay, entering = self._signed(u, delta, B)
+            ssm = (2 * torch.exp(log_decay) - 1) * state.ssm + entering
+            y = self._leave_signed(ssm, u, z, C)
+        else:
+            y, ssm = selective_state_update(
+                state.ssm, u, delta, self.A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True
+            )
         return self.out_proj(y), State(conv, ssm)
 
     def _is_whole(self) -> bool:
         """Whether an operation on the whole block computes what its parts would, and nobody looks on as they do.
 
-        Not of a subclass, or once a projection has been replaced, by one with a bias or an adapter for example.
+        Not of a subclass, with decays of either sign, or once a projection has been replaced, by one with a bias or an
+        adapter for example.
         """
-        if type(self) is not Mamba or type(self.dt_proj) is not Linear:
+        if type(self) is not Mamba or type(self.dt_proj) is not Linear or self.negative_eigenvalues:
             return False
         called = self.in_proj, self.x_proj, self.out_proj
         return all(type(part) is Linear and part.bias is None and not has_hooks(part) for part in called)

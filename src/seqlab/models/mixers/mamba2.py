@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from seqlab.errors import UserError
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
+from seqlab.models.mixers.signed_decay import running_sign, signed_decay
 from seqlab.ops import causal_conv1d, causal_conv1d_update, ssd, ssd_flops, ssd_update
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.ssd import resolve_backend
@@ -57,6 +58,7 @@ class Mamba2(nn.Module):
         n_groups: groups G, a divisor of H.
         dt_min, dt_max: range of the initial step sizes.
         A_min, A_max: range of the initial -A.
+        negative_eigenvalues: whether a head's decay is 2 exp(dt A) - 1 rather than exp(dt A) (``signed_decay.py``).
         norm_eps: added to the mean square in the gated norm.
         scan_backend: one of ``seqlab.ops.ssd.BACKENDS``, or ``auto``.
 
@@ -83,6 +85,7 @@ class Mamba2(nn.Module):
         dt_max: PositiveFloat = 1e-1,
         A_min: PositiveFloat = 1.0,
         A_max: PositiveFloat = 16.0,
+        negative_eigenvalues: bool = False,
         norm_eps: PositiveFloat = 1e-5,
         scan_backend: str = "auto",
     ):
@@ -94,6 +97,7 @@ class Mamba2(nn.Module):
         check_range("dt", dt_min, dt_max)
         check_range("A", A_min, A_max)
         self.n_heads, self.d_state, self.n_groups, self.scan_backend = n_heads, d_state, n_groups, scan_backend
+        self.negative_eigenvalues = negative_eigenvalues
         self.d_mixed = d_inner + 2 * n_groups * d_state  # x, B and C side by side
 
         self.in_proj = Linear(d_model, d_inner + self.d_mixed + n_heads, bias=False)
@@ -129,8 +133,37 @@ class Mamba2(nn.Module):
     def _scan(self, mixed: Tensor, dt: Tensor, **states: Any) -> Any:
         """``ssd`` of mixed (B, L, E + 2 G N); ``states`` as it takes them."""
         x, B, C = self._select(mixed)
+        if self.negative_eigenvalues:
+            return self._signed_scan(x, dt, B, C, **states)
         settings = {"dt_softplus": True, "backend": self.scan_backend}
         return ssd(x, dt, self.A, B, C, self.D, self.dt_bias, **settings, **states)
+
+    def _signed(self, x: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether the decay is negative and its step (..., H), and x dt / step (..., H, P); dt is before softplus."""
+        dtype = accumulation_dtype(x.dtype)
+        dt = nn.functional.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
+        negative, step = signed_decay(dt * self.A.to(dtype))
+        rounded = x.dtype if x.dtype == torch.bfloat16 else dtype  # float16 may be too narrow
+        return negative, step, (x * (dt / step).unsqueeze(-1)).to(rounded)
+
+    def _signed_scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        B: Tensor,
+        C: Tensor,
+        initial_state: Tensor | None = None,
+        return_final_state: bool = False,
+    ) -> Any:
+        """``ssd`` with decays of either sign, which are outside of it."""
+        negative, step, driven = self._signed(x, dt)
+        sign = running_sign(negative, step.dtype).unsqueeze(-1)  # (B, L, H, 1)
+        minus_one = step.new_full((self.n_heads,), -1.0)
+        driven = driven * sign.to(driven.dtype)
+        states = {"initial_state": initial_state, "return_final_state": True}
+        y, state = ssd(driven, step, minus_one, B, C, backend=self.scan_backend, **states)
+        y = (y * sign + self.D[:, None] * x).to(x.dtype)
+        return (y, state * sign[:, -1].unsqueeze(-1)) if return_final_state else y
 
     def _leave(self, y: Tensor, z: Tensor) -> Tensor:
         """Gate, normalise and project the heads' outputs (..., H, P) to (..., D)."""
@@ -157,7 +190,14 @@ class Mamba2(nn.Module):
         z, mixed, dt = self._project(x)
         mixed, conv = causal_conv1d_update(state.conv, mixed, self.conv_weight, self.conv_bias, activation="silu")
         u, B, C = self._select(mixed)
-        y, ssm = ssd_update(state.ssm, u, dt, self.A, B, C, self.D, self.dt_bias, dt_softplus=True)
+        if self.negative_eigenvalues:
+            negative, step, driven = self._signed(u, dt)
+            minus_one = step.new_full((self.n_heads,), -1.0)
+            before = torch.where(negative[..., None, None], -state.ssm, state.ssm)
+            y, ssm = ssd_update(before, driven, step, minus_one, B, C)
+            y = (y + self.D[:, None] * u).to(u.dtype)
+        else:
+            y, ssm = ssd_update(state.ssm, u, dt, self.A, B, C, self.D, self.dt_bias, dt_softplus=True)
         return self._leave(y, z), State(conv, ssm)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
