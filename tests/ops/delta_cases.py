@@ -3,10 +3,11 @@
 from dataclasses import replace
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
-from comparison import drawn_as, step_sizes
-from operators import Operator
+from comparison import DEVICES, backends_in, drawn_as, step_sizes
+from operators import Operator, interpreted
 from torch import Tensor
 
 from seqlab.ops import delta_rule, delta_rule_update
@@ -17,6 +18,8 @@ OPTIONS = ("beta", "g", "initial_state")
 ALONG_TIME = ("q", "k", "v", "beta", "g", "w")
 SIZE = (2, 77, 2, 5, 7)
 """Batch, length, heads, width of keys and of values: some chunks, the last not whole."""
+INTERPRETED_SIZE = (1, 35, 1, 5, 7)
+"""The same for Triton's interpreter, which takes about 50 ms for each head and chunk of 32 positions."""
 NARROW = (2, 8, 2)
 """Of narrower keys a chunk's corrections leave so little of a state that rounding shows, as ``chunked`` says."""
 
@@ -54,6 +57,13 @@ def make_arguments(
     return drawn_as(arguments, dtype, device=device, wide={"initial_state"}, left_out=left_out)
 
 
+def operands(arguments: dict[str, Tensor], seq_idx: Tensor | None, options: bool, backend: str) -> tuple[tuple, tuple]:
+    given = [*(arguments.get(name) for name in ALONG_TIME), seq_idx, arguments.get("initial_state")]
+    y, final = torch.ops.seqlab.delta_rule(*given, backend)
+    dy, d_final = (torch.randn_like(y), None) if options else (None, torch.randn_like(final))
+    return (*given, backend), (dy, d_final, *given, backend)
+
+
 DELTA = Operator(
     function=delta_rule,
     update=delta_rule_update,
@@ -64,11 +74,14 @@ DELTA = Operator(
     reproducible={},
     length=SIZE[1],
     width=SIZE[2:],
+    interpreted_size=INTERPRETED_SIZE,
+    interpreted_positions=33,
     narrow=NARROW,
     gpu_width=(4, 64, 64),
     cut_length=SIZE[1],
     cuts=(1, 32, 39),
     shorten_chunks=lambda monkeypatch: monkeypatch.setattr(chunked, "CHUNK", 4),
+    operands=operands,
     on_cpu=("chunked", "chunked"),
     refused=(
         ("beta", (2, 5, 1), r"\(batch, length, n_heads\) = \(2, 5, 2\)"),
@@ -77,3 +90,16 @@ DELTA = Operator(
 )
 BY_CHANNEL = replace(DELTA, make=partial(make_arguments, by_channel=("g", "beta")))
 """With a decay and a share erased for each key channel, and a share written for each value channel."""
+GATED = replace(DELTA, make=partial(make_arguments, by_channel=("g",)))
+"""With a decay of each key channel alone."""
+
+
+def afford(backend: str, device: str, *, unless: bool) -> None:
+    if interpreted(backend, device) and unless:
+        pytest.skip("too slow in Triton's interpreter")
+
+
+every_backend = pytest.mark.parametrize("backend", backends_in(PACKAGE))
+every_fast_backend = pytest.mark.parametrize("backend", [name for name in backends_in(PACKAGE) if name != "reference"])
+every_device = pytest.mark.parametrize("device", DEVICES)
+kernel_test = pytest.mark.usefixtures("nan_memory")

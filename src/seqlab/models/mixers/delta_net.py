@@ -92,7 +92,6 @@ class DeltaNet(nn.Module):
         UserError: a minimum is above its maximum.
     """
 
-    resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
     steps_alike = True
     rounds_input = True
 
@@ -142,6 +141,10 @@ class DeltaNet(nn.Module):
             self.gate_proj = Linear(self.d_value, d_values)
         self.norm = HeadNorm(self.d_value, norm_eps)
         self.out_proj = Linear(d_values, d_model, bias=False)
+
+    def resolve_backend(self, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+        """The backend that a name resolves to on ``device``; raises ValueError as ``delta_rule`` does."""
+        return resolve_backend(backend, device, dtype, self.d_key)
 
     def _select(self, x: Tensor) -> Selected:
         """What x (..., D) is projected to."""

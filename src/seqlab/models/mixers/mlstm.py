@@ -45,7 +45,6 @@ class MLSTM(nn.Module):
         UserError: forget_bias_min is above forget_bias_max.
     """
 
-    resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
     steps_alike = True
     rounds_input = True
 
@@ -79,6 +78,10 @@ class MLSTM(nn.Module):
         self.gate_bias = nn.Parameter(torch.cat((torch.full((n_heads,), input_bias), forget_bias)))
         self.norm_weight = nn.Parameter(torch.ones(values))
         self.out_proj = Linear(values, d_model, bias=False)
+
+    def resolve_backend(self, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+        """The backend that a name resolves to on ``device``; raises ValueError as ``delta_rule`` does."""
+        return resolve_backend(backend, device, dtype, self.d_key)
 
     def _select(self, x: Tensor) -> tuple[Inputs, Tensor]:
         """The cell's tensors of x (..., D), and its output gate before the sigmoid (..., H V)."""

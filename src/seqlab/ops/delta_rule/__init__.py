@@ -17,13 +17,13 @@ from torch import Tensor
 from seqlab.ops import backends
 from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_state, checked
 from seqlab.ops.delta_rule.flops import delta_rule_flops
-from seqlab.ops.delta_rule.interface import Inputs, check_rule
-from seqlab.ops.delta_rule.operator import RECOMPUTED, recomputed_rule
+from seqlab.ops.delta_rule.interface import MOST_KEYS, Inputs, check_rule
+from seqlab.ops.delta_rule.operator import DIFFERENTIATED, differentiated_rule
 from seqlab.ops.delta_rule.step import delta_rule_update
 
 __all__ = ["BACKENDS", "delta_rule", "delta_rule_flops", "delta_rule_update", "resolve_backend"]
 
-BACKENDS = ("chunked", "reference")
+BACKENDS = ("triton", "chunked", "reference")
 """Fastest first; each is the file of that name in this folder."""
 
 SHAPES = {
@@ -37,12 +37,19 @@ SHAPES = {
 }
 
 
-def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The backend that ``delta_rule(..., backend=backend)`` uses for q on ``device`` in ``dtype``.
+def resolve_backend(backend: str, device: torch.device | str, dtype: torch.dtype, d_key: int = 1) -> str:
+    """The backend that ``delta_rule(..., backend=backend)`` uses for q of this width on ``device`` in ``dtype``.
 
-    A pure function: call it to record what "auto" chose. Raises ValueError as ``delta_rule`` does.
+    A pure function: call it to record what "auto" chose.
+
+    Raises:
+        ValueError: the backend does not exist or cannot run.
     """
-    return backends.resolve(__name__, BACKENDS, backend, device, dtype)
+    fits = d_key <= MOST_KEYS
+    if backend == "triton" and not fits:
+        raise ValueError(f'delta_rule backend="triton" takes d_key up to {MOST_KEYS}, not {d_key}')
+    order = BACKENDS if backend != "auto" or fits else tuple(name for name in BACKENDS if name != "triton")
+    return backends.resolve(__name__, order, backend, device, dtype)
 
 
 def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
@@ -58,7 +65,7 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
     check_dtypes(ruled)
     check_state("initial_state", tensors["initial_state"], q.dtype)
     check_seq_idx(tensors["seq_idx"], "q", q)
-    return resolve_backend(backend, q.device, q.dtype)
+    return resolve_backend(backend, q.device, q.dtype, q.shape[3])
 
 
 def delta_rule(
@@ -74,11 +81,12 @@ def delta_rule(
     seq_idx: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run the delta rule over a sequence; differentiable, once with "chunked", in every tensor but ``seq_idx``.
+    """Run the delta rule over a sequence; differentiable, once but for "reference", in every tensor but ``seq_idx``.
 
-    Sums are in float32, or in float64 if the arguments are float64, also under autocast. float32, bfloat16 and float16
-    arguments may be mixed. The caller normalises and scales q and k: the state is bounded where |k| = 1 and beta is
-    from 0 to 2, and may grow without bound otherwise.
+    Sums are in float32, or in float64 if the arguments are float64, also under autocast. "triton" rounds the factors of
+    matrix products to bfloat16 where q is, otherwise to 21 of a float32's 24 bits, and takes d_key up to 256. float32,
+    bfloat16 and float16 arguments may be mixed. Every backend is bitwise reproducible. The caller normalises and scales
+    q and k: the state is bounded where |k| = 1 and beta is from 0 to 2, and may grow without bound otherwise.
 
     Args:
         q: (batch, length, n_heads, d_key) what is asked of the memory, at least one position long.
@@ -94,8 +102,8 @@ def delta_rule(
         return_final_state: whether to return the state after the last position too.
         seq_idx: (batch, length) integers for sequences packed one after another: a new one begins where the number
             differs from that of the position before, with a state of zeros. ``initial_state`` belongs to the sequence
-            of position 0, the final state to the last one. Negative numbers are no exception. With "chunked" infinity
-            and NaN may reach the sequences nearby.
+            of position 0, the final state to the last one. Negative numbers are no exception. But with "reference"
+            infinity and NaN may reach the sequences nearby.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:
@@ -106,8 +114,8 @@ def delta_rule(
     """
     inputs = Inputs(q, k, v, beta, g, w, seq_idx)
     chosen = checked(_check, {**inputs._asdict(), "initial_state": initial_state}, backend)
-    if chosen in RECOMPUTED:
-        y, final_state = recomputed_rule(inputs, initial_state, chosen)
+    if chosen in DIFFERENTIATED:
+        y, final_state = differentiated_rule(inputs, initial_state, chosen)
     else:
         y, final_state = backends.load(__name__, chosen).forward(inputs, initial_state)
     return (y, final_state) if return_final_state else y

@@ -4,6 +4,9 @@ A backend is a file with
 
     why_unavailable(device, dtype) -> str | None
     forward(inputs, initial_state) -> (y, final state)
+    backward(inputs, initial_state, dy, d_final_state) -> Gradients      where it is in ``operator.FUSED``
+
+The backward pass gets the arguments alone, and recomputes the states that it needs.
 """
 
 from typing import NamedTuple
@@ -11,6 +14,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from seqlab.ops.contract import check_given, check_shapes
+
+MOST_KEYS = 256
+"""Widest keys of "triton", in which a program that walks over the chunks holds whole columns of the state."""
 
 
 class Inputs(NamedTuple):
@@ -23,6 +29,18 @@ class Inputs(NamedTuple):
     g: Tensor | None  # (Bt, L, H), or (Bt, L, H, K) for each key channel
     w: Tensor | None  # (Bt, L, H, V)
     seq_idx: Tensor | None  # (Bt, L), integers; the last, after all that have gradients
+
+
+class Gradients(NamedTuple):
+    """The gradient of each tensor, in its shape and dtype; None for an argument that was not given."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor | None
+    g: Tensor | None
+    w: Tensor | None
+    initial_state: Tensor  # also if none was given, which means zeros
 
 
 def check_rule(shapes: dict[str, tuple[str, ...]], tensors: dict[str, Tensor | None]) -> None:
