@@ -34,44 +34,27 @@ class Tile(NamedTuple):
     stages: int
 
 
-class Settings(NamedTuple):
-    """How the work is cut."""
+CHUNK = 32
+"""Positions of a chunk, a power of two. Products of 32 rows do without Hopper's instructions for 64. In chunks of 64,
+with decays by channel, outputs were wrong and addresses illegal (H200, Triton 3.6; its ptxas 12.8 is suspected)."""
 
-    T: int  # positions of a chunk
-    tiles: dict[str, Tile]  # of each kernel, at most
-
-
-_WIDE = {
+NARROW = {
+    "chunks": Tile(64, 64, 4, 2),
+    "walk": Tile(MOST_KEYS, 64, 4, 2),
+    "outputs": Tile(64, 64, 4, 2),
+    "values": Tile(0, 64, 4, 1),
+    "keys": Tile(64, 64, 8, 2),
+}
+"""For bfloat16: the tile of each kernel, at most."""
+NARROW_BY_CHANNEL = NARROW | {"chunks": Tile(32, 64, 4, 1), "keys": Tile(32, 64, 4, 1)}
+"""With a decay of each key channel."""
+WIDE = {
     "chunks": Tile(32, 32, 4, 1),
     "walk": Tile(MOST_KEYS, 16, 4, 1),
     "outputs": Tile(32, 32, 4, 2),
     "values": Tile(0, 32, 4, 1),
-    "keys": Tile(32, 32, 4, 1),
+    "keys": Tile(16, 32, 4, 1),
 }
-NARROW_BY_HEAD = Settings(
-    64,
-    {
-        "chunks": Tile(64, 64, 4, 2),
-        "walk": Tile(MOST_KEYS, 64, 4, 2),
-        "outputs": Tile(64, 64, 4, 2),
-        "values": Tile(0, 64, 4, 1),
-        "keys": Tile(64, 64, 8, 2),
-    },
-)
-"""For bfloat16, with one decay a head."""
-NARROW_BY_CHANNEL = Settings(
-    32,
-    {
-        "chunks": Tile(32, 64, 4, 1),
-        "walk": Tile(MOST_KEYS, 64, 4, 2),
-        "outputs": Tile(64, 64, 4, 2),
-        "values": Tile(0, 64, 4, 1),
-        "keys": Tile(32, 64, 4, 1),
-    },
-)
-"""With one a key channel. Products of 32 rows do without Hopper's instructions for 64 rows, of which ptxas 12.8 makes
-wrong code in some kernels of many products: in chunks of 64 positions outputs were wrong and addresses illegal."""
-WIDE_BY_HEAD, WIDE_BY_CHANNEL = Settings(32, _WIDE), Settings(32, _WIDE | {"keys": Tile(16, 32, 4, 1)})
 """For float32, and for float16, whose range is too small for states."""
 
 SUMS = {True: "tf32", False: "tf32x3"}
@@ -111,9 +94,8 @@ class _Staged:
         self.d_value = inputs.v.shape[3]
         self.narrow = inputs.q.dtype == torch.bfloat16
         self.by_channel = inputs.g is not None and inputs.g.dim() == 4
-        by_head, by_channel = (NARROW_BY_HEAD, NARROW_BY_CHANNEL) if self.narrow else (WIDE_BY_HEAD, WIDE_BY_CHANNEL)
-        self.settings = by_channel if self.by_channel else by_head
-        self.n_chunks = ceil(self.length, self.settings.T)
+        self.tiles = (NARROW_BY_CHANNEL if self.by_channel else NARROW) if self.narrow else WIDE
+        self.n_chunks = ceil(self.length, CHUNK)
         self.q, self.k, self.v = (call.converted(tensor, unit_stride) for tensor in inputs[:3])
         self.seq_idx, self.write = inputs.seq_idx, write  # whether beta says what is written, too
         self.erases = 0 if inputs.erase is None else inputs.erase.dim() - 2
@@ -138,10 +120,10 @@ class _Staged:
     def constants(self, kernel: str, *, gates: bool = False) -> dict[str, Any]:
         """The compile-time constants of a kernel, and with ``gates`` of one that reads g and seq_idx."""
         narrow = self.dot == torch.bfloat16
-        tile = self.settings.tiles[kernel]
+        tile = self.tiles[kernel]
         found = {
             "V": self.d_value,
-            "T": self.settings.T,
+            "T": CHUNK,
             "BV": min(tile.V, _power(self.d_value)),
             "BY_CHANNEL": self.by_channel,
             "DOT": triton.language.bfloat16 if narrow else triton.language.float32,
@@ -160,8 +142,8 @@ class _Staged:
 
     @property
     def levels(self) -> int:
-        """log2 T."""
-        return self.settings.T.bit_length() - 1
+        """log2 CHUNK."""
+        return CHUNK.bit_length() - 1
 
     def rows(self, width: int | None = None) -> Tensor:
         """Scratch memory for each position and head."""
@@ -174,13 +156,12 @@ class _Staged:
 
     def cut(self, back: bool) -> None:
         """The chunks before the state is known."""
-        T = self.settings.T
         width = self.d_key if self.by_channel else None
         self.start, self.end = self.rows(width), self.rows(width)
         self.decay = self.new(self.batch, self.n_chunks, self.n_heads, width or 1)
-        self.qk, self.U = self.rows(T), self.rows(self.d_value)
+        self.qk, self.U = self.rows(CHUNK), self.rows(self.d_value)
         self.W = self.rows(self.d_key) if self.erases else None
-        self.ek, self.X = (self.rows(T), self.rows(T)) if back and self.erases else (None, None)
+        self.ek, self.X = (self.rows(CHUNK), self.rows(CHUNK)) if back and self.erases else (None, None)
         self.call.launch(
             triton_chunks.chunks_kernel, (self.n_chunks, self.n_heads, self.batch),
             self.q, self.k, self.v, self.erase, self.g, self.seq_idx, self.start, self.end, self.decay, self.ek,
@@ -270,8 +251,7 @@ def _backward(call: Call, write: bool) -> tuple[Tensor | None, ...]:
     after, du, d_initial = a.walk_back(dy, d_final_state)
 
     dq, dk, dv = map(call.empty_like, a.inputs[:3])
-    T = a.settings.T
-    d_qk, d_ek, f = a.rows(T), a.rows(T) if a.erases else None, a.rows(a.d_value) if a.erases else du
+    d_qk, d_ek, f = a.rows(CHUNK), a.rows(CHUNK) if a.erases else None, a.rows(a.d_value) if a.erases else du
     constants = a.constants("keys", gates=True)
     parts = ceil(a.d_key, constants["BK"])
     shares = (parts + 1, a.batch, a.length, a.n_heads)  # the first ones of key channels, the last of values
