@@ -193,15 +193,15 @@ class TestFused:
     def test_opcheck(self, backend, device):
         skip_unless_available(PACKAGE, backend, device, torch.float32)
         x, weight = make_arguments((2, 5, 19), gap=3, device=device)
-        for update in (None, x.clone(), x.half()):
-            operator, settings = torch.ops.seqlab.rms_norm, (EPS, torch.float16, backend)
-            stream, y, scale = operator(x, update, weight, *settings)
+        for update, gate in ((x.clone(), None), (x.half(), None), (None, x.half())):
+            operator, settings = torch.ops.seqlab.rms_norm, (EPS, 1, torch.float16, backend)
+            stream, y, scale = operator(x, update, gate, weight, *settings)
             dtype = None if update is None else update.dtype
             for d_stream in (None,) if update is None else (None, torch.randn_like(x)):
                 stream = x if update is None else stream
-                operands = torch.randn_like(y), d_stream, stream, weight, scale, dtype, backend
+                operands = torch.randn_like(y), d_stream, stream, gate, weight, scale, 1, dtype, backend
                 torch.library.opcheck(torch.ops.seqlab.rms_norm_backward.default, operands)
-            leaves = [None if t is None else t.clone().requires_grad_() for t in (x, update, weight)]
+            leaves = [None if t is None else t.clone().requires_grad_() for t in (x, update, gate, weight)]
             torch.library.opcheck(operator.default, (*leaves, *settings))
 
     @every_device

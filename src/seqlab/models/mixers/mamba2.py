@@ -16,7 +16,7 @@ from seqlab.errors import UserError
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
-from seqlab.ops import causal_conv1d, causal_conv1d_update, ssd, ssd_flops, ssd_update
+from seqlab.ops import causal_conv1d, causal_conv1d_update, gated_rms_norm, ssd, ssd_flops, ssd_update
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.ssd import resolve_backend
 
@@ -38,11 +38,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x and z of shape (..., E) to the same shape in x's dtype; computed in float32, or in float64 if x is."""
-        dtype = accumulation_dtype(x.dtype)
-        y = x.to(dtype) * nn.functional.silu(z.to(dtype))
-        y = y.unflatten(-1, (self.n_groups, -1))  # (..., G, E / G)
-        y = nn.functional.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2)  # (..., E)
-        return (y * self.weight).to(x.dtype)
+        return gated_rms_norm(x, z, self.weight, self.eps, self.n_groups)
 
 
 class Mamba2(nn.Module):

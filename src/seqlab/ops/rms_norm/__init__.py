@@ -5,6 +5,7 @@
 It does next to no arithmetic, so it costs what its tensors take to move. "triton" reads a row once forward, and once
 backward for both gradients; it writes the output in the dtype that its reader wants, where PyTorch casts a second time.
 ``add_rms_norm`` adds to a residual stream before, and adds up the stream's two gradients, in the same kernels.
+``gated_rms_norm`` multiplies by silu of a gate before, and computes that product again in the backward pass.
 """
 
 import torch
@@ -14,7 +15,7 @@ from seqlab.ops import backends
 from seqlab.ops.contract import DTYPES, check_dtypes, checked
 from seqlab.ops.rms_norm.operator import FUSED, fused_norm
 
-__all__ = ["BACKENDS", "WIDEST", "add_rms_norm", "resolve_backend", "rms_norm"]
+__all__ = ["BACKENDS", "WIDEST", "add_rms_norm", "gated_rms_norm", "resolve_backend", "rms_norm"]
 
 BACKENDS = ("triton", "reference")
 """Fastest first; each is the file of that name in this folder."""
@@ -64,7 +65,7 @@ def rms_norm(
     out_dtype = x.dtype if out_dtype is None else out_dtype
     chosen = checked(_check, {"x": x, "weight": weight}, out_dtype, backend)
     if chosen in FUSED:
-        return fused_norm(x, None, weight, float(eps), out_dtype, chosen)[1]
+        return fused_norm(x, None, None, weight, float(eps), 1, out_dtype, chosen)[1]
     return backends.load(__name__, chosen).norm(x, weight, eps, out_dtype)
 
 
@@ -93,16 +94,42 @@ def add_rms_norm(
     out_dtype = x.dtype if out_dtype is None else out_dtype
     chosen = checked(_check, {"x": x, "weight": weight, "update": update}, out_dtype, backend)
     if chosen in FUSED:
-        return fused_norm(x, update, weight, float(eps), out_dtype, chosen)
+        return fused_norm(x, update, None, weight, float(eps), 1, out_dtype, chosen)
     stream = x + update
     return stream, backends.load(__name__, chosen).norm(stream, weight, eps, out_dtype)
 
 
-def _check(tensors: dict[str, Tensor], out_dtype: torch.dtype, backend: str) -> str:
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, groups: int = 1, *, backend: str = "auto"
+) -> Tensor:
+    """The norm of x silu(gate), in each of some groups of neighbouring columns; otherwise as ``rms_norm``.
+
+    (Dao and Gu 2024, arXiv:2405.21060, section 7.1.) The product is not rounded.
+
+    Args:
+        x: (..., W).
+        gate: (..., W), in a dtype of its own; float64 if and only if x is.
+        weight: (W,).
+        groups: into how many groups a row is cut, each with a root mean square of its own; a divisor of W.
+        eps, backend: as for ``rms_norm``; "triton" takes groups of up to ``WIDEST`` numbers.
+
+    Returns:
+        y (..., W) in x's dtype.
+
+    Raises:
+        ValueError: as ``rms_norm``, or groups is no divisor of W.
+    """
+    chosen = checked(_check, {"x": x, "weight": weight, "gate": gate}, x.dtype, backend, groups)
+    if chosen in FUSED:
+        return fused_norm(x, None, gate, weight, float(eps), groups, x.dtype, chosen)[1]
+    return backends.load(__name__, chosen).gated_norm(x, gate, weight, eps, groups)
+
+
+def _check(tensors: dict[str, Tensor], out_dtype: torch.dtype, backend: str, groups: int = 1) -> str:
     """The backend that runs.
 
     Raises:
-        ValueError: the arguments of ``rms_norm`` or ``add_rms_norm`` do not fit each other.
+        ValueError: the arguments of ``rms_norm``, ``add_rms_norm`` or ``gated_rms_norm`` do not fit each other.
     """
     x, weight = tensors["x"], tensors["weight"]
     check_dtypes(tensors)
@@ -111,6 +138,11 @@ def _check(tensors: dict[str, Tensor], out_dtype: torch.dtype, backend: str) -> 
         raise ValueError(f"x has shape {shape}, expected (..., D), D at least 1")
     if weight.shape != shape[-1:]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {shape[-1:]} for x of {shape}")
+    gate = tensors.get("gate", x)
+    if gate.shape != shape:
+        raise ValueError(f"gate has shape {tuple(gate.shape)}, expected {shape} as x")
+    if groups < 1 or shape[-1] % groups != 0:
+        raise ValueError(f"groups is {groups}, expected a divisor of x's {shape[-1]} columns")
     update = tensors.get("update", x)
     if update.shape != shape or torch.promote_types(x.dtype, update.dtype) != x.dtype:
         raise ValueError(
@@ -122,4 +154,4 @@ def _check(tensors: dict[str, Tensor], out_dtype: torch.dtype, backend: str) -> 
             f"out_dtype is {out_dtype}, expected one of {', '.join(map(str, DTYPES))}, "
             f"and torch.float64 if and only if x is, which is {x.dtype}"
         )
-    return resolve_backend(backend, x.device, x.dtype, shape[-1])
+    return resolve_backend(backend, x.device, x.dtype, shape[-1] // groups)

@@ -17,6 +17,7 @@ from seqlab.ops.triton_support import ceil, multiprocessors
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 HELD = 1024  # numbers of a row, or of several short ones, that a warp holds: 32 for each lane
+HELD_GATED = 512  # of a row with a gate, which takes twice as many arrays
 MOST_ROWS = 32  # of a program at a time
 # Warps of the backward kernel on a multiprocessor, where a row takes one and where it takes several: its four arrays of
 # 32 registers leave no room for more, and programs that wait for others to end would double the time.
@@ -35,58 +36,81 @@ def _kernels() -> ModuleType:
 
 
 def forward(
-    x: Tensor, update: Tensor | None, weight: Tensor, eps: float, out_dtype: torch.dtype
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    groups: int,
+    out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The stream (..., D) if there is an update, y (..., D) and scale (N,); arguments as in ``operator.py``."""
-    return launch.run(_forward, (x, update, weight), eps, out_dtype)
+    """The stream (..., W) if there is an update, y (..., W) and scale (N G,); arguments as in ``operator.py``."""
+    return launch.run(_forward, (x, update, gate, weight), eps, groups, out_dtype)
 
 
-def _forward(call: Call, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    x, update = (call.converted(tensor, in_rows) for tensor in call.tensors[:2])
-    weight = call.converted(call.tensors[2], Tensor.contiguous)
-    tile, rows = _cut(x)
-    y, scale = call.empty(*x.shape, dtype=out_dtype), call.empty(rows)
+def _forward(call: Call, eps: float, groups: int, out_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    x, update, gate = (call.converted(tensor, in_rows) for tensor in call.tensors[:3])
+    weight = call.converted(call.tensors[3], Tensor.contiguous)
+    tile, rows = _cut(x, groups, gate is not None)
+    y, scale = call.empty(*x.shape, dtype=out_dtype), call.empty(rows * groups)
     stream = call.empty(0, dtype=x.dtype) if update is None else call.empty_like(x)
-    added = x if update is None else update
-    operands = (stream, y, scale, x, row_stride(x), added, row_stride(added), weight, eps, rows)
-    flags = {"ALIGN": _alignment(x, added), "HAS_UPDATE": update is not None}
-    call.launch(_kernels().forward_kernel, (_programs(rows, tile),), *operands, **tile, **flags, **OPTIONS)
+    read = (part for tensor in (x, update, gate) for part in _placed(tensor))
+    call.launch(
+        _kernels().forward_kernel, (_programs(rows, tile), groups), stream, y, scale, *read, weight, eps, rows,
+        **tile, ALIGN=_alignment(tile, x, update, gate), **OPTIONS,
+    )  # fmt: skip
     return stream, y, scale
 
 
 def backward(
-    dy: Tensor, d_stream: Tensor | None, stream: Tensor, weight: Tensor, scale: Tensor, update_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx (..., D) in the stream's dtype, the same in ``update_dtype`` if that is another, and d_weight (D,).
+    dy: Tensor,
+    d_stream: Tensor | None,
+    stream: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    groups: int,
+    update_dtype: torch.dtype | None,
+    d_gate: Tensor | None = None,
+    y: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """dx (..., W) in the stream's dtype, in ``update_dtype`` too if that is another, d_gate (..., W) and d_weight (W,).
 
-    Arguments as in ``operator.py``.
+    Args:
+        dy, d_stream, stream, gate, weight, scale, groups, update_dtype: as in ``operator.py``.
+        d_gate: where to write that gradient, in rows at equal distances; None for a tensor of its own.
+        y: where to write the output again, contiguous, if it is wanted.
     """
-    return launch.run(_backward, (dy, d_stream, stream, weight, scale), update_dtype)
+    return launch.run(_backward, (dy, d_stream, stream, gate, weight, scale, d_gate, y), groups, update_dtype)
 
 
-def _backward(call: Call, update_dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
-    dy, d_stream, stream = (call.converted(tensor, in_rows) for tensor in call.tensors[:3])
-    weight, scale = call.converted(call.tensors[3], Tensor.contiguous), call.tensors[4]
-    tile, rows = _cut(stream)
+def _backward(
+    call: Call, groups: int, update_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    dy, d_stream, stream, gate = (call.converted(tensor, in_rows) for tensor in call.tensors[:4])
+    weight, (scale, d_gate, y) = call.converted(call.tensors[4], Tensor.contiguous), call.tensors[5:]
+    tile, rows = _cut(stream, groups, gate is not None)
     tiles, warps = _programs(rows, tile), tile["num_warps"]
-    together = (SINGLE_WARPS if warps == 1 else JOINED_WARPS // warps) * multiprocessors(stream.device)
+    together = max(
+        1, (SINGLE_WARPS if warps == 1 else JOINED_WARPS // warps) * multiprocessors(stream.device) // groups
+    )
     programs = ceil(tiles, ceil(tiles, together))  # all walk the same number of tiles, or one less
     dx, d_weight = call.empty_like(stream), call.empty_like(weight)
     rounds = update_dtype not in (None, stream.dtype)
-    d_update = call.empty(*stream.shape, dtype=update_dtype) if rounds else call.empty(0, dtype=stream.dtype)
+    d_update = call.empty(*stream.shape, dtype=update_dtype) if rounds else None
+    d_gate = call.empty_like(gate) if d_gate is None else d_gate
     shares = call.empty(programs, stream.shape[-1])
-    along = dy if d_stream is None else d_stream
-    operands = (dx, d_update, shares, dy, row_stride(dy), along, row_stride(along), stream, row_stride(stream))
-    flags = {"ALIGN": _alignment(stream, dy, along), "HAS_D_STREAM": d_stream is not None, "ROUNDS_UPDATE": rounds}
+    read = (part for tensor in (d_gate, dy, d_stream, stream, gate) for part in _placed(tensor))
     call.launch(
-        _kernels().backward_kernel, (programs,), *operands, weight, scale, rows, **tile, **flags, **OPTIONS
+        _kernels().backward_kernel, (programs, groups), dx, d_update, shares, y, *read, weight, scale, rows,
+        **tile, ALIGN=_alignment(tile, d_gate, dy, d_stream, stream, gate), **OPTIONS,
     )  # fmt: skip
     grid = (ceil(stream.shape[-1], COLUMNS),)
     operands = (d_weight, shares, programs)
     call.launch(
         _kernels().sum_shares_kernel, grid, *operands, D=stream.shape[-1], S=SHARES, C=COLUMNS, num_warps=4, **OPTIONS
     )
-    return dx, d_update, d_weight
+    return dx, d_update, d_gate, d_weight
 
 
 def row_stride(x: Tensor) -> int | None:
@@ -104,12 +128,18 @@ def in_rows(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _cut(x: Tensor) -> tuple[dict[str, int], int]:
+def _placed(tensor: Tensor | None) -> tuple[Tensor | None, int]:
+    """A tensor and how far its rows lie apart, in elements."""
+    return (None, 0) if tensor is None else (tensor, row_stride(tensor))
+
+
+def _cut(x: Tensor, groups: int, gated: bool) -> tuple[dict[str, int], int]:
     """The tile of a program, and the number of rows."""
-    width = x.shape[-1]
+    width, held = x.shape[-1] // groups, HELD_GATED if gated else HELD
     padded = 1 << (width - 1).bit_length()
-    down = min(MOST_ROWS, max(1, HELD // padded))
-    return {"D": width, "P": padded, "R": down, "num_warps": max(1, padded // HELD)}, x.numel() // width
+    down = min(MOST_ROWS, max(1, held // padded))
+    tile = {"D": width, "P": padded, "R": down, "G": groups, "num_warps": max(1, padded // held)}
+    return tile, x.numel() // x.shape[-1]
 
 
 def _programs(rows: int, tile: dict[str, int]) -> int:
@@ -117,6 +147,6 @@ def _programs(rows: int, tile: dict[str, int]) -> int:
     return max(1, ceil(rows, tile["R"]))
 
 
-def _alignment(*tensors: Tensor) -> int:
+def _alignment(tile: dict[str, int], *tensors: Tensor | None) -> int:
     """The largest power of two up to ``ALIGNED`` that divides the place, in elements, where every row begins."""
-    return math.gcd(ALIGNED, *(row_stride(tensor) for tensor in tensors), tensors[0].shape[-1])
+    return math.gcd(ALIGNED, *(row_stride(tensor) for tensor in tensors if tensor is not None), tile["D"])
