@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import DEVICES, assert_all_close, skip_unless_available, weighted_sum
+from comparison import DEVICES, assert_all_close, assert_same_bits, skip_unless_available, weighted_sum
 from test_rms_norm import EPS, PACKAGE, make_arguments
 from torch import Tensor
 
@@ -75,18 +75,18 @@ class TestEveryBackend:
 
 
 @every_device
-def test_the_output_again_in_the_backward_pass(device):
-    """To the bit, and a gradient where it is asked for."""
+def test_gradients_and_the_output_again_over_what_has_been_read(device):
+    """To the bit those in memory of their own, and the output of the forward pass."""
     skip_unless_available(PACKAGE, "triton", device, torch.float32)
-    x, gate, weight = arguments((3, 7, 60), device=device)
+    x, gate, weight = arguments((3, 7, 60), gap=10, device=device)
     _, y, scale = fused.forward(x, None, gate, weight, EPS, 2, x.dtype)
-    again, wide = torch.empty_like(y), torch.full((3, 7, 70), 7.0, device=device)
-    operands = torch.randn_like(y), None, x, gate, weight, scale, 2, None
-    expected = fused.backward(*operands)
-    found = fused.backward(*operands, wide[..., :60], again)
-    assert torch.equal(again, y)
-    assert torch.equal(wide[..., :60], expected[2]) and (wide[..., 60:] == 7).all()
-    assert torch.equal(found[0], expected[0])
+    dy = torch.randn_like(y)
+    operands = dy, None, x, gate, weight, scale, 2, None
+    expected = [gradient if gradient is None else gradient.clone() for gradient in fused.backward(*operands)]
+    dx, _, d_gate, d_weight = fused.backward(*operands, fused.Out(x, gate, dy))
+    assert [part.data_ptr() for part in (dx, d_gate)] == [part.data_ptr() for part in (x, gate)]
+    assert_same_bits(dict(enumerate((x, gate, d_weight))), dict(enumerate((expected[0], *expected[2:]))))
+    assert torch.equal(dy, y)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from seqlab.models.hooks import has_hooks
+
 LEAST_PRODUCTS = 2**23
 """Fewest products of two numbers by convolution: its call costs some 30 us more, its backward 100."""
 LEAST_BATCH, LEAST_LENGTH = 16, 16
@@ -24,6 +26,11 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O)."""
         return linear(x, self.weight, self.bias)
+
+
+def is_plain(part: nn.Module) -> bool:
+    """Whether a part is a ``Linear`` without a bias, and nobody looks on as it is called."""
+    return type(part) is Linear and part.bias is None and not has_hooks(part)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models.hooks import has_hooks
-from seqlab.models.linear import Linear, linear
+from seqlab.models.linear import Linear, is_plain, linear
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
 from seqlab.ops import (
     causal_conv1d,
@@ -220,8 +220,7 @@ class Mamba(nn.Module):
         """
         if type(self) is not Mamba or type(self.dt_proj) is not Linear or self.negative_eigenvalues:
             return False
-        called = self.in_proj, self.x_proj, self.out_proj
-        return all(type(part) is Linear and part.bias is None and not has_hooks(part) for part in called)
+        return all(map(is_plain, (self.in_proj, self.x_proj, self.out_proj)))
 
     @property
     def block(self) -> decoding.Block:

@@ -13,11 +13,13 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
-from seqlab.models.linear import Linear
+from seqlab.models.hooks import has_hooks
+from seqlab.models.linear import Linear, is_plain
 from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
 from seqlab.ops import causal_conv1d, causal_conv1d_update, gated_rms_norm, ssd, ssd_flops, ssd_update
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.mamba2_inner import Block, can_run, mamba2_inner
 from seqlab.ops.ssd import resolve_backend
 
 
@@ -111,9 +113,9 @@ class Mamba2(nn.Module):
         """The decay (H,), a scalar for each head."""
         return decay(self.A_log)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, zxBCdt: Tensor) -> tuple[Tensor, ...]:
         """The gate z (..., E), what the convolution mixes (..., E + 2 G N) and dt before bias and softplus (..., H)."""
-        return self.in_proj(x).split((self.d_inner, self.d_mixed, self.n_heads), dim=-1)
+        return zxBCdt.split((self.d_inner, self.d_mixed, self.n_heads), dim=-1)
 
     def _select(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., H, P), B and C (..., G, N) from the convolution's output."""
@@ -167,8 +169,28 @@ class Mamba2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        z, mixed, dt = self._project(x)
+        zxBCdt = self.in_proj(x)  # (B, L, 2 E + 2 G N + H)
+        if self._is_whole() and can_run(zxBCdt, self.block, self.n_groups, self.scan_backend):
+            return mamba2_inner(zxBCdt, self.block, self.n_groups, self.norm.eps)
+        z, mixed, dt = self._split(zxBCdt)
         return self._leave(self._scan(self._convolve(mixed), dt), z)
+
+    def _is_whole(self) -> bool:
+        """Whether an operation on the whole block computes what its parts would, and nobody looks on as they do.
+
+        Not of a subclass, with decays of either sign, or once a part has been replaced.
+        """
+        if type(self) is not Mamba2 or self.negative_eigenvalues:
+            return False
+        if type(self.norm) is not GatedRMSNorm or has_hooks(self.norm):
+            return False
+        return is_plain(self.in_proj) and is_plain(self.out_proj)
+
+    @property
+    def block(self) -> Block:
+        """The parameters as an operation on the whole block takes them."""
+        parameters = self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D
+        return Block(*parameters, self.norm.weight, self.out_proj.weight)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""
@@ -183,7 +205,7 @@ class Mamba2(nn.Module):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, D) to (B, D)."""
-        z, mixed, dt = self._project(x)
+        z, mixed, dt = self._split(self.in_proj(x))
         mixed, conv = causal_conv1d_update(state.conv, mixed, self.conv_weight, self.conv_bias, activation="silu")
         u, B, C = self._select(mixed)
         if self.negative_eigenvalues:
@@ -198,7 +220,7 @@ class Mamba2(nn.Module):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D)."""
-        z, mixed, dt = self._project(x)
+        z, mixed, dt = self._split(self.in_proj(x))
         mixed, conv = self._convolve(mixed, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(mixed, dt, initial_state=state.ssm, return_final_state=True)
         return self._leave(y, z), State(conv, ssm)

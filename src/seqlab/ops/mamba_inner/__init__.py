@@ -14,6 +14,8 @@ product more, fewer bytes are kept and moved.
 Symbols: Bt batch, L length, M model width, E inner width, N state size, K width of the convolution, R rank of delta.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -55,10 +57,20 @@ def can_run(xz: Tensor, block: Block, backend: str = "auto") -> bool:
     Raises:
         ValueError: a shape, dtype or device does not fit, or the scan's backend does not exist or cannot run.
     """
-    if torch.compiler.is_compiling() or not (xz.is_cuda and needs_gradient(xz, *block)) or other_derivatives():
+    if not trains_by_products(xz, block, block.x_weight):
         return False
-    products = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else block.x_weight.dtype
-    return xz.dtype == products and checked(_check, {"xz": xz, **block._asdict()}, backend) == "triton"
+    return checked(_check, {"xz": xz, **block._asdict()}, backend) == "triton"
+
+
+def trains_by_products(projected: Tensor, parameters: Iterable[Tensor | None], weight: Tensor) -> bool:
+    """Whether a backward pass on a GPU may follow, in eager mode, and products are in the dtype of ``projected``.
+
+    Under autocast in its dtype, else in that of ``weight``. Tensors are of any shapes.
+    """
+    if torch.compiler.is_compiling() or not projected.is_cuda or other_derivatives():
+        return False
+    products = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype
+    return projected.dtype == products and needs_gradient(projected, *parameters)
 
 
 def _check(tensors: dict[str, Tensor | None], backend: str) -> str:

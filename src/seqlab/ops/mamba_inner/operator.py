@@ -14,13 +14,15 @@ from seqlab.ops import backends
 from seqlab.ops.derivatives import FirstDerivative
 from seqlab.ops.selective_scan.interface import Inputs, Out
 
-
-def _kernels() -> tuple[ModuleType, ModuleType]:
-    """Of the convolution and of the scan, imported at the first call: they bring Triton."""
-    return tuple(backends.load(f"seqlab.ops.{name}", "triton") for name in ("causal_conv1d", "selective_scan"))
+PARTS = "causal_conv1d", "selective_scan"
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def kernels(*parts: str) -> tuple[ModuleType, ...]:
+    """Of these operations, imported at the first call: they bring Triton."""
+    return tuple(backends.load(f"seqlab.ops.{name}", "triton") for name in parts)
+
+
+def rows(tensor: Tensor) -> Tensor:
     """(Bt, L, columns) as a matrix (Bt L, columns), a view."""
     return tensor.view(-1, tensor.shape[2])
 
@@ -46,23 +48,23 @@ class MambaInner(FirstDerivative):
         deterministic: bool,
         backend: str,
     ) -> Tensor:
-        conv, scan = _kernels()
+        conv, scan = kernels(*PARTS)
         A = -torch.exp(A_log.float())
         splits = dt_weight.shape[1], A.shape[1], A.shape[1]
         x, z = xz.chunk(2, dim=2)  # (Bt, L, E) each
         u = conv.forward(x, conv_weight, conv_bias, "silu", None, None)
-        dtBC = torch.mm(_rows(u), x_weight.t()).view(*xz.shape[:2], -1)  # (Bt, L, R + 2 N)
+        dtBC = torch.mm(rows(u), x_weight.t()).view(*xz.shape[:2], -1)  # (Bt, L, R + 2 N)
         dt, B, C = dtBC.split(splits, dim=2)
-        delta = torch.mm(_rows(dt), dt_weight.t()).view(u.shape)
+        delta = torch.mm(rows(dt), dt_weight.t()).view(u.shape)
         y, _, states = scan.forward(Inputs(u, delta, A, B, C, D, z, dt_bias, None, True), None, True)
         ctx.save_for_backward(xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, out_weight, dtBC, states)
         ctx.dtype, ctx.deterministic, ctx.backend = A_log.dtype, deterministic, backend
-        return torch.mm(_rows(y), out_weight.t()).view(*xz.shape[:2], -1)
+        return torch.mm(rows(y), out_weight.t()).view(*xz.shape[:2], -1)
 
     @override
     @staticmethod
     def differentiate(ctx: Any, d_out: Tensor) -> tuple:
-        conv, scan = _kernels()
+        conv, scan = kernels(*PARTS)
         xz, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, out_weight, dtBC, states = ctx.saved_tensors
         splits = dt_weight.shape[1], A.shape[1], A.shape[1]
         x, z = xz.chunk(2, dim=2)
@@ -77,16 +79,16 @@ class MambaInner(FirstDerivative):
         dy, d_delta, y = dx, dx, delta
 
         u = conv.forward(x, conv_weight, conv_bias, "silu", None, None)
-        torch.mm(_rows(dt), dt_weight.t(), out=_rows(delta))
+        torch.mm(rows(dt), dt_weight.t(), out=rows(delta))
         d_out = d_out.reshape(-1, d_out.shape[2])
-        torch.mm(d_out, out_weight, out=_rows(dy))
+        torch.mm(d_out, out_weight, out=rows(dy))
         inputs, out = Inputs(u, delta, A, B, C, D, z, dt_bias, None, True), Out(y, du, d_delta, dz, dB, dC)
         by_scan = scan.backward(inputs, states, dy, None, ctx.deterministic, out)
-        d_out_weight = torch.mm(d_out.t(), _rows(y))
-        torch.mm(_rows(d_delta), dt_weight, out=_rows(d_dt))
-        d_dt_weight = torch.mm(_rows(d_delta).t(), _rows(dt))
-        d_x_weight = torch.mm(_rows(d_dtBC).t(), _rows(u))
-        torch.addmm(_rows(du), _rows(d_dtBC), x_weight, out=_rows(du))
+        d_out_weight = torch.mm(d_out.t(), rows(y))
+        torch.mm(rows(d_delta), dt_weight, out=rows(d_dt))
+        d_dt_weight = torch.mm(rows(d_delta).t(), rows(dt))
+        d_x_weight = torch.mm(rows(d_dtBC).t(), rows(u))
+        torch.addmm(rows(du), rows(d_dtBC), x_weight, out=rows(du))
         by_conv = conv.backward(du, x, conv_weight, conv_bias, "silu", None, None, dx)
         of_scan = by_scan.delta_bias, (by_scan.A * A).to(ctx.dtype), by_scan.D
         return d_xz, by_conv.weight, by_conv.bias, d_x_weight, d_dt_weight, *of_scan, d_out_weight, None, None

@@ -7,6 +7,7 @@ import math
 from functools import cache
 from itertools import pairwise
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,21 @@ SINGLE_WARPS, JOINED_WARPS = 10, 8
 ALIGNED = 16  # elements; no access is wider
 SHARES, COLUMNS = 256, 8  # of a program that adds shares, at a time: 32 bytes are the least that a memory reads
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+
+
+class Out(NamedTuple):
+    """Where to write gradients, else in new tensors, and the output again, if it is wanted.
+
+    In the shapes and dtypes of what they belong to; x and y contiguous, the gate's in rows at equal distances. Those of
+    x, the gate and y may share memory with the stream, the gate and dy, number by number.
+    """
+
+    x: Tensor | None = None
+    gate: Tensor | None = None
+    y: Tensor | None = None
+
+
+ANEW = Out()
 
 
 @cache
@@ -71,31 +87,27 @@ def backward(
     scale: Tensor,
     groups: int,
     update_dtype: torch.dtype | None,
-    d_gate: Tensor | None = None,
-    y: Tensor | None = None,
+    out: Out = ANEW,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """dx (..., W) in the stream's dtype, in ``update_dtype`` too if that is another, d_gate (..., W) and d_weight (W,).
 
-    Args:
-        dy, d_stream, stream, gate, weight, scale, groups, update_dtype: as in ``operator.py``.
-        d_gate: where to write that gradient, in rows at equal distances; None for a tensor of its own.
-        y: where to write the output again, contiguous, if it is wanted.
+    Those of ``out`` are written there; the other arguments are as in ``operator.py``.
     """
-    return launch.run(_backward, (dy, d_stream, stream, gate, weight, scale, d_gate, y), groups, update_dtype)
+    return launch.run(_backward, (dy, d_stream, stream, gate, weight, scale, *out), groups, update_dtype)
 
 
 def _backward(
     call: Call, groups: int, update_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     dy, d_stream, stream, gate = (call.converted(tensor, in_rows) for tensor in call.tensors[:4])
-    weight, (scale, d_gate, y) = call.converted(call.tensors[4], Tensor.contiguous), call.tensors[5:]
+    weight, (scale, dx, d_gate, y) = call.converted(call.tensors[4], Tensor.contiguous), call.tensors[5:]
     tile, rows = _cut(stream, groups, gate is not None)
     tiles, warps = _programs(rows, tile), tile["num_warps"]
     together = max(
         1, (SINGLE_WARPS if warps == 1 else JOINED_WARPS // warps) * multiprocessors(stream.device) // groups
     )
     programs = ceil(tiles, ceil(tiles, together))  # all walk the same number of tiles, or one less
-    dx, d_weight = call.empty_like(stream), call.empty_like(weight)
+    dx, d_weight = call.empty_like(stream) if dx is None else dx, call.empty_like(weight)
     rounds = update_dtype not in (None, stream.dtype)
     d_update = call.empty(*stream.shape, dtype=update_dtype) if rounds else None
     d_gate = call.empty_like(gate) if d_gate is None else d_gate

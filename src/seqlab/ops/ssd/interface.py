@@ -6,7 +6,8 @@ A backend is a file with
     forward(inputs, initial_state) -> (y, final state)
     backward(inputs, initial_state, dy, d_final_state) -> Gradients      where it is in ``operator.FUSED``
 
-The backward pass gets the arguments alone, and recomputes the states that it needs.
+The backward pass gets the arguments alone, and recomputes the states that it needs. That of "triton" may also be told
+where to write, and be given the states.
 """
 
 from typing import NamedTuple
@@ -39,6 +40,19 @@ class Gradients(NamedTuple):
     D: Tensor | None
     dt_bias: Tensor | None
     initial_state: Tensor  # also if none was given, which means zeros
+
+
+class Out(NamedTuple):
+    """Where to write the gradient of what has a row for each position, in its shape and dtype; None for a new tensor.
+
+    Only channels and states, the last axes of x, B and C, have to be contiguous. No two share memory, and none with an
+    argument.
+    """
+
+    x: Tensor | None = None
+    dt: Tensor | None = None
+    B: Tensor | None = None
+    C: Tensor | None = None
 
 
 def check_groups(sizes: dict[str, int]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqlab.ops import launch
 from seqlab.ops.launch import Call
-from seqlab.ops.ssd.interface import Gradients, Inputs
+from seqlab.ops.ssd.interface import Gradients, Inputs, Out
 from seqlab.ops.triton_support import ceil, multiprocessors, unit_stride
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
@@ -217,12 +217,21 @@ class _Staged:
         return before, final, taints
 
 
+ANEW = Out()
+"""Every gradient in a new tensor."""
+
+
 def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (Bt, L, H, P) in x's dtype and the final state (Bt, H, P, N)."""
+    return forward_with_states(inputs, initial_state)[:2]
+
+
+def forward_with_states(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``forward`` gives, and the states before every chunk, which ``backward`` takes."""
     return launch.run(_forward, (*inputs[:8], initial_state), inputs.dt_softplus)
 
 
-def _forward(call: Call, dt_softplus: bool) -> tuple[Tensor, Tensor]:
+def _forward(call: Call, dt_softplus: bool) -> tuple[Tensor, Tensor, Tensor]:
     a = _Staged(call, Inputs(*call.tensors[:8], dt_softplus))
     cut = a.plan
     before, final, (x_taint, _) = a.walk(a.x, a.B, call.tensors[8], back=False)
@@ -233,12 +242,23 @@ def _forward(call: Call, dt_softplus: bool) -> tuple[Tensor, Tensor]:
         *(stride for tensor in (a.x, a.B, a.C, y) for stride in tensor.stride()[:3]),
         SHARE=cut.share, HAS_D=a.D is not None, **a.constants("outputs"),
     )  # fmt: skip
-    return y, final
+    return y, final, before
 
 
-def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_state: Tensor | None) -> Gradients:
-    """The gradients for dy (Bt, L, H, P) and d_final_state (Bt, H, P, N), without atomics: bitwise reproducible."""
-    tensors = (*inputs[:8], initial_state, dy, d_final_state)
+def backward(
+    inputs: Inputs,
+    initial_state: Tensor | None,
+    dy: Tensor,
+    d_final_state: Tensor | None,
+    out: Out = ANEW,
+    before: Tensor | None = None,
+) -> Gradients:
+    """The gradients for dy (Bt, L, H, P) and d_final_state (Bt, H, P, N), without atomics: bitwise reproducible.
+
+    Those of ``out`` are written there. ``before`` are the states of ``forward_with_states``, if they are at hand and no
+    sequences packed; else they are computed again.
+    """
+    tensors = (*inputs[:8], initial_state, dy, d_final_state, before, *out)
     dx, ddt, dB, dC, sums, d_initial = launch.run(_backward, tensors, inputs.dt_softplus)
     dA, dD, d_bias = sums.sum(dim=1)  # (H,) each; those not needed are not written
     return Gradients(
@@ -255,30 +275,35 @@ def backward(inputs: Inputs, initial_state: Tensor | None, dy: Tensor, d_final_s
 
 def _backward(call: Call, dt_softplus: bool) -> tuple[Tensor, ...]:
     """The gradients of x, dt, B and C, those of A, D and the bias for each chunk (3, Bt K, H), that of the state."""
-    inputs, (initial_state, dy, d_final_state) = Inputs(*call.tensors[:8], dt_softplus), call.tensors[8:]
+    inputs, (initial_state, dy, d_final_state, before, *out) = Inputs(*call.tensors[:8], dt_softplus), call.tensors[8:]
     a = _Staged(call, inputs)
     cut, dy = a.plan, call.converted(dy, unit_stride)
-    before, _, (_, B_taint) = a.walk(a.x, a.B, initial_state, back=False)
+    B_taint = None
+    if before is None:
+        before, _, (_, B_taint) = a.walk(a.x, a.B, initial_state, back=False)
     after, d_initial, (dy_taint, C_taint) = a.walk(dy, a.C, d_final_state, back=True)
 
-    dx, ddt, dB, dC = map(call.empty_like, (*inputs[:2], *inputs[3:5]))
+    likes = *inputs[:2], *inputs[3:5]
+    dx, ddt, dB, dC = (call.empty_like(like) if to is None else to for like, to in zip(likes, out, strict=True))
     pairs = a.new(a.batch, cut.n_chunks, a.n_heads // cut.share, cut.T, cut.T)
     sums = a.new(3, a.batch * cut.n_chunks, a.n_heads)
     call.launch(
         triton_backward.inputs_kernel, a.shares,
         a.x, a.dt, a.A, a.B, a.C, a.D, a.bias, *a.decays, before, after, dy, dy_taint, dx, ddt, pairs, sums,
-        *a.sizes, *a.x.stride()[:3], *a.dt.stride(), *(stride for t in (a.B, a.C, dy) for stride in t.stride()[:3]),
+        *a.sizes, *a.x.stride()[:3], *a.dt.stride(), *(stride for t in (a.B, a.C, dy, dx) for stride in t.stride()[:3]),
+        *ddt.stride(),
         SHARE=cut.share, HAS_D=a.D is not None, HAS_BIAS=a.bias is not None, SOFTPLUS=a.softplus,
         **a.constants("inputs"),
     )  # fmt: skip
     grid = (cut.n_chunks, inputs.B.shape[2], a.batch)
-    for x, other, taint, states, out, back in (
+    for x, other, taint, states, by, back in (
         (a.x, a.C, C_taint, after, dB, False),
         (dy, a.B, B_taint, before, dC, True),
     ):
         call.launch(
             triton_backward.projections_kernel, grid,
-            x, other, *a.decays, states, pairs, taint, out, *a.sizes, *x.stride()[:3], *other.stride()[:3],
+            x, other, *a.decays, states, pairs, taint, by, *a.sizes, *x.stride()[:3], *other.stride()[:3],
+            *by.stride()[:3],
             SHARE=cut.share, BACK=back, **a.constants("projections"),
         )  # fmt: skip
     return dx, ddt, dB, dC, sums, d_initial

@@ -31,6 +31,7 @@ def inputs_kernel(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, number_ptr, step_ptr, high_ptr, low_ptr, before_ptr, after_ptr,
     dy_ptr, taint_ptr, dx_ptr, ddt_ptr, pairs_ptr, sums_ptr, L, H, K, HEADS,
     x_sb, x_st, x_sh, dt_sb, dt_st, dt_sh, B_sb, B_st, B_sg, C_sb, C_st, C_sg, dy_sb, dy_st, dy_sh,
+    dx_sb, dx_st, dx_sh, ddt_sb, ddt_st, ddt_sh,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,7 +93,7 @@ def inputs_kernel(
             if HAS_D:
                 dx += skip * dy
                 dD += tl.sum(x.to(tl.float32) * dy.to(tl.float32))
-            place = dx_ptr + ((batch * L + here) * H + head) * P + t[:, None] * H * P + p[None, :]
+            place = dx_ptr + batch * dx_sb + here * dx_st + head * dx_sh + t[:, None] * dx_st + p[None, :]
             tl.store(place, dx, mask=(t[:, None] < rest) & (p[None, :] < P))
 
         d_scores = d_scores * decay_square(high, low, T) * step[None, :]
@@ -113,7 +114,7 @@ def inputs_kernel(
                 raw += tl.load(bias_ptr + head)
             d_dt = d_dt * sigmoid(raw)
         d_dt = tl.where(t < rest, d_dt, 0.0)
-        tl.store(ddt_ptr + (batch * L + here + t) * H + head, d_dt, mask=t < rest)
+        tl.store(ddt_ptr + batch * ddt_sb + (here + t) * ddt_st + head * ddt_sh, d_dt, mask=t < rest)
         sums = sums_ptr + (batch * K + chunk) * H + head
         each = tl.num_programs(2) * K * H
         tl.store(sums, tl.sum(d_log * step))
@@ -129,7 +130,7 @@ def inputs_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def projections_kernel(
     x_ptr, other_ptr, number_ptr, step_ptr, high_ptr, low_ptr, states_ptr, pairs_ptr, taint_ptr, out_ptr, L, H, K,
-    HEADS, x_sb, x_st, x_sh, other_sb, other_st, other_sg,
+    HEADS, x_sb, x_st, x_sh, other_sb, other_st, other_sg, out_sb, out_st, out_sg,
     P: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr,
     BACK: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -171,5 +172,5 @@ def projections_kernel(
     other_ptr += batch * other_sb + here * other_st + group * other_sg
     other = load_tile(other_ptr, other_st, finite, n, rest, N, DOT)
     total = tl.dot(pairs.to(DOT), other, acc=total, input_precision=PRECISION)
-    place = out_ptr + ((batch * L + here) * tl.num_programs(1) + group) * N + t[:, None] * tl.num_programs(1) * N
+    place = out_ptr + batch * out_sb + here * out_st + group * out_sg + t[:, None] * out_st
     tl.store(place + n[None, :], total, mask=(t[:, None] < rest) & (n[None, :] < N))

@@ -31,7 +31,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 FARTHEST = tl.constexpr(3000.0)  # 2 to minus it is 0; larger steps would cost later ones their digits
 LARGEST = tl.constexpr(3.3e38)  # beyond, float32 may become infinite where a product splits it
 
-SIZES = ["L", "H", "K", "HEADS", "dt_sb", "dt_st", "dt_sh", "seq_sb", "seq_st"]
+SIZES = ["L", "H", "K", "HEADS", "dt_sb", "dt_st", "dt_sh", "ddt_sb", "ddt_st", "ddt_sh", "seq_sb", "seq_st"]
 """Integers for which no kernel is recompiled when they are 1 or a multiple of 16."""
 
 
