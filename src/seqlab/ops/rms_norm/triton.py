@@ -23,6 +23,7 @@ MOST_ROWS = 32  # of a program at a time
 # Warps of the backward kernel on a multiprocessor, where a row takes one and where it takes several: its four arrays of
 # 32 registers leave no room for more, and programs that wait for others to end would double the time.
 SINGLE_WARPS, JOINED_WARPS = 10, 8
+GATED_WARPS = 12  # of at most 160 registers each lane
 ALIGNED = 16  # elements; no access is wider
 SHARES, COLUMNS = 256, 8  # of a program that adds shares, at a time: 32 bytes are the least that a memory reads
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
@@ -103,9 +104,8 @@ def _backward(
     weight, (scale, dx, d_gate, y) = call.converted(call.tensors[4], Tensor.contiguous), call.tensors[5:]
     tile, rows = _cut(stream, groups, gate is not None)
     tiles, warps = _programs(rows, tile), tile["num_warps"]
-    together = max(
-        1, (SINGLE_WARPS if warps == 1 else JOINED_WARPS // warps) * multiprocessors(stream.device) // groups
-    )
+    resident = GATED_WARPS if gate is not None else SINGLE_WARPS if warps == 1 else JOINED_WARPS
+    together = ceil(max(1, resident // warps) * multiprocessors(stream.device), groups)
     programs = ceil(tiles, ceil(tiles, together))  # all walk the same number of tiles, or one less
     dx, d_weight = call.empty_like(stream) if dx is None else dx, call.empty_like(weight)
     rounds = update_dtype not in (None, stream.dtype)

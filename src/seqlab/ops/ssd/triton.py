@@ -227,7 +227,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def forward_with_states(inputs: Inputs, initial_state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``forward`` gives, and the states before every chunk, which ``backward`` takes."""
+    """What ``forward`` gives, and the states before every chunk (Bt, K, H, P, N), which ``backward`` takes."""
     return launch.run(_forward, (*inputs[:8], initial_state), inputs.dt_softplus)
 
 
