@@ -143,6 +143,7 @@ class OtherNorm(GatedRMSNorm):
 
 CHANGES = {
     "a subclass": lambda _: Doubled(8, n_heads=2, d_state=3),
+    "decays of either sign": lambda _: Mamba2(8, n_heads=2, d_state=3, negative_eigenvalues=True),
     "a bias": lambda layer: replaced(layer, "out_proj", Linear(16, 8)),
     "another norm": lambda layer: replaced(layer, "norm", OtherNorm(16, 1, EPS)),
     "a hook": lambda layer: watched(layer, "out_proj"),

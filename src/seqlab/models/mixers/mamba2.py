@@ -113,6 +113,10 @@ class Mamba2(nn.Module):
         """The decay (H,), a scalar for each head."""
         return decay(self.A_log)
 
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Of x (..., D) what ``_split`` gives."""
+        return self._split(self.in_proj(x))
+
     def _split(self, zxBCdt: Tensor) -> tuple[Tensor, ...]:
         """The gate z (..., E), what the convolution mixes (..., E + 2 G N) and dt before bias and softplus (..., H)."""
         return zxBCdt.split((self.d_inner, self.d_mixed, self.n_heads), dim=-1)
@@ -205,7 +209,7 @@ class Mamba2(nn.Module):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, D) to (B, D)."""
-        z, mixed, dt = self._split(self.in_proj(x))
+        z, mixed, dt = self._project(x)
         mixed, conv = causal_conv1d_update(state.conv, mixed, self.conv_weight, self.conv_bias, activation="silu")
         u, B, C = self._select(mixed)
         if self.negative_eigenvalues:
@@ -220,7 +224,7 @@ class Mamba2(nn.Module):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D)."""
-        z, mixed, dt = self._split(self.in_proj(x))
+        z, mixed, dt = self._project(x)
         mixed, conv = self._convolve(mixed, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(mixed, dt, initial_state=state.ssm, return_final_state=True)
         return self._leave(y, z), State(conv, ssm)
