@@ -14,7 +14,7 @@ class Recent:
         self._lock = Lock()
 
     def get(self, key: Hashable) -> Any:
-        """The value, or None. No younger for it: to know when each was last asked for takes longer than to ask."""
+        """The value, or None. The order stays as it is: to change it would take longer than to look the key up."""
         return self._values.get(key)
 
     def take(self, key: Hashable) -> Any:

@@ -1,8 +1,8 @@
 """Operations across the lanes of a program: shuffles, and copies from memory to shared memory ahead of their use.
 
 Every tensor is (LANES,), one number for each lane: there is one layout, and the compiler converts nothing. What Triton
-cannot express is a line of PTX. In the interpreter, and where a slot takes too much memory, numbers are loaded where
-they are used (STAGES is 0), with the same results.
+cannot express is a line of PTX. In the interpreter, and where dtypes differ or a slot takes too much memory, numbers
+are loaded where they are used (STAGES is 0), with the same results.
 
 Each warp has its own part of the program's shared memory, so no warp waits for another. Its ring of STAGES slots is
 filled by asynchronous copies, each slot with all that one group of G positions needs: K tensors, rows of B and C and,
