@@ -210,14 +210,12 @@ def test_the_interpreter_leaves_nothing_recorded():
 
 def test_the_latest_are_remembered():
     recent = Recent(2)
-    for key in "ab":
+    for key in "abc":
         recent.keep(key, key.upper())
-    assert recent.get("a") == "A"
-    recent.keep("c", "C")  # b was not asked for since
-    assert [recent.get(key) for key in "abc"] == ["A", None, "C"]
-    recent.keep("a", "A")
+    assert [recent.get(key) for key in "abc"] == [None, "B", "C"]
+    recent.keep("b", "B")  # after c
     recent.keep("d", "D")
-    assert recent.take("a") == "A"  # kept again, it was used after c
-    assert [recent.take(key) for key in "acd"] == [None, None, "D"]
+    assert [recent.take(key) for key in "bcb"] == ["B", None, None]
+    assert len(recent) == 1
     recent.clear()
     assert len(recent) == 0

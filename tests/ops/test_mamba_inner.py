@@ -187,9 +187,10 @@ class TestAgainstTheParts:
             found.append({"xz": torch.autograd.grad(operation(leaf, others).sum(), leaf)[0]})
         assert_all_close(*found, torch.float32)
 
-    @pytest.mark.parametrize("d_state", [1, 5, 20])
-    def test_the_scan_writes_over_what_it_has_read(self, d_state, device):
-        hold_in_place(2, 13, 5, d_state, torch.float32, device)
+    @pytest.mark.parametrize(("width", "d_state"), [(8, 1), (5, 5), (8, 20)])
+    def test_the_scan_writes_over_what_it_has_read(self, width, d_state, device):
+        """At width 8 it reads what is given, at width 5 padded copies."""
+        hold_in_place(2, 13, width, d_state, torch.float32, device)
 
     def test_the_backward_pass_again(self, device):
         xz, block = make_arguments(1, 3, 5, device=device)

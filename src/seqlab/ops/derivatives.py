@@ -70,10 +70,10 @@ class FirstDerivative(torch.autograd.Function):
     @override
     @classmethod
     def backward(cls, ctx: Any, *gradients: Tensor | None) -> tuple:
+        if not torch.is_grad_enabled():  # no create_graph
+            return cls.differentiate(ctx, *gradients)
         with torch.no_grad():
             found = cls.differentiate(ctx, *gradients)
-        if not torch.is_grad_enabled():
-            return found
         wanted = [tensor for tensor in found if tensor is not None]
         sources = [t for t in (*gradients, *ctx.saved_tensors) if t is not None and t.requires_grad]
         attached = iter(_Final.apply(f"{cls.operation} backend={ctx.backend!r}", len(wanted), *wanted, *sources))

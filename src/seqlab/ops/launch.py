@@ -48,9 +48,11 @@ class _Buffer(NamedTuple):
         """Its size in units of ``LINE``, rounded up."""
         return -(-math.prod(self.shape) * self.dtype.itemsize // LINE)
 
-    def allocate(self, device: torch.device) -> Tensor:
-        """A tensor of ``shape``."""
-        return (torch.zeros if self.zeros else torch.empty)(*self.shape, dtype=self.dtype, device=device)
+
+def _allocated(buffers: Sequence[_Buffer], device: torch.device) -> list[Tensor]:
+    return [
+        (torch.zeros if zeros else torch.empty)(*shape, dtype=dtype, device=device) for shape, dtype, zeros in buffers
+    ]
 
 
 class _Part(NamedTuple):
@@ -101,7 +103,7 @@ class Call:
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) -> Tensor:
         """A contiguous tensor of that shape, uninitialised or of zeros."""
         buffer = _Buffer(tuple(shape), dtype, zeros)
-        return self._know(buffer.allocate(self.device), buffer)
+        return self._know(*_allocated([buffer], self.device), buffer)
 
     def empty_like(self, tensor: Tensor | None) -> Tensor | None:
         """A contiguous tensor of the same shape and dtype; None for None."""
@@ -192,7 +194,7 @@ class _Recording:
     def __call__(self, tensors: Sequence[Tensor | None], addresses: list[int]) -> tuple[Tensor | None, ...]:
         device = tensors[0].device
         converted = [function(tensors[source]) for source, function in self.conversions]
-        buffers = [buffer.allocate(device) for buffer in self.buffers]
+        buffers = _allocated(self.buffers, device)
         values = addresses + [tensor.data_ptr() for tensor in converted] + [buffer.data_ptr() for buffer in buffers]
         values += [values[place] + offset for place, offset in self.parts]
         values += self.constants

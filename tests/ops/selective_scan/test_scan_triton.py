@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from comparison import HALF, restrided, skip_unless_available
+import torch.nn.functional as F
+from comparison import HALF, assert_all_close, doubled, restrided, skip_unless_available
 from scan_cases import OPTIONS, PACKAGE, SCAN, make_arguments
 
 from seqlab.benchmarks.scan_shapes import ODD
+from seqlab.ops import selective_scan
 from seqlab.ops.selective_scan import triton
 
 
@@ -30,7 +32,8 @@ class TestTritonInterpreted:
 
     @pytest.mark.parametrize("d_state", [1, 16, 33, 256])
     def test_state_sizes(self, d_state):
-        SCAN.hold(make_arguments(1, 5, 5, d_state, dtype=torch.float32), "triton")
+        """Of 8 channels, which lanes could copy as they lie; the other odd numbers here are of padded rows."""
+        SCAN.hold(make_arguments(1, 5, 8, d_state, dtype=torch.float32), "triton")
 
     @pytest.mark.parametrize("d_inner", [1, 32, 70])
     def test_channels(self, d_inner):
@@ -49,6 +52,23 @@ class TestTritonInterpreted:
     def test_strided_arguments(self, layout):
         arguments = make_arguments(2, 3, 5, 3, dtype=torch.float32)
         SCAN.hold({name: restrided(tensor, layout) for name, tensor in arguments.items()}, "triton")
+
+    @pytest.mark.parametrize(
+        ("width", "columns", "padded"),
+        [(16, slice(8), 0), (17, slice(8), 1), (16, slice(2, 10), 1), (16, slice(0, 16, 2), 1), (8, slice(7), 3)],
+        ids=["as it lies", "rows apart", "start", "every other", "width"],
+    )
+    def test_only_rows_that_lanes_cannot_copy_are_padded(self, width, columns, padded, monkeypatch):
+        """Lanes copy 16 bytes at once, here four numbers. u is a view, and delta and z lie by themselves."""
+        u = torch.randn(1, 9, width)[:, :2, columns]
+        copies, pad = [], triton._padded
+        monkeypatch.setattr(triton, "_padded", lambda *given: copies.append((given[1], pad(*given))) or copies[-1][1])
+        arguments = make_arguments(1, 2, u.shape[2], 3, dtype=torch.float32) | {"u": u}
+        y = selective_scan(**arguments, backend="triton")
+        assert len(copies) == padded
+        for tensor, copy in copies:
+            assert torch.equal(copy, F.pad(tensor, (0, 16 - tensor.shape[2])))
+        assert_all_close({"y": y}, {"y": selective_scan(**doubled(arguments), backend="reference")}, torch.float32)
 
     @pytest.mark.parametrize("steps", ["huge", "tiny", "mixed"])
     def test_adversarial_steps(self, steps):

@@ -15,8 +15,18 @@ from seqlab.ops import launch
 from seqlab.ops.launch import Call
 from seqlab.ops.selective_scan import triton_plan
 from seqlab.ops.selective_scan.interface import Gradients, Inputs, Out
-from seqlab.ops.selective_scan.triton_plan import LANES, Plan, device_of, lanes_of, plan, ring_of
-from seqlab.ops.triton_support import ceil, unit_stride
+from seqlab.ops.selective_scan.triton_plan import (
+    LANES,
+    Plan,
+    Ring,
+    device_of,
+    in_parts,
+    lanes_of,
+    part_bytes,
+    plan,
+    ring_of,
+)
+from seqlab.ops.triton_support import ceil
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 try:
@@ -62,30 +72,50 @@ def _matrix(A: Tensor) -> Tensor:
     return A.float().contiguous()
 
 
+def _padded(call: Call, tensor: Tensor) -> Tensor:
+    """A copy of a tensor (Bt, L, D) in rows of a multiple of 16 numbers, zeros after D."""
+    batch, length, d_inner = tensor.shape
+    width = ceil(d_inner, 16) * 16  # Triton knows of such a stride, and writes several numbers at once
+    rows, columns = 8, min(256, 1 << (width - 1).bit_length())
+    copy = call.empty(batch, length, width, dtype=tensor.dtype)
+    call.launch(
+        triton_ends.pad_kernel, (ceil(length, rows), ceil(width, columns), batch),
+        tensor, copy, length, d_inner, width, *tensor.stride(), ROWS=rows, COLUMNS=columns,
+    )  # fmt: skip
+    return copy
+
+
 class _Staged(NamedTuple):
     """What every kernel reads, laid out for it."""
 
     A: Tensor  # (D, N) float32
-    u: Tensor
-    delta: Tensor
-    z: Tensor | None
     D: Tensor | None
     bias: Tensor | None
     saved: Saved
+    u: Tensor  # like delta, z and dy (Bt, L, D), or wider where its rows could not be copied as they lie
+    delta: Tensor
+    z: Tensor | None
+    dy: Tensor | None
 
     @classmethod
-    def of(cls, call: Call, inputs: Inputs, saved: Saved) -> "_Staged":
-        rows = [call.converted(tensor, unit_stride) for tensor in (inputs.u, inputs.delta, inputs.z)]
+    def of(cls, call: Call, inputs: Inputs, saved: Saved, plan: Plan, dy: Tensor | None = None) -> "_Staged":
+        streams = (inputs.u, inputs.delta, inputs.z, dy)
+        part = part_bytes(plan, [tensor for tensor in streams if tensor is not None]) or 1
+        streams = [tensor if tensor is None or in_parts(tensor, part) else _padded(call, tensor) for tensor in streams]
         optional = [call.converted(tensor, Tensor.contiguous) for tensor in (inputs.D, inputs.delta_bias)]
-        return cls(call.converted(inputs.A, _matrix), *rows, *optional, saved)
+        return cls(call.converted(inputs.A, _matrix), *optional, saved, *streams)
+
+    def ring(self, direction: str, plan: Plan) -> Ring:
+        """The ring of the kernels of a direction, which read all streams that there are."""
+        streams = [tensor for tensor in (self.u, self.delta, self.z, self.dy) if tensor is not None]
+        return ring_of(direction, plan, streams, self.saved.reset.numel() > 0)
 
     def sizes(self, plan: Plan) -> tuple[int, ...]:
         """L, L padded, D, N, positions of a chunk, chunks: as the kernels want them."""
-        _, length, d_inner = self.u.shape
-        return length, self.saved.BC.shape[1], d_inner, self.A.shape[1], plan.chunk, plan.n_chunks
+        return self.u.shape[1], self.saved.BC.shape[1], *self.A.shape, plan.chunk, plan.n_chunks
 
     def flags(self, plan: Plan, inputs: Inputs) -> dict[str, Any]:
-        _, length, d_inner = self.u.shape
+        _, length, d_inner = inputs.u.shape
         return {
             "HAS_BIAS": self.bias is not None,
             "SOFTPLUS": inputs.delta_softplus,
@@ -94,6 +124,11 @@ class _Staged(NamedTuple):
             **plan.constants(),
             **_options(self.u.device),
         }
+
+
+def _pairs(ring: Ring, *written: Tensor | None) -> bool:
+    """Whether a kernel, if it has a ring, may write these tensors (Bt, L, D) two 16-bit numbers at a time."""
+    return ring.stages > 0 and all(t is None or in_parts(t, 2 * t.element_size()) for t in written)
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
@@ -139,14 +174,13 @@ def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tens
     d_state = inputs.A.shape[1]
     flat = call.empty(*saved_shape(inputs, keep))
     saved = Saved.within(call, flat, inputs, keep)
-    staged = _Staged.of(call, inputs, saved)
+    staged = _Staged.of(call, inputs, saved, cut)
     _stage(call, inputs, saved, cut)
     chunks = _chunk_tensors(call, inputs, cut)
     y, final = call.empty_like(inputs.u), call.empty(batch, d_inner, d_state)
     grid = (cut.channel_tiles(d_inner), cut.n_chunks, batch)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
-    tensors = [staged.u, staged.delta] + [staged.z] * (inputs.z is not None)
-    ring = ring_of("forward", cut, tensors, inputs.seq_idx is not None)
+    ring = staged.ring("forward", cut)
     if cut.n_chunks > 1:
         call.launch(
             triton_forward.chunk_states_kernel, grid,
@@ -161,7 +195,7 @@ def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tens
         *sizes, -(-length // triton_plan.SEGMENT), *_strides(staged.u, staged.delta, staged.z),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_INITIAL=initial_state is not None,
         KEEP=keep, SEGMENT=triton_plan.SEGMENT, STAGES=ring.stages,
-        WHOLE=ring.stages > 0 and d_state == cut.n_padded, **flags,
+        WHOLE=ring.stages > 0 and d_state == cut.n_padded, PAIRS=_pairs(ring, y), **flags,
     )  # fmt: skip
     return y, final, flat if keep else call.empty(0)
 
@@ -192,26 +226,24 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
     batch, _, d_inner = inputs.u.shape
     d_state = inputs.A.shape[1]
     saved = Saved.within(call, flat, inputs, True)
-    staged = _Staged.of(call, inputs, saved)
+    staged = _Staged.of(call, inputs, saved, cut, dy)
     chunks = _chunk_tensors(call, inputs, cut)
-    dy = call.converted(dy, unit_stride)
     tiles = cut.channel_tiles(d_inner)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
-    tensors = [staged.u, staged.delta, dy] + [staged.z] * (inputs.z is not None)
     gpu = device_of(dy)
     if cut.n_chunks > 1:
         call.launch(
             triton_backward.chunk_gradients_kernel, (tiles, cut.n_chunks, batch),
-            staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
-            *_strides(staged.delta, staged.z, dy), HAS_Z=inputs.z is not None,
-            STAGES=ring_of("forward", cut, tensors, inputs.seq_idx is not None).stages, **flags,
+            staged.u, staged.delta, staged.z, staged.dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
+            *_strides(staged.delta, staged.z, staged.dy), HAS_Z=inputs.z is not None,
+            STAGES=staged.ring("forward", cut).stages, **flags,
         )  # fmt: skip
 
     work = tiles * cut.n_chunks * batch
     together = 3 if work > THREE_FROM * gpu.multiprocessors else 2
     programs = min(work, together * gpu.multiprocessors)
     registers = {"maxnreg": REGISTERS[together]} if gpu.copies and REGISTERS[together] else {}
-    ring = ring_of("backward", cut, tensors)
+    ring = staged.ring("backward", cut)
     scratch = call.empty(programs, triton_plan.SEGMENT // cut.group, cut.channels * cut.tiles, 4 * LANES)
     du, d_delta, dz, dB, dC = map(partial(_written, call), out, inputs[:2] + inputs[6:7] + inputs[3:5])
     copies = tiles * LANES // 32 if deterministic else 1
@@ -221,14 +253,14 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
     d_initial = call.empty(batch, d_inner, d_state)
     call.launch(
         triton_backward.backward_kernel, (programs,),
-        staged.u, staged.delta, staged.z, dy, staged.A, saved.BC, staged.D, staged.bias, saved.reset, saved.states,
-        staged.A if d_final_state is None else call.converted(d_final_state, Tensor.contiguous), *chunks, scratch,
-        du, d_delta, dz, y, dBC, dA, dD, d_bias, d_initial,
+        staged.u, staged.delta, staged.z, staged.dy, staged.A, saved.BC, staged.D, staged.bias, saved.reset,
+        saved.states, staged.A if d_final_state is None else call.converted(d_final_state, Tensor.contiguous),
+        *chunks, scratch, du, d_delta, dz, y, dBC, dA, dD, d_bias, d_initial,
         *sizes, saved.states.shape[1], tiles, work, batch,
-        *_strides(staged.u, staged.delta, staged.z, dy), du.stride(1),
+        *_strides(staged.u, staged.delta, staged.z, staged.dy), du.stride(1),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_FINAL=d_final_state is not None,
         SEGMENT=triton_plan.SEGMENT, DETERMINISTIC=deterministic, STAGES=ring.stages, FILL_STAGES=ring.fill_stages,
-        SHARED=ring.sums, WIDE=gpu.adds_wide, **flags, **registers,
+        SHARED=ring.sums, WIDE=gpu.adds_wide, PAIRS=_pairs(ring, du, d_delta, dz, y), **flags, **registers,
     )  # fmt: skip
     found = Gradients(du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial)
     return _finish(call, inputs, found, dBC, cut)

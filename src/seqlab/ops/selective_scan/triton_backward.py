@@ -325,7 +325,7 @@ def backward_kernel(
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
     DETERMINISTIC: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
-    STAGES: tl.constexpr, FILL_STAGES: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr,
+    STAGES: tl.constexpr, FILL_STAGES: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Every gradient. A program processes one tile after another: some channels of one chunk of one sequence.
 
@@ -413,12 +413,12 @@ def backward_kernel(
                 du, ddelta, dz, ys, dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, CPT,
                                                         HAS_Z, SOFTPLUS, MASKED)  # fmt: skip
                 inside = (t < end) & (lane % S < G)
-                store_numbers(du_ptr + out, du, inside, channel, D_SIZE, CPT, ASYNC)
-                store_numbers(ddelta_ptr + out, ddelta, inside, channel, D_SIZE, CPT, ASYNC)
+                store_numbers(du_ptr + out, du, inside, channel, D_SIZE, CPT, PAIRS)
+                store_numbers(ddelta_ptr + out, ddelta, inside, channel, D_SIZE, CPT, PAIRS)
                 if HAS_Z:
-                    store_numbers(dz_ptr + out, dz, inside, channel, D_SIZE, CPT, ASYNC)
+                    store_numbers(dz_ptr + out, dz, inside, channel, D_SIZE, CPT, PAIRS)
                     if y_ptr is not None:
-                        store_numbers(y_ptr + out, ys, inside, channel, D_SIZE, CPT, ASYNC)
+                        store_numbers(y_ptr + out, ys, inside, channel, D_SIZE, CPT, PAIRS)
                 out -= G * out_st
 
         chunk = b * N_CHUNKS + k

@@ -1,4 +1,4 @@
-"""Kernels before and after those of the selective scan: the first lays out B and C, the last sums gradients."""
+"""Kernels before and after those of the selective scan: the first lay out what it reads, the last sums gradients."""
 
 import triton
 import triton.language as tl
@@ -31,6 +31,18 @@ def stage_kernel(
         here = tl.load(seq_ptr + b * seq_sb + t * seq_st, mask=later, other=0)
         before = tl.load(seq_ptr + b * seq_sb + (t - 1) * seq_st, mask=later, other=0)
         tl.store(reset_ptr + b * L_PADDED + t, tl.where(here == before, 0.0, float("-inf")), mask=t < L_PADDED)
+
+
+@triton.jit(do_not_specialize=["L", "D_SIZE", "from_sb", "from_st"])
+def pad_kernel(
+    from_ptr, to_ptr, L, D_SIZE, WIDTH, from_sb, from_st, from_sd, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """A tensor (Bt, L, D) in rows of WIDTH numbers, zeros after D."""
+    b = tl.program_id(2).to(tl.int64)
+    t = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    d = (tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    numbers = tl.load(from_ptr + b * from_sb + t * from_st + d * from_sd, mask=(t < L) & (d < D_SIZE), other=0.0)
+    tl.store(to_ptr + (b * L + t) * WIDTH + d, numbers, mask=(t < L) & (d < WIDTH))
 
 
 @triton.jit

@@ -117,7 +117,7 @@ def forward_kernel(
     L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, u_sb, u_st, delta_sb, delta_st, z_sb, z_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, KEEP: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
-    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """y (Bt, L, D), the final state (Bt, D, N) and, if KEEP, the saved states (Bt, N_SEGMENTS, D, N)."""
     G: tl.constexpr = S if S < 4 else 4
@@ -169,7 +169,7 @@ def forward_kernel(
                 z = raw[2 * CPT + c]
                 y = y * z * sigmoid(z)
             ys = ys + (y,)
-        store_numbers(y_p, ys, (t < end) & (lane % S < G), channel, D_SIZE, CPT, ASYNC)
+        store_numbers(y_p, ys, (t < end) & (lane % S < G), channel, D_SIZE, CPT, PAIRS)
         y_p += G * D_SIZE
 
     if k == N_CHUNKS - 1:

@@ -1,8 +1,8 @@
 """Operations across the lanes of a program: shuffles, and copies from memory to shared memory ahead of their use.
 
 Every tensor is (LANES,), one number for each lane: there is one layout, and the compiler converts nothing. What Triton
-cannot express is a line of PTX. In the interpreter, and for tensors whose rows cannot be copied so, numbers are loaded
-where they are used (STAGES is 0), with the same results.
+cannot express is a line of PTX. In the interpreter, and where dtypes differ or a slot takes too much memory, numbers
+are loaded where they are used (STAGES is 0), with the same results.
 
 Each warp has its own part of the program's shared memory, so no warp waits for another. Its ring of STAGES slots is
 filled by asynchronous copies, each slot with all that one group of G positions needs: K tensors, rows of B and C and,
@@ -305,10 +305,10 @@ def _packed(low, high, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def store_numbers(pointer, values, mask, channel, D_SIZE, CPT: tl.constexpr, PACKED: tl.constexpr):
-    """Write one number for each of a lane's channels; PACKED: two 16-bit numbers at a time."""
+def store_numbers(pointer, values, mask, channel, D_SIZE, CPT: tl.constexpr, PAIRS: tl.constexpr):
+    """Write one number for each of a lane's channels; PAIRS: two 16-bit numbers at a time."""
     dtype: tl.constexpr = pointer.dtype.element_ty
-    if PACKED and CPT > 1 and dtype != tl.float32:
+    if PAIRS and CPT > 1 and dtype != tl.float32:
         words = pointer.to(tl.pointer_type(tl.int32))
         for i in tl.static_range(CPT // 2):
             word = _packed(values[2 * i], values[2 * i + 1], dtype)

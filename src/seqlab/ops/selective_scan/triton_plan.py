@@ -143,16 +143,16 @@ class Ring(NamedTuple):
     sums: bool = False  # whether there is room to sum dB and dC
 
 
-def _copied(plan: Plan, tensors: list[Tensor]) -> bool:
-    """Whether lanes can copy the rows of these tensors, at most 16 bytes at a time: one dtype, and all aligned."""
-    dtype, item = tensors[0].dtype, tensors[0].element_size()
-    part = min(32 // plan.lanes * plan.channels * item, 16)
-    return part >= 4 and all(
-        tensor.dtype == dtype
-        and (tensor.shape[2] | tensor.stride(0) | tensor.stride(1)) * item % part == 0
-        and tensor.data_ptr() % part == 0
-        for tensor in tensors
-    )
+def part_bytes(plan: Plan, tensors: list[Tensor]) -> int:
+    """As ``triton_lanes.part_bytes``, of these tensors (Bt, L, D); 0 if lanes cannot copy them, too short or mixed."""
+    part = min(32 // plan.lanes * plan.channels * tensors[0].element_size(), 16)
+    return part if part >= 4 and len({tensor.dtype for tensor in tensors}) == 1 else 0
+
+
+def in_parts(tensor: Tensor, part: int) -> bool:
+    """Whether the rows of a tensor (Bt, L, D) consist of parts of that many bytes, at multiples of it in memory."""
+    numbers, unit = tensor.shape[2] | tensor.stride(0) | tensor.stride(1), 1 in (tensor.shape[2], tensor.stride(2))
+    return unit and (numbers * tensor.element_size() | tensor.data_ptr()) % part == 0
 
 
 @cache
@@ -183,11 +183,11 @@ def _backward_ring(plan: Plan, tensors: int, item: int) -> Ring:
 
 
 def ring_of(direction: str, plan: Plan, tensors: list[Tensor], resets: bool = False) -> Ring:
-    """The ring of one direction's kernels, which read these tensors (Bt, L, D).
+    """The ring of one direction's kernels, which read these tensors (Bt, L, D) in their parts.
 
     ``resets``: whether sequences begin in the middle; then "forward" is for kernels that process chunks too.
     """
-    if not (device_of(tensors[0]).copies and _copied(plan, tensors)):
+    if not (device_of(tensors[0]).copies and part_bytes(plan, tensors)):
         return Ring()
     if direction == "forward":
         return _forward_ring(plan, len(tensors), tensors[0].element_size(), resets)
