@@ -97,7 +97,7 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
     """The resolved configuration, with ``match`` of adjusted width or steps, and the data if that needed them."""
     with facts.failure_written(cfg, folder):
         check_choice(cfg)
-        data = build_data(cfg) if cfg.get("match") is not None else None
+        data = build_data(cfg) if OmegaConf.select(cfg, "match") is not None else None
         cfg = with_base_model(matched(cfg, data))
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), data
 
@@ -114,7 +114,7 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
     with facts.failure_written(cfg, folder):
         device = choose_device(cfg.device)
         reset_global_state(cfg.seed)
-        take_share(device, cfg.get("threads"))
+        take_share(device, OmegaConf.select(cfg, "threads"))
         if device.type == "cpu":
             keep_memory()
         data = data or build_data(cfg)

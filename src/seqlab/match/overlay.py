@@ -30,7 +30,7 @@ def matched(cfg: DictConfig, data: DataSet | None) -> DictConfig:
         cfg: a job's configuration, interpolations unresolved; ``HydraConfig`` must be that job's.
         data: the job's data object; not needed without an overlay.
     """
-    if cfg.get("match") is None:
+    if OmegaConf.select(cfg, "match") is None:
         return cfg
     match = instantiate(cfg.match)
     reference = compose_with(match.reference)

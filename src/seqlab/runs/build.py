@@ -66,7 +66,7 @@ def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Modul
     widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": data.length}
     with shared_settings(cfg):
         model = built(cfg, "model", **widths)
-    if cfg.get("base_model") is not None:
+    if OmegaConf.select(cfg, "base_model") is not None:  # its get would keep this frame, and with it the model
         with torch.device("meta"):
             base = built(cfg, "base_model", **widths)
         parametrise(model, base, cfg.parametrisation.get("depths"))
@@ -82,7 +82,7 @@ def with_base_model(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: the base is no size.
     """
-    if (given := cfg.get("parametrisation")) is None:
+    if (given := OmegaConf.select(cfg, "parametrisation")) is None:
         return cfg
     deep = given.rule == "completep"
     names = ("d_model", "n_heads", "d_ff", *(["n_layers"] if deep else []))
@@ -111,7 +111,7 @@ def shared_settings(cfg: DictConfig) -> Iterator[None]:
     Raises:
         UserError: the one raised within.
     """
-    size = cfg.get("size") or {}
+    size = OmegaConf.select(cfg, "size") or {}
 
     def origin(match: re.Match[str]) -> str:
         name = match[0].rpartition(".")[2]

@@ -47,7 +47,7 @@ def targets_of(cfg: "DictConfig") -> dict[str, Any] | None:
     """The published figures to reach; the configuration of an older run has none."""
     from omegaconf import OmegaConf  # which whoever only reads targets need not wait for
 
-    target = cfg.get("target")
+    target = OmegaConf.select(cfg, "target")
     return OmegaConf.to_container(target) if OmegaConf.is_config(target) else target
 
 
