@@ -19,12 +19,13 @@ def test_every_model_trains_in_every_precision(train, model, precision):
         f"model={model}",
         f"size.n_layers={depth(model)}",
         f"trainer.precision={precision}",
-        "trainer.steps=8",
+        "trainer.steps=12",
     )
     assert job.status == 0
     assert job.summary["device"] == "cuda"
-    # The loss scale comes down from 2^16 by halves until gradients fit: more where an output is normalised while small.
-    assert job.summary["skipped_steps"] <= (4 if precision == "fp16" else 0)
+    # The loss scale comes down from 2^16 by halves until gradients fit, five times for Mamba-3's angles, which act on all
+    # that follows. Below 2^8 small gradients would be lost.
+    assert job.summary["skipped_steps"] <= (8 if precision == "fp16" else 0)
     assert job.summary["peak_memory_bytes"] > 0
 
 
