@@ -23,7 +23,7 @@ def test_every_model_trains_in_every_precision(train, model, precision):
     )
     assert job.status == 0
     assert job.summary["device"] == "cuda"
-    # The loss scale comes down from 2^16 by halves until gradients fit, five times for Mamba-3's angles, which act on all
+    # The loss scale comes down from 2^16 by halves until gradients fit: five times for Mamba-3, whose angles act on all
     # that follows. Below 2^8 small gradients would be lost.
     assert job.summary["skipped_steps"] <= (8 if precision == "fp16" else 0)
     assert job.summary["peak_memory_bytes"] > 0
