@@ -144,7 +144,11 @@ def built_model(
     """The model of a command line at these widths, on the CPU."""
     torch.manual_seed(seed)
     widths = TokenWidths(d_input, d_output or d_input, length, tokens)
-    return build_model(compose_config(*overrides), widths, torch.device("cpu"))
+    return build_model(composed(*overrides), widths, torch.device("cpu"))
+
+
+composed = cache(compose_config)
+"""As ``compose_config``, which takes longer than building a small model: for who leaves the configuration as it is."""
 
 
 def configured_data(kind: type[DataSet], settings: dict[str, Any]) -> DataSet:
