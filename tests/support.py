@@ -147,8 +147,13 @@ def built_model(
     return build_model(composed(*overrides), widths, torch.device("cpu"))
 
 
-composed = cache(compose_config)
-"""As ``compose_config``, which takes longer than building a small model: for who leaves the configuration as it is."""
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """As ``compose_config``, which takes longer than to build a small model; resolved, and nobody may change it."""
+    cfg = compose_config(*overrides)
+    OmegaConf.resolve(cfg)
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
 
 
 def configured_data(kind: type[DataSet], settings: dict[str, Any]) -> DataSet:
