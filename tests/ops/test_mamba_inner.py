@@ -189,8 +189,7 @@ class TestAgainstTheParts:
 
     @pytest.mark.parametrize(("width", "d_state"), [(8, 1), (5, 5), (8, 20)])
     def test_the_scan_writes_over_what_it_has_read(self, width, d_state, device):
-        """At width 8 it reads what is given, at width 5 padded copies; of positions by one, two and four, not all of
-        them whole groups."""
+        """At width 8 it reads what is given, at width 5 padded copies; positions go by one, by two and by four."""
         hold_in_place(2, 7, width, d_state, torch.float32, device)
 
     def test_the_backward_pass_again(self, device):
