@@ -144,7 +144,16 @@ def built_model(
     """The model of a command line at these widths, on the CPU."""
     torch.manual_seed(seed)
     widths = TokenWidths(d_input, d_output or d_input, length, tokens)
-    return build_model(compose_config(*overrides), widths, torch.device("cpu"))
+    return build_model(composed(*overrides), widths, torch.device("cpu"))
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """As ``compose_config``, which takes longer than to build a small model; resolved, and nobody may change it."""
+    cfg = compose_config(*overrides)
+    OmegaConf.resolve(cfg)
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
 
 
 def configured_data(kind: type[DataSet], settings: dict[str, Any]) -> DataSet:

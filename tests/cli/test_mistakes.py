@@ -2,12 +2,14 @@
 
 import json
 import re
+import resource
 import runpy
-import subprocess
+import signal
 import sys
 
 import pytest
 
+import forks
 from seqlab.config.exceptions import message_of
 from seqlab.config.options import path_part
 from support import ROOT
@@ -150,21 +152,20 @@ def test_a_fault_of_ours_shows_its_traceback(train, capsys, monkeypatch):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_no_space_left(train, environment, tmp_path):
+def train_on_a_small_disk(*arguments: str) -> None:
     """A limit on the size of files, which the weights of the first checkpoint pass: writing fails as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    forks.train(*arguments)
+
+
+def test_no_space_left(train, tmp_path):
     folder = tmp_path / "run"
     arguments = [*train.small, f"hydra.run.dir={folder}"]
-    code = (
-        "import resource, signal, sys, runpy\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        f"sys.argv = ['train.py', *{arguments!r}]\n"
-        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path, text=True)
-    assert ended.returncode == 2, ended.stderr
-    assert "no space left" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    status, said = forks.finish(tmp_path / "screen", train_on_a_small_disk, *arguments)
+    assert status == 2, said
+    assert "no space left" in said
+    assert "Traceback" not in said
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
     assert not list((folder / "checkpoints").iterdir())
 

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from support import assert_same_run, script
+import forks
+from support import assert_same_run
 
 
 class TestARun:
@@ -84,8 +85,9 @@ class TestARun:
         assert events.Scalars("train/loss")[0].value == pytest.approx(job.records[0]["loss"], rel=1e-5)
 
 
-def test_the_default_folder_is_named_by_model_data_and_time(train, environment, tmp_path):
-    alone = script(*train.small, "model=linear", environment=environment, folder=tmp_path)
-    assert alone.returncode == 0, alone.stderr
+def test_the_default_folder_is_named_by_model_data_and_time(train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said = forks.finish(tmp_path / "screen", forks.train, *train.small, "model=linear")
+    assert status == 0, said
     (run,) = (tmp_path / "outputs").glob("linear_synthetic_*")
     assert (run / "summary.json").is_file()

@@ -2,15 +2,14 @@
 
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
 
+import forks
 from seqlab.training import checkpoint
-from support import ROOT, Job, assert_same_run, final_weights
+from support import Job, assert_same_run, final_weights
 
 
 class TestResume:
@@ -22,22 +21,13 @@ class TestResume:
         "model.dropout=0.1",
     )
 
-    def test_a_killed_run_continues_to_the_same_end(self, train, tmp_path, environment):
+    def test_a_killed_run_continues_to_the_same_end(self, train, tmp_path):
         """kill -9 in the middle, then ``resume=``: bitwise the weights and metrics of a run never touched."""
         whole = train(*self.LONG, folder="whole")
         folder = tmp_path / "killed"
         arguments = [*train.small, *self.LONG, f"hydra.run.dir={folder}"]
-        code = (
-            "import os, signal, sys; from seqlab.training.trainer import Trainer; step = Trainer._train_step\n"
-            "def mortal(self, bar):\n"
-            "    step(self, bar)\n"
-            "    if self.counters.step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "Trainer._train_step = mortal\n"
-            f"sys.argv = ['train.py', *{arguments!r}]\n"
-            f"import runpy; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-        )
-        killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        status, said = forks.finish(tmp_path / "screen", forks.train_until, "killed", 8, *arguments)
+        assert status == -signal.SIGKILL, said
         records = Job(folder, 0).records
         assert records[-1]["step"] == 8
         assert train(f"resume={folder}").status == 0

@@ -2,12 +2,12 @@
 
 import errno
 import hashlib
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import forks
 from seqlab.data.cache import Encoded, cache_folder, load, store, write_whole
 from seqlab.errors import UserError
 
@@ -124,18 +124,17 @@ def test_the_argument_comes_before_the_environment(monkeypatch, tmp_path):
     assert cache_folder(None) == tmp_path / ".cache" / "seqlab"
 
 
-def test_processes_that_write_one_entry_at_once_leave_a_whole_one(tmp_path, environment):
-    code = """if True:
-        import sys, numpy as np
-        from pathlib import Path
-        from seqlab.data.cache import Encoded, load, store
-        path = Path(sys.argv[1])
-        encoded = Encoded(["a", "b"], {"train": np.arange(200_000) % 2})
-        for _ in range(40):
-            store(path, encoded)
-            assert load(path).splits["train"].sum() == 100_000
-    """
-    command = [sys.executable, "-c", code, str(tmp_path / "entry")]
-    jobs = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [job.communicate()[1] for job in jobs] == [b"", b""]
-    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+def write_and_read(path: Path) -> None:
+    encoded = Encoded(["a", "b"], {"train": np.arange(200_000) % 2})
+    for _ in range(40):
+        store(path, encoded)
+        assert load(path).splits["train"].sum() == 100_000
+
+
+def test_processes_that_write_one_entry_at_once_leave_a_whole_one(tmp_path):
+    path = tmp_path / "folder" / "entry"
+    jobs = [forks.start(tmp_path / "screen", write_and_read, path) for _ in range(2)]
+    for job in jobs:
+        job.join()
+    assert ([job.exitcode for job in jobs], (tmp_path / "screen").read_text()) == ([0, 0], "")
+    assert [path.name for path in path.parent.iterdir()] == ["entry"]

@@ -3,15 +3,18 @@
 import errno
 import json
 import logging
-import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
+import forks
 from seqlab.data import download
 from seqlab.data.download import DownloadError, check_source, fetch, fetch_rows, join_rows
-from seqlab.errors import UserError
+from seqlab.data.text import TextData
+from seqlab.errors import UserError, under
 from support import CONF
 
 FILES = {"train": "ptb.train.txt", "test": "ptb.test.txt"}
@@ -99,31 +102,29 @@ def test_the_library_reads_a_data_set_by_configuration_and_split(tmp_path, monke
     assert not datasets.are_progress_bars_disabled()
 
 
+def open_data(path: Path, folder: Path) -> None:
+    """Open a corpus that is in no folder, and print why that failed."""
+    assert not {"datasets", "huggingface_hub"} & sys.modules.keys()
+    settings = yaml.safe_load(path.read_text())
+    del settings["_target_"]
+    try:
+        with under("data", settings):
+            TextData(**settings | {"dir": str(folder), "cache_dir": str(folder), "metrics": {}})
+    except UserError as error:
+        print(error)
+
+
 @pytest.mark.parametrize("name, offline", [("wikitext2", "0"), ("wikitext2", "1"), ("ptb", "0")])
-def test_without_files_or_network_the_real_libraries_give_up_at_once(tmp_path, environment, name, offline):
-    code = """if True:
-        import sys, yaml
-        from pathlib import Path
-        from seqlab.data.text import TextData
-        from seqlab.errors import UserError, under
-        settings = yaml.safe_load(Path(sys.argv[1]).read_text())
-        del settings["_target_"]
-        try:
-            with under("data", settings):
-                TextData(**settings | {"dir": sys.argv[2], "cache_dir": sys.argv[2], "metrics": {}})
-        except UserError as error:
-            print(error)
-    """
+def test_without_files_or_network_the_real_libraries_give_up_at_once(tmp_path, monkeypatch, name, offline):
+    """In a process that has not imported them, since they read the environment as they are."""
     unreachable = {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_PROXY": ""}
-    environment |= {"HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path / "hub"), **unreachable}
-    yaml = CONF / "data" / f"{name}.yaml"
+    for key, value in {"HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path / "hub"), **unreachable}.items():
+        monkeypatch.setenv(key, value)
     start = time.monotonic()
-    job = subprocess.run(
-        [sys.executable, "-c", code, yaml, str(tmp_path)], env=environment, capture_output=True, text=True
-    )
+    status, said = forks.finish(tmp_path / "screen", open_data, CONF / "data" / f"{name}.yaml", tmp_path)
     assert time.monotonic() - start < 20
-    assert job.stderr == ""
-    rule, remedy = job.stdout.splitlines()
+    assert status == 0, said
+    rule, remedy = said.splitlines()
     assert rule.startswith(f"data.dir={tmp_path}: ")
     assert f"train.txt, {'wikitext-2' if name == 'wikitext2' else 'ptb'}/" in rule
     assert f"not found in {tmp_path}, and the download failed (" in rule

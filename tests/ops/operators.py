@@ -16,12 +16,19 @@ from comparison import (
     skip_unless_available,
     weighted_sum,
 )
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 
 def interpreted(backend: str, device: str) -> bool:
     return backend == "triton" and device == "cpu"
+
+
+def of_drawn(backend: str, examples: int, hold: Callable[[st.DataObject], None]) -> None:
+    """Call ``hold`` with so many examples; on a CPU with half for Triton's kernels, whose interpreter is slow."""
+    most = examples // 2 if interpreted(backend, "cpu") else examples
+    settings(max_examples=most, deadline=None, database=None, derandomize=True)(given(st.data())(hold))()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,12 @@ SIZES = {  # batch, d_model, d_state, d_conv: one sequence, two, and tiles; widt
     "part of a tile": (17, 20, 5, 2),
     "tiles": (70, 16, 8, 4),
     "large tiles": (130, 20, 5, 3),
+    "row in pieces": (3, 40, 3, 2),
     "x_proj in pieces": (3, 200, 70, 4),
 }
+# Each norm over a row whole and in pieces; one with a mean and a bias at every size.
+NORMED = [(size, norm) for size in ("one", "two", "row in pieces") for norm in NORMS]
+NORMED += [(size, "layer") for size in SIZES if (size, "layer") not in NORMED]
 
 
 class Layer(NamedTuple):
@@ -77,8 +81,7 @@ def by_kernels(given: Layer) -> dict[str, Tensor]:
 
 
 @every_device
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "norm"), NORMED)
 @pytest.mark.usefixtures("nan_memory")
 def test_is_the_parts_in_float64(size, norm, device):
     given = layer(SIZES[size], norm)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from comparison import assert_all_close, numbered
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from operator_table import every_backend, every_device, every_drawn_backend, kernel_test
+from operators import of_drawn
 
 
 @every_device
@@ -18,22 +18,17 @@ def test_dtypes(operator, backend, device, dtype):
 
 
 @every_drawn_backend
-@settings(
-    max_examples=25,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(data=st.data())
 @kernel_test
-def test_any_packing(operator, backend, data):
+def test_any_packing(operator, backend):
+    def hold(data: st.DataObject) -> None:
+        batch, length, *_ = sizes = data.draw(operator.any_sizes.filter(lambda sizes: sizes[1] > 1))
+        cuts = data.draw(st.lists(st.sets(st.integers(1, length - 1)), min_size=batch, max_size=batch))
+        options = data.draw(st.sets(st.sampled_from(operator.options)))
+        arguments = operator.make(*sizes, dtype=torch.float32, options=tuple(options))
+        operator.compare_packed(arguments, cuts, backend, **operator.settings)
+
     operator.sized(backend, torch.float32, "cpu", 1, 40, *operator.narrow)  # skips what is too slow
-    batch, length, *_ = sizes = data.draw(operator.any_sizes.filter(lambda sizes: sizes[1] > 1))
-    cuts = data.draw(st.lists(st.sets(st.integers(1, length - 1)), min_size=batch, max_size=batch))
-    options = data.draw(st.sets(st.sampled_from(operator.options)))
-    arguments = operator.make(*sizes, dtype=torch.float32, options=tuple(options))
-    operator.compare_packed(arguments, cuts, backend, **operator.settings)
+    of_drawn(backend, 25, hold)
 
 
 @every_backend

@@ -144,7 +144,7 @@ def hold_in_place(batch: int, length: int, width: int, d_state: int, dtype: torc
 @kernel_test
 @every_device
 class TestAgainstTheParts:
-    @pytest.mark.parametrize("length", [1, 2, 5, 13])
+    @pytest.mark.parametrize("length", [1, 2, 5])
     def test_values_and_gradients(self, length, device):
         hold(*make_arguments(2, length, 5, device=device))
 
@@ -189,8 +189,8 @@ class TestAgainstTheParts:
 
     @pytest.mark.parametrize(("width", "d_state"), [(8, 1), (5, 5), (8, 20)])
     def test_the_scan_writes_over_what_it_has_read(self, width, d_state, device):
-        """At width 8 it reads what is given, at width 5 padded copies."""
-        hold_in_place(2, 13, width, d_state, torch.float32, device)
+        """At width 8 it reads what is given, at width 5 padded copies; positions go by one, by two and by four."""
+        hold_in_place(2, 7, width, d_state, torch.float32, device)
 
     def test_the_backward_pass_again(self, device):
         xz, block = make_arguments(1, 3, 5, device=device)

@@ -6,6 +6,8 @@ Every probe would touch a file; the file must not be there afterwards.
 import logging
 import re
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,8 +45,13 @@ def stranger(tmp_path, monkeypatch):
     sys.modules.pop("touching", None)
 
 
+@cache
+def settings_of_a_run() -> dict:
+    return OmegaConf.to_container(compose_config(*SMALL), resolve=True)
+
+
 def written(folder: Path, changes: dict) -> Path:
-    cfg = OmegaConf.to_container(compose_config(*SMALL), resolve=True)
+    cfg = deepcopy(settings_of_a_run())
     for key, value in changes.items():
         node, *path = cfg, *key.split(".")
         for name in path[:-1]:

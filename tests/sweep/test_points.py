@@ -8,7 +8,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from seqlab.sweep.points import representatives, union
-from support import SMALL, options, script
+from support import options
 
 
 def jobs(points, *given):
@@ -67,14 +67,12 @@ def test_the_published_sweep_varies_one_setting_at_a_time(environment, tmp_path)
         assert len(varied) <= 1
 
 
-def test_a_sweep_of_points(environment, tmp_path):
-    points = "hydra.sweeper.points=['model=mlp seed=1,2','model=linear']"
-    arguments = ["-m", *SMALL, "hydra/sweeper=points", points, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    swept = script(*arguments, environment=environment, folder=tmp_path)
-    assert swept.returncode == 0, swept.stderr
+def test_a_sweep_of_points(sweep, tmp_path):
+    status, _, error = sweep("hydra/sweeper=points", "hydra.sweeper.points=['model=mlp seed=1,2','model=linear']")
+    assert status == 0, error
     models = {p.parent.name: json.loads(p.read_text())["model"] for p in (tmp_path / "sweep").glob("*/summary.json")}
     assert models == {"model=linear": "linear", "model=mlp,seed=1": "mlp", "model=mlp,seed=2": "mlp"}
-    assert "[3 of 3]" in swept.stderr
+    assert "[3 of 3]" in error
 
 
 def test_few_jobs_tell_of_every_mistake():

@@ -4,13 +4,13 @@ import json
 import re
 import signal
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from support import ROOT, Job, compose_config, options
+import forks
+from support import Job, compose_config, options
 
 optuna = pytest.importorskip("optuna")
 
@@ -118,22 +118,14 @@ def test_a_trial_that_is_behind_is_pruned(search, capsys):
     assert "The best of 9 trials each" in out
 
 
-def test_the_same_command_goes_on_after_a_kill(train, search, environment, tmp_path):
+def test_the_same_command_goes_on_after_a_kill(train, search, tmp_path):
     """kill -9 within a trial, then the same command: the settings and losses of a search that nobody touched."""
     overrides = ("model=linear,mlp", RATES, *LONG)
     whole = search(*overrides, trials=3, folder="whole")
     folder = tmp_path / "killed"
-    code = (
-        "import os, signal, sys; from seqlab.training.trainer import Trainer; step = Trainer._train_step\n"
-        "def mortal(self, bar):\n"
-        "    step(self, bar)\n"
-        "    if self.folder.name == 'mlp_1' and self.counters.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Trainer._train_step = mortal\n"
-        f"sys.argv = ['train.py', *{arguments_of(train, folder, *overrides, trials=3)!r}]\n"
-        f"import runpy; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    arguments = arguments_of(train, folder, *overrides, trials=3)
+    status, said = forks.finish(tmp_path / "screen", forks.train_until, "mlp_1", 5, *arguments)
+    assert status == -signal.SIGKILL, said
     before = {path: path.stat().st_mtime_ns for path in folder.glob("linear_*/summary.json")}
     assert len(before) == 2
     again = search(*overrides, trials=3, folder="killed")

@@ -1,43 +1,32 @@
 """kill -9 at random moments of a sweep, the same command again and again, and in the end the results of one that was
 never touched."""
 
-import gc
-import multiprocessing
 import os
 import random
-import runpy
 import signal
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 import torch
 
+import forks
 from seqlab.training import checkpoint
-from support import ROOT, SMALL, Job, final_weights, timeless
+from support import SMALL, Job, final_weights, timeless
 
 KILLS = 12
 SWEEP = (
     *("model=transformer,lstm", "model.dropout=0.1"),
     *("trainer.steps=24", "trainer.evaluate_every=6", "trainer.checkpoint_every=3", "trainer.log_every=1"),
 )
-IMPORTED = [
-    *("seqlab.experiment", "seqlab.cli.main", "seqlab.models.mixers", "seqlab.data.synthetic"),
-    *("hydra_plugins.hydra_joblib_launcher.joblib_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
-    *("torch._dynamo", "torch.utils.flop_counter"),
-]
-"""Before the first sweep, once; a part that is not installed is passed over."""
-
 ON_DISK = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 """Audit events of files; a kill at one of these falls between two that must hold together, or into the writing."""
 
 
 def attempt(folder: Path, fatal_event: int | None) -> None:
     """The sweep in a process of its own, which kills itself at its ``fatal_event``-th file event in the folder."""
-    screen = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(screen, 1)
-    os.dup2(screen, 2)
     events = 0
 
     def count(event: str, arguments: tuple) -> None:
@@ -47,31 +36,13 @@ def attempt(folder: Path, fatal_event: int | None) -> None:
             if events == fatal_event:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    gc.freeze()  # what was imported need not be looked through again after each job
     if fatal_event is not None:
         sys.addaudithook(count)
-    subdir = "hydra.sweep.subdir='${name}'"
-    sys.argv = ["train.py", "-m", *SMALL, *SWEEP, f"hydra.sweep.dir={folder}", subdir]
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    forks.train("-m", *SMALL, *SWEEP, f"hydra.sweep.dir={folder}", "hydra.sweep.subdir='${name}'")
 
 
-@pytest.fixture
-def start(monkeypatch):
-    """Begin the sweep in a fork of a process that has imported all there is to import, which saves seconds each."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-
-    first = context.Process(target=os.getpid)  # after the imports
-    first.start()
-    first.join()
-
-    def begin(folder: Path, fatal_event: int | None = None) -> multiprocessing.Process:
-        process = context.Process(target=attempt, args=(folder, fatal_event))
-        process.start()
-        return process
-
-    return begin
+def start(folder: Path, fatal_event: int | None = None) -> ForkServerProcess:
+    return forks.start(folder.with_suffix(".log"), attempt, folder, fatal_event)
 
 
 def jobs(folder: Path) -> dict[str, Job]:
@@ -93,7 +64,8 @@ def assert_same_sweep(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(start, tmp_path):
+def test_killed_again_and_again(tmp_path):
+    forks.server()  # which takes no part of the sweep's time
     began = time.monotonic()
     process = start(tmp_path / "whole")
     process.join()

@@ -5,7 +5,7 @@ Hydra looks for plugins in this namespace alone.
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ class PointsSweeper(BasicSweeper):
 
         refuse_empty(overrides)
         compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
-        jobs, notes = without_duplicates(union(self.points, overrides), compose, self.is_group)
+        is_group = cache(self.is_group)  # Hydra lists the folder again each time
+        jobs, notes = without_duplicates(union(self.points, overrides), compose, is_group)
         check_workers(self.config, len(jobs))
-        composed = [compose(list(job)) for job in representatives(jobs, self.is_group)]  # refuses unknown names
+        composed = [compose(list(job)) for job in representatives(jobs, is_group)]  # refuses unknown names
         with cli.importing():
             from seqlab.sweep.shared_mistakes import refuse_shared_mistake  # imports torch
 
@@ -62,8 +63,8 @@ class PointsSweeper(BasicSweeper):
         """Do nothing, since ``split_arguments`` has checked all batches."""
 
     def is_group(self, key: str) -> bool:
-        """Whether a key chooses an option of a group."""
-        return bool(self.hydra_context.config_loader.get_group_options(key))
+        """Whether a key chooses an option of a group; a group's name has no dots."""
+        return "." not in key and bool(self.hydra_context.config_loader.get_group_options(key))
 
 
 class RatesSweeper(PointsSweeper):

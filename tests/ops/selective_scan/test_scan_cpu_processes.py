@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from comparison import assert_same_bits
 from cpu_scan_cases import W, fused, inputs_of
 from scan_cases import make_arguments
 
+import forks
 from seqlab.ops import cpu_threads
 from seqlab.ops.selective_scan import cpu
 
@@ -63,39 +65,27 @@ class TestThreads:
             cpu.forward(inputs_of(make_arguments(3, 5, 3, 2, dtype=torch.float32)), None, keep=False)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-    def test_a_forked_process_has_threads_too(self):
-        run_script("""
-            torch.set_num_threads(2)
-            forward()
-            child = os.fork()
-            if child == 0:
-                forward()
-                os._exit(0)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        """)
+    def test_a_forked_process_has_threads_too(self, tmp_path):
+        assert forks.finish(tmp_path / "screen", scan_in_a_fork) == (0, "")
 
 
-SCRIPT = """
-    import os, time, warnings
+def scan_in_a_fork() -> None:
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-    import torch
-    from seqlab.ops.selective_scan import cpu
-    from seqlab.ops.selective_scan.interface import Inputs
-
-    x, maps = torch.randn(4, 40, 64), torch.randn(4, 40, 16)
-    inputs = Inputs(x, x, -torch.rand(64, 16), maps, maps, None, x, None, None, True)
-
-    def forward():
-        return cpu.forward(inputs, None, keep=True)
-"""
+    inputs = inputs_of(make_arguments(4, 40, 64, 16, dtype=torch.float32))
+    torch.set_num_threads(2)
+    cpu.forward(inputs, None, keep=True)
+    child = os.fork()
+    if child == 0:
+        cpu.forward(inputs, None, keep=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def run_script(script: str, **environment: str) -> str:
     """What a fresh process prints."""
-    code = textwrap.dedent(SCRIPT) + textwrap.dedent(script)
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -108,8 +98,10 @@ def run_script(script: str, **environment: str) -> str:
 
 class TestCompilation:
     COMPUTED = """
-        import hashlib
+        import hashlib, time
+        import torch
         from seqlab.ops import causal_conv1d, selective_scan
+        from seqlab.ops.selective_scan import cpu
 
         start = time.process_time()
         assert cpu.why_unavailable(torch.device("cpu"), torch.float32) is None

@@ -47,9 +47,11 @@ class TestPackedSequences:
 
     @pytest.mark.parametrize("direction", ["forward", "backward"])
     def test_it_stays_there_across_chunks_of_the_kernels(self, monkeypatch, direction):
+        """Of three, of four positions each: the second sequence begins in the one between, which the state passes."""
         skip_unless_available(PACKAGE, "triton", "cpu", torch.float32)
-        cut = triton.Plan(lanes=1, tiles=1, channels=1, chunk=64, n_chunks=2)
+        monkeypatch.setattr(triton.triton_plan, "SEGMENT", 4)
+        cut = triton.Plan(lanes=1, tiles=1, channels=1, chunk=4, n_chunks=3)
         chosen = triton.plan
         monkeypatch.setattr(triton, "plan", lambda u, n, way: cut if way == direction else chosen(u, n, way))
-        arguments = make_arguments(1, 68, 1, 2, dtype=torch.float32, options=())
-        hold_apart(partial(selective_scan, backend="triton"), arguments, ("u", "C"), math.inf, {65})
+        arguments = make_arguments(1, 12, 1, 2, dtype=torch.float32, options=())
+        hold_apart(partial(selective_scan, backend="triton"), arguments, ("u", "C"), math.inf, {5})

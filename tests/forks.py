@@ -1,0 +1,90 @@
+"""Runs in processes of their own, forked from one that has imported all that a run needs: it takes two seconds."""
+
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+IMPORTED = [
+    *("seqlab.experiment", "seqlab.cli.main", "seqlab.models.mixers", "seqlab.data.synthetic"),
+    *("hydra_plugins.hydra_joblib_launcher.joblib_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
+    *("seqlab.ops.selective_scan.cpu_kernels", "seqlab.ops.causal_conv1d.cpu_kernels", "seqlab.sweep.callback"),
+    *("support", "torch.utils.flop_counter", "sympy"),
+]
+"""Before the first fork, once; a part that is not installed is passed over. Nothing here imports torch's compiler."""
+
+
+@cache
+def server() -> ForkServerContext:
+    """The process to fork, after its imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        first = context.Process(target=os.getpid)
+        first.start()
+        first.join()
+    return context
+
+
+def start(screen: Path, task: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    """Begin ``task(*arguments)`` in a process whose two streams go to the end of the file ``screen``.
+
+    Both it and its arguments are pickled. Signals have their usual effect, whatever they have for the tests.
+    """
+    given = (screen, dict(os.environ), Path.cwd(), task, arguments)
+    process = server().Process(target=_begin, args=given)
+    process.start()
+    return process
+
+
+def finish(screen: Path, task: Callable[..., None], *arguments: object) -> tuple[int, str]:
+    """``start``, and wait for the end: the exit status, as that of ``subprocess``, and what was written."""
+    process = start(screen, task, *arguments)
+    process.join(300)
+    assert process.exitcode is not None, screen.read_text()
+    return process.exitcode, screen.read_text()
+
+
+def _begin(screen: Path, environment: dict[str, str], folder: Path, task: Callable[..., None], given: tuple) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    output = os.open(screen, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    os.chdir(folder)
+    gc.freeze()  # what was imported need not be looked through again after each job
+    task(*given)
+
+
+def train(*arguments: str) -> None:
+    """``python train.py``, for a process of its own."""
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def train_until(job: str, step: int, *arguments: str) -> None:
+    """``train``, and kill -9 behind this step of the run whose folder is called ``job``."""
+    from seqlab.training.trainer import Trainer
+
+    whole = Trainer._train_step
+
+    def mortal(self: Trainer, bar: object) -> None:
+        whole(self, bar)
+        if self.folder.name == job and self.counters.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer._train_step = mortal
+    train(*arguments)
