@@ -112,7 +112,7 @@ def test_from_the_command_line(tmp_path, capsys):
         assert link.resolve() == tmp_path / run["folder"]
         summary = json.loads((link / "summary.json").read_text())
         assert (summary["best_validation_loss"], summary["test"]["loss"]) == (run["validation"], run["test"])
-    assert re.search(r"linear │ 1e-30 │ it is one +│ 0.\d+ ± 0.\d+ │ 0.\d+ ± 0.\d+ │", out)
+    assert re.search(r"linear │ 1e-30 │ at 1e-30 +│ 0.\d+ ± 0.\d+ │ 0.\d+ ± 0.\d+ │", out)
     assert "failed" not in out
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoints/*/*.safetensors")}
     assert weights and run_sweep(tmp_path, *command) == 0
@@ -120,9 +120,9 @@ def test_from_the_command_line(tmp_path, capsys):
     assert json.loads((tmp_path / "rates.json").read_text()) == found
 
 
-@pytest.mark.parametrize("ratio", [1, "wide", None])
+@pytest.mark.parametrize("ratio", [1, 1.0001, "wide", None])
 def test_a_ratio_that_makes_no_grid(ratio):
-    with pytest.raises(UserError, match=rf"hydra\.sweeper\.ratio={ratio}: must be a number above 1"):
+    with pytest.raises(UserError, match=rf"hydra\.sweeper\.ratio={ratio}: must be a number from 1.01 to 1000"):
         check(rates=5, ratio=ratio, most=9)
 
 
@@ -131,6 +131,11 @@ def test_a_ratio_that_makes_no_grid(ratio):
     [
         (["optimizer.lr=1e-3,abc"], r"optimizer\.lr=1e-3,abc: is no grid"),
         (["optimizer=adamw,sgd"], r"optimizer\.lr=0\.001, 0\.1: .*\nList the rates"),
+        (["optimizer.lr=null"], r"optimizer\.lr=null: must be a number above 0\.\nGive it one"),
+        (["hydra.sweeper.points=['optimizer.lr=1e-4','size=small']"], r"optimizer\.lr=0\.0001, 0\.001: .*\nList"),
+        (["hydra.sweeper.points=['seed=1,2']"], r"hydra\.sweeper\.points=seed=1,2: .*\nSay seed=1,2 on the command"),
+        (["experiment=induction_heads", "model=mamba,transformer"], r"optimizer\.lr=0\.0002, 0\.001: .*\nList"),
+        (["experiment=mqar", "search=optuna"], r"search=optuna: .*hydra\.sweeper\.points.*\nTake search=rates"),
     ],
 )
 def test_what_is_no_grid_is_refused(tmp_path, capsys, overrides, message):

@@ -91,7 +91,7 @@ class RatesSweeper(PointsSweeper):
         check(rates=self.rates, ratio=self.ratio, most=self.most)
         refuse_empty(overrides)
         compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
-        on_grid, seeds = first_round(overrides, compose, rates=self.rates, ratio=self.ratio)
+        on_grid, seeds = first_round(self.points, overrides, compose, rates=self.rates, ratio=self.ratio)
         batches = super().split_arguments(on_grid, max_batch_size)
         jobs = [job for batch in batches for job in batch]
         self.search = RateSearch(Path(self.config.hydra.sweep.dir), jobs, seeds, self.most)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from seqlab import console
 from seqlab.benchmarks import report
-from seqlab.benchmarks.exponents import fit
+from seqlab.benchmarks.exponents import FEWEST, fit
 from seqlab.config.overrides import compose
 from seqlab.models import SequenceModel
 from seqlab.runs.build import build_model, built, with_base_model
@@ -94,7 +94,8 @@ def run(args: Namespace) -> int:
     panels = [report.Panel(rule, "mean |change|", lines_of(args.widths, found)) for rule, found in results.items()]
     drawn = report.write_picture(args.out / "coordinate_check.png", title, panels, "width", columns=len(panels))
     content = {"settings": {key: str(value) for key, value in vars(args).items()}, "widths": args.widths}
-    table = report.table(title, rows_of(args.widths, results), caption="the power of the width with which it grows")
+    caption = f"the power of the width with which it grows; - if it does not move, or with fewer than {FEWEST} widths"
+    table = report.table(title, rows_of(args.widths, results), caption=caption)
     report.finish(args.out / "coordinate_check.json", content | {"moves": results}, [table], also=drawn)
     return 0
 

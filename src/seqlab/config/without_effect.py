@@ -54,7 +54,7 @@ def refuse_without_effect(cfg: DictConfig, *, unused_mixers_too: bool = True) ->
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
     if hydra.mode is RunMode.MULTIRUN and cfg.resume is not None:
-        raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m")
+        raise UserError("resume", cfg.resume, "continues one run and cannot be swept", "Leave out -m and search=")
     path_part("name", cfg.name, choices.model)
     path_part("data_name", cfg.data_name, choices.data)
     check_added(cfg, overrides)

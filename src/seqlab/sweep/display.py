@@ -127,6 +127,8 @@ def rates_table(results: dict[str, Any]) -> Table:
     """Each model at its rate in ``rates.json``; the test split has no part in choosing it."""
     rates = results["rates"]
     title = f"The best of {counted(len(rates), 'learning rate')} each, {rates[0]} to {rates[-1]}, by validation loss"
+    if any(run["status"] is None for model in results["models"] for run in model["on_grid"]):
+        title += "; runs are missing"
     settings = (Column(name, overflow="fold") for name in ("model", "rate", "nearest end"))
     losses = (Column(name, justify="right", overflow="fold") for name in ("validation", "test"))
     rows = Table(*settings, *losses, title=title, title_justify="left")
@@ -142,7 +144,7 @@ def place_on_grid(model: dict[str, Any], rates: Sequence[float]) -> str:
     if below is None:
         return ""
     if 0 in (below, above):
-        return "it is one"
+        return f"at {rates[0] if below == 0 else rates[-1]}"
     return f"{below} above {rates[0]}" if below <= above else f"{above} below {rates[-1]}"
 
 

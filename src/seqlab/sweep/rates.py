@@ -34,31 +34,46 @@ def rounded(rate: float) -> float:
 
 
 def first_round(
-    overrides: Sequence[Override], compose: Callable[[list[str]], DictConfig], *, rates: int, ratio: float
+    points: Sequence[str] | None,
+    overrides: Sequence[Override],
+    compose: Callable[[list[str]], DictConfig],
+    *,
+    rates: int,
+    ratio: float,
 ) -> tuple[list[Override], list[str]]:
     """The overrides of every model at each rate of the first grid with the first seed, and the overrides of all seeds.
 
     Args:
+        points: those of the sweep, to which the overrides are added.
         overrides: the command line's.
         compose: a job's configuration.
         rates: how many lie around the models' own rate, unless the command line lists them.
         ratio: of neighbouring ones.
 
     Raises:
-        UserError: the command line's rates are no grid, or the models have different rates of their own.
+        UserError: the command line's rates are no grid, the models have different rates of their own or one that is no
+            number above 0, or a point has a seed.
     """
     others = [override for override in overrides if override.get_key_element() not in (RATE, SEED)]
     given = {override.get_key_element(): override for override in overrides}
     seeds = [job[0] for job in union(None, [given[SEED]])] if SEED in given else []
+    seeded = next((o for point in points or () for o in point.split() if key_of(o) == SEED), None)
+    if seeded is not None and SEED not in given:
+        remedy = f"Say {seeded} on the command line, or in hydra.sweeper.params"
+        raise UserError("hydra.sweeper.points", seeded, "the seeds of a search are those of all its models", remedy)
     rate = given.get(RATE)
     if rate is not None and rate.is_sweep_override():
         grid = listed(rate)
     else:
-        own = {compose(job).optimizer.lr for job in union(None, [*others, *([] if rate is None else [rate])])}
+        own = {compose(job).optimizer.lr for job in union(points, [*others, *([] if rate is None else [rate])])}
         if len(own) > 1:
             remedy = "List the rates of one grid, such as optimizer.lr=1e-4,1e-3,1e-2"
-            raise UserError(RATE, ", ".join(map(str, sorted(own))), "a grid for all lies around one rate", remedy)
-        grid = [rounded(min(own) * ratio ** (i - rates // 2)) for i in range(rates)]
+            raise UserError(RATE, ", ".join(sorted(map(str, own))), "a grid for all lies around one rate", remedy)
+        (center,) = own
+        if not isinstance(center, int | float) or not 0 < center < math.inf:
+            remedy = "Give it one, or list the grid: optimizer.lr=1e-4,1e-3,1e-2"
+            raise UserError(RATE, "null" if center is None else center, "must be a number above 0", remedy)
+        grid = [rounded(center * ratio ** (i - rates // 2)) for i in range(rates)]
     on_grid = [f"{RATE}={','.join(map(str, grid))}", *seeds[:1]]
     return [*others, *OverridesParser.create().parse_overrides(on_grid)], seeds
 
@@ -73,8 +88,11 @@ def listed(rate: Override) -> list[float]:
         grid = sorted({float(value) for value in rate.sweep_string_iterator()}) if rate.is_discrete_sweep() else []
     except ValueError:
         grid = []
-    if len(grid) < 2 or not 0 < grid[0] < grid[-1] < math.inf:
-        rule, remedy = "is no grid, which has two rates or more", "For example optimizer.lr=1e-4,1e-3,1e-2"
+    if len(grid) < 2 or not all(0 < value < math.inf for value in grid):
+        rule, remedy = (
+            "is no grid, which has two rates or more, each a number above 0",
+            "For example optimizer.lr=1e-4,1e-3,1e-2",
+        )
         raise UserError(RATE, parse(rate.input_line)[1], rule, remedy)
     return grid
 
@@ -86,10 +104,10 @@ def check(*, rates: Any, ratio: Any, most: Any) -> None:
         UserError: names the first of them.
     """
     for key, value in (("rates", rates), ("most", most)):
-        if type(value) is not int or value < 2:
-            raise UserError(f"hydra.sweeper.{key}", value, "must be a whole number, 2 or more", "Give it one")
-    if not isinstance(ratio, int | float) or not 1 < ratio < math.inf:
-        raise UserError("hydra.sweeper.ratio", ratio, "must be a number above 1", "Give it one, such as 3.1623")
+        if type(value) is not int or not 2 <= value <= 99:
+            raise UserError(f"hydra.sweeper.{key}", value, "must be a whole number from 2 to 99", "Give it one")
+    if not isinstance(ratio, int | float) or not 1.01 <= ratio <= 1000:  # nearer rates are equal in three digits
+        raise UserError("hydra.sweeper.ratio", ratio, "must be a number from 1.01 to 1000", "For example 3.1623")
 
 
 class Run(NamedTuple):
@@ -145,7 +163,8 @@ class RateSearch:
         if self.ended or any(run.status is None for model in self.models for run in self.on_grid(model)):
             return [], []
         if new := self.widened():
-            note = f"A model is best at an end of the grid: {' and '.join(map(str, new))} too, for every model."
+            why = "A model is best at an end of the grid, or diverged at all of it"
+            note = f"{why}: {' and '.join(map(str, new))} too, for every model."
             return [self.job(model, rate, self.first_seed) for rate in new for model in self.models], [note]
         self.ended = True
         chosen = [(model, self.rates[best]) for model in self.models if (best := self.best(model)) is not None]
@@ -162,7 +181,7 @@ class RateSearch:
         ratio = (highest / lowest) ** (1 / (len(self.rates) - 1))
         new = [rounded(lowest / ratio)] * (0 in best or diverged)
         new += [rounded(highest * ratio)] * (len(self.rates) - 1 in best)
-        new = new[: max(0, self.most - len(self.rates))]
+        new = [rate for rate in new if 0 < rate < math.inf][: max(0, self.most - len(self.rates))]
         self.rates = sorted([*self.rates, *new])
         return new
 

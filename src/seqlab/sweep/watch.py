@@ -130,6 +130,7 @@ def watching() -> bool:
 def expect(jobs: int | None, notes: Sequence[str] = ()) -> None:
     """Set the number of jobs, if it is known, and print the notes; called once the sweep is certain to start."""
     if _current is not None:
+        _current.live.refresh()  # the lines of what has ended, before those about what comes
         _current.total = jobs
         for note in (*_current.notes, *notes):
             say(note)

@@ -101,12 +101,21 @@ class Study:
 
 
 def search(sweeper: Sweeper, arguments: Sequence[str]) -> None:
-    """Run the trials of every architecture in turn, and keep ``search.json`` up to date."""
+    """Run the trials of every architecture in turn, and keep ``search.json`` up to date.
+
+    Raises:
+        UserError: a setting of the search or of its space cannot be used, or the experiment is a list of sweeps.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config, settings, launcher = sweeper.config, sweeper.settings, sweeper.launcher
     check(settings)
+    if settings.get("points"):
+        rule = "the experiment is a list of sweeps, hydra.sweeper.points, which have no space in common to search"
+        raise UserError("search", "optuna", rule, "Take search=rates, or leave out the experiment")
     loader = sweeper.hydra_context.config_loader
-    typed = [*(f"{key}={value}" for key, value in (settings["params"] or {}).items()), *arguments]
+    given = {argument.partition("=")[0] for argument in arguments}
+    params = (settings["params"] or {}).items()
+    typed = [*(f"{key}={value}" for key, value in params if key not in given), *arguments]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
     compose = partial(loader.load_sweep_config, config)
     found = arms(overrides, settings["each"], compose)
