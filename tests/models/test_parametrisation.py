@@ -150,3 +150,8 @@ def test_a_run_of_it_goes_on(train):
     assert cut.summary["test"] == whole.summary["test"]
     assert load_run(cut.folder, torch.device("cpu")).model.layers[0].mixer.inner.sharpness == 0.5**0.5
     assert {record["lr"] for record in whole.records if record["split"] == "train"} == {1e-3}
+
+
+def test_a_rule_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"parametrisation\.rule=mupp: must be mup or completep"):
+        with_base_model(compose_config("parametrisation=mup", "parametrisation.rule=mupp"))

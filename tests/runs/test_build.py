@@ -78,6 +78,7 @@ class TestUnder:
             r"^model\.feedforward\.top_k=9: .*\n.*d\.n_experts=9 or more",
         ),
         (["model=transformer", "size.n_heads=3"], r"^size\.n_heads=3: must divide d_model=64"),
+        (["model=hybrid", "model.pattern=[mamba+,mamba]"], r"^model\.pattern=.*plus sign.* is missing\.\nWrite two"),
         (["model=transformer", "size.n_layers=0"], r"^size\.n_layers=0: .*\nSet size\.n_layers=1 or more"),
     ],
 )

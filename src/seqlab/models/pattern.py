@@ -19,6 +19,9 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
     """
     names = ", ".join(map(repr, mixers)) or "a mixer"
     unknown = next((name for entry in pattern for name in names_in(entry) if name not in mixers), None)
+    if unknown == "":
+        rule = "a plus sign joins the names of two mixers, and one is missing"
+        raise UserError("pattern", list(pattern), rule, f"Write two, each of {names}")
     if unknown is not None:
         remedy = nearest(unknown, mixers)
         if not remedy.startswith("Did you mean"):

@@ -80,17 +80,19 @@ def with_base_model(cfg: DictConfig) -> DictConfig:
         cfg: a job's, with its interpolations.
 
     Raises:
-        UserError: the base is no size.
+        UserError: the base is no size, or the rule none.
     """
     if (given := OmegaConf.select(cfg, "parametrisation")) is None:
         return cfg
+    if given.rule not in ("mup", "completep"):
+        raise UserError("parametrisation.rule", given.rule, "must be mup or completep", "Set parametrisation= alone")
     deep = given.rule == "completep"
     names = ("d_model", "n_heads", "d_ff", *(["n_layers"] if deep else []))
     if isinstance(given.base, str) and given.base not in options_of("size"):
         raise UserError("parametrisation.base", given.base, "is no size", nearest(given.base, options_of("size")))
     base = OmegaConf.load(CONFIG_FOLDER / "size" / f"{given.base}.yaml") if isinstance(given.base, str) else given.base
     if not OmegaConf.is_dict(base) or not all(isinstance(base.get(name), int) and base[name] > 0 for name in names):
-        rule = f"is a size, or whole numbers for {', '.join(names)}"
+        rule = f"must be a size, or have whole numbers above 0 for all of {', '.join(names)}"
         raise UserError("parametrisation.base", given.base, rule, "For example parametrisation.base=tiny")
     cfg, at_base = copy.deepcopy(cfg), copy.deepcopy(cfg)
     for name in names[:3]:  # the base model has as many layers, so that every parameter has its counterpart
