@@ -1,5 +1,7 @@
 """Overlays that adjust width or steps: what they promise is measured on the runs they lead to."""
 
+from functools import cache
+
 import pytest
 import torch
 import yaml
@@ -46,20 +48,25 @@ def counted_by_hand(model: nn.Module, *, visited: int | None = None) -> int:
     return number
 
 
+@cache
+def number_in_transformer(*size: str) -> int:
+    return counted_by_hand(built(compose_config(*SMALL, "model=transformer", *size)))
+
+
 class TestParameters:
     @pytest.mark.parametrize("model", sorted({*architectures()} - {"linear"}))
     def test_of_every_model_meet_those_of_the_transformer(self, model):
         """Whatever its heads demand; the bigram model alone cannot be as large."""
         size = ["size=tiny", f"size.n_layers={depth(model)}"] if depth(model) <= 4 else ["size=tall"]
         cfg, found = overlaid(f"model={model}", *size, "match=params")
-        target = counted_by_hand(built(compose_config(*SMALL, "model=transformer", *size)))
+        target = number_in_transformer(*size)
         assert abs(counted_by_hand(found) / target - 1) <= 0.01
         assert (cfg.matched.target, cfg.matched.reached) == (target, counted_by_hand(found))
 
     @pytest.mark.parametrize("size", ["tiny", "small"])
     def test_a_pattern_is_the_candidates_alone(self, size):
         cfg, found = overlaid("model=hybrid", "model.pattern=[mamba,attention]", f"size={size}", "match=params")
-        target = counted_by_hand(built(compose_config(*SMALL, "model=transformer", f"size={size}")))
+        target = number_in_transformer(f"size={size}")
         assert cfg.matched.target == target
         assert abs(counted_by_hand(found) / target - 1) <= 0.01
         assert [type(layer.mixer.inner).__name__ for layer in found.layers[:2]] == ["Mamba", "Attention"]
@@ -77,14 +84,14 @@ class TestParameters:
 
     def test_the_reference_can_be_the_model_itself_as_its_file_has_it(self):
         cfg, found = overlaid("model=transformer", "model.feedforward=null", "match=params")
-        plain = counted_by_hand(built(compose_config(*SMALL, "model=transformer")))
+        plain = number_in_transformer()
         assert abs(counted_by_hand(found) / plain - 1) <= 0.01
         assert cfg.size.d_model > 64
 
     def test_of_experts_can_be_the_active_ones(self):
         """Eight experts of which a token visits two: wider than at equal totals, and with more in all."""
         cfg, found = overlaid("model=transformer_moe", "size=tiny", "match=active_params")
-        target = counted_by_hand(built(compose_config(*SMALL, "model=transformer", "size=tiny")))
+        target = number_in_transformer("size=tiny")
         assert abs(counted_by_hand(found, visited=2) / target - 1) <= 0.01
         assert counted_by_hand(found) > 2 * target
         assert (cfg.matched.target, cfg.matched.reached) == (target, counted_by_hand(found, visited=2))
