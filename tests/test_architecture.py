@@ -17,7 +17,7 @@ ROOT_MODULES = {
     "jsonio": set(),
     "errors": {"formatting"},
     "console": {"errors"},
-    "experiment": {"errors", "jsonio", "config", "models", "data", "training", "runs", "match"},
+    "experiment": {"errors", "jsonio", "config", "models", "data", "training", "runs", "match", "pretrained"},
 }
 # Every room: what it may use besides itself, and its modules. Only the families of FAMILIES may grow unnamed.
 ROOMS = {
@@ -51,6 +51,10 @@ ROOMS = {
         "errors formatting jsonio config models data training",
         "build environment extra_tests folder leftovers load lock process resume summary targets trust",
     ),
+    "pretrained": (
+        "errors config data models runs",
+        "checkpoint fields files sources start",
+    ),
     "match": (
         "errors config models data training runs",
         "flops overlay parameters width_search",
@@ -77,9 +81,9 @@ ROOMS = {
         "main resolvers result_table",
     ),
 }
-FAMILIES = ("ops/*/", "models/mixers/", "data/probes/")
+FAMILIES = ("ops/*/", "models/mixers/", "data/probes/", "pretrained/families/")
 ALLOWED = ROOT_MODULES | {room: set(uses.split()) for room, (uses, _) in ROOMS.items()}
-HYDRA = {"cli", "config", "match", "runs", "experiment", "sweep"}
+HYDRA = {"cli", "config", "match", "runs", "experiment", "pretrained", "sweep"}
 
 
 def imports(path: Path) -> set[str]:

@@ -26,6 +26,7 @@ from seqlab.errors import NoResult, under
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
+from seqlab.pretrained.start import started_model, with_architecture
 from seqlab.runs import extra_tests, resume, targets
 from seqlab.runs import summary as facts
 from seqlab.runs.build import build_data, build_model, build_trainer, choose_device, with_base_model
@@ -97,6 +98,7 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
     """The resolved configuration, with ``match`` of adjusted width or steps, and the data if that needed them."""
     with facts.failure_written(cfg, folder):
         check_choice(cfg)
+        cfg = with_architecture(cfg)
         data = build_data(cfg) if OmegaConf.select(cfg, "match") is not None else None
         cfg = with_base_model(matched(cfg, data))
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), data
@@ -121,7 +123,7 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         if goes_on:
             resume.refuse_other_data(data, folder)
         targets.check_names(targets.targets_of(cfg), data, cfg.name)
-        model = build_model(cfg, data, device)
+        model = build_model(cfg, data, device) if goes_on else started_model(cfg, data, device)
         with under("model", cfg.model):
             backends(model, device)  # refuses one that cannot run before anything else is done
         trainer = build_trainer(cfg, model, data, device=device, folder=folder)

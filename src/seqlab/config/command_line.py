@@ -21,7 +21,7 @@ from seqlab.errors import UserError, in_quotes
 
 FLAGS = "python train.py --hydra-help lists the flags"
 
-PATHS = ("resume", "data.dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = ("init_from", "resume", "data.dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 """Settings that name a folder, whose name may contain = and a comma, as those of a sweep's jobs do."""
 
 

@@ -27,6 +27,7 @@ TOP_LEVEL: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**63)],
     "device": Literal["auto", "cpu", "cuda"],
     "threads": Annotated[int, Field(ge=1)] | None,
+    "init_from": str | None,
     "resume": str | None,
     "trust": str | list[str] | None,
     "debug": bool,

@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab.config.options import path_part, top_level_keys
-from seqlab.config.overrides import CONFIG_FOLDER, compose_in_job, flatten, parse
+from seqlab.config.overrides import CONFIG_FOLDER, compose_in_job, flatten, parse, sets_any
 from seqlab.config.suggestions import nearest_setting
 from seqlab.errors import UserError
 
@@ -49,7 +49,7 @@ def refuse_without_effect(cfg: DictConfig, *, unused_mixers_too: bool = True) ->
             other jobs may use it.
 
     Raises:
-        UserError: names the first of them; also a sweep of ``resume``.
+        UserError: names the first of them; also a sweep of ``resume``, and an architecture beside ``init_from``.
     """
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
@@ -58,6 +58,7 @@ def refuse_without_effect(cfg: DictConfig, *, unused_mixers_too: bool = True) ->
     path_part("name", cfg.name, choices.model)
     path_part("data_name", cfg.data_name, choices.data)
     check_added(cfg, overrides)
+    refuse_beside_checkpoint(cfg, overrides)
     for error in settings_of_unused_mixers(cfg, choices, overrides):
         if unused_mixers_too:
             raise error
@@ -78,6 +79,21 @@ def check_added(cfg: DictConfig, overrides: Iterable[str]) -> None:
         rest = {k: v for k, v in unresolved(cfg).items() if k.partition(".")[0] != root}
         if not any("${" in str(item) and re.search(rf"\b{re.escape(root)}\b", str(item)) for item in rest.values()):
             raise UserError(f"+{key}", value, "is a new setting that nothing reads", nearest_setting(key, rest))
+
+
+def refuse_beside_checkpoint(cfg: DictConfig, overrides: Iterable[str]) -> None:
+    """Refuse settings of an architecture where a checkpoint has its own (``init_from``); dropout is none.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    if cfg.get("init_from") is None:
+        return
+    for override in overrides:
+        key, value = parse(override)
+        if sets_any(override, ("model", "size")) and key != "model.dropout":
+            rule = f"the model and its size are those of init_from={cfg.init_from}"
+            raise UserError(key, value, rule, f"Leave {key} out, or init_from")
 
 
 def unresolved(cfg: DictConfig) -> dict[str, Any]:

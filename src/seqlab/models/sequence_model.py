@@ -67,6 +67,7 @@ class SequenceModel(nn.Module):
         residual: add each half layer to its input.
         positions: ``learned`` adds a vector for each position, ``sinusoidal`` a fixed one, at any length; ``none``
             leaves order to the mixers.
+        head_bias: a head that shares no matrix has a bias.
         tie_embeddings: the head uses the embedding's matrix (tokens of one vocabulary only).
         embedding_std: initial standard deviation of the embedding.
         dropout: on the embedding and on each half layer's output.
@@ -91,6 +92,7 @@ class SequenceModel(nn.Module):
         residual: bool = True,
         positions: Literal["none", "learned", "sinusoidal"] = "none",
         tie_embeddings: bool = False,
+        head_bias: bool = True,
         embedding_std: NonNegativeFloat = 0.02,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
@@ -129,7 +131,7 @@ class SequenceModel(nn.Module):
         if isinstance(self.norm, RMSNorm):
             self.norm.rounds = True  # the head is a linear map
         tied = tokens and tie_embeddings and d_input == d_output
-        self.head = Linear(d_model, d_output, bias=not tied)
+        self.head = Linear(d_model, d_output, bias=head_bias and not tied)
         if residual:
             self._rescale_residual_projections()
         if tokens:

@@ -63,7 +63,8 @@ def build_data(cfg: DictConfig) -> DataSet:
 
 def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Module:
     """The configured model at the widths of the data, initialised on the CPU: the same weights on every device."""
-    widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": data.length}
+    longest = max(data.length, cfg.model.get("max_length") or 0)  # of a checkpoint, which may have more positions
+    widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": longest}
     with shared_settings(cfg):
         model = built(cfg, "model", **widths)
     if OmegaConf.select(cfg, "base_model") is not None:  # its get would keep this frame, and with it the model

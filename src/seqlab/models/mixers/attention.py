@@ -1,8 +1,10 @@
 """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
 
-Optional are rotary positions (Su et al. 2021) and a sliding window (Beltagy et al. 2020).
+Optional are rotary positions (Su et al. 2021), a sliding window (Beltagy et al. 2020) and keys and values that several
+heads share (Ainslie et al. 2023, arXiv:2305.13245).
 
-Symbols: B batch, L length, H heads, P width of a head, D model width, E = H P inner width, W window.
+Symbols: B batch, L length, H heads, K heads of keys and values, P width of a head, D model width, E = H P inner width,
+W window.
 """
 
 import torch.nn.functional as F
@@ -25,13 +27,16 @@ class Attention(nn.Module):
         rotary: rotate queries and keys by their position; otherwise order enters only through the causal mask.
         rotary_base: base of the rotary frequencies.
         bias: biases in the projections.
+        out_bias: a bias in the output's projection; null for as ``bias`` says.
         window: W, how many positions one attends to, itself included; null for all. Work is then O(L W), the cache
             O(W).
         expand: the ratio E / D; half of the width is Falcon-H1's.
-        d_inner: inner width E of queries, keys and values; null for expand * D.
+        d_inner: inner width E of the queries; null for expand * D.
+        n_kv_heads: heads K of keys and values, a divisor of H, each shared by H / K neighbouring heads of queries; null
+            for H. The cache is K / H as large.
 
     Raises:
-        UserError: H does not divide E, or the rotary heads' width is odd.
+        UserError: H does not divide E, K does not divide H, or the rotary heads' width is odd.
     """
 
     rounds_input = True
@@ -44,9 +49,11 @@ class Attention(nn.Module):
         rotary: bool = True,
         rotary_base: PositiveFloat = 10_000.0,
         bias: bool = False,
+        out_bias: bool | None = None,
         window: PositiveInt | None = None,
         expand: PositiveFloat = 1.0,
         d_inner: PositiveInt | None = None,
+        n_kv_heads: PositiveInt | None = None,
     ):
         super().__init__()
         if d_inner is not None:
@@ -62,16 +69,30 @@ class Attention(nn.Module):
         if rotary and self.d_head % 2:
             rule = f"rotary positions turn pairs, and {width} / n_heads = {self.d_head} is odd"
             raise UserError("n_heads", n_heads, rule, f"Choose n_heads so that {width} / n_heads is even")
+        self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if n_heads % self.n_kv_heads:
+            divisors = [str(h) for h in range(1, n_heads + 1) if n_heads % h == 0]
+            rule = f"must divide n_heads={n_heads}"
+            raise UserError("n_kv_heads", n_kv_heads, rule, f"Choose one of {', '.join(divisors)}")
         self.d_inner, self.n_heads, self.window = d_inner, n_heads, window
         self.rotary, self.rotary_base = rotary, rotary_base
         self.sharpness = 1.0  # a factor on the logits, which a parametrisation may set
-        self.in_proj = Linear(d_model, 3 * d_inner, bias=bias)
-        self.out_proj = Linear(d_inner, d_model, bias=bias)
+        self.in_proj = Linear(d_model, d_inner + 2 * self.n_kv_heads * self.d_head, bias=bias)
+        self.out_proj = Linear(d_inner, d_model, bias=bias if out_bias is None else out_bias)
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, P)
-        q, k = rotate(qkv[:2], start, self.rotary_base) if self.rotary else qkv[:2]
-        return (q if self.sharpness == 1 else q * self.sharpness), k, qkv[2]
+        """Queries (B, H, L, P), keys and values (B, K, L, P) of x (B, L, D), whose first position is ``start``."""
+        heads = self.in_proj(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2 K, L, P)
+        qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
+        q, k = (rotate(qk, start, self.rotary_base) if self.rotary else qk).split(
+            (self.n_heads, self.n_kv_heads), dim=1
+        )
+        return (q if self.sharpness == 1 else q * self.sharpness), k, v
+
+    def _for_each_head(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, K, L, P) for each head of the queries, (B, H, L, P)."""
+        times = self.n_heads // self.n_kv_heads
+        return (k, v) if times == 1 else (k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1))
 
     def _merge(self, y: Tensor) -> Tensor:
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
@@ -79,26 +100,29 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         q, k, v = self._project(x, start=0)
+        k, v = self._for_each_head(k, v)
         if self.window is None:
             return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self._merge(attend_window(q, k, v, self.window))
 
     def initial_state(self, batch_size: int) -> Cache:
-        """An empty cache of keys and values, (B, H, 0, P) each."""
-        empty = self.in_proj.weight.new_empty(batch_size, self.n_heads, 0, self.d_head)
+        """An empty cache of keys and values, (B, K, 0, P) each."""
+        empty = self.in_proj.weight.new_empty(batch_size, self.n_kv_heads, 0, self.d_head)
         return Cache(empty, empty, 0, self.window)
 
     def step(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         """(B, D) to (B, D), and the cache with one more position."""
         q, k, v = self._project(x[:, None], start=state.length)
         state = state.extended(k, v)
-        return self._merge(F.scaled_dot_product_attention(q, *state.filled))[:, 0], state
+        together = q.reshape(len(x), self.n_kv_heads, -1, self.d_head)  # heads that share keys, as if positions
+        y = F.scaled_dot_product_attention(together, *state.filled)  # (B, K, H / K, P)
+        return self._merge(y.reshape(q.shape))[:, 0], state
 
     def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         """(B, L, D) to (B, L, D), and the cache with L more positions."""
         q, k, v = self._project(x, start=state.length)
         if self.window is None:
             state = state.extended(k, v)
-            return self._merge(attend_last(q, *state.filled)), state
-        y = attend_window(q, *state.before(k, v), self.window)
+            return self._merge(attend_last(q, *self._for_each_head(*state.filled))), state
+        y = attend_window(q, *self._for_each_head(*state.before(k, v)), self.window)
         return self._merge(y), state.extended(k, v)

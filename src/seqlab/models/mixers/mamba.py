@@ -72,6 +72,8 @@ class Mamba(nn.Module):
         negative_eigenvalues: whether the decay is 2 exp(delta A) - 1 rather than exp(delta A) (``signed_decay.py``).
             The sign is one of each channel and state, which no argument of the scan is, so it runs over E N channels
             of one state each: N times the memory for its arguments.
+        selection_norm_eps: divide delta (of its R numbers), B and C by their root mean squares, with this added to the
+            mean square, as Falcon Mamba does (Zuo et al. 2024, arXiv:2410.05355); null leaves them as they are.
         scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
 
     Raises:
@@ -94,11 +96,12 @@ class Mamba(nn.Module):
         dt_min: PositiveFloat = 1e-3,
         dt_max: PositiveFloat = 1e-1,
         negative_eigenvalues: bool = False,
+        selection_norm_eps: PositiveFloat | None = None,
         scan_backend: str = "auto",
     ):
         super().__init__()
         check_range("dt", dt_min, dt_max)
-        self.negative_eigenvalues = negative_eigenvalues
+        self.negative_eigenvalues, self.selection_norm_eps = negative_eigenvalues, selection_norm_eps
         d_inner = expand * d_model if d_inner is None else d_inner
         self.d_inner, self.d_state, self.scan_backend = d_inner, d_state, scan_backend
         self.dt_rank = dt_rank if dt_rank is not None else math.ceil(d_model / 16)
@@ -121,6 +124,10 @@ class Mamba(nn.Module):
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input-dependent delta (before bias and softplus), B and C: what makes the scan selective."""
         dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        if self.selection_norm_eps is not None:
+            dt, B, C = (
+                nn.functional.rms_norm(part, part.shape[-1:], eps=self.selection_norm_eps) for part in (dt, B, C)
+            )
         return linear(dt, self.dt_proj.weight), B, C
 
     @property
@@ -215,9 +222,11 @@ class Mamba(nn.Module):
     def _is_whole(self) -> bool:
         """Whether an operation on the whole block computes what its parts would, and nobody looks on as they do.
 
-        Not of a subclass, with decays of either sign, or once a projection has been replaced, by one with a bias or an
-        adapter for example.
+        Not of a subclass, with decays of either sign or norms within, or once a projection has been replaced, by one
+        with a bias or an adapter for example.
         """
+        if self.selection_norm_eps is not None:
+            return False
         if type(self) is not Mamba or type(self.dt_proj) is not Linear or self.negative_eigenvalues:
             return False
         return all(map(is_plain, (self.in_proj, self.x_proj, self.out_proj)))

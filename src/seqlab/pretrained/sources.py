@@ -1,0 +1,60 @@
+"""Which of a checkpoint's tensors make a parameter, and how.
+
+A family's table has our parameters' names, and for each a name in the checkpoint or a ``Source``. An asterisk stands
+for a layer's number, on both sides.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Source(NamedTuple):
+    """The tensors of a checkpoint that make one parameter."""
+
+    names: tuple[str, ...]
+    change: Callable[..., Tensor] = lambda tensor: tensor  # of these tensors to the parameter
+
+
+Table = Mapping[str, str | Source]
+
+
+def joined(*names: str) -> Source:
+    """Matrices (n_i, D), or vectors (n_i,), one below the other."""
+    return Source(names, lambda *tensors: torch.cat(tensors))
+
+
+def transposed(name: str) -> Source:
+    """A matrix that the checkpoint has as (D_in, D_out)."""
+    return Source((name,), lambda tensor: tensor.t())
+
+
+def depthwise(name: str) -> Source:
+    """The weight of a depthwise convolution, (D, 1, K) in the checkpoint and (D, K) here."""
+    return Source((name,), lambda tensor: tensor.squeeze(1))
+
+
+def source_of(parameter: str, table: Table) -> Source:
+    """The source of a parameter by its name in the model."""
+    number = re.match(r"layers\.(\d+)\.", parameter)
+    source = table[re.sub(r"^layers\.\d+\.", "layers.*.", parameter)]
+    source = Source((source,)) if isinstance(source, str) else source
+    return source._replace(names=tuple(name.replace("*", number[1]) if number else name for name in source.names))
+
+
+def translated(parameters: Mapping[str, Tensor], table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors as the parameters of a model, or their gradients as the parameters' gradients.
+
+    Args:
+        parameters: of the model, by name; only their names are read.
+        table: the family's.
+        tensors: by name in the checkpoint, of its shapes.
+
+    Returns:
+        Tensors of the parameters' names and shapes.
+    """
+    sources = {name: source_of(name, table) for name in parameters}
+    return {name: source.change(*(tensors[n] for n in source.names)) for name, source in sources.items()}

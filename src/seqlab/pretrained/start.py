@@ -1,0 +1,71 @@
+"""A run that starts from a checkpoint (``init_from``) in place of fresh weights."""
+
+import logging
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from seqlab.data import DataSet
+from seqlab.errors import UserError
+from seqlab.pretrained.checkpoint import Checkpoint
+from seqlab.runs.build import build_model
+
+log = logging.getLogger(__name__)
+
+
+def with_architecture(cfg: DictConfig) -> DictConfig:
+    """The configuration with the checkpoint's model in place of the chosen one; unchanged without ``init_from``.
+
+    The dropout is the run's own (``model.dropout``), and ``size`` holds what the checkpoint's sizes are.
+
+    Args:
+        cfg: a job's, with its interpolations.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or weights or widths are to be scaled.
+    """
+    if (name := OmegaConf.select(cfg, "init_from")) is None:
+        return cfg
+    for group in ("match", "parametrisation"):
+        if OmegaConf.select(cfg, group) is not None:
+            rule = f"chooses widths or scales weights, and those of init_from={name} are given"
+            raise UserError(group, "set", rule, f"Leave {group} out, or init_from")
+    checkpoint = Checkpoint.read(name)
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.model = checkpoint.model | {"dropout": cfg.model.get("dropout", 0.0)}
+        cfg.size = {key: checkpoint.model[key] for key in ("d_model", "n_layers")}
+    log.info("Starting from the %s in %s.", checkpoint.architecture, checkpoint.folder)
+    return cfg
+
+
+def started_model(cfg: DictConfig, data: DataSet, device: torch.device) -> nn.Module:
+    """The configured model with the weights of ``init_from``, or fresh ones without it.
+
+    Raises:
+        UserError: the data are no tokens of the checkpoint's vocabulary, or its weights cannot be read.
+    """
+    if (name := OmegaConf.select(cfg, "init_from")) is None:
+        return build_model(cfg, data, device)
+    checkpoint = Checkpoint.read(name)
+    refuse_other_vocabulary(checkpoint, data)
+    model = build_model(cfg, data, device)
+    checkpoint.put_weights(model)
+    return model
+
+
+def refuse_other_vocabulary(checkpoint: Checkpoint, data: DataSet) -> None:
+    """Refuse data that a checkpoint's model does not take.
+
+    Raises:
+        UserError: they are no tokens, of another vocabulary, or longer than the checkpoint's learned positions.
+    """
+    if not data.tokens or {data.d_input, data.d_output} != {checkpoint.vocabulary}:
+        has = f"{data.d_input:,} tokens" if data.tokens else f"{data.d_input} features a position and no tokens"
+        rule = f"its model is of {checkpoint.vocabulary:,} tokens, and {data.description} has {has}"
+        raise UserError("init_from", checkpoint.folder, rule, "Choose data of the checkpoint's vocabulary")
+    longest = checkpoint.model.get("max_length")
+    if longest is not None and data.length > longest:
+        rule = f"the model in {checkpoint.folder} has learned {longest} positions"
+        raise UserError("data.length", data.length, rule, f"Set data.length={longest} or less")
