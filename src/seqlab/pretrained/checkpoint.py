@@ -56,7 +56,7 @@ class Checkpoint(NamedTuple):
             tied = HEAD in tensors and "head.weight" not in parameters
             needed = {name for source in sources.values() for name in source.names}
             self._refuse_names("lacks", needed - tensors.keys())
-            self._refuse_names("has, and has no use for,", tensors.keys() - needed - {HEAD} * tied)
+            self._refuse_names("has, and has no use for,", tensors.keys() - needed - ({HEAD} if tied else set()))
             for name, source in sources.items():
                 parameters[name].copy_(self._parameter(source, tensors, parameters[name]))
             embedding = sources["embed.weight"].names[0]
