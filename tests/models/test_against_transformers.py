@@ -5,6 +5,8 @@ import torch
 import transformers
 from torch import nn
 
+from seqlab.pretrained.families import FAMILIES
+from seqlab.pretrained.sources import translated
 from support import built_model
 
 VOCABULARY, LENGTH = 97, 33
@@ -19,100 +21,32 @@ def tokens() -> torch.Tensor:
     return torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def mamba_names(n_layers: int) -> dict[str, str]:
-    """Our parameter names, and what ``MambaForCausalLM`` calls the same matrices."""
-    names = {"embed.weight": "backbone.embeddings.weight", "norm.weight": "backbone.norm_f.weight"}
-    inner = {
-        "in_proj.weight": "in_proj.weight",
-        "conv_weight": "conv1d.weight",
-        "conv_bias": "conv1d.bias",
-        "x_proj.weight": "x_proj.weight",
-        "dt_proj.weight": "dt_proj.weight",
-        "dt_proj.bias": "dt_proj.bias",
-        "A_log": "A_log",
-        "D": "D",
-        "out_proj.weight": "out_proj.weight",
-    }
-    for i in range(n_layers):
-        names[f"layers.{i}.mixer.norm.weight"] = f"backbone.layers.{i}.norm.weight"
-        for own, theirs in inner.items():
-            names[f"layers.{i}.mixer.inner.{own}"] = f"backbone.layers.{i}.mixer.{theirs}"
-    return names | {"head.weight": "lm_head.weight"}
+MAMBA_CONFIG = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 3}
+LLAMA_CONFIG = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64}
+LLAMA_CONFIG |= {"num_attention_heads": 4, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+YAMLS = {
+    "mamba": ({"d_model": 48, "n_layers": 3}, transformers.MambaForCausalLM, transformers.MambaConfig(**MAMBA_CONFIG)),
+    "transformer": (
+        {"d_model": 48, "n_layers": 2, "n_heads": 4, "d_ff": 96},
+        transformers.LlamaForCausalLM,
+        transformers.LlamaConfig(**LLAMA_CONFIG),
+    ),
+}
 
 
-def their_mamba() -> nn.Module:
-    config = transformers.MambaConfig(
-        vocab_size=VOCABULARY, hidden_size=48, state_size=16, num_hidden_layers=3, expand=2, conv_kernel=4
-    )
+@pytest.mark.parametrize("name", YAMLS)
+@torch.no_grad()
+def test_a_configuration_is_a_model_of_transformers(name):
+    """Both round in float32, each in its own order of sums: the error grows with the logits, up to 119 here."""
+    size, kind, config = YAMLS[name]
     torch.manual_seed(2)
-    return transformers.MambaForCausalLM(config).eval()
-
-
-class TestMamba:
-    def test_our_weights_in_theirs(self):
-        model, other = ours("mamba", d_model=48, n_layers=3), their_mamba()
-        state = other.state_dict()
-        for own, theirs in mamba_names(3).items():
-            state[theirs] = model.state_dict()[own].view_as(state[theirs])
-        other.load_state_dict(state)
-        self.assert_same_logits(model, other)
-
-    def test_their_weights_in_ours(self):
-        model, other = ours("mamba", d_model=48, n_layers=3), their_mamba()
-        with torch.no_grad():
-            other.backbone.embeddings.weight.mul_(20)  # so that logits are of the size that training gives
-        names = mamba_names(3)
-        assert set(names) == set(model.state_dict())
-        state = {own: other.state_dict()[theirs] for own, theirs in names.items()}
-        model.load_state_dict({own: value.view_as(model.state_dict()[own]) for own, value in state.items()})
-        self.assert_same_logits(model, other)
-
-    def assert_same_logits(self, model, other):
-        """Both round in float32, each in its own order of sums: the error grows with the logits, up to 119 here."""
-        with torch.no_grad():
-            expected = other(tokens(), use_cache=False).logits
-            difference = (model(tokens()) - expected).abs().max()
-        assert difference < 1e-6 * expected.abs().max()
-
-
-def test_transformer_is_llama():
-    """RMSNorm, rotary positions by halves and SwiGLU: what the Llama family computes."""
-    d_model, n_layers = 48, 2
-    model = ours("transformer", d_model=d_model, n_layers=n_layers, n_heads=4, d_ff=96)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=d_model,
-        intermediate_size=64,
-        num_hidden_layers=n_layers,
-        num_attention_heads=4,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-    other = transformers.LlamaForCausalLM(config).eval()
-    own = model.state_dict()
-    state = {
-        "model.embed_tokens.weight": own["embed.weight"],
-        "model.norm.weight": own["norm.weight"],
-        "lm_head.weight": own["head.weight"],
-    }
-    for i in range(n_layers):
-        here, there = f"layers.{i}", f"model.layers.{i}"
-        q, k, v = own[f"{here}.mixer.inner.in_proj.weight"].chunk(3)
-        gate, up = own[f"{here}.feedforward.inner.in_proj.weight"].chunk(2)
-        state |= {
-            f"{there}.input_layernorm.weight": own[f"{here}.mixer.norm.weight"],
-            f"{there}.self_attn.q_proj.weight": q,
-            f"{there}.self_attn.k_proj.weight": k,
-            f"{there}.self_attn.v_proj.weight": v,
-            f"{there}.self_attn.o_proj.weight": own[f"{here}.mixer.inner.out_proj.weight"],
-            f"{there}.post_attention_layernorm.weight": own[f"{here}.feedforward.norm.weight"],
-            f"{there}.mlp.gate_proj.weight": gate,
-            f"{there}.mlp.up_proj.weight": up,
-            f"{there}.mlp.down_proj.weight": own[f"{here}.feedforward.inner.out_proj.weight"],
-        }
-    other.load_state_dict(state)
-    with torch.no_grad():
-        torch.testing.assert_close(model(tokens()), other(tokens()).logits, rtol=0, atol=1e-5)
+    model, other = ours(name, **size), kind(config).eval()
+    other.get_input_embeddings().weight.mul_(20)  # so that logits are of the size that training gives
+    parameters = dict(model.named_parameters())
+    for own, value in translated(parameters, FAMILIES[kind.__name__].sources, other.state_dict()).items():
+        parameters[own].copy_(value)
+    expected = other(tokens(), use_cache=False).logits
+    assert (model(tokens()) - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_vanilla_layer_is_torchs_encoder_layer():

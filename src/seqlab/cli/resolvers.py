@@ -26,7 +26,10 @@ def run_folder(resume: str | None, fresh: str) -> str:
 
 def run_name(init_from: str | None, model: str) -> str:
     """The name of a run's model: the chosen one's, or that of the folder that it is read from."""
-    return model if init_from is None else Path(str(init_from)).absolute().name
+    if init_from is None:
+        return model
+    folder = Path(str(init_from))
+    return folder.name if folder.name.strip(".") else folder.resolve().name
 
 
 def hydra_folder(resume: str | None) -> str:

@@ -62,8 +62,8 @@ def refuse_other_vocabulary(checkpoint: Checkpoint, data: DataSet) -> None:
         UserError: they are no tokens, of another vocabulary, or longer than the checkpoint's learned positions.
     """
     if not data.tokens or {data.d_input, data.d_output} != {checkpoint.vocabulary}:
-        has = f"{data.d_input:,} tokens" if data.tokens else f"{data.d_input} features a position and no tokens"
-        rule = f"its model is of {checkpoint.vocabulary:,} tokens, and {data.description} has {has}"
+        has = f"have {data.d_input:,}" if data.tokens else f"are {data.d_input} features a position and no tokens"
+        rule = f"its vocabulary has {checkpoint.vocabulary:,} tokens, and the data {has}"
         raise UserError("init_from", checkpoint.folder, rule, "Choose data of the checkpoint's vocabulary")
     longest = checkpoint.model.get("max_length")
     if longest is not None and data.length > longest:
