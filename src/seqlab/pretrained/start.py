@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from seqlab.data import DataSet
+from seqlab.data.protocol import Widths
 from seqlab.errors import UserError
 from seqlab.pretrained.checkpoint import Checkpoint
 from seqlab.runs.build import build_model
@@ -36,11 +36,10 @@ def with_architecture(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         cfg.model = checkpoint.model | {"dropout": cfg.model.get("dropout", 0.0)}
         cfg.size = {key: checkpoint.model[key] for key in ("d_model", "n_layers")}
-    log.info("Starting from the %s in %s.", checkpoint.architecture, checkpoint.folder)
     return cfg
 
 
-def started_model(cfg: DictConfig, data: DataSet, device: torch.device) -> nn.Module:
+def started_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Module:
     """The configured model with the weights of ``init_from``, or fresh ones without it.
 
     Raises:
@@ -49,13 +48,14 @@ def started_model(cfg: DictConfig, data: DataSet, device: torch.device) -> nn.Mo
     if (name := OmegaConf.select(cfg, "init_from")) is None:
         return build_model(cfg, data, device)
     checkpoint = Checkpoint.read(name)
-    refuse_other_vocabulary(checkpoint, data)
+    refuse_other_data(checkpoint, data)
     model = build_model(cfg, data, device)
     checkpoint.put_weights(model)
+    log.info("Starting from the %s in %s.", checkpoint.architecture, checkpoint.folder)
     return model
 
 
-def refuse_other_vocabulary(checkpoint: Checkpoint, data: DataSet) -> None:
+def refuse_other_data(checkpoint: Checkpoint, data: Widths) -> None:
     """Refuse data that a checkpoint's model does not take.
 
     Raises:

@@ -1,0 +1,213 @@
+"""Runs that start from a checkpoint, and checkpoints that are refused in two lines."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+import generate
+from conftest import LINES
+from seqlab import pretrained
+from seqlab.config.without_effect import refuse_beside_checkpoint
+from seqlab.errors import UserError
+from seqlab.pretrained import files
+from seqlab.pretrained.checkpoint import Checkpoint
+from seqlab.pretrained.start import refuse_other_data, with_architecture
+from seqlab.runs.load import TokenWidths
+from support import final_weights
+
+VOCABULARY, WIDTH, POSITIONS = len(set(LINES)), 8, 19
+SMALLEST = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 1, "n_head": 2, "n_positions": POSITIONS}
+BLOCK = {
+    **{f"ln_{i}.{kind}": (WIDTH,) for i in (1, 2) for kind in ("weight", "bias")},
+    **{"attn.c_attn.weight": (WIDTH, 3 * WIDTH), "attn.c_attn.bias": (3 * WIDTH,)},
+    **{"attn.c_proj.weight": (WIDTH, WIDTH), "attn.c_proj.bias": (WIDTH,)},
+    **{"mlp.c_fc.weight": (WIDTH, 4 * WIDTH), "mlp.c_fc.bias": (4 * WIDTH,)},
+    **{"mlp.c_proj.weight": (4 * WIDTH, WIDTH), "mlp.c_proj.bias": (WIDTH,)},
+}
+OUTER = {"wte.weight": (VOCABULARY, WIDTH), "wpe.weight": (POSITIONS, WIDTH)}
+OUTER |= {"ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """A checkpoint of GPT-2 in two files, over the corpus's characters."""
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALLEST | {"architectures": ["GPT2LMHeadModel"]}))
+    index = {}
+    for shapes, prefix, number in ((OUTER, "transformer", 1), (BLOCK, "transformer.h.0", 2)):
+        name = f"model-{number:05}-of-00002.safetensors"
+        tensors = {f"{prefix}.{key}": torch.randn(shape) for key, shape in shapes.items()}
+        save_file(tensors, folder / name)
+        index |= dict.fromkeys(tensors, name)
+    (folder / files.INDEX).write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def test_a_run_starts_from_a_checkpoint_and_goes_on_without_it(gpt2, train, corpus, capsys):
+    begin = pretrained.load(gpt2).state_dict()
+    settings = ["trainer=smoke", "trainer.steps=2", "optimizer.lr=1e-12", "model.dropout=0.1"]
+    job = train(f"init_from={gpt2}", *corpus["tiny_shakespeare"], *settings, small=False)
+    assert job.status == 0
+    assert job.summary["model"] == "gpt2"
+    trained = final_weights(job.folder)
+    assert len(trained["positions.weight"]) == 19  # all that the checkpoint has, though windows are of 16
+    for name, weight in trained.items():
+        torch.testing.assert_close(weight, begin[name], rtol=0, atol=1e-10)
+
+    shutil.rmtree(gpt2)
+    again = train(f"resume={job.folder}", "trainer.steps=3")
+    assert again.status == 0
+    assert again.summary["steps"] == 3
+    capsys.readouterr()
+    assert generate.main([f"run={job.folder}", "prompt=the cat", "max_new_tokens=8"]) == 0
+    assert len(capsys.readouterr().out.strip("\n")) >= 8
+
+
+def damaged(folder: Path) -> list[str]:
+    path = max(folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-4])
+    return ["data=tiny_shakespeare"]
+
+
+REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "another model": (lambda _: ["model=lstm"], "model=lstm: the model and its size are those of init_from="),
+    "a damaged file": (damaged, "is no whole safetensors file"),
+}
+
+
+@pytest.mark.parametrize(("prepare", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_refused_run_leaves_nothing(gpt2, train, corpus, capsys, caplog, prepare, message):
+    overrides = [part for one in prepare(gpt2) for part in corpus.get(one.removeprefix("data="), [one])]
+    job = train(f"init_from={gpt2}", *overrides, small="data=tiny_shakespeare" not in overrides)
+    error = capsys.readouterr().err or caplog.messages[-1]
+    assert job.status == 2
+    assert message in error
+    assert len(error.strip().splitlines()) == 2
+    assert not job.folder.exists()
+
+
+@pytest.mark.parametrize("override", ["size.d_model=8", "size=small", "model.mixers.attention.window=3"])
+def test_an_architecture_beside_a_checkpoint_is_refused(override):
+    cfg = OmegaConf.create({"init_from": "gpt2"})
+    with pytest.raises(UserError, match=f"^{override}: the model and its size are those of init_from=gpt2"):
+        refuse_beside_checkpoint(cfg, [override])
+    refuse_beside_checkpoint(cfg, ["model.dropout=0.1"])
+    refuse_beside_checkpoint(OmegaConf.create({"init_from": None}), [override])
+
+
+@pytest.mark.parametrize("group", ["match", "parametrisation"])
+def test_what_changes_widths_or_weights_is_refused(group):
+    with pytest.raises(UserError, match=f"^{group}=set: chooses widths or scales weights"):
+        with_architecture(OmegaConf.create({"init_from": "gpt2", group: {"reference": "mamba"}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": False, "d_input": 4}, f"its vocabulary has {VOCABULARY} tokens, and the data are 4 features"),
+        ({"d_input": 21}, f"its vocabulary has {VOCABULARY} tokens, and the data have 21"),
+        ({"d_output": 21}, f"its vocabulary has {VOCABULARY} tokens"),
+        ({"length": 20}, r"data\.length=20: the model in .* has learned 19 positions"),
+    ],
+)
+def test_data_of_another_shape_are_refused(gpt2, changes, message):
+    checkpoint = Checkpoint.read(str(gpt2))
+    fits = TokenWidths(VOCABULARY, VOCABULARY, 19)
+    refuse_other_data(checkpoint, fits)
+    with pytest.raises(UserError, match=message):
+        refuse_other_data(checkpoint, fits._replace(**changes))
+
+
+def field(**values: Any) -> Callable[[Path], None]:
+    """Change fields of a checkpoint's ``config.json``."""
+
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def without_first_shard(folder: Path) -> None:
+    min(folder.glob("*.safetensors")).unlink()
+
+
+def pickled(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALLEST | {"architectures": ["GPT2LMHeadModel"]}))
+    (folder / "pytorch_model.bin").touch()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, "there is no such folder"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "a broken config": (lambda folder: (folder / "config.json").write_text("{"), "its config.json cannot be read"),
+    "a shard less": (without_first_shard, "lacks model-00001-of-"),
+    "a shard elsewhere": (
+        lambda folder: (folder / files.INDEX).write_text('{"weight_map": {"a": "../b"}}'),
+        "does not list the files beside it",
+    ),
+    "pickles": (pickled, "holds its weights as pickles"),
+    "another architecture": (
+        field(architectures=["BloomForCausalLM"]),
+        "architecture=BloomForCausalLM: .* known are MambaForCausalLM, ",
+    ),
+    "another activation": (field(activation_function="mish"), "activation_function=mish: .* here is gelu_new or "),
+    "another attention": (field(scale_attn_by_inverse_layer_idx=True), "inverse_layer_idx=True: .* here is False"),
+    "quantised": (field(quantization_config={"bits": 4}), "quantization_config={'bits': 4}: .* here is None"),
+    "no width": (field(n_embd=None), "n_embd=missing: "),
+    "a width of nothing": (field(n_embd=0), "n_embd=0: .* a whole number of at least 1"),
+    "heads": (field(n_head=3), r"n_heads=3: must divide d_model=8"),
+    "a layer more": (field(n_layer=2), r"it lacks transformer\.h\.1\.attn\.c_attn\.bias, .* and 9 more"),
+    "another width of the file's": (field(n_inner=16), r"mlp\.c_fc\.weight \(8, 32\) of .* the \(16, 8\) that its"),
+    "no positions": (field(n_positions=18), r"wpe\.weight \(19, 8\) of torch.float32 does not make the \(18, 8\)"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_checkpoint_that_cannot_be_used(gpt2, damage, message):
+    damage(gpt2)
+    with pytest.raises(UserError, match=message) as refused:
+        pretrained.load(gpt2)
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_a_tensor_too_many(gpt2):
+    path = min(gpt2.glob("*.safetensors"))
+    save_file(load_file(path) | {"score.weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"it has, and has no use for, score\.weight"):
+        pretrained.load(gpt2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_of_an_earlier_version(gpt2, tied):
+    """The one of GPT-2 on the hub: names without the body's, masks beside the weights, and a head that is the tied."""
+    expected = pretrained.load(gpt2).state_dict()
+    tensors = {}
+    for path in gpt2.glob("*.safetensors"):
+        tensors |= {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+        path.unlink()
+    head = tensors["wte.weight"].clone() if tied else tensors["wte.weight"] + 1
+    save_file(tensors | {"h.0.attn.bias": torch.ones(1, 1, 19, 19), "lm_head.weight": head}, gpt2 / files.WEIGHTS)
+    if tied:
+        model = pretrained.load(gpt2)
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    else:
+        with pytest.raises(UserError, match=r"its lm_head\.weight is not transformer\.wte\.weight"):
+            pretrained.load(gpt2)
+
+
+def test_without_a_network_a_name_is_refused(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="and the hub does not give it") as refused:
+        pretrained.load("seqlab-nobody/nothing")
+    assert len(str(refused.value).splitlines()) == 2
