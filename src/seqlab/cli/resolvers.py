@@ -4,14 +4,13 @@ What needs torch is imported where it is used, since every command line resolves
 """
 
 from datetime import datetime
-from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from seqlab.config.options import describe_options, path_part
+from seqlab.config.options import describe_options, model_name, path_part
 from seqlab.sweep.naming import POINTS, job_folder, sweep_folder, varying_keys
 
 
@@ -22,14 +21,6 @@ def run_folder(resume: str | None, fresh: str) -> str:
     from seqlab.runs.resume import folder_to_continue
 
     return folder_to_continue(resume)
-
-
-def run_name(init_from: str | None, model: str) -> str:
-    """The name of a run's model: the chosen one's, or that of the folder that it is read from."""
-    if init_from is None:
-        return model
-    folder = Path(str(init_from))
-    return folder.name if folder.name.strip(".") else folder.resolve().name
 
 
 def hydra_folder(resume: str | None) -> str:
@@ -51,7 +42,7 @@ def share_of_cores(workers: int | None) -> int:
 
 def register() -> None:
     """Register the resolvers with OmegaConf, and the default sweeper with Hydra."""
-    for resolver in (run_folder, run_name, path_part, console_level, describe_options, job_folder, share_of_cores):
+    for resolver in (run_folder, path_part, model_name, console_level, describe_options, job_folder, share_of_cores):
         OmegaConf.register_new_resolver(f"seqlab.{resolver.__name__}", resolver, replace=True)
     # Cached with the configuration, as Hydra's own ``now`` is: every later reading gives what the first one gave.
     for resolver in (hydra_folder, sweep_folder, varying_keys):

@@ -37,6 +37,14 @@ def optional_groups() -> set[str]:
     return {group for entry in defaults if OmegaConf.is_dict(entry) for group in entry if entry[group] is None}
 
 
+def model_name(name: str, option: str, init_from: str | None) -> str:
+    """The name of a run's model: the one that is set, or else that of the folder that the model is read from."""
+    if init_from is None or name != option:
+        return name
+    folder = Path(str(init_from))
+    return folder.name if folder.name.strip(".") else folder.resolve().name
+
+
 def path_part(key: str, name: Any, option: str) -> str:
     """A run's name as one part of its folder's path.
 

@@ -6,6 +6,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from seqlab.config.options import model_name
 from seqlab.data.protocol import Widths
 from seqlab.errors import UserError
 from seqlab.pretrained.checkpoint import Checkpoint
@@ -34,6 +35,8 @@ def with_architecture(cfg: DictConfig) -> DictConfig:
     checkpoint = Checkpoint.read(name)
     cfg = cfg.copy()
     with open_dict(cfg):
+        if OmegaConf.is_interpolation(cfg, "name"):  # of the model's choice, which is not what is trained
+            cfg.name = model_name(cfg.name, cfg.name, name)
         cfg.model = checkpoint.model | {"dropout": cfg.model.get("dropout", 0.0)}
         cfg.size = {key: checkpoint.model[key] for key in ("d_model", "n_layers")}
     return cfg
