@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import rich
 
-from run_trees import write_run
+from seqlab.benchmarks.run_trees import write_run
 from seqlab.report import page, plots
 from support import ROOT
 
