@@ -57,14 +57,20 @@ def command_of(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def complete(query: Sequence[str]) -> None:
-    """Answer Hydra's completion in a shell: commands, and after ``train`` what Hydra knows of settings."""
-    words = os.environ["COMP_LINE"].split(maxsplit=2)
-    if words[1:2] == ["train"] and not os.environ["COMP_LINE"].endswith(" train"):
-        os.environ["COMP_LINE"] = " ".join(["seqlab", *words[2:]])
+    """Answer Hydra's completion in a shell: commands, and after ``train`` what Hydra knows of settings.
+
+    Args:
+        query: Hydra's arguments; the line as typed so far is the environment's ``COMP_LINE``.
+    """
+    line = os.environ["COMP_LINE"]
+    before = line.split()[1:] if line.endswith(" ") else line.split()[1:-1]
+    if before[:1] == ["train"]:
+        os.environ["COMP_LINE"] = " ".join(["seqlab", *line.split(maxsplit=2)[2:]])
         sys.argv[1:] = query
         import_module("seqlab.commands.train").main()
     else:
-        print("\n".join(COMMANDS))
+        names = {(): COMMANDS, ("benchmark",): BENCHMARKS}.get(tuple(before), ())  # none: the shell's, of files
+        print("\n".join(names))
 
 
 def main() -> None:
