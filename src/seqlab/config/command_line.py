@@ -40,6 +40,8 @@ def in_order(arguments: Sequence[str]) -> list[str]:
         refuse_empty_path(setting)
         refuse_no_name(setting)
     flags = [argument for argument in arguments if argument not in (*known.overrides, "-m", "--multirun")]
+    if known.config_path and "://" not in known.config_path:
+        flags += ["--config-path", str(Path(known.config_path).absolute())]  # Hydra would look beside our code
     return [*(["-m"] if known.multirun else []), *settings, *flags]
 
 
