@@ -13,14 +13,14 @@ from pathlib import Path
 
 from torch import nn
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.options import first_comment
-from seqlab.config.overrides import CONFIG_FOLDER
 from seqlab.models import state_bytes
 from seqlab.models.counting import count_parameters
 from seqlab.report.formats import scaled_bytes
 from seqlab.runs.load import fresh_model
 
-README = CONFIG_FOLDER.parent / "README.md"
+README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- architectures: python scripts/architectures.py --write -->\n", "<!-- end of architectures -->"
 NEAR, FAR = 1024, 65536
 

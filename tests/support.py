@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.schema import check
 from seqlab.data import Batch, DataSet
 from seqlab.errors import UserError
@@ -28,7 +29,7 @@ from seqlab.training import checkpoint
 from seqlab.training.precision import Precision, check_precision
 
 ROOT = Path(__file__).parents[1]
-CONF = ROOT / "conf"
+CONF = CONFIG_FOLDER
 
 # A job small enough to run hundreds of: the main job's data, less of it.
 SMALL = [

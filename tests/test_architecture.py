@@ -15,8 +15,10 @@ ROOT_MODULES = {
     "__init__": set(),
     "formatting": set(),
     "jsonio": set(),
-    "errors": {"formatting"},
+    "invocation": set(),
+    "errors": {"formatting", "invocation"},
     "console": {"errors"},
+    "__main__": {"errors", "invocation", "console", "cli"},
     "experiment": {"errors", "jsonio", "config", "models", "data", "training", "runs", "match", "pretrained"},
 }
 # Every room: what it may use besides itself, and its modules. Only the families of FAMILIES may grow unnamed.
@@ -44,11 +46,11 @@ ROOMS = {
         "metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals trainer update",
     ),
     "config": (
-        "errors",
+        "errors invocation",
         "command_line exceptions hydra_errors influence options overrides renamed schema suggestions without_effect",
     ),
     "runs": (
-        "errors formatting jsonio config models data training",
+        "errors invocation formatting jsonio config models data training",
         "build environment extra_tests folder leftovers load lock process resume summary targets trust",
     ),
     "pretrained": (
@@ -60,7 +62,7 @@ ROOMS = {
         "flops overlay parameters width_search",
     ),
     "sweep": (
-        "errors formatting jsonio console config runs",
+        "errors invocation formatting jsonio console config runs",
         "callback display duplicates entries jobs naming orphans points rates search/pruning search/space "
         "search/studies shared_mistakes watch workers",
     ),
@@ -74,16 +76,22 @@ ROOMS = {
     "benchmarks": (
         "errors formatting jsonio console ops data models inference training config runs report",
         "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
-        "peer_tasks report results roofline scan scan_contestants scan_shapes session step timing training_step",
+        "peer_tasks report results roofline run_trees scan scan_contestants scan_shapes session step timing "
+        "training_step",
     ),
     "cli": (
-        "errors formatting console config runs sweep report",
+        "errors invocation formatting console config runs sweep report",
         "main resolvers result_table",
+    ),
+    "commands": (
+        "errors invocation console config ops training inference runs report benchmarks cli experiment",
+        "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
+        "benchmark_inference benchmark_scan benchmark_step_cpu compare generate options train",
     ),
 }
 FAMILIES = ("ops/*/", "models/mixers/", "data/probes/", "pretrained/families/")
 ALLOWED = ROOT_MODULES | {room: set(uses.split()) for room, (uses, _) in ROOMS.items()}
-HYDRA = {"cli", "config", "match", "runs", "experiment", "pretrained", "sweep"}
+HYDRA = {"cli", "commands", "config", "match", "runs", "experiment", "pretrained", "sweep"}
 
 
 def imports(path: Path) -> set[str]:

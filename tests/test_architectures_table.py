@@ -9,9 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from seqlab.models.feedforward import swiglu_width
 from seqlab.report.formats import scaled_bytes
-from support import CONF, architectures, compose_config, models
-
-ROOT = CONF.parent
+from support import CONF, ROOT, architectures, compose_config, models
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlab.formatting import counted
+from seqlab.invocation import program
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 """Control characters, which a terminal would obey, each with its escape sequence in Python."""
@@ -44,7 +45,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def resume_command(folder: Path) -> str:
     """How to continue a run, quoted for the shell and for Hydra (a sweep's folders have = and , in their names)."""
-    return f"python train.py {shlex.quote(f'resume={in_quotes(str(folder))}')}"
+    return f"{program()} {shlex.quote(f'resume={in_quotes(str(folder))}')}"
 
 
 def in_quotes(text: str) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import benchmark_against_mamba_ssm as script
 from seqlab.benchmarks import peer, peer_tasks, report
 from seqlab.benchmarks.peer_tasks import LENGTHS, SIZES, TOKENS, Task
 from seqlab.benchmarks.session import Measurement
+from seqlab.commands import benchmark_against_mamba_ssm as script
 from seqlab.errors import UserError
 
 NOTHING = ["--sizes", "none", "--lengths", "none", "--mamba2", "none", "--prompts", "none", "--batch", "none"]

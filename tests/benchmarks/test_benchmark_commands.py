@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-import benchmark_commands as benchmark
+from seqlab.commands import benchmark_commands as benchmark
 from support import ROOT
 
 

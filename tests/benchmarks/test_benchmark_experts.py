@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-import benchmark_experts as benchmark
 from seqlab.benchmarks import experts
+from seqlab.commands import benchmark_experts as benchmark
 from seqlab.models import auxiliary_losses
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 

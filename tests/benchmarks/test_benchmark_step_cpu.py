@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-import benchmark_step_cpu as benchmark
 from seqlab.benchmarks import step
+from seqlab.commands import benchmark_step_cpu as benchmark
 
 TINY = ["--batch", "2", "--length", "8", "--width", "16", "--rounds", "2", "--least", "0"]
 

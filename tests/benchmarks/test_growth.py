@@ -9,9 +9,9 @@ from argparse import Namespace
 import pytest
 import torch
 
-import benchmark_growth as benchmark
 from seqlab.benchmarks import growth, growth_curves, memory
 from seqlab.benchmarks.growth_curves import AXES, Point, Sizes, curves
+from seqlab.commands import benchmark_growth as benchmark
 
 BASE = Sizes(2, 8, 16, 4, 32)
 BASE_OPTION = ["--base", "batch=2,length=8,width=16,depth=4,vocabulary=32"]

@@ -80,6 +80,7 @@ MISTAKES = {
     "a group of settings": (["sweep=1"], r"sweep=1: is a group of settings\.\nSet sweep\.resume="),
     "Hydra's own, of a wrong form": (["hydra.mode=x"], r"hydra\.mode=x: does not have the form that it takes\."),
     "a configuration": (["--config-name", "nope"], r"^--config-name=nope: there is no configuration"),
+    "a folder in place of ours": (["--config-path=nope"], r"^--config-path=/.*/nope: there is no such folder\."),
     "a folder of configurations": (["--config-dir", "/nope"], r"^--config-dir=/nope: there is no such folder\."),
     "a flag": (["--config-naem=x"], r"command line=--config-naem=x: is no flag\.\nDid you mean --config-name\?"),
     "a flag's value": (["--cfg", "jobs"], r"command line=.*--cfg jobs.*: argument --cfg/-c: invalid choice"),

@@ -10,8 +10,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-import coordinate_check
 from seqlab.benchmarks.coordinates import moves
+from seqlab.commands import benchmark_coordinates
 from seqlab.errors import UserError
 from seqlab.models.parametrisation import Rates, rates
 from seqlab.models.sequence_model import SequenceModel
@@ -134,7 +134,7 @@ def test_coordinate_check(name):
 
 def test_the_script_shows_and_draws_it(tmp_path, capsys):
     sizes = ["--widths", "8,16,32", "--layers", "1", "--steps", "1", "--seeds", "1"]
-    assert coordinate_check.main(["--model", "mlp", "--rules", "mup", *sizes, "--out", str(tmp_path)]) == 0
+    assert benchmark_coordinates.main(["--model", "mlp", "--rules", "mup", *sizes, "--out", str(tmp_path)]) == 0
     assert re.search(r"mixer 1 +│ +-?\d\.\d\d ± \d\.\d\d", capsys.readouterr().out)
     found = json.loads((tmp_path / "coordinate_check.json").read_text())
     assert [list(one) for one in found["moves"]["mup"]] == [["embedding", "mixer 1", "logits"]] * 3

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from run_trees import TOKENS_PER_STEP, write_run
+from seqlab.benchmarks.run_trees import TOKENS_PER_STEP, write_run
 from seqlab.errors import UserError
 from seqlab.report.budgets import parse_at, read_at
 from seqlab.report.compare import MOST_IN_PAIRS, compare

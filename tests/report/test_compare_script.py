@@ -1,6 +1,5 @@
 """scripts/compare.py as a person runs it: what it leaves, what it refuses, and how long it takes."""
 
-import importlib.util
 import json
 import re
 import runpy
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 import rich
 
-from run_trees import write_run
+from seqlab.benchmarks.run_trees import write_run
+from seqlab.commands import compare as command
 from seqlab.report import page, plots
 from support import ROOT
 
@@ -65,9 +65,8 @@ def test_a_shell_that_expands_globs_gives_the_same(compare, tmp_path):
 
 
 def test_without_the_plots_extra_there_are_tables(compare, monkeypatch, tmp_path):
-    found = importlib.util.find_spec
     absent = ("matplotlib", "plotly")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name in absent else name)
     write_run(tmp_path / "run")
     status, out, errors = compare("run", "--out", "here")
     assert status == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_trees import write_run
+from seqlab.benchmarks.run_trees import write_run
 from seqlab.report.groups import group, labels_of
 from seqlab.report.runs import read
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from run_trees import records_of, to_lines, write_run
+from seqlab.benchmarks.run_trees import records_of, to_lines, write_run
 from seqlab.errors import UserError
 from seqlab.report import curves, runs
 from seqlab.report.runs import Run, Skipped, read, read_folder

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from run_trees import write_run
+from seqlab.benchmarks.run_trees import write_run
 from seqlab.report import formats, print_tables, write_tables
 from seqlab.report.compare import compare
 from seqlab.report.page.payload import payload

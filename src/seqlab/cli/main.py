@@ -5,10 +5,9 @@ import gc
 import logging
 import math
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +23,7 @@ from seqlab.config.command_line import in_order, parse_flags
 from seqlab.config.exceptions import message_of, report, translate
 from seqlab.config.options import help_text
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
+from seqlab.invocation import remember
 from seqlab.runs import leftovers
 from seqlab.sweep import orphans, watch
 from seqlab.sweep.entries import Entry
@@ -32,10 +32,15 @@ from seqlab.sweep.search.pruning import reporter
 log = logging.getLogger("seqlab")
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Call a ``hydra.main`` function and exit with status 0, or print what went wrong and exit with its status."""
+def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoReturn:
+    """Call a ``hydra.main`` function and exit with status 0, or print what went wrong and exit with its status.
+
+    Args:
+        main: the function.
+        command: the words that were typed; those of a script if ``None``.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
-    os.environ["SEQLAB_COMMAND"] = shlex.join(["python", *sys.argv])  # for jobs in processes of their own
+    remember(command or ["python", *sys.argv])
     os.environ[orphans.SWEEP] = str(os.getpid())
     status: Any = 0
     try:

@@ -2,10 +2,8 @@
 
 import argparse
 import difflib
-import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +12,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.options import optional_groups, top_level_keys
-from seqlab.config.overrides import CONFIG_FOLDER, parse, parse_all
+from seqlab.config.overrides import parse, parse_all
 from seqlab.config.suggestions import no_option
 from seqlab.errors import UserError, in_quotes
-
-FLAGS = "python train.py --hydra-help lists the flags"
+from seqlab.invocation import program, typed
 
 PATHS = ("init_from", "resume", "data.dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 """Settings that name a folder, whose name may contain = and a comma, as those of a sweep's jobs do."""
@@ -27,7 +25,7 @@ PATHS = ("init_from", "resume", "data.dir", "data.cache_dir", "hydra.run.dir", "
 
 def typed_settings() -> dict[str, str]:
     """The command line's settings as typed, by key; in the process of a sweep's job, those of the sweep's command."""
-    return parse_all(shlex.split(os.environ.get("SEQLAB_COMMAND", "")) or sys.argv)
+    return parse_all(typed())
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
@@ -42,6 +40,8 @@ def in_order(arguments: Sequence[str]) -> list[str]:
         refuse_empty_path(setting)
         refuse_no_name(setting)
     flags = [argument for argument in arguments if argument not in (*known.overrides, "-m", "--multirun")]
+    if known.config_path and "://" not in known.config_path:
+        flags += ["--config-path", str(Path(known.config_path).absolute())]  # Hydra would look beside our code
     return [*(["-m"] if known.multirun else []), *settings, *flags]
 
 
@@ -57,8 +57,10 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
             remedy = f"Write {plain if '=' in plain else f'{plain}=...'}"
             raise UserError("command line", argument, "a setting is written without dashes", remedy)
 
+    flags_listed = f"{program()} --hydra-help lists the flags"
+
     def refuse(message: str) -> None:
-        raise UserError("command line", shlex.join(arguments), message, FLAGS)
+        raise UserError("command line", shlex.join(arguments), message, flags_listed)
 
     parser = get_args_parser()
     parser.error = refuse
@@ -66,7 +68,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     for flag in unknown:
         flags = [name for action in parser._actions for name in action.option_strings]
         close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
-        raise UserError("command line", flag, "is no flag", f"Did you mean {close[0]}?" if close else FLAGS)
+        raise UserError("command line", flag, "is no flag", f"Did you mean {close[0]}?" if close else flags_listed)
     if known.resolve and not (known.cfg or known.help):
         refuse("--resolve shows what a configuration comes to, and goes with --cfg job")
     if known.experimental_rerun and not Path(known.experimental_rerun).is_file():

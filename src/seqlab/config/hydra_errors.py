@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.command_line import parse_flags, typed_settings
 from seqlab.config.influence import CHANGEABLE
-from seqlab.config.overrides import CONFIG_FOLDER
 from seqlab.config.suggestions import known_settings, nearest_setting, no_option
 from seqlab.errors import UserError
+from seqlab.invocation import program
 
-ALL = "python train.py --cfg job lists all"
 WRONG_FORM = "does not have the form that it takes"
 PLUGINS = ("basic", "joblib", "submitit_local", "submitit_slurm", "points", "seqlab")
 """Launchers and sweepers of this project."""
@@ -67,11 +67,16 @@ def no_setting(key: str) -> UserError:
         rule = "is no setting of the parts that the command line begins with"
         return UserError(key, value, rule, f"Write '+{key}={value}'")
     if key.startswith("hydra."):
-        return UserError(key, value, "is no setting of Hydra's", "python train.py --cfg hydra lists all")
+        return UserError(key, value, "is no setting of Hydra's", f"{program()} --cfg hydra lists all")
     if lacking := options_without(key):
         remedy = f"Leave {key} out, or sweep over those that have it in a command of their own"
         return UserError(key, value, f"is no setting of {', '.join(lacking)}", remedy)
-    return UserError(key, value, "is no setting", f"{nearest_setting(key, known_settings(sys.argv[1:]))} ({ALL})")
+    return UserError(key, value, "is no setting", nearest_and_all(key))
+
+
+def nearest_and_all(key: str) -> str:
+    """A remedy that names the setting probably meant, and how to see all."""
+    return f"{nearest_setting(key, known_settings(sys.argv[1:]))} ({program()} --cfg job lists all)"
 
 
 def options_without(key: str) -> list[str]:
@@ -121,10 +126,10 @@ MEANINGS: dict[str, Callable[..., UserError]] = {
         "command line",
         f"~{key}",
         "takes away what is not there",
-        f"{nearest_setting(key, known_settings(sys.argv[1:]))} ({ALL})",
+        nearest_and_all(key),
     ),
     r"Error merging override \+*(hydra\.[^=]+)=(.*)": lambda key, value: UserError(
-        key, value, WRONG_FORM, "python train.py --cfg hydra shows what it is"
+        key, value, WRONG_FORM, f"{program()} --cfg hydra shows what it is"
     ),
     r"Error merging override \+*([^=]+)=(.*)": wrong_form,
     r"Ambiguous value for argument '([^=']+)=([^']*)'": lambda key, value: UserError(

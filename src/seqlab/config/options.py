@@ -9,8 +9,9 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from seqlab.config.overrides import CONFIG_FOLDER
+from seqlab.config import CONFIG_FOLDER
 from seqlab.errors import UserError
+from seqlab.invocation import as_typed
 
 
 def options_of(group: str) -> list[str]:
@@ -92,4 +93,4 @@ def describe_options() -> str:
 
 def help_text() -> str:
     """The text of ``--help``."""
-    return OmegaConf.load(CONFIG_FOLDER / "hydra" / "help" / "seqlab.yaml").template
+    return as_typed(OmegaConf.load(CONFIG_FOLDER / "hydra" / "help" / "seqlab.yaml").template)

@@ -1,7 +1,6 @@
 """Overrides such as ``+trainer.steps=10``, settings by their dotted keys, and compositions of ``conf/`` by Hydra."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -9,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-CONFIG_FOLDER = Path(__file__).parents[3] / "conf"
+from seqlab.config import CONFIG_FOLDER
 
 
 def parse(override: str) -> tuple[str, str]:

@@ -6,9 +6,11 @@ from itertools import accumulate
 
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.options import optional_groups, options_of
-from seqlab.config.overrides import CONFIG_FOLDER, compose, flatten
+from seqlab.config.overrides import compose, flatten
 from seqlab.errors import UserError, nearest
+from seqlab.invocation import program
 
 
 def with_choices(arguments: Iterable[str]) -> DictConfig:
@@ -50,5 +52,5 @@ def no_option(group: str, option: str) -> UserError:
     else:
         remedy = nearest(option, options_of(group))
     if remedy.startswith("There is n"):
-        remedy = "python train.py --help lists all that there are"
+        remedy = f"{program()} --help lists all that there are"
     return UserError(group, option, f"is no option of {group}", remedy)

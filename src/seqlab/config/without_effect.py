@@ -9,8 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.options import path_part, top_level_keys
-from seqlab.config.overrides import CONFIG_FOLDER, compose_in_job, flatten, parse, sets_any
+from seqlab.config.overrides import compose_in_job, flatten, parse, sets_any
 from seqlab.config.suggestions import nearest_setting
 from seqlab.errors import UserError
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.influence import NOT_COMPARED
 from seqlab.config.overrides import flatten
 from seqlab.report.curves import is_number
@@ -28,7 +29,7 @@ ALIASES = ("size", "optimizer", "schedule")
 FINGERPRINT = "fingerprint"
 MOST_IN_LABEL = 4
 SIZE_IN_NAME = re.compile(r"_(tiny|small|medium|large|wide|deep)$")
-SIZES = Path(__file__).parents[3] / "conf" / "size"
+SIZES = CONFIG_FOLDER / "size"
 
 FACTS = ("model", "data", "data_fingerprint", "precision", "device")
 """Entries of the summary that runs of one group share, besides the configuration; device is cpu or cuda."""

@@ -147,7 +147,7 @@ def markdown_cell(text: str) -> str:
 
 def latex(comparison: Comparison) -> str:
     r"""A ``table`` for each, for ``\input`` in a document with ``\usepackage{booktabs}``."""
-    blocks = ["% Needs \\usepackage{booktabs}. Written by scripts/compare.py."]
+    blocks = ["% Needs \\usepackage{booktabs}. Written by seqlab compare."]
     for table in tables_of(comparison):
         notes = " ".join([*warnings_of(comparison), *table.notes])
         caption = f"{table.title}. {notes}" if notes else table.title

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.config.options import options_of
-from seqlab.config.overrides import CONFIG_FOLDER
 from seqlab.data.protocol import DataSet, Widths, completed
 from seqlab.errors import UserError, nearest, under
 from seqlab.models.parametrisation import parametrise

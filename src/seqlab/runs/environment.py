@@ -1,12 +1,10 @@
 """The machine and the versions that a run, or a benchmark, is made with."""
 
 import contextlib
-import os
 import platform
 import re
 import shlex
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ import torch
 
 from seqlab import __version__
 from seqlab.formatting import counted
+from seqlab.invocation import typed
 
 PROCESS = Path("/proc/self")  # on Linux
+CLONE = Path(__file__).parents[3]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             "seqlab": __version__,
         },
         "git_commit": git_commit(),
-        "command": os.environ.get("SEQLAB_COMMAND") or shlex.join(["python", *sys.argv]),
+        "command": shlex.join(typed()),
     }
 
 
@@ -60,10 +60,12 @@ def package_version(name: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, marked if files differ from it; ``None`` outside a repository."""
+    """The commit of the clone that this is imported from, marked if files differ from it; ``None`` where it is none."""
+    if not (CLONE / ".git").exists():  # an installed package may lie in a repository of its user's
+        return None
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(CLONE), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

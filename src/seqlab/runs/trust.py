@@ -16,7 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from seqlab.config.overrides import CONFIG_FOLDER
+from seqlab.config import CONFIG_FOLDER
 from seqlab.errors import UserError
 
 log = logging.getLogger(__name__)

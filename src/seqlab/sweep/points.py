@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Glob, Override
 
 from seqlab.config.overrides import parse
 from seqlab.errors import UserError
+from seqlab.invocation import program
 
 
 def refuse_empty(overrides: Iterable[Override]) -> None:
@@ -22,7 +23,7 @@ def refuse_empty(overrides: Iterable[Override]) -> None:
             key, typed = parse(override.input_line)
             remedy = "A range ends before its stop: range(1,4) is 1, 2 and 3"
             if isinstance(override.value(), Glob):
-                remedy = f"No option of {key} is called so: python train.py --help lists all"
+                remedy = f"No option of {key} is called so: {program()} --help lists all"
             raise UserError(override.get_key_element(), typed, "holds no value, so there is nothing to run", remedy)
 
 

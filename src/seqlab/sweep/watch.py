@@ -19,6 +19,7 @@ from rich.console import RenderableType
 from rich.live import Live
 
 from seqlab.console import output, say, taken
+from seqlab.invocation import program, typed
 from seqlab.jsonio import load
 from seqlab.sweep import display
 from seqlab.sweep.entries import CHOSEN, RATES, RUNNING, SEARCH_RESULTS, write_sweep
@@ -106,7 +107,7 @@ class Watch:
             output().print(display.search_table(search))
         if rates := load(self.folder / RATES):
             output().print(display.rates_table(rates))
-            compare = f"python scripts/compare.py {shlex.quote(str(self.folder / CHOSEN))}"
+            compare = f"{program('compare')} {shlex.quote(str(self.folder / CHOSEN))}"
             output().print(f"The models at these rates: {compare}", soft_wrap=True, markup=False, highlight=False)
         complete = len(jobs) >= (self.total or 0) and not bad
         return status if complete else status or 1
@@ -146,6 +147,6 @@ def finish(status: int) -> int:
     watch.stop()
     status = watch.report(status)
     if status in STOPPED:
-        command = shlex.join(["python", *(argument for argument in sys.argv if argument != "sweep.resume=false")])
+        command = shlex.join(word for word in typed() if word != "sweep.resume=false")
         log.warning("The sweep was stopped. The same command goes on with what is left:\n%s", command)
     return status

@@ -1,4 +1,4 @@
-"""What the commands in this folder share: options with checks, and how they end after a mistake or Ctrl-C."""
+"""What the commands but train share: options with checks, and how they end after a mistake or Ctrl-C."""
 
 import argparse
 import os
@@ -17,15 +17,16 @@ from typing_extensions import override
 
 from seqlab import console
 from seqlab.errors import UserError
+from seqlab.invocation import as_typed, program
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser described by a script's docstring, whose errors are ``UserError`` like every other mistake."""
+    """A parser described by a command's docstring, whose errors are ``UserError`` like every other mistake."""
 
     def __init__(self, name: str, docstring: str):
-        description, _, more = docstring.partition("\n\n")
+        description, _, more = as_typed(docstring).partition("\n\n")
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(f"scripts/{name}.py", description=description, epilog=more, formatter_class=formatter)
+        super().__init__(program(name), description=description, epilog=more, formatter_class=formatter)
 
     def option(self, key: str, read: Callable[[str, str], Any], **settings: Any) -> None:
         """Add an option whose value is ``read(key, text)``, which raises a UserError for a mistake."""
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     @override
     def error(self, message: str) -> NoReturn:
-        remedy = f"python {self.prog} --help lists what there is"
+        remedy = f"{self.prog} --help lists what there is"
         raise UserError("arguments", shlex.join(sys.argv[1:]), message, remedy)
 
 
@@ -121,7 +122,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def command(parse: Callable[[Sequence[str] | None], Any], run: Callable[[Any], int]) -> Callable[..., int]:
-    """The main function of a script, which returns the exit status and reports foreseen errors in a line or two.
+    """The main function of a command, which returns the exit status and reports foreseen errors in a line or two.
 
     Args:
         parse: from the arguments (``None`` for the process's own) to the settings.

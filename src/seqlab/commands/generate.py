@@ -1,0 +1,151 @@
+"""Sample text from a model that a run trained.
+
+    seqlab generate run=outputs/<run folder> prompt="ROMEO:"
+    seqlab generate run=outputs/<run folder> prompt="the meaning of" temperature=0.8 top_k=40 stop=$'\\n'
+
+The text streams to standard output as it is sampled.
+
+    run              the folder that training left; its best weights by validation are used
+    prompt           what to continue; none is the start of a line
+    temperature      1 draws as the model says, 0 takes the likeliest token always; default 1
+    top_k, top_p     draw from the k likeliest tokens (the first of equals), or from the fewest that hold the share p;
+                     default: from all
+    max_new_tokens   default 200; learned positions end at the length that a model was trained with
+    stop             text that ends a sample
+    n                samples; number i is drawn with seed + i
+    seed             default 0
+    device           auto, cpu or cuda
+    precision        float32, bf16 or fp16: of the weights and what is computed with them; default float32
+    untrained        true: sample even where only the weights from before training are intact; default false
+    trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
+    data.dir, data.cache_dir    folders of the corpus, if not those of the run
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+
+from seqlab import console
+from seqlab.commands.options import command
+from seqlab.config.schema import in_words
+from seqlab.errors import UserError, nearest, printable
+from seqlab.inference.generate import generate_text
+from seqlab.inference.sampling import Sampling
+from seqlab.invocation import as_typed
+from seqlab.runs.build import choose_device
+from seqlab.runs.load import Trained, load_run
+from seqlab.runs.process import reset_global_state
+from seqlab.runs.trust import packages
+from seqlab.training.precision import DTYPES, Precision, check_precision
+
+SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
+    "run": (str, None),
+    "prompt": (str, ""),
+    "temperature": (float, 1.0),
+    "top_k": (int | None, None),
+    "top_p": (float | None, None),
+    "max_new_tokens": (PositiveInt, 200),
+    "stop": (str | None, None),
+    "n": (PositiveInt, 1),
+    "seed": (Annotated[int, Field(ge=0, lt=2**63)], 0),
+    "device": (Literal["auto", "cpu", "cuda"], "auto"),
+    "precision": (Precision, "float32"),
+    "untrained": (bool, False),
+    "trust": (str | None, None),
+    "data.dir": (str | None, None),
+    "data.cache_dir": (str | None, None),
+}
+
+
+def parse(argv: Sequence[str] | None) -> dict[str, Any]:
+    """The settings, from ``key=value`` arguments; prints the help and exits if that is asked for.
+
+    Raises:
+        UserError: an argument is no setting or has a wrong value, or ``run`` is missing.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(arguments):
+        print(as_typed(__doc__))
+        sys.exit(0)
+    settings = {key: default for key, (_, default) in SETTINGS.items()}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in SETTINGS:
+            rule = "is no setting" if equals else "is not of the form key=value"
+            remedy = f"Write {key}=..." if key in SETTINGS else nearest(key, SETTINGS)
+            raise UserError("arguments", argument, rule, remedy)
+        settings[key] = parse_value(key, text)
+    if not settings["run"]:
+        raise UserError("run", "missing", "names the model to sample from", "Give run=outputs/<run folder>")
+    return settings
+
+
+def parse_value(key: str, text: str) -> Any:
+    """A setting's value from its text.
+
+    Raises:
+        UserError: it is not of the setting's type.
+    """
+    kind = SETTINGS[key][0]
+    if text == "null" and kind not in (str, str | None):
+        text = None
+    try:
+        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(text)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"]
+        raise UserError(key, text, rule[0].lower() + rule[1:], f"Give it {in_words(kind)}") from error
+
+
+def load(settings: dict[str, Any]) -> Trained:
+    """The run's model and data.
+
+    Raises:
+        UserError: the run was not trained on text.
+    """
+    device = choose_device(settings["device"])
+    reset_global_state(settings["seed"])
+    elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
+    trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
+    trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
+    if not hasattr(trained.data, "decode"):
+        rule = f"was trained on {trained.data.description}, which is no text"
+        remedy = "Name a run on a corpus, for example data=tiny_shakespeare"
+        raise UserError("run", settings["run"], rule, remedy)
+    check_precision(trained.model, device, settings["precision"])
+    trained.model.to(DTYPES[settings["precision"]])
+    return trained
+
+
+def run(settings: dict[str, Any]) -> int:
+    """Load the model and write what it samples to standard output. Returns the exit status."""
+    logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
+    shown = printable if sys.stdout.isatty() else str  # a file takes the text as it is
+    sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+    trained = load(settings)
+    for number in range(settings["n"]):
+        pieces = generate_text(
+            trained.model,
+            trained.data,
+            settings["prompt"],
+            sampling,
+            max_new_tokens=settings["max_new_tokens"],
+            seed=settings["seed"] + number,
+            stop=settings["stop"],
+        )
+        if settings["n"] > 1:
+            print(f"--- {number + 1} of {settings['n']}")
+        prompt = trained.data.decode(trained.data.encode(settings["prompt"]))  # as the model sees it
+        try:
+            for piece in chain([prompt], pieces):
+                print(shown(piece), end="", flush=True)
+        finally:
+            print(flush=True)
+    return 0
+
+
+main = command(parse, run)

@@ -1,0 +1,40 @@
+"""The command as it was typed: what a run records of it, and what a message says to type next."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+TYPED = "SEQLAB_COMMAND"
+"""Environment variable with the command, for jobs in processes of their own."""
+
+INSTALLED = (["seqlab"], ["python", "-m", "seqlab"])
+"""How the commands begin from anywhere; in a clone each has a script too."""
+
+SCRIPTS = {"train": "train.py", "benchmark coordinates": "scripts/coordinate_check.py"}
+"""Those that are not called as their command is."""
+
+
+def remember(words: Sequence[str]) -> None:
+    """Keep the command, for this process and for those that it starts."""
+    os.environ[TYPED] = shlex.join(words)
+
+
+def typed() -> list[str]:
+    """The words of the command; in the process of a sweep's job, those of the sweep's command."""
+    return shlex.split(os.environ.get(TYPED, "")) or ["python", *sys.argv]
+
+
+def program(name: str = "train") -> str:
+    """How to call a command in the manner of the present one: ``seqlab train`` or ``python train.py``."""
+    words = typed()
+    for beginning in INSTALLED:
+        if words[: len(beginning)] == beginning:
+            return " ".join([*beginning, name])
+    return "python " + SCRIPTS.get(name, f"scripts/{name.replace(' ', '_')}.py")
+
+
+def as_typed(text: str) -> str:
+    """A text with each ``seqlab <command>`` in it called in the manner of the present command."""
+    return re.sub(r"\bseqlab (train|compare|generate|benchmark \w+)", lambda found: program(found[1]), text)

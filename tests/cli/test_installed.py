@@ -1,0 +1,138 @@
+"""``seqlab`` from anywhere: the wheel as it is installed, its commands, and code of a user's own beside them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from seqlab import __main__ as program
+from seqlab import invocation
+from support import ROOT, options
+
+OWN_MIXER = """
+from seqlab.models.mixers import Dense
+
+class Own(Dense):
+    pass
+"""
+OWN_MODEL = """
+defaults: [mlp]
+pattern: [own]
+mixers: {own: {_target_: own_parts.Own, _partial_: true}}
+"""
+
+
+@pytest.fixture
+def installed(tmp_path) -> Path:
+    """What pip makes of a wheel of this source, which it builds without network."""
+    source, folder = tmp_path / "source", tmp_path / "installed"
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", "-q", *offline, "--target", folder, source]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder
+
+
+def files_in(folder: Path) -> set[Path]:
+    """All files, but for those that Python and pip leave beside them."""
+    paths = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in paths if "__pycache__" not in path.parts and not path.parts[0].endswith(".egg-info")}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_empty_folder(installed, environment, tmp_path):
+    here = tmp_path / "here"
+    (here / "mine" / "model").mkdir(parents=True)
+    (here / "own_parts.py").write_text(OWN_MIXER)
+    (here / "mine" / "model" / "own.yaml").write_text(OWN_MODEL)
+    environment |= {"PYTHONPATH": str(installed)}
+
+    def seqlab(*arguments: str) -> str:
+        command = [installed / "bin" / "seqlab", *arguments]
+        done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "seqlab compare" in seqlab("--help")
+    seqlab("train", "trainer=smoke", "--config-dir=mine", "model=own")
+    (folder,) = (here / "outputs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["command"] == "seqlab train trainer=smoke --config-dir=mine model=own"
+    assert summary["git_commit"] is None  # it came from no clone
+    assert "own" in seqlab("compare", "--out", "compared")
+
+    ours = {path for path in files_in(installed) if path.parts[0] in ("seqlab", "hydra_plugins")}
+    assert ours == files_in(ROOT / "src")  # conf among them, and nothing of tests
+    assert {path.parts[0] for path in files_in(installed) - ours} <= {"bin", next(installed.glob("*.dist-info")).name}
+
+
+def test_every_command_has_its_module_and_in_a_clone_its_script():
+    commands = {*program.COMMANDS, *(f"benchmark {name}" for name in program.BENCHMARKS)} - {"benchmark"}
+    for name in commands:
+        assert find_spec(f"seqlab.commands.{name.replace(' ', '_')}")
+        assert (ROOT / invocation.program(name).removeprefix("python ")).is_file()
+    found = {path.stem for path in (ROOT / "src" / "seqlab" / "commands").glob("[!_]*.py")}
+    assert found - {"options"} == {name.replace(" ", "_") for name in commands}
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "said"),
+    [
+        ("", 0, "\n  seqlab compare    "),
+        ("--help", 0, "\n  seqlab train      "),
+        ("benchmark", 0, "\n  seqlab benchmark scan   "),
+        ("benchmark --help", 0, "\n  seqlab benchmark coordinates   "),
+        ("trian model=mlp", 2, "command=trian: is no command of seqlab.\nDid you mean 'train'?\n"),
+        ("benchmark scam", 2, "command=scam: is no command of seqlab benchmark.\nDid you mean 'scan'?\n"),
+    ],
+)
+def test_help_and_mistakes(monkeypatch, capsys, typed, status, said):
+    monkeypatch.setattr(sys, "argv", ["/bin/seqlab", *typed.split()])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == status
+    assert said in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("typed", "own"),
+    [("compare here", False), ("generate run=here", False), ("generate run=here trust=own_parts", True)],
+)
+def test_the_current_folder_is_imported_from_only_when_told_so_and_last(monkeypatch, tmp_path, typed, own):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(invocation.TYPED, "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["/bin/seqlab", *typed.split()])
+    called = []
+    monkeypatch.setattr(
+        program, "import_module", lambda name: SimpleNamespace(main=lambda: called.append(sys.argv[1:]))
+    )
+    with pytest.raises(SystemExit):
+        program.main()
+    assert called == [typed.split()[1:]]
+    assert (sys.path[-1] == str(tmp_path)) == own
+    assert invocation.program("compare") == "seqlab compare"
+    assert invocation.as_typed("See seqlab train --help") == "See seqlab train --help"
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("seqlab comp", {"train", "compare", "generate", "benchmark"}),
+        ("seqlab benchmark sc", {*program.BENCHMARKS}),
+        ("seqlab compare outp", set()),
+        ("seqlab train trainer=smoke schedule=", {f"schedule={name}" for name in options("schedule")}),
+    ],
+)
+def test_completion(monkeypatch, capsys, line, offered):
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setattr(sys, "argv", ["/bin/seqlab", "-sc", "query=bash"])
+    program.main()
+    assert set(capsys.readouterr().out.split()) == offered
