@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import generate
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-import generate
 from conftest import LINES
 from seqlab import pretrained
 from seqlab.config.without_effect import refuse_beside_checkpoint
