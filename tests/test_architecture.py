@@ -55,7 +55,7 @@ ROOMS = {
     ),
     "pretrained": (
         "errors config data models runs",
-        "checkpoint fields files sources start",
+        "checkpoint fields files sources start state_spaces",
     ),
     "match": (
         "errors config models data training runs",

@@ -1,5 +1,6 @@
 """Checkpoints that ``transformers`` writes, with random weights: the same logits, gradients and greedy tokens here."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import transformers
 from torch import nn
 
 from seqlab import pretrained
+from seqlab.errors import UserError
 from seqlab.models import SequenceModel
 from seqlab.pretrained.families import FAMILIES
 from seqlab.pretrained.sources import translated
@@ -38,11 +40,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 HEADS = {"GPT2": "GPT2LMHeadModel"}
 
 
-def theirs(case: str) -> nn.Module:
+def theirs(case: str, **changes: Any) -> nn.Module:
     """A model of ``transformers`` with weights of which none is 0, 1 or alike."""
     name, settings = CASES[case]
     none = {f"{token}_token_id": None for token in ("bos", "eos", "pad")}
-    config = getattr(transformers, f"{name}Config")(vocab_size=VOCABULARY, **settings, **none)
+    config = getattr(transformers, f"{name}Config")(**({"vocab_size": VOCABULARY} | settings | changes | none))
     torch.manual_seed(0)
     model = getattr(transformers, HEADS.get(name, f"{name}ForCausalLM"))(config).eval()
     with torch.no_grad():
@@ -101,3 +103,40 @@ def test_greedy_tokens_are_the_same(case, tmp_path):
         assert torch.equal(token, expected.argmax(dim=-1))
         sequence = torch.cat((sequence, token[:, None]), dim=1)
         logits, state = model.step(token, state)
+
+
+STATE_SPACES = {
+    "mamba": {"expand": 2, "d_state": 5, "d_conv": 3, "dt_rank": 3, "use_fast_path": True},
+    "mamba2_one_group": {"layer": "Mamba2", "expand": 3, "d_state": 5, "d_conv": 3, "headdim": 12},
+}
+
+
+@pytest.mark.parametrize("case", STATE_SPACES)
+@torch.no_grad()
+def test_a_checkpoint_of_state_spaces(case, tmp_path):
+    """Their names differ from those of transformers in one, and the vocabulary of 37 is padded to 40."""
+    other = theirs(case, vocab_size=40, layer_norm_epsilon=1e-5)
+    tensors = {name.replace("embeddings", "embedding"): value for name, value in other.state_dict().items()}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    config = {"d_model": 24, "n_layer": 2, "vocab_size": 37, "rms_norm": True, "ssm_cfg": STATE_SPACES[case]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_close(pretrained.load(tmp_path)(tokens()), other(tokens(), use_cache=False).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ssm_cfg": {"layer": "Mamba3"}}, "layer=Mamba3: .* here is Mamba1 or Mamba2"),
+        ({"ssm_cfg": {"rmsnorm": False}}, "rmsnorm=False"),
+        ({"ssm_cfg": {"d_statt": 3}}, "d_statt=3"),
+        ({"attn_layer_idx": [1]}, r"attn_layer_idx=\[1\]"),
+        ({}, r"pytorch_model\.bin: holds no tensors that can be read"),
+    ],
+)
+def test_a_checkpoint_of_state_spaces_that_cannot_be_used(changes, message, tmp_path):
+    config = {"d_model": 24, "n_layer": 2, "vocab_size": 37, "rms_norm": True, "ssm_cfg": {}} | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no pickle")
+    with pytest.raises(UserError, match=message) as refused:
+        pretrained.load(tmp_path)
+    assert len(str(refused.value).splitlines()) == 2

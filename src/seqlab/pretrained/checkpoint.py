@@ -13,6 +13,7 @@ from seqlab.pretrained.families import FAMILIES, Family
 from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.files import CONFIG, Tensors, folder_of, read_json, refuse, tensors_in
 from seqlab.pretrained.sources import Source, source_of
+from seqlab.pretrained.state_spaces import as_transformers, is_state_spaces, renamed
 
 HEAD = "lm_head.weight"
 
@@ -25,6 +26,7 @@ class Checkpoint(NamedTuple):
     family: Family
     vocabulary: int
     model: dict[str, Any]  # as a YAML of ``conf/model`` has it; ``max_length`` is the number of learned positions
+    state_spaces: bool = False  # of ``mamba_ssm``, with names of its own, and pickled perhaps
 
     @classmethod
     def read(cls, name: str) -> "Checkpoint":
@@ -35,13 +37,15 @@ class Checkpoint(NamedTuple):
         """
         folder = folder_of(name)
         values = read_json(folder / CONFIG)
+        if own := is_state_spaces(values):
+            values = as_transformers(values, folder)
         architecture = architecture_of(values, folder)
         fields = Fields(values, architecture, folder)
         fields.only(quantization_config=None)
         family = FAMILIES[architecture]
         model = family.settings(fields)
         check(model, key="model")
-        return cls(folder, architecture, family, fields.whole("vocab_size"), model)
+        return cls(folder, architecture, family, fields.whole("vocab_size"), model, own)
 
     def put_weights(self, model: nn.Module) -> None:
         """Copy the weights into the model that ``model`` describes, on any device.
@@ -51,7 +55,7 @@ class Checkpoint(NamedTuple):
         """
         parameters = dict(model.named_parameters())
         sources = {name: source_of(name, self.family.sources) for name in parameters}
-        with tensors_in(self.folder) as found, torch.no_grad():
+        with tensors_in(self.folder, pickled=self.state_spaces) as found, torch.no_grad():
             tensors = self._as_named(found)
             tied = HEAD in tensors and "head.weight" not in parameters
             needed = {name for source in sources.values() for name in source.names}
@@ -67,6 +71,7 @@ class Checkpoint(NamedTuple):
     def _as_named(self, found: Tensors) -> Tensors:
         """Tensors by the names that the whole model has for them: of the body alone they lack its name."""
         prefix = f"{self.family.body}."
+        found = {renamed(name): read for name, read in found.items()} if self.state_spaces else found
         bare = not any(name.startswith(prefix) for name in found)
         named = {f"{prefix}{name}" if bare and name != HEAD else name: read for name, read in found.items()}
         return {name: read for name, read in named.items() if not re.fullmatch(self.family.constant, name)}

@@ -5,14 +5,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from seqlab.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
 WANTED = (CONFIG, INDEX, "model*.safetensors")
 """What is taken from a repository on the hub."""
 
@@ -57,7 +60,8 @@ def downloaded(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+        pickled = [PICKLED] if name.startswith("state-spaces/") else []
+        return Path(snapshot_download(name, allow_patterns=[*WANTED, *pickled]))
     except Exception as error:  # the library's, and those of what it fetches with
         why = f"there is no such folder, and the hub does not give it ({type(error).__name__})"
         remedy = f"Name a folder that holds {CONFIG} and {WEIGHTS}"
@@ -86,12 +90,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def tensors_in(folder: Path) -> Iterator[Tensors]:
+def tensors_in(folder: Path, *, pickled: bool = False) -> Iterator[Tensors]:
     """The tensors of a checkpoint's safetensors, one file or several.
+
+    Args:
+        folder: the checkpoint's.
+        pickled: take ``pytorch_model.bin`` instead if it is there, by torch's reader that runs no code.
 
     Raises:
         UserError: a file is missing or damaged.
     """
+    if pickled and (folder / PICKLED).is_file():
+        yield tensors_pickled(folder / PICKLED)
+        return
     with ExitStack() as opened:
         tensors: dict[str, Callable[[], Tensor]] = {}
         for path in weight_files(folder):
@@ -102,6 +113,21 @@ def tensors_in(folder: Path) -> Iterator[Tensors]:
                 refuse(path, f"is no whole safetensors file ({reason})", "Get it again")
             tensors |= {name: lambda file=file, name=name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         yield tensors
+
+
+def tensors_pickled(path: Path) -> Tensors:
+    """The tensors that ``torch.save`` wrote.
+
+    Raises:
+        UserError: the file is damaged, or holds anything else.
+    """
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        refuse(path, f"holds no tensors that can be read ({type(error).__name__})", "Get it again")
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        refuse(path, "holds something else than tensors by name", "Get it again")
+    return {str(name): lambda tensor=tensor: tensor for name, tensor in tensors.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
