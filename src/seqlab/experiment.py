@@ -26,7 +26,7 @@ from seqlab.errors import NoResult, under
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
-from seqlab.pretrained.start import started_model, with_architecture
+from seqlab.pretrained.start import checkpoint_for, with_architecture
 from seqlab.runs import extra_tests, resume, targets
 from seqlab.runs import summary as facts
 from seqlab.runs.build import build_data, build_model, build_trainer, choose_device, with_base_model
@@ -123,7 +123,10 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         if goes_on:
             resume.refuse_other_data(data, folder)
         targets.check_names(targets.targets_of(cfg), data, cfg.name)
-        model = build_model(cfg, data, device) if goes_on else started_model(cfg, data, device)
+        checkpoint = None if goes_on else checkpoint_for(cfg, data)
+        model = build_model(cfg, data, device)
+        if checkpoint is not None:
+            checkpoint.put_weights(model)
         with under("model", cfg.model):
             backends(model, device)  # refuses one that cannot run before anything else is done
         trainer = build_trainer(cfg, model, data, device=device, folder=folder)

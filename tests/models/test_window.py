@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from seqlab.errors import UserError
 from seqlab.models.counting import bytes_of, mixer_state_bytes
 from seqlab.models.mixers import Attention
 from seqlab.models.mixers.cache import Cache
@@ -55,10 +56,11 @@ def mixer(window: int | None, **settings) -> Attention:
 
 @pytest.mark.parametrize("window", [1, 2, 7, 8, 64])
 class TestInPieces:
+    @pytest.mark.parametrize("n_kv_heads", [None, 1])
     @torch.no_grad()
-    def test_give_what_the_whole_gives(self, window):
+    def test_give_what_the_whole_gives(self, window, n_kv_heads):
         """Prompts longer and shorter than the window, steps past its end, and a prompt again."""
-        attention, x = mixer(window), random(2, 120, D_MODEL)
+        attention, x = mixer(window, n_kv_heads=n_kv_heads), random(2, 120, D_MODEL)
         state, outputs, start = attention.initial_state(2), [], 0
         for end in (3, 4, 24, 25):
             y, state = attention.prefill(x[:, start:end], state)
@@ -78,6 +80,23 @@ class TestInPieces:
             outputs.append(y)
             assert state.k.shape[2] <= window
         close(torch.stack(outputs, dim=1), attention(x))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_shared_heads_are_heads_that_are_alike(window):
+    """Two heads of keys and values, each repeated for the three heads of queries that share it."""
+    shared = Attention(D_MODEL, n_heads=6, n_kv_heads=2, d_inner=24, window=window).double()
+    full = Attention(D_MODEL, n_heads=6, d_inner=24, window=window).double()
+    q, k, v = shared.in_proj.weight.split((24, 8, 8))
+    k, v = (part.view(2, 1, 4, D_MODEL).expand(2, 3, 4, D_MODEL).reshape(24, D_MODEL) for part in (k, v))
+    full.load_state_dict({"in_proj.weight": torch.cat((q, k, v)), "out_proj.weight": shared.out_proj.weight})
+    x = random(2, 33, D_MODEL)
+    close(shared(x), full(x))
+    assert bytes_of(shared.prefill(x, shared.initial_state(2))[1]) * 3 == bytes_of(
+        full.prefill(x, full.initial_state(2))[1]
+    )
+    with pytest.raises(UserError, match=r"n_kv_heads=4: must divide n_heads=6\.\nChoose one of 1, 2, 3, 6\."):
+        Attention(D_MODEL, n_heads=6, n_kv_heads=4, d_inner=24)
 
 
 def test_a_window_as_long_as_the_sequence_is_full_attention():

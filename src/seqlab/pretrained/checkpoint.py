@@ -1,5 +1,6 @@
 """A checkpoint of a known family: the configuration of its model, and its weights."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.files import CONFIG, Tensors, folder_of, read_json, refuse, tensors_in
 from seqlab.pretrained.sources import Source, source_of
 from seqlab.pretrained.state_spaces import as_transformers, is_state_spaces, renamed
+
+log = logging.getLogger(__name__)
 
 HEAD = "lm_head.weight"
 
@@ -67,6 +70,7 @@ class Checkpoint(NamedTuple):
             if tied and not torch.equal(tensors[HEAD](), tensors[embedding]()):
                 rule = f"its {HEAD} is not {embedding}, as tie_word_embeddings says"
                 refuse(self.folder, rule, "Name a checkpoint in which they are one, or set tie_word_embeddings=false")
+        log.info("The weights are those of the %s in %s.", self.architecture, self.folder)
 
     def _as_named(self, found: Tensors) -> Tensors:
         """Tensors by the names that the whole model has for them: of the body alone they lack its name."""

@@ -1,18 +1,11 @@
 """A run that starts from a checkpoint (``init_from``) in place of fresh weights."""
 
-import logging
-
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
 
 from seqlab.config.options import model_name
 from seqlab.data.protocol import Widths
 from seqlab.errors import UserError
 from seqlab.pretrained.checkpoint import Checkpoint
-from seqlab.runs.build import build_model
-
-log = logging.getLogger(__name__)
 
 
 def with_architecture(cfg: DictConfig) -> DictConfig:
@@ -42,20 +35,17 @@ def with_architecture(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def started_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Module:
-    """The configured model with the weights of ``init_from``, or fresh ones without it.
+def checkpoint_for(cfg: DictConfig, data: Widths) -> Checkpoint | None:
+    """The checkpoint that ``init_from`` names, whose weights the model starts with; ``None`` without it.
 
     Raises:
-        UserError: the data are no tokens of the checkpoint's vocabulary, or its weights cannot be read.
+        UserError: it cannot be used, or not with these data.
     """
     if (name := OmegaConf.select(cfg, "init_from")) is None:
-        return build_model(cfg, data, device)
+        return None
     checkpoint = Checkpoint.read(name)
     refuse_other_data(checkpoint, data)
-    model = build_model(cfg, data, device)
-    checkpoint.put_weights(model)
-    log.info("Starting from the %s in %s.", checkpoint.architecture, checkpoint.folder)
-    return model
+    return checkpoint
 
 
 def refuse_other_data(checkpoint: Checkpoint, data: Widths) -> None:
