@@ -1,7 +1,7 @@
 """Mamba-2, with one or several groups.
 
-The gated norm is of each group by itself, as in ``mamba_ssm``, which trained the published checkpoints of several groups,
-and in ``transformers`` from version 5.23 on; earlier versions took all groups together.
+The gated norm is of each group by itself, as in ``mamba_ssm``, and in ``transformers`` from version 5.23 on; before, it
+was of all groups together.
 """
 
 import math
