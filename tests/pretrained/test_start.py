@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import generate
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import LINES
 from seqlab import pretrained
+from seqlab.commands import generate
 from seqlab.config.without_effect import refuse_beside_checkpoint
 from seqlab.errors import UserError
 from seqlab.pretrained import files
