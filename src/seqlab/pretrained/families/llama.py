@@ -35,11 +35,9 @@ def rotary_base(fields: Fields) -> float:
     rope = fields.values.get("rope_parameters") or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         fields.refuse("rope_parameters", rope, "rope_type default")
-    if {rope.get("partial_rotary_factor", 1), fields.values.get("partial_rotary_factor", 1)} != {1}:
-        fields.refuse("partial_rotary_factor", "below 1", "1")
-    return Fields({"rope_theta": None} | fields.values | rope, fields.architecture, fields.folder).number(
-        "rope_theta", 10_000.0
-    )
+    fields = Fields(fields.values | rope, fields.architecture, fields.folder)
+    fields.only(partial_rotary_factor=1)
+    return fields.number("rope_theta", 10_000.0)
 
 
 def decoder(fields: Fields, *, eps: float = 1e-6, bias: bool, out_bias: bool, mlp_bias: bool) -> Settings:
