@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_untied": ("GPT2", GPT2 | {"n_inner": 35, "activation_function": "gelu", "tie_word_embeddings": False}),
     "llama": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "rope_theta": 1e3}),
     "llama_groups": ("Llama", LLAMA | {"num_key_value_heads": 2, "head_dim": 10, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", LLAMA | {"num_key_value_heads": 2, "sliding_window": 4}),
     "qwen2": (
         "Qwen2",
         LLAMA | {"num_key_value_heads": 3, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},

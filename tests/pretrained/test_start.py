@@ -18,6 +18,8 @@ from seqlab.config.without_effect import refuse_beside_checkpoint
 from seqlab.errors import UserError
 from seqlab.pretrained import files
 from seqlab.pretrained.checkpoint import Checkpoint
+from seqlab.pretrained.families import FAMILIES
+from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.start import refuse_other_data, with_architecture
 from seqlab.runs.load import TokenWidths
 from support import final_weights
@@ -179,6 +181,32 @@ def test_a_checkpoint_that_cannot_be_used(gpt2, damage, message):
     with pytest.raises(UserError, match=message) as refused:
         pretrained.load(gpt2)
     assert len(str(refused.value).splitlines()) == 2
+
+
+MAMBA = {"hidden_size": 8, "num_hidden_layers": 1}
+LLAMA = MAMBA | {"num_attention_heads": 2, "intermediate_size": 8}
+INEXPRESSIBLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "a bias": ("MambaForCausalLM", MAMBA, {"use_bias": True}),
+    "no bias of the convolution": ("FalconMambaForCausalLM", MAMBA, {"use_conv_bias": False}),
+    "bounded steps": ("Mamba2ForCausalLM", MAMBA | {"num_heads": 2, "head_dim": 8}, {"time_step_limit": [0.0, 1.0]}),
+    "heads that do not fit": ("Mamba2ForCausalLM", MAMBA | {"num_heads": 2, "head_dim": 8}, {"num_heads": 3}),
+    "an activation": ("LlamaForCausalLM", LLAMA, {"hidden_act": "gelu"}),
+    "scaled frequencies": ("LlamaForCausalLM", LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "scaled frequencies, version 5": ("LlamaForCausalLM", LLAMA, {"rope_parameters": {"rope_type": "llama3"}}),
+    "a part of each head": ("Qwen2ForCausalLM", LLAMA, {"partial_rotary_factor": 0.5}),
+    "a window": ("Qwen2ForCausalLM", LLAMA, {"use_sliding_window": True}),
+    "a base that is no number": ("LlamaForCausalLM", LLAMA, {"rope_theta": "1e4"}),
+}
+
+
+@pytest.mark.parametrize(("architecture", "fields", "change"), INEXPRESSIBLE.values(), ids=INEXPRESSIBLE)
+def test_a_field_that_cannot_be_expressed_is_named(architecture, fields, change):
+    settings = FAMILIES[architecture].settings
+    settings(Fields(fields, architecture, Path("folder")))
+    [(name, value)] = change.items()
+    with pytest.raises(UserError, match="and what can be expressed here is ") as refused:
+        settings(Fields(fields | change, architecture, Path("folder")))
+    assert str(refused.value).startswith(f"init_from: {name}={value}: {architecture} in folder has it")
 
 
 def test_a_tensor_too_many(gpt2):

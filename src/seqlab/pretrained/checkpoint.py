@@ -114,7 +114,7 @@ def architecture_of(values: dict[str, Any], folder: Path) -> str:
         UserError: it is of none that is known.
     """
     named = values.get("architectures")
-    named = named[0] if isinstance(named, list) and named else f"of model_type {values.get('model_type')}"
+    named = str(named[0]) if isinstance(named, list) and named else f"of model_type {values.get('model_type')}"
     if named not in FAMILIES:
         rule = f"{folder} holds this architecture, and known are {', '.join(FAMILIES)}"
         raise UserError("init_from: architecture", named, rule, "Name a checkpoint of one of these")

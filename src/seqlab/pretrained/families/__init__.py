@@ -15,5 +15,6 @@ FAMILIES: dict[str, Family] = {
     "GPT2LMHeadModel": gpt2.GPT2,
     "LlamaForCausalLM": llama.LLAMA,
     "Qwen2ForCausalLM": llama.QWEN2,
+    "MistralForCausalLM": llama.MISTRAL,
 }
 """By the name of the class of ``transformers``, which ``config.json`` has under ``architectures``."""

@@ -42,7 +42,7 @@ def gpt2(fields: Fields) -> Settings:
             "seqlab.models.feedforward.MLP",
             d_ff=fields.whole("n_inner", 4 * width),
             bias=True,
-            activation=ACTIVATIONS[fields.values.get("activation_function", "gelu_new")],
+            activation=ACTIVATIONS[fields.values.get("activation_function") or "gelu_new"],
         ),
         norm=part("torch.nn.LayerNorm", eps=fields.number("layer_norm_epsilon", 1e-5)),
         positions="learned",

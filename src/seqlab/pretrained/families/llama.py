@@ -1,4 +1,4 @@
-"""Llama, and what computes the same: SmolLM, which is Llama by name, and Qwen2, with biases on q, k and v."""
+"""Llama, and SmolLM, which is Llama by name; Qwen2, with biases on q, k and v; Mistral, with a sliding window."""
 
 from seqlab.pretrained.families.family import Family, Settings, part, rms_norm, sequence_model
 from seqlab.pretrained.fields import Fields
@@ -35,15 +35,15 @@ def rotary_base(fields: Fields) -> float:
     rope = fields.values.get("rope_parameters") or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         fields.refuse("rope_parameters", rope, "rope_type default")
-    if {rope.get("partial_rotary_factor", 1), fields.values.get("partial_rotary_factor", 1)} != {1}:
-        fields.refuse("partial_rotary_factor", "below 1", "1")
-    return Fields({"rope_theta": None} | fields.values | rope, fields.architecture, fields.folder).number(
-        "rope_theta", 10_000.0
-    )
+    fields = Fields(fields.values | rope, fields.architecture, fields.folder)
+    fields.only(partial_rotary_factor=1)
+    return fields.number("rope_theta", 10_000.0)
 
 
-def decoder(fields: Fields, *, eps: float = 1e-6, bias: bool, out_bias: bool, mlp_bias: bool) -> Settings:
-    """The settings of a model of this kind with these biases."""
+def decoder(
+    fields: Fields, *, bias: bool = False, out_bias: bool = False, mlp_bias: bool = False, window: int | None = None
+) -> Settings:
+    """The settings of a model of this kind with these biases, and a window if there is one."""
     fields.only(hidden_act=("silu", "swish"))
     width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
     d_head, d_hidden = fields.whole("head_dim", width // heads), fields.whole("intermediate_size")
@@ -56,6 +56,7 @@ def decoder(fields: Fields, *, eps: float = 1e-6, bias: bool, out_bias: bool, ml
         rotary_base=rotary_base(fields),
         bias=bias,
         out_bias=out_bias,
+        window=window,
     )
     return sequence_model(
         d_model=width,
@@ -64,7 +65,7 @@ def decoder(fields: Fields, *, eps: float = 1e-6, bias: bool, out_bias: bool, ml
         feedforward=part(
             "seqlab.models.feedforward.SwiGLU", d_ff=-(-3 * d_hidden // 2), d_hidden=d_hidden, bias=mlp_bias
         ),
-        norm=rms_norm(fields.number("rms_norm_eps", eps)),
+        norm=rms_norm(fields.number("rms_norm_eps", 1e-6)),
         tied=fields.flag("tie_word_embeddings", default=False),
     )
 
@@ -78,9 +79,16 @@ def llama(fields: Fields) -> Settings:
 def qwen2(fields: Fields) -> Settings:
     """The settings of a model of Qwen2."""
     fields.only(use_sliding_window=False)
-    return decoder(fields, bias=True, out_bias=False, mlp_bias=False)
+    return decoder(fields, bias=True)
+
+
+def mistral(fields: Fields) -> Settings:
+    """The settings of a model of Mistral; its window is 4,096 where it is missing, and none where it is null."""
+    window = fields.whole("sliding_window", None) if "sliding_window" in fields.values else 4096
+    return decoder(fields, window=window)
 
 
 FREQUENCIES = r".*\.rotary_emb\.inv_freq"
 LLAMA = Family(llama, SOURCES, "model", constant=FREQUENCIES)
 QWEN2 = Family(qwen2, SOURCES, "model", constant=FREQUENCIES)
+MISTRAL = Family(mistral, SOURCES, "model", constant=FREQUENCIES)
