@@ -20,9 +20,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from seqlab.data.text import TextData
-from support import CONF, ROOT, SMALL, Job, run_sweep
-
-LINES = "the cat sat on the mat .\nthe dog <unk> the cat , and the cat ran .\n" * 40
+from support import CONF, LINES, ROOT, SMALL, Job, run_sweep
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -31,6 +31,9 @@ from seqlab.training.precision import Precision, check_precision
 ROOT = Path(__file__).parents[1]
 CONF = CONFIG_FOLDER
 
+# A corpus of a few words.
+LINES = "the cat sat on the mat .\nthe dog <unk> the cat , and the cat ran .\n" * 40
+
 # A job small enough to run hundreds of: the main job's data, less of it.
 SMALL = [
     "trainer=smoke",

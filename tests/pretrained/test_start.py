@@ -11,7 +11,6 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from conftest import LINES
 from seqlab import pretrained
 from seqlab.commands import generate
 from seqlab.config.without_effect import refuse_beside_checkpoint
@@ -22,7 +21,7 @@ from seqlab.pretrained.families import FAMILIES
 from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.start import refuse_other_data, with_architecture
 from seqlab.runs.load import TokenWidths
-from support import final_weights
+from support import LINES, final_weights
 
 VOCABULARY, WIDTH, POSITIONS = len(set(LINES)), 8, 19
 SMALLEST = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 1, "n_head": 2, "n_positions": POSITIONS}
