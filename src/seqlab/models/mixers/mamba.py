@@ -238,7 +238,7 @@ class Mamba(nn.Module):
         return decoding.Block(*linear, self.conv_weight, self.conv_bias, self.A_log, self.D)
 
     def step_in_residual(self, x: Tensor, norm: nn.Module, state: State) -> tuple[Tensor, State] | None:
-        """x + step(norm(x)) of x (B, D) in three kernels on a GPU; None where they cannot run."""
+        """x + step(norm(x)) of x (B, D) in three to five kernels on a GPU; None where they cannot run."""
         known = decoding.norm_of(norm)
         if known is None or not self._is_whole() or has_hooks(norm):
             return None
