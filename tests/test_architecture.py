@@ -54,8 +54,8 @@ ROOMS = {
         "build environment extra_tests folder leftovers load lock process resume summary targets trust",
     ),
     "pretrained": (
-        "errors config data models runs",
-        "checkpoint fields files sources start state_spaces",
+        "errors formatting jsonio config data models runs",
+        "card checkpoint counterpart export fields files sources start state_spaces tokenizer",
     ),
     "match": (
         "errors config models data training runs",
@@ -84,9 +84,9 @@ ROOMS = {
         "main resolvers result_table",
     ),
     "commands": (
-        "errors invocation console config ops training inference runs report benchmarks cli experiment",
+        "errors invocation console config ops models training inference runs pretrained report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
-        "benchmark_inference benchmark_scan benchmark_step_cpu compare generate options train",
+        "benchmark_inference benchmark_scan benchmark_step_cpu compare export generate options train",
     ),
 }
 FAMILIES = ("ops/*/", "models/mixers/", "data/probes/", "pretrained/families/")

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a model on a data set, or sweep over several with -m; seqlab train --help lists them",
     "compare": "tables, pictures and a page of the runs in outputs/",
     "generate": "text from a model that a run trained",
+    "export": "a trained model as a folder that transformers loads",
     "benchmark": "measure; seqlab benchmark lists what",
 }
 BENCHMARKS = {

@@ -1,8 +1,11 @@
 """GPT-2, whose linear maps are stored as (D_in, D_out)."""
 
-from seqlab.pretrained.families.family import Family, Settings, part, sequence_model
+from seqlab.models import SequenceModel
+from seqlab.models import feedforward as feedforwards
+from seqlab.models.mixers import Attention
+from seqlab.pretrained.families.family import Family, Settings, eps_of, halves, part, sequence_model
 from seqlab.pretrained.fields import Fields
-from seqlab.pretrained.sources import Table, transposed
+from seqlab.pretrained.sources import Table, Values, transposed
 
 MIXER, FEEDFORWARD, THEIRS = "layers.*.mixer", "layers.*.feedforward", "transformer.h.*"
 
@@ -51,4 +54,25 @@ def gpt2(fields: Fields) -> Settings:
     )
 
 
-GPT2 = Family(gpt2, SOURCES, "transformer", constant=r".*\.attn\.(masked_)?bias")
+def gpt2_fields(model: SequenceModel) -> Values | None:
+    """The fields of a model of GPT-2; dropout is on the embedding and each half layer's output, as it was trained."""
+    attention, feedforward = halves(model)
+    if not (isinstance(attention, Attention) and isinstance(feedforward, feedforwards.MLP)):
+        return None
+    names = {feedforwards.ACTIVATIONS[ours]: theirs for theirs, ours in ACTIVATIONS.items()}
+    return {
+        "model_type": "gpt2",
+        "n_embd": model.head.in_features,
+        "n_layer": len(model.layers),
+        "n_head": attention.n_heads,
+        "n_inner": feedforward.out_proj.in_features,
+        "n_positions": model.max_length,
+        "activation_function": names[feedforward.activation],
+        "layer_norm_epsilon": eps_of(model),
+        "embd_pdrop": model.dropout.p,
+        "resid_pdrop": model.dropout.p,
+        "attn_pdrop": 0.0,
+    }
+
+
+GPT2 = Family(gpt2, SOURCES, "transformer", gpt2_fields, constant=r".*\.attn\.(masked_)?bias")

@@ -1,16 +1,23 @@
 """Llama, and SmolLM, which is Llama by name; Qwen2, with biases on q, k and v; Mistral, with a sliding window."""
 
-from seqlab.pretrained.families.family import Family, Settings, part, rms_norm, sequence_model
+from seqlab.models import SequenceModel
+from seqlab.models.feedforward import SwiGLU
+from seqlab.models.mixers import Attention
+from seqlab.pretrained.families.family import Family, Settings, eps_of, halves, part, rms_norm, sequence_model
 from seqlab.pretrained.fields import Fields
-from seqlab.pretrained.sources import Table, joined
+from seqlab.pretrained.sources import Table, Values, joined
 
 MIXER, FEEDFORWARD, THEIRS = "layers.*.mixer", "layers.*.feedforward", "model.layers.*"
+HEADS = ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
+"""What the rows of q, k and v are multiples of."""
 
 SOURCES: Table = {
     "embed.weight": "model.embed_tokens.weight",
     f"{MIXER}.norm.weight": f"{THEIRS}.input_layernorm.weight",
     **{
-        f"{MIXER}.inner.in_proj.{kind}": joined(*(f"{THEIRS}.self_attn.{name}_proj.{kind}" for name in "qkv"))
+        f"{MIXER}.inner.in_proj.{kind}": joined(
+            *(f"{THEIRS}.self_attn.{name}_proj.{kind}" for name in "qkv"), shares=HEADS
+        )
         for kind in ("weight", "bias")
     },
     **{f"{MIXER}.inner.out_proj.{kind}": f"{THEIRS}.self_attn.o_proj.{kind}" for kind in ("weight", "bias")},
@@ -72,6 +79,9 @@ def decoder(
 
 def llama(fields: Fields) -> Settings:
     """The settings of a model of Llama."""
+    width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
+    if width % heads:
+        fields.refuse("num_attention_heads", heads, f"a divisor of hidden_size={width}")
     bias = fields.flag("attention_bias", default=False)
     return decoder(fields, bias=bias, out_bias=bias, mlp_bias=fields.flag("mlp_bias", default=False))
 
@@ -88,7 +98,48 @@ def mistral(fields: Fields) -> Settings:
     return decoder(fields, window=window)
 
 
+def decoder_fields(model: SequenceModel, model_type: str) -> Values | None:
+    """The fields of a model of this kind but for its biases and its window."""
+    attention, feedforward = halves(model)
+    if not (isinstance(attention, Attention) and isinstance(feedforward, SwiGLU)):
+        return None
+    return {
+        "model_type": model_type,
+        "hidden_size": model.head.in_features,
+        "num_hidden_layers": len(model.layers),
+        "num_attention_heads": attention.n_heads,
+        "num_key_value_heads": attention.n_kv_heads,
+        "head_dim": attention.d_head,
+        "intermediate_size": feedforward.out_proj.in_features,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.max_length,
+        "rms_norm_eps": eps_of(model),
+        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rotary_base},
+        "rope_theta": attention.rotary_base,  # where versions before 5 look for it
+    }
+
+
+def llama_fields(model: SequenceModel) -> Values | None:
+    """The fields of a model of Llama."""
+    if (fields := decoder_fields(model, "llama")) is None:
+        return None
+    attention_bias, mlp_bias = (half.in_proj.bias is not None for half in halves(model))
+    return fields | {"attention_bias": attention_bias, "mlp_bias": mlp_bias}
+
+
+def qwen2_fields(model: SequenceModel) -> Values | None:
+    """The fields of a model of Qwen2; without biases it is one of Llama."""
+    fields = decoder_fields(model, "qwen2")
+    return fields if fields and halves(model)[0].in_proj.bias is not None else None
+
+
+def mistral_fields(model: SequenceModel) -> Values | None:
+    """The fields of a model of Mistral; without a window it is one of Llama."""
+    fields = decoder_fields(model, "mistral")
+    return fields | {"sliding_window": window} if fields and (window := halves(model)[0].window) else None
+
+
 FREQUENCIES = r".*\.rotary_emb\.inv_freq"
-LLAMA = Family(llama, SOURCES, "model", constant=FREQUENCIES)
-QWEN2 = Family(qwen2, SOURCES, "model", constant=FREQUENCIES)
-MISTRAL = Family(mistral, SOURCES, "model", constant=FREQUENCIES)
+LLAMA = Family(llama, SOURCES, "model", llama_fields, constant=FREQUENCIES)
+QWEN2 = Family(qwen2, SOURCES, "model", qwen2_fields, constant=FREQUENCIES, own_tokenizer=True)
+MISTRAL = Family(mistral, SOURCES, "model", mistral_fields, constant=FREQUENCIES)

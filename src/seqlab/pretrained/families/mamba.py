@@ -1,8 +1,10 @@
 """Mamba-1, and Falcon Mamba, which has norms within the selection (arXiv:2410.05355)."""
 
-from seqlab.pretrained.families.family import Family, Settings, part, rms_norm, sequence_model
+from seqlab.models import SequenceModel
+from seqlab.models.mixers import Mamba
+from seqlab.pretrained.families.family import Family, Settings, eps_of, halves, part, rms_norm, sequence_model
 from seqlab.pretrained.fields import Fields
-from seqlab.pretrained.sources import Table, depthwise
+from seqlab.pretrained.sources import Table, Values, depthwise
 
 INNER, THEIRS = "layers.*.mixer.inner", "backbone.layers.*.mixer"
 
@@ -31,7 +33,7 @@ def mamba(fields: Fields, **more: float) -> Settings:
         "seqlab.models.mixers.Mamba",
         d_state=fields.whole("state_size", 16),
         d_conv=fields.whole("conv_kernel", 4),
-        d_inner=int(fields.number("expand", 2) * width),
+        d_inner=fields.whole("expand", 2) * width,
         dt_rank=None if rank == "auto" else fields.whole("time_step_rank", None),
         **more,
     )
@@ -49,5 +51,33 @@ def falcon(fields: Fields) -> Settings:
     return mamba(fields, selection_norm_eps=fields.number("mixer_rms_eps", 1e-6))
 
 
-MAMBA = Family(mamba, SOURCES, "backbone")
-FALCON = Family(falcon, SOURCES, "backbone")
+def mamba_fields(model: SequenceModel) -> Values | None:
+    """The fields of a model of Mamba."""
+    mixer, width = halves(model)[0], model.head.in_features
+    if not isinstance(mixer, Mamba):
+        return None
+    return {
+        "model_type": "mamba",
+        "hidden_size": width,
+        "num_hidden_layers": len(model.layers),
+        "state_size": mixer.d_state,
+        "conv_kernel": mixer.conv_weight.shape[1],
+        "expand": mixer.d_inner // width,
+        "time_step_rank": mixer.dt_rank,
+        "layer_norm_epsilon": eps_of(model),
+        "hidden_act": "silu",
+        "use_bias": False,
+        "use_conv_bias": True,
+    }
+
+
+def falcon_fields(model: SequenceModel) -> Values | None:
+    """The fields of a model of Falcon Mamba."""
+    fields = mamba_fields(model)
+    if fields is None or (eps := halves(model)[0].selection_norm_eps) is None:
+        return None
+    return fields | {"model_type": "falcon_mamba", "mixer_rms_eps": eps}
+
+
+MAMBA = Family(mamba, SOURCES, "backbone", mamba_fields)
+FALCON = Family(falcon, SOURCES, "backbone", falcon_fields)

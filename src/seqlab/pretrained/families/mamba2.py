@@ -6,9 +6,11 @@ was of all groups together.
 
 import math
 
-from seqlab.pretrained.families.family import Family, Settings, part, rms_norm, sequence_model
+from seqlab.models import SequenceModel
+from seqlab.models.mixers import Mamba2
+from seqlab.pretrained.families.family import Family, Settings, eps_of, halves, part, rms_norm, sequence_model
 from seqlab.pretrained.fields import Fields
-from seqlab.pretrained.sources import Table, depthwise
+from seqlab.pretrained.sources import Table, Values, depthwise
 
 INNER, THEIRS = "layers.*.mixer.inner", "backbone.layers.*.mixer"
 
@@ -33,7 +35,7 @@ def mamba2(fields: Fields) -> Settings:
     fields.only(hidden_act=("silu", "swish"), use_bias=False, use_conv_bias=True)
     fields.only(time_step_limit=([0.0, math.inf],), rms_norm=True)
     width, n_heads = fields.whole("hidden_size"), fields.whole("num_heads", 128)
-    d_inner, d_head = int(fields.number("expand", 2) * width), fields.whole("head_dim", 64)
+    d_inner, d_head = fields.whole("expand", 2) * width, fields.whole("head_dim", 64)
     if n_heads * d_head != d_inner:
         fields.refuse("num_heads", n_heads, f"expand * hidden_size / head_dim = {d_inner} / {d_head}")
     eps = fields.number("layer_norm_epsilon", 1e-5)
@@ -55,4 +57,26 @@ def mamba2(fields: Fields) -> Settings:
     )
 
 
-MAMBA2 = Family(mamba2, SOURCES, "backbone")
+def mamba2_fields(model: SequenceModel) -> Values | None:
+    """The fields of a model of Mamba-2."""
+    mixer, width = halves(model)[0], model.head.in_features
+    if not isinstance(mixer, Mamba2):
+        return None
+    return {
+        "model_type": "mamba2",
+        "hidden_size": width,
+        "num_hidden_layers": len(model.layers),
+        "state_size": mixer.d_state,
+        "conv_kernel": mixer.conv_weight.shape[1],
+        "expand": mixer.d_inner // width,
+        "num_heads": mixer.n_heads,
+        "head_dim": mixer.d_inner // mixer.n_heads,
+        "n_groups": mixer.n_groups,
+        "layer_norm_epsilon": eps_of(model),
+        "hidden_act": "silu",
+        "use_bias": False,
+        "use_conv_bias": True,
+    }
+
+
+MAMBA2 = Family(mamba2, SOURCES, "backbone", mamba2_fields)

@@ -1,0 +1,99 @@
+"""A run's model as a folder that ``transformers`` loads: ``config.json``, safetensors, tokenizer and model card."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from seqlab import jsonio
+from seqlab.data.protocol import DataSet
+from seqlab.errors import UserError
+from seqlab.models import SequenceModel
+from seqlab.pretrained.card import Exported, card
+from seqlab.pretrained.counterpart import Counterpart, counterpart
+from seqlab.pretrained.files import CONFIG
+from seqlab.pretrained.tokenizer import BY_UNIT
+from seqlab.runs.load import Trained
+
+log = logging.getLogger(__name__)
+
+SHARD = "5GB"
+"""The most that one file of weights holds, as ``transformers`` has it; a larger tensor has a file of its own."""
+
+
+def export(trained: Trained, run: Path, folder: Path) -> Counterpart:
+    """Write the model of a run.
+
+    Args:
+        trained: what was loaded from it.
+        run: its folder.
+        folder: where to; it must not exist, or be empty. Nothing is left there if anything fails.
+
+    Returns:
+        What of ``transformers`` the folder is for.
+
+    Raises:
+        UserError: no class of ``transformers`` computes what the model does, or the folder cannot be used.
+        OSError: it cannot be written.
+    """
+    found = counterpart(trained.model)
+    with new_folder(folder) as temporary:
+        write_model(trained.model, found, temporary)
+        tokenizer = write_tokenizer(trained.data, trained.model, found, temporary)
+        exported = Exported(found.architecture, trained.step, trained.cfg.get("init_from"), tokenizer)
+        text = card(exported, jsonio.load(run / "summary.json"))
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+    return found
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that becomes ``folder`` once all is written, and is removed if anything fails.
+
+    Raises:
+        UserError: there is something already.
+    """
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError("to", folder, "something is there already", "Name a folder that does not exist, or is empty")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_model(model: SequenceModel, found: Counterpart, folder: Path) -> None:
+    """Write a model's weights, in the dtype that they have, and its ``config.json``."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(found.tensors(model), folder, max_shard_size=SHARD)
+    jsonio.dump(folder / CONFIG, found.fields)
+
+
+def write_tokenizer(data: DataSet, model: SequenceModel, found: Counterpart, folder: Path) -> str | None:
+    """Write the tokenizer of the data: a copy of the file that they have, or their vocabulary as one.
+
+    Returns:
+        The class of ``transformers`` that loads it; None if there is none.
+    """
+    if (given := getattr(data, "tokenizer_file", None)) is not None:
+        shutil.copyfile(given, folder / "tokenizer.json")
+    elif (make := BY_UNIT.get(getattr(data, "unit", None))) is not None:
+        make(data.vocabulary).save(str(folder / "tokenizer.json"))
+    else:
+        log.warning("There is no tokenizer in it: %s is no text whose tokens tokenizers has.", data.description)
+        return None
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if model.positions is not None:
+        settings["model_max_length"] = model.max_length
+    jsonio.dump(folder / "tokenizer_config.json", settings)
+    if not found.family.own_tokenizer:
+        return "AutoTokenizer"
+    rule = "AutoTokenizer takes another tokenizer for %s, whatever a folder says: load it by PreTrainedTokenizerFast."
+    log.warning(rule, found.architecture)
+    return "PreTrainedTokenizerFast"
