@@ -125,7 +125,7 @@ def test_the_current_folder_is_imported_from_only_when_told_so_and_last(monkeypa
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("seqlab comp", {"train", "compare", "generate", "benchmark"}),
+        ("seqlab comp", {*program.COMMANDS}),
         ("seqlab benchmark sc", {*program.BENCHMARKS}),
         ("seqlab compare outp", set()),
         ("seqlab train trainer=smoke schedule=", {f"schedule={name}" for name in options("schedule")}),

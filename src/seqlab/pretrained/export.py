@@ -71,8 +71,10 @@ def write_model(model: SequenceModel, found: Counterpart, folder: Path) -> None:
     """Write a model's weights, in the dtype that they have, and its ``config.json``."""
     from huggingface_hub import save_torch_state_dict
 
-    save_torch_state_dict(found.tensors(model), folder, max_shard_size=SHARD)
     jsonio.dump(folder / CONFIG, found.fields)
+    save_torch_state_dict(found.tensors(model), folder, max_shard_size=SHARD)
+    for path in folder.glob("*.safetensors"):  # which safetensors lets nobody else read
+        shutil.copymode(folder / CONFIG, path)
 
 
 def write_tokenizer(data: DataSet, model: SequenceModel, found: Counterpart, folder: Path) -> str | None:

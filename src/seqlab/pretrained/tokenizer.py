@@ -1,4 +1,4 @@
-"""Our vocabularies as a ``tokenizer.json`` of the library ``tokenizers``: the same ids of any text, the same text of ids.
+"""Our vocabularies as a ``tokenizer.json`` of the library ``tokenizers``: the same ids of a text, and text of ids.
 
 What is not in the vocabulary is an error there as here, unless that has ``<unk>``. No symbol is a special token: those
 are found within words too.
