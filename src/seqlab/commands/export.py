@@ -23,7 +23,7 @@ from seqlab import console
 from seqlab.commands.options import command, key_values
 from seqlab.errors import UserError
 from seqlab.models.counting import count_parameters
-from seqlab.pretrained.export import export
+from seqlab.pretrained.export import check_new, export
 from seqlab.runs.load import load_run
 from seqlab.runs.trust import packages
 
@@ -55,6 +55,7 @@ def run(settings: dict[str, Any]) -> int:
     """Load the model and write it. Returns the exit status."""
     logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     folder, to = Path(settings["run"]), Path(settings["to"])
+    check_new(to)
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(folder, torch.device("cpu"), data=elsewhere, **trust)

@@ -105,7 +105,11 @@ def check_same(found: Counterpart, model: SequenceModel) -> None:
         read = build_model(cfg, widths, meta)
     for place, ours, theirs in differences(model, read):
         rule = f"{found.architecture}, the nearest class of transformers, has {theirs} there"
-        remedy = "Train it with model.head_bias=false, or tied" if place == "head.bias" else REMEDY
+        remedy = (
+            "Train it with +model.head_bias=false, or with model.tie_embeddings=true"
+            if place == "head.bias"
+            else REMEDY
+        )
         raise UserError(place, ours, rule, remedy)
 
 

@@ -48,6 +48,16 @@ def export(trained: Trained, run: Path, folder: Path) -> Counterpart:
     return found
 
 
+def check_new(folder: Path) -> None:
+    """Check that a folder does not exist, or is empty.
+
+    Raises:
+        UserError: there is something.
+    """
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError("to", folder, "something is there already", "Name a folder that does not exist, or is empty")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder that becomes ``folder`` once all is written, and is removed if anything fails.
@@ -55,8 +65,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: there is something already.
     """
-    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
-        raise UserError("to", folder, "something is there already", "Name a folder that does not exist, or is empty")
+    check_new(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
