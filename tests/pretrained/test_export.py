@@ -80,10 +80,7 @@ def test_transformers_computes_the_same(name, tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "another mixer": (
-        ("delta_net",),
-        "layers=DeltaNet and SwiGLU: no class of transformers that is known here has them; known",
-    ),
+    "another mixer": (("delta_net",), "layers=DeltaNet and SwiGLU: no class of transformers that is known here has"),
     "no layers": (("linear",), "layers=none: no class of transformers"),
     "a mixer among others": (("hybrid", "size.n_layers=4"), "layers.3.mixer.inner=Attention: MambaForCausalLM, the "),
     "experts": (("transformer_moe",), "layers=Attention and MixtureOfExperts: no class"),
@@ -120,7 +117,7 @@ def test_a_model_without_a_counterpart_is_refused(overrides, message):
 def test_what_a_parametrisation_set_is_seen():
     model = built_model("model=transformer", *SIZE)
     model.layers[1].mixer.inner.sharpness = 0.5
-    with pytest.raises(UserError, match="^layers.1.mixer.inner.sharpness=0.5: LlamaForCausalLM, .* has 1.0 there"):
+    with pytest.raises(UserError, match=r"^layers\.1\.mixer\.inner\.sharpness=0\.5: Llama.* has 1\.0 there"):
         counterpart(model)
 
 
@@ -175,7 +172,7 @@ def test_the_tokenizer_is_the_vocabulary(unit, tmp_path):
     tokenizer = BY_UNIT[unit](vocabulary.symbols)
     pieces = [*vocabulary.symbols, "\r\n"] if unit == "character" else [*vocabulary.symbols, *WHITE]
 
-    @settings(max_examples=100, deadline=None, database=None)
+    @settings(max_examples=50, deadline=None, database=None)
     @given(st.lists(st.sampled_from(pieces)).map("".join), st.sampled_from(["", "\ufeff"]))
     def check(text, mark):
         ids = tokenizer.encode(mark + text, add_special_tokens=False).ids

@@ -27,6 +27,8 @@ FREE = {"training", "scan_backend", "backend"}
 """Attributes of a module that do not change what it computes once it is trained; nor does a ``Dropout``."""
 
 REMEDY = "Export a model that is alike there, or use this one with seqlab generate"
+REMEDIES = {"head.bias": "Train it with +model.head_bias=false, or with model.tie_embeddings=true"}
+"""Those for places that a setting decides."""
 
 
 class Counterpart(NamedTuple):
@@ -105,12 +107,7 @@ def check_same(found: Counterpart, model: SequenceModel) -> None:
         read = build_model(cfg, widths, meta)
     for place, ours, theirs in differences(model, read):
         rule = f"{found.architecture}, the nearest class of transformers, has {theirs} there"
-        remedy = (
-            "Train it with +model.head_bias=false, or with model.tie_embeddings=true"
-            if place == "head.bias"
-            else REMEDY
-        )
-        raise UserError(place, ours, rule, remedy)
+        raise UserError(place, ours, rule, REMEDIES.get(place, REMEDY))
 
 
 def differences(model: nn.Module, other: nn.Module) -> Iterator[tuple[str, Any, Any]]:
