@@ -49,13 +49,17 @@ def export(trained: Trained, run: Path, folder: Path) -> Counterpart:
 
 
 def check_new(folder: Path) -> None:
-    """Check that a folder does not exist, or is empty.
+    """Check that a folder does not exist, or is empty, and can be made.
 
     Raises:
-        UserError: there is something.
+        UserError: it cannot.
     """
+    remedy = "Name a folder that does not exist, or is empty"
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
-        raise UserError("to", folder, "something is there already", "Name a folder that does not exist, or is empty")
+        raise UserError("to", folder, "something is there already", remedy)
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise UserError("to", folder, f"no folder can be made in {above}", remedy)
 
 
 @contextmanager
