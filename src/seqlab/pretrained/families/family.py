@@ -22,8 +22,10 @@ class Family(NamedTuple):
     settings: Callable[[Fields], Settings]  # of a model, as a YAML of ``conf/model`` has them
     sources: Table
     body: str  # the name of the model without its head, which the names of its tensors begin with
+    fields: Callable[
+        [SequenceModel], Values | None
+    ]  # what ``config.json`` has of a model; None if it is of another kind
     constant: str = r"(?!)"  # pattern of tensors that older versions saved though they never change
-    fields: Callable[[SequenceModel], Values | None] = lambda _: None  # of ``config.json``; None for another kind
     own_tokenizer: bool = False  # ``AutoTokenizer`` takes the class's own, whatever the checkpoint says
 
 

@@ -75,4 +75,4 @@ def gpt2_fields(model: SequenceModel) -> Values | None:
     }
 
 
-GPT2 = Family(gpt2, SOURCES, "transformer", r".*\.attn\.(masked_)?bias", gpt2_fields)
+GPT2 = Family(gpt2, SOURCES, "transformer", gpt2_fields, constant=r".*\.attn\.(masked_)?bias")

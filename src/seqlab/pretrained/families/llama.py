@@ -8,15 +8,15 @@ from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.sources import Table, Values, joined
 
 MIXER, FEEDFORWARD, THEIRS = "layers.*.mixer", "layers.*.feedforward", "model.layers.*"
-QKV = {"q": "num_attention_heads", "k": "num_key_value_heads", "v": "num_key_value_heads"}
-"""The projections that are one here, and how many heads each has."""
+HEADS = ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
+"""What the rows of q, k and v are multiples of."""
 
 SOURCES: Table = {
     "embed.weight": "model.embed_tokens.weight",
     f"{MIXER}.norm.weight": f"{THEIRS}.input_layernorm.weight",
     **{
         f"{MIXER}.inner.in_proj.{kind}": joined(
-            *(f"{THEIRS}.self_attn.{name}_proj.{kind}" for name in QKV), shares=tuple(QKV.values())
+            *(f"{THEIRS}.self_attn.{name}_proj.{kind}" for name in "qkv"), shares=HEADS
         )
         for kind in ("weight", "bias")
     },
@@ -140,6 +140,6 @@ def mistral_fields(model: SequenceModel) -> Values | None:
 
 
 FREQUENCIES = r".*\.rotary_emb\.inv_freq"
-LLAMA = Family(llama, SOURCES, "model", FREQUENCIES, llama_fields)
-QWEN2 = Family(qwen2, SOURCES, "model", FREQUENCIES, qwen2_fields, own_tokenizer=True)
-MISTRAL = Family(mistral, SOURCES, "model", FREQUENCIES, mistral_fields)
+LLAMA = Family(llama, SOURCES, "model", llama_fields, constant=FREQUENCIES)
+QWEN2 = Family(qwen2, SOURCES, "model", qwen2_fields, constant=FREQUENCIES, own_tokenizer=True)
+MISTRAL = Family(mistral, SOURCES, "model", mistral_fields, constant=FREQUENCIES)

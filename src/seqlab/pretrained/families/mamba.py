@@ -79,5 +79,5 @@ def falcon_fields(model: SequenceModel) -> Values | None:
     return fields | {"model_type": "falcon_mamba", "mixer_rms_eps": eps}
 
 
-MAMBA = Family(mamba, SOURCES, "backbone", fields=mamba_fields)
-FALCON = Family(falcon, SOURCES, "backbone", fields=falcon_fields)
+MAMBA = Family(mamba, SOURCES, "backbone", mamba_fields)
+FALCON = Family(falcon, SOURCES, "backbone", falcon_fields)

@@ -79,4 +79,4 @@ def mamba2_fields(model: SequenceModel) -> Values | None:
     }
 
 
-MAMBA2 = Family(mamba2, SOURCES, "backbone", fields=mamba2_fields)
+MAMBA2 = Family(mamba2, SOURCES, "backbone", mamba2_fields)
