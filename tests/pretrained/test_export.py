@@ -1,5 +1,6 @@
 """Runs as folders that ``transformers`` loads: the same logits, tokens and texts there, the same weights back here."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seqlab import pretrained
@@ -16,8 +18,8 @@ from seqlab.errors import UserError
 from seqlab.pretrained import export
 from seqlab.pretrained.card import Exported, card
 from seqlab.pretrained.counterpart import counterpart
-from seqlab.pretrained.tokenizer import BY_UNIT
-from seqlab.runs.load import load_run
+from seqlab.pretrained.tokenizer import tokenizer_of
+from seqlab.runs.load import Trained, load_run
 from support import Echo, built_model
 
 VOCABULARY, LENGTH = 37, 11
@@ -169,7 +171,7 @@ WHITE = ["\r\n", "\n", " ", "  ", "\t", "\u00a0", "\x1d", "\x85", "\u2028", "\r"
 @pytest.mark.parametrize("unit", TEXTS)
 def test_the_tokenizer_is_the_vocabulary(unit, tmp_path):
     vocabulary = Vocabulary.of({"train": plain(TEXTS[unit])}, unit)
-    tokenizer = BY_UNIT[unit](vocabulary.symbols)
+    tokenizer = tokenizer_of(vocabulary.symbols, unit)
     pieces = [*vocabulary.symbols, "\r\n"] if unit == "character" else [*vocabulary.symbols, *WHITE]
 
     @settings(max_examples=50, deadline=None, database=None)
@@ -226,6 +228,20 @@ def test_a_tokenizer_of_the_datas_own_is_copied(tmp_path, capsys):
     model = built_model("model=mamba", *SIZE)
     assert export.write_tokenizer(data, model, counterpart(model), tmp_path) == "AutoTokenizer"
     assert (tmp_path / "tokenizer.json").read_text() == "{}"
+
+
+def test_bytes_and_the_end_of_a_document(tmp_path):
+    """Byte number i of UTF-8 is token i, and the last one ends a document."""
+    data = SimpleNamespace(unit="byte", vocabulary=[*map(chr, range(256)), "<|endoftext|>"], end_of_document=256)
+    model = built_model("model=mamba", *SIZE, d_input=257)
+    trained = Trained(OmegaConf.create({}), data, model, 3)
+    export.export(trained, tmp_path / "run", to := tmp_path / "out")
+    tokenizer, text = AutoTokenizer.from_pretrained(to), TEXTS["character"]
+    ids = tokenizer(text).input_ids
+    assert ids == [*plain(text).encode()]
+    assert tokenizer.decode([*ids, 256], skip_special_tokens=True) == plain(text)
+    assert tokenizer.decode(ids[-1:] + [*"é".encode()][:1]) == "\r\ufffd"
+    assert tokenizer.eos_token_id == json.loads((to / "config.json").read_text())["eos_token_id"] == 256
 
 
 def test_without_text_there_is_no_tokenizer(tmp_path, caplog):

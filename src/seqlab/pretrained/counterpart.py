@@ -84,7 +84,7 @@ def counterpart(model: nn.Module) -> Counterpart:
 
 
 def common_fields(model: SequenceModel, architecture: str) -> Values:
-    """The fields that every class has; our vocabularies have no token that ends or pads a text."""
+    """The fields that every class has; which token ends a text, if one does, the data say."""
     return {
         "architectures": [architecture],
         "vocab_size": model.embed.num_embeddings,

@@ -14,7 +14,7 @@ from seqlab.models import SequenceModel
 from seqlab.pretrained.card import Exported, card
 from seqlab.pretrained.counterpart import Counterpart, counterpart
 from seqlab.pretrained.files import CONFIG
-from seqlab.pretrained.tokenizer import BY_UNIT
+from seqlab.pretrained.tokenizer import tokenizer_of
 from seqlab.runs.load import Trained
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ def export(trained: Trained, run: Path, folder: Path) -> Counterpart:
         UserError: no class of ``transformers`` computes what the model does, or the folder cannot be used.
         OSError: it cannot be written.
     """
-    found = counterpart(trained.model)
+    found, end = counterpart(trained.model), getattr(trained.data, "end_of_document", None)
+    found = found._replace(fields=found.fields | {"bos_token_id": end, "eos_token_id": end})
     with new_folder(folder) as temporary:
         write_model(trained.model, found, temporary)
         tokenizer = write_tokenizer(trained.data, trained.model, found, temporary)
@@ -96,14 +97,17 @@ def write_tokenizer(data: DataSet, model: SequenceModel, found: Counterpart, fol
     Returns:
         The class of ``transformers`` that loads it; None if there is none.
     """
+    end = found.fields["eos_token_id"]
     if (given := getattr(data, "tokenizer_file", None)) is not None:
         shutil.copyfile(given, folder / "tokenizer.json")
-    elif (make := BY_UNIT.get(getattr(data, "unit", None))) is not None:
-        make(data.vocabulary).save(str(folder / "tokenizer.json"))
+    elif (made := tokenizer_of(getattr(data, "vocabulary", []), getattr(data, "unit", ""), end)) is not None:
+        made.save(str(folder / "tokenizer.json"))
     else:
         log.warning("There is no tokenizer in it: %s is no text whose tokens tokenizers has.", data.description)
         return None
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if end is not None:
+        settings["eos_token"] = data.vocabulary[end]
     if model.positions is not None:
         settings["model_max_length"] = model.max_length
     jsonio.dump(folder / "tokenizer_config.json", settings)

@@ -1,7 +1,7 @@
 """Our vocabularies as a ``tokenizer.json`` of the library ``tokenizers``: the same ids of a text, and text of ids.
 
-What is not in the vocabulary is an error there as here, unless that has ``<unk>``. No symbol is a special token: those
-are found within words too.
+What is not in the vocabulary is an error there as here, unless that has ``<unk>``. Special tokens are found within
+words too, so no symbol is one but for what ends a document.
 """
 
 import re
@@ -12,6 +12,22 @@ from seqlab.data.encoding import BYTE_ORDER_MARK, END_OF_LINE, UNKNOWN
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+def tokenizer_of(symbols: list[str], unit: str, end: int | None = None) -> "Tokenizer | None":
+    """The tokenizer whose tokens are the symbols of a vocabulary by their index; None for a unit that is not known.
+
+    Args:
+        symbols: of the vocabulary.
+        unit: what a symbol is: ``character``, ``byte`` (number i is ``chr(i)``) or ``word``.
+        end: the one that ends a document, if there is one; a text that holds it has it.
+    """
+    if (make := BY_UNIT.get(unit)) is None:
+        return None
+    tokenizer = make(symbols)
+    if end is not None:
+        tokenizer.add_special_tokens([symbols[end]])
+    return tokenizer
 
 
 @cache
@@ -27,6 +43,20 @@ def by_characters(symbols: list[str]) -> "Tokenizer":
     tokenizer = of_plain_text(symbols)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def by_bytes(symbols: list[str]) -> "Tokenizer":
+    """A tokenizer whose tokens are the bytes of UTF-8, of which GPT-2 made characters that are visible."""
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = {byte: chr(256 + i) for i, byte in enumerate(sorted(set(range(256)) - visible))}
+    tokenizer = of_plain_text([others.get(i, symbol) for i, symbol in enumerate(symbols)])
+    each = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([to_bytes, each])
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -60,5 +90,4 @@ def of_plain_text(symbols: list[str]) -> "Tokenizer":
     return tokenizer
 
 
-BY_UNIT = {"character": by_characters, "word": by_words}
-"""The tokenizer of a vocabulary's symbols, by its unit."""
+BY_UNIT = {"character": by_characters, "byte": by_bytes, "word": by_words}
