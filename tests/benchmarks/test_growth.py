@@ -261,7 +261,8 @@ def test_on_a_gpu_memory_grows_with_the_tokens(tmp_path):
     """Every model's step: what twice the batch adds, twice the length adds too, and four times adds thrice."""
     axes = ["--axes", "batch,length", "--batch", "8:32", "--length", "1024:2048"]
     # A process of its own: what other tests leave in memory, and give back some time later, counts as peak memory too.
-    subprocess.run([sys.executable, benchmark.__file__, "--device", "cuda", *axes, "--out", str(tmp_path)], check=True)
+    command = [sys.executable, "-m", "seqlab", "benchmark", "growth", "--device", "cuda", *axes, "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
     points = [Point(**row) for row in json.loads((tmp_path / "growth.json").read_text())["points"]]
     assert len(points) == 4 * (1 + 2 + 1)
     peaks = {(p.model, p.batch, p.length): p.peak_bytes for p in points}
