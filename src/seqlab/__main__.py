@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a model on a data set, or sweep over several with -m; seqlab train --help lists them",
     "compare": "tables, pictures and a page of the runs in outputs/",
     "generate": "text from a model that a run trained",
+    "evaluate": "perplexity of a text, or tasks of lm-evaluation-harness, for a run or a checkpoint",
     "benchmark": "measure; seqlab benchmark lists what",
 }
 BENCHMARKS = {

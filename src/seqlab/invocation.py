@@ -37,4 +37,4 @@ def program(name: str = "train") -> str:
 
 def as_typed(text: str) -> str:
     """A text with each ``seqlab <command>`` in it called in the manner of the present command."""
-    return re.sub(r"\bseqlab (train|compare|generate|benchmark \w+)", lambda found: program(found[1]), text)
+    return re.sub(r"\bseqlab (train|compare|generate|evaluate|benchmark \w+)", lambda found: program(found[1]), text)

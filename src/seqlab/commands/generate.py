@@ -28,22 +28,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt
 
 from seqlab import console
 from seqlab.commands.options import command
-from seqlab.config.schema import in_words
-from seqlab.errors import UserError, nearest, printable
+from seqlab.commands.settings import Kinds, read_settings
+from seqlab.errors import UserError, printable
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
-from seqlab.invocation import as_typed
 from seqlab.runs.build import choose_device
 from seqlab.runs.load import Trained, load_run
 from seqlab.runs.process import reset_global_state
 from seqlab.runs.trust import packages
 from seqlab.training.precision import DTYPES, Precision, check_precision
 
-SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
+SETTINGS: Kinds = {
     "run": (str, None),
     "prompt": (str, ""),
     "temperature": (float, 1.0),
@@ -68,37 +67,10 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         UserError: an argument is no setting or has a wrong value, or ``run`` is missing.
     """
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        print(as_typed(__doc__))
-        sys.exit(0)
-    settings = {key: default for key, (_, default) in SETTINGS.items()}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or key not in SETTINGS:
-            rule = "is no setting" if equals else "is not of the form key=value"
-            remedy = f"Write {key}=..." if key in SETTINGS else nearest(key, SETTINGS)
-            raise UserError("arguments", argument, rule, remedy)
-        settings[key] = parse_value(key, text)
+    settings = read_settings(argv, SETTINGS, __doc__)
     if not settings["run"]:
         raise UserError("run", "missing", "names the model to sample from", "Give run=outputs/<run folder>")
     return settings
-
-
-def parse_value(key: str, text: str) -> Any:
-    """A setting's value from its text.
-
-    Raises:
-        UserError: it is not of the setting's type.
-    """
-    kind = SETTINGS[key][0]
-    if text == "null" and kind not in (str, str | None):
-        text = None
-    try:
-        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(text)
-    except ValidationError as error:
-        rule = error.errors()[0]["msg"]
-        raise UserError(key, text, rule[0].lower() + rule[1:], f"Give it {in_words(kind)}") from error
 
 
 def load(settings: dict[str, Any]) -> Trained:
