@@ -196,7 +196,7 @@ def text_of(settings: dict[str, Any], subject: Subject) -> tuple[str, Tensor, st
 def of_text(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
     """Perplexity of a text by each of the windows; prints the table and returns what is kept."""
     name, tokens, text = text_of(settings, subject)
-    length = min(settings["length"] or subject.length, len(tokens) - 1)
+    length = settings["length"] or subject.length
     stride = settings["stride"] or max(1, length // 2)
     chosen = dict.fromkeys(settings["window"].split(","))
     if "carried" in chosen:
@@ -239,9 +239,7 @@ def of_tasks(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
         results = harness.run_tasks(lm, [one for some in found.values() for one in some], **given)
     show(tasks_table(f"{subject.facts['model']}, {length:,} tokens of context", results))
     if lm.cut:
-        console.say(
-            f"{lm.cut:,} requests are longer than length={length}; the beginning of their context was left out."
-        )
+        console.say(f"{lm.cut:,} requests are longer than length={length}; the beginnings of them were left out.")
     kept = {ours: results.get(theirs, {}) for ours, theirs in KEPT.items()}
     return {"tasks": list(found), "length": length, "shortened_requests": lm.cut, **given} | kept
 

@@ -1,8 +1,8 @@
 """Tasks of lm-evaluation-harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness) for models of ours.
 
 The library is an extra, ``pip install 'seqlab[evaluate]'``: this module imports it, and is imported once it is needed.
-It makes the requests, splits them into tokens of context and of continuation, and computes the metrics; the model's part
-is what follows. Figures are those that its own adapter for ``transformers`` gives for the same weights and tokenizer.
+It makes the requests, splits them into tokens of context and continuation, and computes the metrics. Figures are those
+that its own adapter for ``transformers`` gives for the same weights and tokenizer.
 
 Symbols: N tokens of a text.
 """
@@ -143,7 +143,11 @@ class Adapter(TemplateLM):
         return [found[number] for number in range(len(requests))]
 
     def _prompt(self, prompt: str, count: int) -> list[int]:
-        """A prompt's tokens, of which the last are taken if it leaves no room for ``count`` more."""
+        """A prompt's tokens, of which the last are taken if it leaves no room for ``count`` more.
+
+        Raises:
+            UserError: there is no room for any.
+        """
         room = self.settings.length - count
         if room < 1:
             rule = f"the task generates {count} tokens, which leave no room for what is before them"

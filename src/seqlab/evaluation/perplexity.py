@@ -2,10 +2,10 @@
 
 The first token of a text is context alone. What the others are predicted from differs, and decides the figure:
 
-- ``sliding``: windows of ``length`` tokens, each ``stride`` further than the one before; of each but the first, the last
-  ``stride`` tokens are predicted, after at least ``length - stride + 1`` others. With ``stride`` as long as the windows
-  they lie end to end, as those of a run's own test. Windows of M tokens in the guide of ``transformers`` on perplexity,
-  which has the predicted ones in them, are those of ``length`` M - 1.
+- ``sliding``: windows of ``length`` tokens, each ``stride`` further than the one before, predict the tokens that none
+  has predicted yet: after the first window ``stride`` each, after at least ``length - stride + 1`` others. With a stride
+  of ``length`` windows lie end to end, as in a run's own test. The windows of M tokens in the guide of ``transformers``
+  to perplexity, with the predicted tokens in them, are those of ``length`` M - 1.
 - ``carried``: every token after all that are before it. Windows follow one another and the state goes from each to the
   next, so their length changes nothing but rounding.
 
@@ -107,10 +107,8 @@ def sliding(
         UserError: ``stride`` or ``length`` does not fit, or the model has too few learned positions.
     """
     if not 1 <= stride <= length:
-        remedy = f"For example stride={max(1, length // 2)}"
-        raise UserError(
-            "stride", stride, f"must lie between 1 and length={length}, so that no token is left out", remedy
-        )
+        rule = f"must lie between 1 and length={length}, so that no token is left out"
+        raise UserError("stride", stride, rule, f"For example stride={max(1, length // 2)}")
     model.check_length(min(length, len(tokens) - 1))
     device = model.embed.weight.device
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -160,7 +158,7 @@ def carried(model: nn.Module, tokens: Tensor, *, length: int, on_tokens: Progres
             on_tokens(len(inputs))
     predicted = len(tokens) - 1
     context = (
-        f"{predicted:,} tokens after all before, 1 to {predicted:,} (the state carried on over windows of {size:,})"
+        f"{predicted:,} tokens after 1 to {predicted:,} others (state carried on from window to window of {size:,})"
     )
     return TextScore(total.item(), predicted, context)
 
