@@ -2,10 +2,10 @@
 
 The first token of a text is context alone. What the others are predicted from differs, and decides the figure:
 
-- ``sliding``: windows of ``length`` tokens, each ``stride`` further than the one before, predict the tokens that none
-  has predicted yet: after the first window ``stride`` each, after at least ``length - stride + 1`` others. With a stride
-  of ``length`` windows lie end to end, as in a run's own test. The windows of M tokens in the guide of ``transformers``
-  to perplexity, with the predicted tokens in them, are those of ``length`` M - 1.
+- ``sliding``: windows of ``length`` tokens, each ``stride`` further than the one before, predict what none before has:
+  all but the first ``stride`` tokens each, after at least ``length - stride + 1`` others. With a stride of ``length``
+  windows lie end to end, as in a run's own test. The windows of M tokens in the guide of ``transformers`` to
+  perplexity, with the predicted tokens in them, are those of ``length`` M - 1.
 - ``carried``: every token after all that are before it. Windows follow one another and the state goes from each to the
   next, so their length changes nothing but rounding.
 
@@ -157,9 +157,7 @@ def carried(model: nn.Module, tokens: Tensor, *, length: int, on_tokens: Progres
             total += losses_of_logits(logits[0], targets.to(device))[0].sum(dtype=torch.float64)
             on_tokens(len(inputs))
     predicted = len(tokens) - 1
-    context = (
-        f"{predicted:,} tokens after 1 to {predicted:,} others (state carried on from window to window of {size:,})"
-    )
+    context = f"{predicted:,} tokens after 1 to {predicted:,} others (state carried on, windows of {size:,})"
     return TextScore(total.item(), predicted, context)
 
 
