@@ -88,8 +88,8 @@ ROOMS = {
         "main resolvers result_table",
     ),
     "commands": (
-        "errors invocation console config data ops models training inference evaluation runs pretrained report "
-        "benchmarks cli experiment",
+        "errors invocation formatting console config data ops models training inference evaluation runs pretrained "
+        "report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
         "benchmark_inference benchmark_scan benchmark_step_cpu compare evaluate generate options settings train",
     ),

@@ -49,8 +49,9 @@ from seqlab.commands.settings import Kinds, read_settings
 from seqlab.data.encoding import plain
 from seqlab.errors import UserError
 from seqlab.evaluation.perplexity import TextScore, carried, refuse_growing_state, sliding
-from seqlab.evaluation.results import add, figures_table, tasks_table
+from seqlab.evaluation.results import WINDOWS, add, earlier, figures_table, tasks_table
 from seqlab.evaluation.texts import OfRun, OfTokenizer, Texts, positions_of, tokenizer_folder, tokens_of_split
+from seqlab.formatting import counted
 from seqlab.models.counting import count_parameters
 from seqlab.runs.build import choose_device
 from seqlab.runs.environment import environment, package_version
@@ -60,7 +61,6 @@ from seqlab.runs.trust import packages, refuse_links
 from seqlab.training.precision import DTYPES, Precision, check_precision
 
 EVALUATIONS = Path("outputs", "evaluations")
-WINDOWS = ("sliding", "carried")
 KEPT = {
     "results": "results",
     "group_subtasks": "group_subtasks",
@@ -239,7 +239,8 @@ def of_tasks(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
         results = harness.run_tasks(lm, [one for some in found.values() for one in some], **given)
     show(tasks_table(f"{subject.facts['model']}, {length:,} tokens of context", results))
     if lm.cut:
-        console.say(f"{lm.cut:,} requests are longer than length={length}; the beginnings of them were left out.")
+        requests = counted(lm.cut, "request")
+        console.say(f"Longer than length={length}, so that the beginning of the context was left out: {requests}.")
     kept = {ours: results.get(theirs, {}) for ours, theirs in KEPT.items()}
     return {"tasks": list(found), "length": length, "shortened_requests": lm.cut, **given} | kept
 
@@ -260,11 +261,12 @@ def run(settings: dict[str, Any]) -> int:
     subject = (of_checkpoint if settings["run"] is None else of_run)(settings, device)
     check_precision(subject.model, device, settings["precision"])
     subject.model.to(DTYPES[settings["precision"]])
+    path = Path(settings["out"] or subject.folder) / "evaluation.json"
+    earlier(path)  # what is there has to be what results can be added to, before they are computed
     found = (of_tasks if settings["tasks"] else of_text)(settings, subject)
     facts = environment(device)
     facts["versions"] |= {name: package_version(name) for name in ("lm_eval", "datasets", "tokenizers")}
     how = {key: settings[key] for key in ("precision", "batch_size", "seed")}
-    path = Path(settings["out"] or subject.folder) / "evaluation.json"
     when = {"date": f"{datetime.now():%Y-%m-%dT%H:%M:%S}"}
     add(path, subject.facts | when | count_parameters(subject.model) | how | found | facts)
     console.output().print(f"Written to {path}", soft_wrap=True, markup=False, highlight=False)

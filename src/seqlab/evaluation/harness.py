@@ -182,6 +182,23 @@ def _new_tokens(settings: dict[str, Any]) -> int:
     return normalize_gen_kwargs(settings, NEW_TOKENS)["max_gen_toks"]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the library prints among the results, and without processes of its own for the resampling."""
+    before = {name: logging.getLogger(name).level for name in ("lm_eval", "huggingface_hub")}
+    alone = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    for name in before:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+        os.environ["DISABLE_MULTIPROC"] = alone or ""
+
+
 def find_tasks(names: Sequence[str], folder: str | None) -> dict[str, list[Any]]:
     """The library's tasks and groups, with their data, by their names.
 
@@ -213,15 +230,17 @@ def _loaded(manager: TaskManager, name: str) -> list[Any]:
         UserError: its data cannot be had, or it is no task.
     """
     try:
-        loaded = manager.load([name])
+        with quiet():
+            loaded = manager.load([name])
     except Exception as error:  # the library's, and those of what it fetches with
         reason = " ".join(str(error).split())[:200]
         rule = f"the task or its data cannot be had ({type(error).__name__}: {reason})"
         remedy = "Connect to the network, where its data are on the hub, or name a task with files of its own"
         raise UserError("tasks", name, rule, remedy) from error
-    unsafe = [task for task, one in loaded["tasks"].items() if getattr(one, "UNSAFE_CODE", False)]
-    if unsafe:
-        raise UserError("tasks", unsafe[0], "runs code that a model writes", "Name others")
+    for flag, rule in (("UNSAFE_CODE", "runs code that a model writes"), ("MULTIMODAL", "is about more than text")):
+        for task, one in loaded["tasks"].items():
+            if getattr(one, flag, False):
+                raise UserError("tasks", task, rule, "Leave it out")
     groups = loaded.get("groups", {})
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
 
@@ -239,24 +258,10 @@ def run_tasks(lm: TemplateLM, tasks: Sequence[Any], *, fewshot: int | None, limi
     loaded = TaskManager(include_defaults=False).load(list(tasks))
     for task in loaded["tasks"].values():
         usual = task.get_config("num_fewshot")
-        if usual is None or (fewshot is not None and usual != 0):  # a task that is defined without any keeps to it
+        if task.get_config("output_type") == "loglikelihood_rolling":
+            task.set_config(key="num_fewshot", value=0)  # of whole texts
+        elif usual is None or (fewshot is not None and usual != 0):  # a task that is defined without any keeps to it
             task.set_config(key="num_fewshot", value=fewshot or 0)
         task.set_fewshot_seed(seed=lm.settings.seed)
-    with _quiet():
+    with quiet():
         return evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=bootstrap, log_samples=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the library prints among the results, and without processes of its own for the resampling."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if before is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = before

@@ -21,6 +21,7 @@ FIGURES = {
     "words": "words",
     "bytes": "bytes",
 }
+WINDOWS = {"sliding": "sliding window", "carried": "state carried on"}
 DIRECTIONS = {True: "higher", False: "lower"}
 
 
@@ -29,7 +30,7 @@ def figures_table(title: str, figures: dict[str, dict[str, float]], contexts: di
     table = Table(title=title, title_justify="left")
     table.add_column("", style="bold")
     for window in figures:
-        table.add_column(f"{window} window", overflow="fold")
+        table.add_column(WINDOWS[window], overflow="fold")
     for key, name in FIGURES.items():
         if key != "unknown_tokens" or any(each[key] for each in figures.values()):
             table.add_row(name, *(number(each[key]) for each in figures.values()))
@@ -64,11 +65,11 @@ def metrics_of(values: dict[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
 
 
 def number(value: Any) -> str:
-    """Four decimals for a fraction, thousands apart for a whole number, nothing for ``None``."""
+    """Four decimals for a fraction, or five digits if it is large; thousands apart for a whole number."""
     if value is None:
         return ""
     if isinstance(value, float) and math.isfinite(value):
-        return f"{value:,.4f}"
+        return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.5g}"
     return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
