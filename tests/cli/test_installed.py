@@ -79,7 +79,7 @@ def test_every_command_has_its_module_and_in_a_clone_its_script():
         assert find_spec(f"seqlab.commands.{name.replace(' ', '_')}")
         assert (ROOT / invocation.program(name).removeprefix("python ")).is_file()
     found = {path.stem for path in (ROOT / "src" / "seqlab" / "commands").glob("[!_]*.py")}
-    assert found - {"options"} == {name.replace(" ", "_") for name in commands}
+    assert found - {"options", "settings"} == {name.replace(" ", "_") for name in commands}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_current_folder_is_imported_from_only_when_told_so_and_last(monkeypa
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("seqlab comp", {"train", "compare", "generate", "benchmark"}),
+        ("seqlab comp", {*program.COMMANDS}),
         ("seqlab benchmark sc", {*program.BENCHMARKS}),
         ("seqlab compare outp", set()),
         ("seqlab train trainer=smoke schedule=", {f"schedule={name}" for name in options("schedule")}),

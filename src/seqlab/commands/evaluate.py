@@ -169,33 +169,42 @@ def of_checkpoint(settings: dict[str, Any], device: torch.device) -> Subject:
     return Subject(model.to(device), texts, None, positions, out, facts)
 
 
-def text_of(settings: dict[str, Any], subject: Subject) -> tuple[str, Tensor, str]:
-    """What is read: its name, its tokens (N,) int64 and its text.
+class Read(NamedTuple):
+    """What is read."""
+
+    name: str
+    tokens: Tensor  # (N,) int64
+    text: str
+    size: int | None = None  # bytes of what is predicted, if the data know them
+
+
+def text_of(settings: dict[str, Any], subject: Subject) -> Read:
+    """A text file, or the run's test split.
 
     Raises:
         UserError: the file cannot be read, or is too short to predict anything of.
     """
     if (name := settings["text"]) is None:
         tokens = tokens_of_split(subject.data, "test")
-        text = subject.texts.decode(tokens.tolist())
-        name = f"test split of {subject.data.name}"
-    else:
-        try:
-            text = plain(Path(name).expanduser().read_bytes().decode())
-        except UnicodeDecodeError as error:
-            rule = f"is not UTF-8 text (byte {error.start:,})"
-            raise UserError("text", name, rule, "Convert the file to UTF-8") from error
-        except OSError as error:
-            raise UserError("text", name, f"cannot be read ({error.strerror})", "Name a text file") from error
-        tokens = torch.from_numpy(subject.texts.encode(text, special=True))
+        known = getattr(subject.data, "bytes_per_token", None)
+        size = None if known is None else round(known("test") * (len(tokens) - 1))
+        return Read(f"test split of {subject.data.name}", tokens, subject.texts.decode(tokens.tolist()), size)
+    try:
+        text = plain(Path(name).expanduser().read_bytes().decode())
+    except UnicodeDecodeError as error:
+        rule = f"is not UTF-8 text (byte {error.start:,})"
+        raise UserError("text", name, rule, "Convert the file to UTF-8") from error
+    except OSError as error:
+        raise UserError("text", name, f"cannot be read ({error.strerror})", "Name a text file") from error
+    tokens = torch.from_numpy(subject.texts.encode(text, special=True))
     if len(tokens) < 2:
         raise UserError("text", name, "has fewer than two tokens, so that none can be predicted", "Name a longer text")
-    return name, tokens, text
+    return Read(name, tokens, text)
 
 
 def of_text(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
     """Perplexity of a text by each of the windows; prints the table and returns what is kept."""
-    name, tokens, text = text_of(settings, subject)
+    name, tokens, text, size = text_of(settings, subject)
     length = settings["length"] or subject.length
     stride = settings["stride"] or max(1, length // 2)
     chosen = dict.fromkeys(settings["window"].split(","))
@@ -211,7 +220,7 @@ def of_text(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
             else:
                 how |= {"stride": stride, "batch_size": settings["batch_size"]}
                 scores[window] = sliding(subject.model, tokens, **how)
-    figures = {window: score.figures(subject.texts, tokens, text) for window, score in scores.items()}
+    figures = {window: score.figures(subject.texts, tokens, text, size) for window, score in scores.items()}
     contexts = {window: score.context for window, score in scores.items()}
     title = f"{subject.facts['model']} on {name}"
     show(figures_table(title, figures, contexts))

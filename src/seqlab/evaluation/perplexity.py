@@ -44,16 +44,17 @@ class TextScore(NamedTuple):
     predicted: int
     context: str
 
-    def figures(self, texts: Texts, tokens: Tensor, text: str) -> dict[str, float]:
+    def figures(self, texts: Texts, tokens: Tensor, text: str, size: int | None = None) -> dict[str, float]:
         """The figures that are quoted.
 
         Args:
             texts: made the tokens.
             tokens: (N,) int64.
             text: what they stand for. Its bytes and words are counted without those of the first token.
+            size: its bytes without these, if the tokens do not stand for every byte.
         """
         rest = text.removeprefix(texts.decode(tokens[:1].tolist()))
-        size, words = len(rest.encode()), len(rest.split())
+        size, words = len(rest.encode()) if size is None else size, len(rest.split())
         unknown = 0 if texts.unknown is None else int((tokens[1:] == texts.unknown).sum())
         return {
             "perplexity_per_token": _perplexity(self.nats, self.predicted),

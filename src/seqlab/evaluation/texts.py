@@ -6,6 +6,7 @@ Symbols: N tokens of a text.
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,20 +48,18 @@ class Texts(Protocol):
 class OfRun:
     """The tokens of the data that a run was trained on.
 
-    A text begins as a line does, since that is what the model has seen; a corpus has no token for the end of a text.
+    A text stands after the end of another, or where the data have no token for that, after the end of a line.
 
     Args:
-        data: has ``encode`` and ``decode``, as ``seqlab.data.text.TextData``.
+        data: has ``encode`` and ``decode``, as ``seqlab.data.text.TextData``, and perhaps ``end_of_document``, a token.
     """
-
-    end = None
 
     def __init__(self, data: Any):
         self.data = data
-        try:
-            self.start = int(data.encode(LINE_END)[-1])
-        except (UserError, IndexError):  # no text of the corpus has a second line
-            self.start = None
+        self.start = self.end = getattr(data, "end_of_document", None)
+        if self.start is None:
+            with suppress(UserError, IndexError):  # no line of the corpus ends
+                self.start = int(data.encode(LINE_END)[-1])
         vocabulary = getattr(data, "vocabulary", [])
         self.unknown = vocabulary.index("<unk>") if "<unk>" in vocabulary else None
 
@@ -184,6 +183,9 @@ def tokens_of_split(data: Any, split: str) -> Tensor:
     Raises:
         UserError: they are not one text, from beginning to end.
     """
+    if getattr(data, "separator", None) is not None:
+        rule = "its documents are apart, and windows here go from one to the next"
+        raise UserError("run", split, rule, "Give text=<file>")
     batches = list(data.evaluation_batches(split, 64))
     inputs, targets = (torch.cat([batch[part].flatten() for batch in batches]) for part in (0, 1))  # (N - 1,)
     if not torch.equal(inputs[1:], targets[:-1]):
