@@ -32,6 +32,7 @@ Results are added to evaluation.json in the run folder, with versions and settin
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.util import find_spec
@@ -186,8 +187,8 @@ def text_of(settings: dict[str, Any], subject: Subject) -> Read:
     """
     if (name := settings["text"]) is None:
         tokens = tokens_of_split(subject.data, "test")
-        known = getattr(subject.data, "bytes_per_token", None)
-        size = None if known is None else round(known("test") * (len(tokens) - 1))
+        known = getattr(subject.data, "bytes_per_token", lambda split: math.nan)("test")
+        size = round(known * (len(tokens) - 1)) if math.isfinite(known) else None
         return Read(f"test split of {subject.data.name}", tokens, subject.texts.decode(tokens.tolist()), size)
     try:
         text = plain(Path(name).expanduser().read_bytes().decode())
