@@ -26,7 +26,7 @@ def some_tokens(count: int, vocabulary: int = V) -> torch.Tensor:
 def loop_of_the_guide(model: nn.Module, tokens: torch.Tensor, max_length: int, stride: int) -> float:
     """The loop of the guide of ``transformers`` to perplexity: the sum of the losses, each window's by its mean.
 
-    The guide counts one token less in each window than the mean is over; here all are counted.
+    From the second window on, the guide counts one token less than the mean is over; here all are counted.
     """
     total, end_before = 0.0, 0
     for begin in range(0, len(tokens), stride):
