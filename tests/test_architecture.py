@@ -57,6 +57,10 @@ ROOMS = {
         "errors formatting jsonio config data models runs",
         "card checkpoint counterpart export fields files sources start state_spaces tokenizer",
     ),
+    "evaluation": (
+        "errors jsonio models inference",
+        "harness perplexity results scoring texts",
+    ),
     "match": (
         "errors config models data training runs",
         "flops overlay parameters width_search",
@@ -84,10 +88,10 @@ ROOMS = {
         "main resolvers result_table",
     ),
     "commands": (
-        "errors invocation console config ops models training inference runs pretrained report benchmarks cli "
-        "experiment",
+        "errors invocation formatting console config data ops models training inference evaluation runs pretrained "
+        "report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
-        "benchmark_inference benchmark_scan benchmark_step_cpu compare export generate options train",
+        "benchmark_inference benchmark_scan benchmark_step_cpu compare evaluate export generate options settings train",
     ),
 }
 FAMILIES = ("ops/*/", "models/mixers/", "data/probes/", "pretrained/families/")

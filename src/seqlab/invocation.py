@@ -37,4 +37,5 @@ def program(name: str = "train") -> str:
 
 def as_typed(text: str) -> str:
     """A text with each ``seqlab <command>`` in it called in the manner of the present command."""
-    return re.sub(r"\bseqlab (train|compare|generate|export|benchmark \w+)", lambda found: program(found[1]), text)
+    commands = r"\bseqlab (train|compare|generate|export|evaluate|benchmark \w+)"
+    return re.sub(commands, lambda found: program(found[1]), text)

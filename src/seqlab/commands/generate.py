@@ -31,7 +31,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from seqlab import console
-from seqlab.commands.options import command, key_values
+from seqlab.commands.options import command
+from seqlab.commands.settings import Kinds, read_settings
 from seqlab.errors import UserError, printable
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
@@ -41,7 +42,7 @@ from seqlab.runs.process import reset_global_state
 from seqlab.runs.trust import packages
 from seqlab.training.precision import DTYPES, Precision, check_precision
 
-SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
+SETTINGS: Kinds = {
     "run": (str, None),
     "prompt": (str, ""),
     "temperature": (float, 1.0),
@@ -66,7 +67,7 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         UserError: an argument is no setting or has a wrong value, or ``run`` is missing.
     """
-    settings = key_values(argv, SETTINGS, __doc__)
+    settings = read_settings(argv, SETTINGS, __doc__)
     if not settings["run"]:
         raise UserError("run", "missing", "names the model to sample from", "Give run=outputs/<run folder>")
     return settings
