@@ -54,7 +54,14 @@ def in_quotes(text: str) -> str:
     return f'"{escaped}"'
 
 
-class UserError(Exception):
+class Foreseen(Exception):
+    """An ending that its message tells in full: a notebook shows no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+class UserError(Foreseen):
     """A setting, file or folder that cannot be used, said in one or two lines.
 
     Args:
@@ -101,7 +108,7 @@ def under(path: str, names: Container[str]) -> Iterator[None]:
         raise
 
 
-class Diverged(Exception):
+class Diverged(Foreseen):
     """The loss or gradient was not finite in several steps in a row."""
 
     exit_status = 1
@@ -129,7 +136,7 @@ class NoResult(Diverged):
         return self.args[0]
 
 
-class Interrupted(Exception):
+class Interrupted(Foreseen):
     """A signal asked the run to stop; a checkpoint was written first."""
 
     def __init__(self, signal: int, step: int, folder: Path):
