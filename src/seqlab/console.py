@@ -157,16 +157,17 @@ def progress(*columns: ProgressColumn, lasting: bool = False) -> Progress:
 
     Args:
         columns: shown after a bar and its count; by default the elapsed time.
-        lasting: take the whole width, and stay at the end.
+        lasting: take the whole width of a terminal, and stay at the end.
     """
     console = rich.get_console()
+    wide = lasting and console.is_terminal  # a notebook's page may be narrower than it says
     return (NotebookProgress if console.is_jupyter else Progress)(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None if lasting else 40),
+        BarColumn(bar_width=None if wide else 40),
         MofNCompleteColumn(),
         *(columns or (TimeElapsedColumn(),)),
         console=console,
-        expand=lasting,
+        expand=wide,
         transient=not lasting,
         disable=taken.is_set() or not (console.is_terminal or console.is_jupyter),
     )

@@ -50,7 +50,7 @@ def resume_command(folder: Path) -> str:
 
 def in_quotes(text: str) -> str:
     """Text as Hydra reads it again, whatever is in it."""
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    escaped = re.sub(r'(\\+)(?="|\Z)', r"\1\1", text).replace('"', r"\"")
     return f'"{escaped}"'
 
 
@@ -142,6 +142,7 @@ class Interrupted(Foreseen):
     def __init__(self, signal: int, step: int, folder: Path):
         super().__init__(signal, step, folder)
         self.signal, self.step, self.folder = signal, step, folder
+        self.command = resume_command(folder)
 
     @property
     def exit_status(self) -> int:
@@ -149,7 +150,7 @@ class Interrupted(Foreseen):
         return 128 + self.signal
 
     def __str__(self) -> str:
-        return f"Stopped at step {self.step}; the checkpoint is written. Continue with:\n{resume_command(self.folder)}"
+        return f"Stopped at step {self.step}; the checkpoint is written. Continue with:\n{self.command}"
 
 
 class Pruned(Exception):

@@ -8,6 +8,7 @@ import pandas as pd
 
 from seqlab.api.run import Run
 from seqlab.commands.compare import refuse_nothing, write
+from seqlab.invocation import typed_as
 from seqlab.report import compare as of_report
 from seqlab.report.budgets import parse_at
 from seqlab.report.inline import html
@@ -104,5 +105,6 @@ def compare(*runs: str | Path | Run, at: str | None = None) -> Comparison:
     budget = None if at is None else parse_at(at)
     found, skipped = read(paths)
     if not found:
-        refuse_nothing(skipped, paths)
+        with typed_as(["seqlab", "compare"], []):
+            refuse_nothing(skipped, paths)
     return Comparison(of_report.compare(found, skipped, at=budget))

@@ -120,10 +120,8 @@ def trained(settings: list[str]) -> tuple[Path, list[str]]:
     try:
         with hydra_alone():
             hydra = GlobalHydra.instance().hydra
-            if hydra.get_mode("config", settings) is RunMode.MULTIRUN:
-                remedy = "Call seqlab.train in a loop, or seqlab train -m in a shell"
-                raise UserError("overrides", " ".join(settings), "asks for a sweep, and train makes one run", remedy)
-            hydra.run("config", job, settings, with_log_configuration=False)
+            with one_run(settings):
+                hydra.run("config", job, settings, with_log_configuration=False)
         if isinstance(result, Exception):
             raise result
         return result
@@ -136,6 +134,23 @@ def trained(settings: list[str]) -> tuple[Path, list[str]]:
         leftovers.clear(refused=refused)
     ending.__cause__ = ending.__context__ = None  # a notebook keeps its last error, and frames hold the run's memory
     raise ending.with_traceback(None)
+
+
+@contextmanager
+def one_run(settings: list[str]) -> Iterator[None]:
+    """Refuse settings that ask for many runs, of which Hydra only asserts that there are none.
+
+    Raises:
+        UserError: an option such as ``search=rates`` does.
+        AssertionError: another one.
+    """
+    try:
+        yield
+    except AssertionError:
+        if GlobalHydra.instance().hydra.get_mode("config", settings) is not RunMode.MULTIRUN:
+            raise
+        remedy = "Call seqlab.train in a loop, or seqlab train -m in a shell"
+        raise UserError("overrides", " ".join(settings), "asks for a sweep, and train makes one run", remedy) from None
 
 
 @contextmanager
