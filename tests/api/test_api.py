@@ -69,14 +69,16 @@ def state_of_the_process() -> list:
 @contextmanager
 def odd_process() -> Iterator[None]:
     """A process whose user has set what a run sets too, and uses Hydra."""
-    threads = torch.get_num_threads()
+    threads, level = torch.get_num_threads(), logging.root.level
     precision = [(part, part.fp32_precision) for part in (torch.backends, torch.backends.cudnn.conv)]
     random.seed(3), np.random.seed(4), torch.manual_seed(5)
+    logging.root.setLevel(logging.WARNING)
     torch.set_num_threads(3)
     torch.set_default_dtype(torch.float64)
     torch.set_float32_matmul_precision("high")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.no_grad():
         yield
+    logging.root.setLevel(level)
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("highest")
@@ -95,8 +97,11 @@ def test_the_import_is_light_and_has_eight_names_at_most():
         _ = seqlab.trian
 
 
-def test_a_run_is_that_of_the_command_line_and_the_process_is_as_before(train):
+def test_a_run_is_that_of_the_command_line_and_the_process_is_as_before(train, monkeypatch):
     there = train("model=lstm", "seed=2")
+    heard, handler = [], logging.Handler()
+    handler.emit = heard.append
+    monkeypatch.setattr(logging.root, "handlers", [handler])
     with odd_process():
         before = state_of_the_process()
         run = seqlab.train(model="lstm", overrides=[*SMALL, "hydra.run.dir=from_python"], seed=2)
@@ -106,6 +111,7 @@ def test_a_run_is_that_of_the_command_line_and_the_process_is_as_before(train):
     assert {path.name for path in here.folder.iterdir()} == {path.name for path in there.folder.iterdir()}
     assert here.summary["command"].startswith("seqlab train model=lstm seed=2 trainer=smoke")
     assert "Step 2 of 2: validation loss" in (run.folder / "train.log").read_text()
+    assert heard == []  # the process's own log gets warnings alone, as it asks
 
 
 def test_what_a_run_has(train):

@@ -168,23 +168,27 @@ def hydra_alone() -> Iterator[None]:
 
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
-    """Messages of a run to ``train.log``, and to the screen unless the process shows them already.
+    """Messages of a run to ``train.log``, and to the process's own handlers at their level, or else to the screen.
 
     In a notebook, which has the progress bar, the screen gets warnings alone.
     """
     file = console.LogFile(folder / "train.log", delay=True)
     file.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    handlers: list[logging.Handler] = [file]
-    if not log.hasHandlers():
-        handlers.append(console.ConsoleHandler(logging.WARNING if console.in_notebook() else logging.INFO))
-    before = log.level
+    if log.hasHandlers():
+        shown = logging.Handler(log.getEffectiveLevel())
+        shown.emit = log.parent.callHandlers
+    else:
+        shown = console.ConsoleHandler(logging.WARNING if console.in_notebook() else logging.INFO)
+    level, propagate = log.level, log.propagate
+    log.propagate = False
     log.setLevel(logging.INFO)
-    for handler in handlers:
+    for handler in (file, shown):
         log.addHandler(handler)
     try:
         yield
     finally:
-        log.setLevel(before)
-        for handler in handlers:
+        log.propagate = propagate
+        log.setLevel(level)
+        for handler in (file, shown):
             log.removeHandler(handler)
             handler.close()
