@@ -76,14 +76,16 @@ def odd_process() -> Iterator[None]:
     torch.set_num_threads(3)
     torch.set_default_dtype(torch.float64)
     torch.set_float32_matmul_precision("high")
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.no_grad():
-        yield
-    logging.root.setLevel(level)
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")
-    for part, value in precision:
-        part.fp32_precision = value
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.no_grad():
+            yield
+    finally:
+        logging.root.setLevel(level)
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        for part, value in precision:
+            part.fp32_precision = value
 
 
 def test_the_import_is_light_and_has_eight_names_at_most():
