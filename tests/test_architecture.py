@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # The modules at the root, and what each may use.
 ROOT_MODULES = {
-    "__init__": set(),
+    "__init__": {"api", "errors"},
     "formatting": set(),
     "jsonio": set(),
     "invocation": set(),
@@ -72,7 +72,7 @@ ROOMS = {
     ),
     "report": (
         "errors formatting config runs",
-        "budgets compare curves difficulty find_runs fits formats grids groups page/cells page/charts "
+        "budgets compare curves difficulty find_runs fits formats grids groups inline page/cells page/charts "
         "page/encoding page/payload page/settings plots/bands plots/captions plots/cost plots/dataset "
         "plots/drawing plots/fits plots/labels plots/losses plots/panels plots/style plots/sweeps plots/values "
         "power_law print_tables rows runs statistics tables write_tables",
@@ -93,10 +93,14 @@ ROOMS = {
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
         "benchmark_inference benchmark_scan benchmark_step_cpu compare evaluate export generate options settings train",
     ),
+    "api": (
+        "errors invocation jsonio console config data runs report cli commands experiment",
+        "comparison run train",
+    ),
 }
 FAMILIES = ("ops/*/", "models/mixers/", "data/probes/", "pretrained/families/")
 ALLOWED = ROOT_MODULES | {room: set(uses.split()) for room, (uses, _) in ROOMS.items()}
-HYDRA = {"cli", "commands", "config", "match", "runs", "experiment", "pretrained", "sweep"}
+HYDRA = {"api", "cli", "commands", "config", "match", "runs", "experiment", "pretrained", "sweep"}
 
 
 def imports(path: Path) -> set[str]:

@@ -23,7 +23,7 @@ The text streams to standard output as it is sampled.
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,7 +37,7 @@ from seqlab.errors import UserError, printable
 from seqlab.inference.generate import generate_text
 from seqlab.inference.sampling import Sampling
 from seqlab.runs.build import choose_device
-from seqlab.runs.load import Trained, load_run
+from seqlab.runs.load import Trained, load_run, refuse_no_text
 from seqlab.runs.process import reset_global_state
 from seqlab.runs.trust import packages
 from seqlab.training.precision import DTYPES, Precision, check_precision
@@ -74,46 +74,53 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
 
 
 def load(settings: dict[str, Any]) -> Trained:
-    """The run's model and data.
-
-    Raises:
-        UserError: the run was not trained on text.
-    """
+    """The run's model and data."""
     device = choose_device(settings["device"])
     reset_global_state(settings["seed"])
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
-    if not hasattr(trained.data, "decode"):
-        rule = f"was trained on {trained.data.description}, which is no text"
-        remedy = "Name a run on a corpus, for example data=tiny_shakespeare"
-        raise UserError("run", settings["run"], rule, remedy)
+    refuse_no_text(trained, settings["run"])
     check_precision(trained.model, device, settings["precision"])
     trained.model.to(DTYPES[settings["precision"]])
     return trained
+
+
+def sampling_of(settings: dict[str, Any]) -> Sampling:
+    """How a token is drawn."""
+    return Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+
+
+def sampled(trained: Trained, settings: dict[str, Any], seed: int) -> Iterator[str]:
+    """The prompt as the model sees it, and the text that follows, in pieces.
+
+    Raises:
+        UserError: a symbol of the prompt is not in the vocabulary, or the model has too few learned positions.
+    """
+    pieces = generate_text(
+        trained.model,
+        trained.data,
+        settings["prompt"],
+        sampling_of(settings),
+        max_new_tokens=settings["max_new_tokens"],
+        seed=seed,
+        stop=settings["stop"],
+    )
+    return chain([trained.data.decode(trained.data.encode(settings["prompt"]))], pieces)
 
 
 def run(settings: dict[str, Any]) -> int:
     """Load the model and write what it samples to standard output. Returns the exit status."""
     logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     shown = printable if sys.stdout.isatty() else str  # a file takes the text as it is
-    sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+    sampling_of(settings)  # refuses what is wrong before anything is read
     trained = load(settings)
     for number in range(settings["n"]):
-        pieces = generate_text(
-            trained.model,
-            trained.data,
-            settings["prompt"],
-            sampling,
-            max_new_tokens=settings["max_new_tokens"],
-            seed=settings["seed"] + number,
-            stop=settings["stop"],
-        )
+        pieces = sampled(trained, settings, settings["seed"] + number)
         if settings["n"] > 1:
             print(f"--- {number + 1} of {settings['n']}")
-        prompt = trained.data.decode(trained.data.encode(settings["prompt"]))  # as the model sees it
         try:
-            for piece in chain([prompt], pieces):
+            for piece in pieces:
                 print(shown(piece), end="", flush=True)
         finally:
             print(flush=True)
