@@ -12,6 +12,7 @@ from torch import nn
 
 from seqlab.cli import result_table
 from seqlab.commands import generate
+from seqlab.commands.settings import parse_value
 from seqlab.data import DataSet
 from seqlab.jsonio import load as read_json
 from seqlab.runs.build import choose_device
@@ -104,7 +105,7 @@ class Run:
         """
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         given |= {"prompt": prompt, "max_new_tokens": max_new_tokens, "stop": stop, "seed": seed}
-        settings = {name: generate.parse_value(name, value) for name, value in given.items()}
+        settings = {name: parse_value(name, value, generate.SETTINGS[name][0]) for name, value in given.items()}
         with process_state_kept():
             reset_global_state(settings["seed"])
             refuse_no_text(self._trained, self.folder)
