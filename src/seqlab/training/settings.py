@@ -44,6 +44,7 @@ class TrainerConfig:
         evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
         evaluation_batches: the largest number of batches of a split to read, from its start; ``None`` reads all.
         further_tests: measure the data's tests beyond training, after the test split.
+        freeze: names of parameters that stay as they are, or patterns of them (``seqlab.training.freezing``).
 
     Raises:
         UserError: not exactly one of ``BUDGETS`` is given, or ``accumulate`` does not divide ``batch_size``.
@@ -69,6 +70,7 @@ class TrainerConfig:
     evaluation_batch_size: PositiveInt | None = None
     evaluation_batches: PositiveInt | None = None
     further_tests: bool = True
+    freeze: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}

@@ -68,9 +68,9 @@ class Trainer:
         self.evaluate_every = config.evaluate_every or -(-data.train_size // config.batch_size)
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.tokens_per_step = config.batch_size * data.length
-        self.flops_per_step = config.batch_size * training_flops(model, data)
         self.cuda_graph = captures(config, model, device)
         self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph)
+        self.flops_per_step = config.batch_size * training_flops(model, data)  # of what the update leaves to train
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None

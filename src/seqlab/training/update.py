@@ -19,6 +19,8 @@ from seqlab.models.protocols import parts
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.counters import Outcome
 from seqlab.training.device_step import DeviceStep, can_step
+from seqlab.training.freezing import freeze
+from seqlab.training.optim import trainable
 from seqlab.training.precision import autocast
 from seqlab.training.settings import TrainerConfig
 
@@ -61,7 +63,8 @@ class Update:
         self.accumulate, self.clip_norm = config.accumulate, config.clip_norm or math.inf
         self.experts = parts(model, MixtureOfExperts) if config.accumulate > 1 else []
         self.counts_first = config.accumulate > 1 and balances(model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        freeze(model, config.freeze)
+        self.parameters = trainable(model)
         optimizers = config.optimizer(model)
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
