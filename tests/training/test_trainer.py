@@ -224,12 +224,20 @@ def test_compile_trains_the_same(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+RESUMED = {
+    "all": {},
+    "frozen": {"freeze": ["embed", "layers.0"]},
+    "average": {"ema": 0.7},
+}
+
+
 class TestStopping:
-    def test_a_stopped_run_continues_bitwise(self, tmp_path):
+    @pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
+    def test_a_stopped_run_continues_bitwise(self, tmp_path, settings):
         def fresh(folder):
             torch.manual_seed(0)
             model = transformer("model.dropout=0.1")
-            return build(folder, model=model, steps=9)
+            return build(folder, model=model, **{"steps": 9} | settings)
 
         whole = fresh(tmp_path / "whole")
         run(whole)
@@ -246,6 +254,7 @@ class TestStopping:
             again.restore()
             run(again)
             assert torch.equal(weights(again.model), weights(whole.model))
+            assert torch.equal(weights(again.update.model), weights(whole.update.model))
 
     def test_within_an_evaluation(self, tmp_path):
         trainer = build(tmp_path)

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
 
@@ -44,6 +44,8 @@ class TrainerConfig:
         evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
         evaluation_batches: the largest number of batches of a split to read, from its start; ``None`` reads all.
         further_tests: measure the data's tests beyond training, after the test split.
+        ema: decay of an exponential moving average of the weights, which then is what is evaluated, kept as the best
+            weights and tested; ``None`` takes the weights themselves.
         freeze: names of parameters that stay as they are, or patterns of them (``seqlab.training.freezing``).
 
     Raises:
@@ -70,6 +72,7 @@ class TrainerConfig:
     evaluation_batch_size: PositiveInt | None = None
     evaluation_batches: PositiveInt | None = None
     further_tests: bool = True
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     freeze: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:

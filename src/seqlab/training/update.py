@@ -16,6 +16,7 @@ from seqlab.data import Batch, DataSet
 from seqlab.models.head_loss import head_loss, skips_logits
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts
+from seqlab.training.average import Average
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.counters import Outcome
 from seqlab.training.device_step import DeviceStep, can_step
@@ -54,6 +55,7 @@ class Update:
 
     Attributes:
         late: whether ``launch`` returns before the device is done.
+        evaluated: the model whose weights are evaluated and kept: the given one, or one with averaged weights.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Update:
         self.counts_first = config.accumulate > 1 and balances(model)
         freeze(model, config.freeze)
         self.parameters = trainable(model)
+        self.average = Average(model, config.ema) if config.ema else None
+        self.evaluated = self.average.model if self.average else model
         optimizers = config.optimizer(model)
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
@@ -109,14 +113,21 @@ class Update:
             if outcome.taken:
                 self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
+        if outcome.taken:
+            self._follow()
         can_mend = self.scaler.is_enabled() and self.scaler.get_scale() > 1  # a gradient past fp16's range
         self.scaler.update()
         return outcome._replace(hopeless=outcome.hopeless and not (can_mend and math.isfinite(loss)))
 
     def _gradient_and_step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         values = self._gradient(inputs, targets)
-        self.device_step(values[:2])
+        self._follow(1 - self.device_step(values[:2]))
         return values
+
+    def _follow(self, taken: Tensor | float = 1.0) -> None:
+        """What comes after the optimizers' step, unless ``taken``, a number or a scalar on the device, is 0."""
+        if self.average:
+            self.average.update(taken)
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the batch's mean loss and of its auxiliary loss.
@@ -198,15 +209,18 @@ class Update:
         return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizers and the loss scale."""
+        """The state of the optimizers and the loss scale, and of weights that are not those of ``evaluated``."""
         return {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
+            **({"weights": self.average.state()} if self.average else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned; ``evaluated`` has its weights already."""
         self.release()  # captured kernels would go on with the state that is replaced here
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state(state["weights"])
