@@ -43,7 +43,7 @@ ROOMS = {
     "training": (
         "errors jsonio console models data ops",
         "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
-        "loggers metrics metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals "
+        "loggers lora metrics metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals "
         "trainer update",
     ),
     "config": (

@@ -59,5 +59,5 @@ def test_frozen_weights_are_held_once(tmp_path):
     trainer = build(tmp_path, freeze=["layers.0"], ema=0.9)
     shared = set(trainer.model.parameters()) & set(trainer.update.model.parameters())
     assert shared == set(trainer.update.model.layers[0].parameters())
-    state = trainer.update.state_dict()["weights"]["weights"]
+    state = trainer.update.state_dict()["average"]["weights"]
     assert len(state) == len(trainer.update.parameters)

@@ -24,7 +24,8 @@ MAKERS = {
     "plain_sgd": lambda model, lr=BASE: sgd(model, lr=lr, momentum=0.0),
     "muon": lambda model, lr=BASE: muon(model, lr=lr),
 }
-FOLLOWED = {"average": {"ema": 0.9}}
+LORA = {"rank": 2, "alpha": 4.0, "on": ["layers"]}
+FOLLOWED = {"average": {"ema": 0.9}, "lora": {"lora": LORA}, "both": {"ema": 0.9, "lora": LORA}}
 ON_DEVICE = [name for name in MAKERS if name != "muon"]
 
 

@@ -12,6 +12,7 @@ from seqlab.match.parameters import Tolerance
 from seqlab.models.counting import training_flops
 from seqlab.runs.build import built
 from seqlab.training.freezing import freeze
+from seqlab.training.lora import Lora
 from seqlab.training.settings import BUDGETS
 
 
@@ -40,6 +41,8 @@ class EqualFlops:
             with under("trainer", cfg.trainer):
                 steps = trainer.total_steps(data)
                 freeze(model := model_of(cfg), trainer.freeze)
+                if trainer.lora:
+                    Lora(model, trainer.lora)
             return steps, trainer.batch_size * training_flops(model, data)
 
         steps_of_reference, flops_of_reference = cost(reference)

@@ -23,7 +23,7 @@ Parameters = list[nn.Parameter]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 LayerDecay = Annotated[float, Field(gt=0, le=1)] | None
-Factors = dict[nn.Parameter, float]
+ByDepth = dict[nn.Parameter, float]
 
 
 def floats(numbers: Iterable[float]) -> tuple[float, ...]:
@@ -32,8 +32,13 @@ def floats(numbers: Iterable[float]) -> tuple[float, ...]:
 
 
 def trainable(model: nn.Module) -> Parameters:
-    """The parameters that require a gradient."""
-    return [p for p in model.parameters() if p.requires_grad]
+    """The parameters that require a gradient, or in their place their factors (``seqlab.training.lora``)."""
+    return [part for p in model.parameters() for part in trained_of(p)]
+
+
+def trained_of(p: nn.Parameter) -> Iterable[nn.Parameter]:
+    """What of a parameter is trained: itself, its factors if it has any, nothing if it is frozen."""
+    return getattr(p, "factors", (p,)) if p.requires_grad else ()
 
 
 def decays(parameter: nn.Parameter, *, lookups: bool) -> bool:
@@ -45,7 +50,7 @@ def decays(parameter: nn.Parameter, *, lookups: bool) -> bool:
     return parameter.ndim >= 2 and not spared
 
 
-def layer_factors(model: nn.Module, decay: float | None) -> Factors:
+def layer_factors(model: nn.Module, decay: float | None) -> ByDepth:
     """Factors on the learning rate by depth: decay^(n - i) of layer i in 0 .. n - 1, and decay^(n + 1) before it.
 
     The rate falls from the head, which has all of it, to the embedding (Howard and Ruder 2018, arXiv:1801.06146,
@@ -62,17 +67,19 @@ def layer_factors(model: nn.Module, decay: float | None) -> Factors:
     if decay is None:
         return {}
     if not len(layers := getattr(model, "layers", ())):
-        raise UserError("optimizer.layer_decay", decay, "is for a model of layers, and this one has none", "Leave it out")
+        raise UserError(
+            "optimizer.layer_decay", decay, "is for a model of layers, and this one has none", "Leave it out"
+        )
     before = [part for name in ("embed", "positions") if (part := getattr(model, name, None)) is not None]
     powers = [(len(layers) - i, layer) for i, layer in enumerate(layers)] + [(len(layers) + 1, part) for part in before]
-    return {p: decay**power for power, part in powers for p in part.parameters()}
+    return {one: decay**power for power, part in powers for p in part.parameters() for one in trained_of(p)}
 
 
 def groups_of(
     parameters: Iterable[nn.Parameter],
     lr: float,
     *,
-    layers: Factors,
+    layers: ByDepth,
     kind: str = "adam",
     decay: float | None = None,
     lookups: bool = True,
@@ -157,8 +164,8 @@ def sgd(
 
 
 def weights_in_layers(model: nn.Module, kind: type[nn.Module]) -> Parameters:
-    """The weights that are trained of the layers' modules of a kind."""
-    return [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]
+    """What is trained of the weights of the layers' modules of a kind."""
+    return [one for m in model.layers.modules() if isinstance(m, kind) for one in trained_of(m.weight)]
 
 
 def all_but(model: nn.Module, taken: Parameters) -> Parameters:

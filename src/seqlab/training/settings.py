@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from seqlab.data import DataSet
 from seqlab.errors import UserError, nearest
 from seqlab.training.counters import Counters
+from seqlab.training.lora import LoraSettings
 from seqlab.training.precision import Precision
 
 BUDGETS = ("steps", "epochs", "tokens")
@@ -47,6 +48,8 @@ class TrainerConfig:
         ema: decay of an exponential moving average of the weights, which then is what is evaluated, kept as the best
             weights and tested; ``None`` takes the weights themselves.
         freeze: names of parameters that stay as they are, or patterns of them (``seqlab.training.freezing``).
+        lora: ``{rank: r, alpha: x, on: [names]}``: train low-rank changes of these weights alone
+            (``seqlab.training.lora``).
 
     Raises:
         UserError: not exactly one of ``BUDGETS`` is given, or ``accumulate`` does not divide ``batch_size``.
@@ -74,6 +77,7 @@ class TrainerConfig:
     further_tests: bool = True
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     freeze: list[str] = dataclasses.field(default_factory=list)
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}

@@ -21,6 +21,7 @@ from seqlab.training.captured import CapturedGradient
 from seqlab.training.counters import Outcome
 from seqlab.training.device_step import DeviceStep, can_step
 from seqlab.training.freezing import freeze
+from seqlab.training.lora import Lora
 from seqlab.training.optim import trainable
 from seqlab.training.precision import autocast
 from seqlab.training.settings import TrainerConfig
@@ -66,11 +67,14 @@ class Update:
         self.experts = parts(model, MixtureOfExperts) if config.accumulate > 1 else []
         self.counts_first = config.accumulate > 1 and balances(model)
         freeze(model, config.freeze)
+        self.lora = Lora(model, config.lora) if config.lora else None
         self.parameters = trainable(model)
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
         optimizers = config.optimizer(model)
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
+        if self.lora:
+            self.lora.check_trained(self.optimizers)
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         if config.compile:  # a hint to use TensorFloat32, which is less exact
@@ -126,6 +130,8 @@ class Update:
 
     def _follow(self, taken: Tensor | float = 1.0) -> None:
         """What comes after the optimizers' step, unless ``taken``, a number or a scalar on the device, is 0."""
+        if self.lora:
+            self.lora.merge()
         if self.average:
             self.average.update(taken)
 
@@ -213,7 +219,7 @@ class Update:
         return {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            **({"weights": self.average.state()} if self.average else {}),
+            **{name: part.state() for name, part in self._beside().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -222,5 +228,9 @@ class Update:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load_state(state["weights"])
+        for name, part in self._beside().items():
+            part.load_state(state[name])
+
+    def _beside(self) -> dict[str, Average | Lora]:
+        """What has a state besides the optimizers' and that of the model."""
+        return {name: part for name, part in {"average": self.average, "lora": self.lora}.items() if part}
