@@ -20,7 +20,7 @@ def is_of(pattern: str, name: str) -> bool:
 
 
 def matching(model: nn.Module, patterns: Iterable[str], key: str) -> Named:
-    """The parameters that some pattern is of (``is_of``), each once; a shared one goes by each of its names.
+    """The parameters that some pattern is of (``is_of``), by name; a shared one goes by each of its names.
 
     Args:
         model: any.
@@ -35,11 +35,18 @@ def matching(model: nn.Module, patterns: Iterable[str], key: str) -> Named:
     for pattern in patterns:
         these = {name: p for name, p in names.items() if is_of(pattern, name)}
         if not these:
-            starts = (part for name in names for part in accumulate(name.split("."), "{}.{}".format))
-            known = dict.fromkeys([*starts, *(part for name in names for part in name.split("."))])
-            raise UserError(key, pattern, "is of no parameter of this model", nearest(pattern.strip(".*"), known))
+            raise UserError(key, pattern, "is of no parameter of this model", alike(pattern.strip(".*"), names))
         found |= these
     return {name: p for name, p in names.items() if name in found}
+
+
+def alike(pattern: str, names: Iterable[str]) -> str:
+    """A remedy that names what of the parameters' names was probably meant, or the parts that they consist of."""
+    split = [name.split(".") for name in names]
+    parts = dict.fromkeys(part for name in split for part in name if not part.isdecimal())
+    starts = dict.fromkeys(start for name in split for start in accumulate(name, "{}.{}".format))
+    remedy = nearest(pattern, starts | parts)
+    return remedy if remedy.startswith("Did you mean") else f"Its parts are: {', '.join(parts)}"
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
