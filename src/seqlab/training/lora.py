@@ -66,11 +66,11 @@ class Lora:
             W.copy_(torch.add(base, B @ A, alpha=self.scale))
 
     def state(self) -> dict[str, list[Tensor]]:
-        """The weights without their change, and the factors; the model has the rest."""
+        """The weights without their change, (..., O, I), and B (..., O, r) and A (..., r, I); the model has the rest."""
         return {"base": self.base, "factors": [factor.detach() for W in self.weights for factor in W.factors]}
 
     def load_state(self, state: dict[str, list[Tensor]]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore what ``state`` returned, in its shapes: (..., O, I), (..., O, r), (..., r, I)."""
         for key, ours in self.state().items():
             for mine, saved in zip(ours, state[key], strict=True):
                 mine.copy_(saved)
