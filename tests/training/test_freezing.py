@@ -42,7 +42,7 @@ def test_a_shared_matrix_goes_by_both_names():
     [
         (["layer.0.*"], r"freeze=layer\.0\.\*: is of no parameter of this model\.\nDid you mean 'layers\.0'\?"),
         (["embed", "outproj"], r"freeze=outproj: .*\nDid you mean 'out_proj'\?"),
-        (["rope"], r"freeze=rope: .*\nIts parts are: embed, weight, layers, mixer, norm, inner, .*, out_proj\."),
+        (["rope"], r"freeze=rope: .*\nIts parts are: embed, weight, layers, mixer, norm, inner, .*, out_proj, head"),
         (["*"], r"freeze=\['\*'\]: leaves nothing to train\.\nLeave a part"),
     ],
 )
