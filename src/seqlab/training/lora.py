@@ -66,7 +66,7 @@ class Lora:
             W.copy_(torch.add(base, B @ A, alpha=self.scale))
 
     def state(self) -> dict[str, list[Tensor]]:
-        """The weights without their change, (..., O, I), and B (..., O, r) and A (..., r, I); the model has the rest."""
+        """The weights without their change, (..., O, I), and B (..., O, r) and A (..., r, I)."""
         return {"base": self.base, "factors": [factor.detach() for W in self.weights for factor in W.factors]}
 
     def load_state(self, state: dict[str, list[Tensor]]) -> None:
