@@ -7,7 +7,7 @@ from fits import build, run
 from seqlab.errors import UserError
 from seqlab.models.counting import training_flops
 from seqlab.training.freezing import freeze, is_of, matching
-from support import Echo, built_model, models
+from support import Echo, architectures, built_model
 
 SIZE = ("size.d_model=16", "size.n_heads=2", "size.d_ff=32")
 
@@ -51,7 +51,7 @@ def test_a_mistake_is_refused(patterns, message):
         freeze(built_model("model=mamba", *SIZE), patterns)
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", architectures())
 def test_the_others_have_the_gradient_that_they_had(name):
     """With every second parameter frozen, within each operator too."""
 
