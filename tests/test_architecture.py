@@ -42,8 +42,9 @@ ROOMS = {
     ),
     "training": (
         "errors jsonio console models data ops",
-        "ahead captured checkpoint compile_ahead counters device_step evaluate lean_optimizers loggers metrics "
-        "metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals trainer update",
+        "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
+        "loggers lora metrics metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals "
+        "trainer update",
     ),
     "config": (
         "errors invocation",

@@ -52,12 +52,17 @@ def gpt2(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_starts_from_a_checkpoint_and_goes_on_without_it(gpt2, train, corpus, capsys):
+TUNED = ("trainer.lora={rank: 2, alpha: 4, on: [in_proj]}", "trainer.ema=0.9", "optimizer.layer_decay=0.9")
+
+
+@pytest.mark.parametrize("tuning", [(), TUNED], ids=["all", "tuned"])
+def test_a_run_starts_from_a_checkpoint_and_goes_on_without_it(gpt2, train, corpus, capsys, tuning):
     begin = pretrained.load(gpt2).state_dict()
-    settings = ["trainer=smoke", "trainer.steps=2", "optimizer.lr=1e-12", "model.dropout=0.1"]
+    settings = ["trainer=smoke", "trainer.steps=2", "optimizer.lr=1e-12", "model.dropout=0.1", *tuning]
     job = train(f"init_from={gpt2}", *corpus["tiny_shakespeare"], *settings, small=False)
     assert job.status == 0
     assert job.summary["model"] == "gpt2"
+    assert (job.summary["trainable_parameters"] < job.summary["parameters"]) == bool(tuning)
     trained = final_weights(job.folder)
     assert len(trained["positions.weight"]) == 19  # all that the checkpoint has, though windows are of 16
     for name, weight in trained.items():
