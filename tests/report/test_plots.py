@@ -244,7 +244,9 @@ def test_further_tests_of_several_data_sets_are_in_one_picture(drawn, tmp_path):
     assert [axes.get_title() for axes in figure.axes] == ["mqar", "parity"] and "Mean over 2 seeds" in caption
     looks = [{line.get_color(): line.get_marker() for line, *_ in axes.containers} for axes in figure.axes]
     assert len(looks[0]) == 3 and looks[0].items() > looks[1].items()
-    assert [line.get_xydata().tolist() for line, *_ in figure.axes[1].containers] == [[[64, 1 / 64], [512, 1 / 512]]] * 2
+    assert [line.get_xydata().tolist() for line, *_ in figure.axes[1].containers] == [
+        [[64, 1 / 64], [512, 1 / 512]]
+    ] * 2
     drawn.clear()
     plots.write(compare(runs), tmp_path)
     assert "tests" not in drawn
