@@ -184,17 +184,32 @@ def test_a_checkpoint_that_cannot_be_used(gpt2, damage, message):
 
 MAMBA = {"hidden_size": 8, "num_hidden_layers": 1}
 LLAMA = MAMBA | {"num_attention_heads": 2, "intermediate_size": 8}
+HYBRID = LLAMA | {"mamba_n_heads": 2, "mamba_d_ssm": 16}
+ROPE = {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}, "max_position_embeddings": 9, "low_freq_factor": 0.5}
+ROPE |= {"high_freq_factor": 4.0}
+LONGROPE = LLAMA | {"rope_parameters": {"rope_type": "longrope"}, "max_position_embeddings": 9, "factor": 2.0}
+LONGROPE |= {"long_factor": [2.0, 3.0], "short_factor": [2.0, 3.0]}
 INEXPRESSIBLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "a bias": ("MambaForCausalLM", MAMBA, {"use_bias": True}),
     "no bias of the convolution": ("FalconMambaForCausalLM", MAMBA, {"use_conv_bias": False}),
     "bounded steps": ("Mamba2ForCausalLM", MAMBA | {"num_heads": 2, "head_dim": 8}, {"time_step_limit": [0.0, 1.0]}),
     "heads that do not fit": ("Mamba2ForCausalLM", MAMBA | {"num_heads": 2, "head_dim": 8}, {"num_heads": 3}),
     "an activation": ("LlamaForCausalLM", LLAMA, {"hidden_act": "gelu"}),
-    "scaled frequencies": ("LlamaForCausalLM", LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
-    "scaled frequencies, version 5": ("LlamaForCausalLM", LLAMA, {"rope_parameters": {"rope_type": "llama3"}}),
+    "frequencies by length": ("LlamaForCausalLM", LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "frequencies by layer": ("LlamaForCausalLM", LLAMA, {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
     "a part of each head": ("Qwen2ForCausalLM", LLAMA, {"partial_rotary_factor": 0.5}),
     "a window": ("Qwen2ForCausalLM", LLAMA, {"use_sliding_window": True}),
     "a base that is no number": ("LlamaForCausalLM", LLAMA, {"rope_theta": "1e4"}),
+    "divisors by length": ("LlamaForCausalLM", LONGROPE, {"short_factor": [1.0]}),
+    "bounds that cross": ("LlamaForCausalLM", LLAMA | ROPE | {"high_freq_factor": 1.0}, {"low_freq_factor": 1.0}),
+    "a bias of Jamba": ("JambaForCausalLM", LLAMA, {"mamba_proj_bias": True}),
+    "an offset beyond the period": ("JambaForCausalLM", LLAMA, {"attn_layer_offset": 8}),
+    "a layer that is not there": ("BambaForCausalLM", HYBRID, {"attn_layer_indices": [1]}),
+    "heads of another width": ("BambaForCausalLM", HYBRID, {"mamba_d_head": 4}),
+    "an unknown layer": ("GraniteMoeHybridForCausalLM", HYBRID, {"layer_types": ["conv"]}),
+    "other positions": ("GraniteMoeHybridForCausalLM", HYBRID, {"position_embedding_type": "alibi"}),
+    "one expert a token": ("GraniteMoeHybridForCausalLM", HYBRID, {"num_experts_per_tok": 1}),
+    "a bias of Falcon": ("FalconH1ForCausalLM", HYBRID, {"projectors_bias": True}),
 }
 
 
