@@ -55,7 +55,7 @@ ROOMS = {
     ),
     "pretrained": (
         "errors formatting jsonio config data models runs",
-        "card checkpoint counterpart export fields files sources start state_spaces tokenizer",
+        "card checkpoint counterpart export fields files sources start state_spaces text tokenizer",
     ),
     "match": (
         "errors config models data training runs",
@@ -74,7 +74,7 @@ ROOMS = {
         "power_law print_tables rows runs statistics tables write_tables",
     ),
     "benchmarks": (
-        "errors formatting jsonio console ops data models inference training config runs report",
+        "errors formatting jsonio console ops data models inference training config runs pretrained report",
         "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
         "peer_tasks report results roofline run_trees scan scan_contestants scan_shapes session step timing "
         "training_step",

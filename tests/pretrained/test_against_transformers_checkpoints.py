@@ -77,7 +77,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite_hybrid_dense": (
         "GraniteMoeHybrid",
         HYBRID_MAMBA2
-        | {"layer_types": ["attention", "mamba", "attention"], "num_local_experts": 0, "position_embedding_type": "rope"}
+        | {
+            "layer_types": ["attention", "mamba", "attention"],
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+        }
         | {"embedding_multiplier": 12, "logits_scaling": 3.0, "tie_word_embeddings": True, "attention_bias": True},
     ),
     **{
