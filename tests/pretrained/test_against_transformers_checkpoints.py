@@ -17,7 +17,7 @@ from seqlab.pretrained.checkpoint import Checkpoint
 from seqlab.pretrained.counterpart import counterpart
 from seqlab.pretrained.export import write_model
 from seqlab.pretrained.files import tensors_in
-from seqlab.pretrained.sources import source_of
+from seqlab.pretrained.sources import scaled, source_of
 
 VOCABULARY, LENGTH, NEW = 37, 11, 6
 
@@ -88,7 +88,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         f"falcon_h1{name}": (
             "FalconH1",
             HYBRID_MAMBA2
-            | {"mamba_d_ssm": 36, "mamba_n_groups": 3, "ssm_multipliers": [0.5, 2.0, 0.7, 1.5, 0.9]}
+            | {
+                "num_hidden_layers": 2,
+                "mamba_d_ssm": 36,
+                "mamba_n_groups": 3,
+                "ssm_multipliers": [0.5, 2.0, 0.7, 1.5, 0.9],
+            }
             | {"mlp_multipliers": [0.8, 1.7], "key_multiplier": 0.3, "ssm_in_multiplier": 1.3}
             | {"ssm_out_multiplier": 0.6, "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.7}
             | {"lm_head_multiplier": 0.4, "embedding_multiplier": 5.0}
@@ -162,6 +167,14 @@ def test_a_checkpoint_computes_the_same(case, tmp_path):
     ours = carried_back(folder, model)
     for name, gradient in revert_weight_conversion(other, gradients).items():
         assert_close(ours[name], gradient)
+
+
+def test_a_multiplier_is_not_rounded_as_the_weights_are():
+    stored = torch.randn(5, 3).to(torch.bfloat16)
+    for factor in (0.22, torch.tensor([0.3, 1, 1, 1, 7.7])):
+        expected = stored.float() * (factor if isinstance(factor, float) else factor[:, None])
+        assert torch.equal(scaled("weight", factor).change(stored), expected)
+    assert scaled("weight", torch.ones(5)).change(stored) is stored
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,7 +15,6 @@ from seqlab.errors import UserError
 from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear, is_plain, linear
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
-from seqlab.models.norms import RMSNorm
 from seqlab.ops import (
     causal_conv1d,
     causal_conv1d_update,
@@ -124,24 +123,24 @@ class Mamba(nn.Module):
         self.D = nn.Parameter(torch.ones(d_inner))
         self.A_log.no_weight_decay = True
         self.out_proj = Linear(d_inner, d_model, bias=False)
-        self.selection_norms = None
-        if selection_norm_weights:
-            if selection_norm_eps is None:
-                rule = "are of norms, and selection_norm_eps=null says that there are none"
-                raise UserError("selection_norm_weights", True, rule, "Set selection_norm_eps=1e-6")
-            sizes = {"dt": self.dt_rank, "B": d_state, "C": d_state}
-            self.selection_norms = nn.ModuleDict({k: RMSNorm(size, selection_norm_eps) for k, size in sizes.items()})
+        if selection_norm_weights and selection_norm_eps is None:
+            rule = "are of norms, and selection_norm_eps=null says that there are none"
+            raise UserError("selection_norm_weights", True, rule, "Set selection_norm_eps=1e-6")
+        sizes = {"dt": self.dt_rank, "B": d_state, "C": d_state}
+        weights = {name: torch.ones(size) for name, size in sizes.items()}
+        self.selection_norms = nn.ParameterDict(weights) if selection_norm_weights else None
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input-dependent delta (before bias and softplus), B and C: what makes the scan selective."""
         dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        if self.selection_norms is not None:
-            dt, B, C = (norm(part) for norm, part in zip(self.selection_norms.values(), (dt, B, C), strict=True))
-        elif self.selection_norm_eps is not None:
-            dt, B, C = (
-                nn.functional.rms_norm(part, part.shape[-1:], eps=self.selection_norm_eps) for part in (dt, B, C)
-            )
+        if self.selection_norm_eps is not None:
+            dt, B, C = (self._normed(name, part) for name, part in {"dt": dt, "B": B, "C": C}.items())
         return linear(dt, self.dt_proj.weight), B, C
+
+    def _normed(self, name: str, part: Tensor) -> Tensor:
+        """One of delta, B and C (..., n) divided by its root mean square, times its weight if it has one."""
+        normal = nn.functional.rms_norm(part, part.shape[-1:], eps=self.selection_norm_eps)
+        return normal if self.selection_norms is None else normal * self.selection_norms[name]
 
     @property
     def A(self) -> Tensor:  # noqa: N802

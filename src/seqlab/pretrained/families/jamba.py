@@ -91,7 +91,7 @@ def sources(fields: Fields) -> Table:
 def selection_norms(ours: str, theirs: str) -> Table:
     """The norms of what Mamba-1 selects with."""
     names = {"dt": "dt_layernorm", "B": "b_layernorm", "C": "c_layernorm"}
-    return {f"{ours}.selection_norms.{own}.weight": f"{theirs}.{name}.weight" for own, name in names.items()}
+    return {f"{ours}.selection_norms.{own}": f"{theirs}.{name}.weight" for own, name in names.items()}
 
 
 def jamba_fields(model: SequenceModel) -> Values | None:
