@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # The modules at the root, and what each may use.
 ROOT_MODULES = {
-    "__init__": set(),
+    "__init__": {"api", "errors"},
     "formatting": set(),
     "jsonio": set(),
     "invocation": set(),
@@ -42,8 +42,9 @@ ROOMS = {
     ),
     "training": (
         "errors jsonio console models data ops",
-        "ahead captured checkpoint compile_ahead counters device_step evaluate lean_optimizers loggers metrics "
-        "metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals trainer update",
+        "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
+        "loggers lora metrics metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals "
+        "trainer update",
     ),
     "config": (
         "errors invocation",
@@ -55,7 +56,11 @@ ROOMS = {
     ),
     "pretrained": (
         "errors formatting jsonio config data models runs",
-        "card checkpoint counterpart export fields files sources start state_spaces text tokenizer",
+        "card checkpoint counterpart export fields files sources start state_spaces tokenizer",
+    ),
+    "evaluation": (
+        "errors jsonio models inference",
+        "harness perplexity results scoring texts",
     ),
     "match": (
         "errors config models data training runs",
@@ -68,7 +73,7 @@ ROOMS = {
     ),
     "report": (
         "errors formatting config runs",
-        "budgets compare curves difficulty find_runs fits formats grids groups page/cells page/charts "
+        "budgets compare curves difficulty find_runs fits formats grids groups inline page/cells page/charts "
         "page/encoding page/payload page/settings plots/bands plots/captions plots/cost plots/dataset "
         "plots/drawing plots/fits plots/labels plots/losses plots/panels plots/style plots/sweeps plots/values "
         "power_law print_tables rows runs statistics tables write_tables",
@@ -84,15 +89,19 @@ ROOMS = {
         "main resolvers result_table",
     ),
     "commands": (
-        "errors invocation console config ops models training inference runs pretrained report benchmarks cli "
-        "experiment",
+        "errors invocation formatting console config data ops models training inference evaluation runs pretrained "
+        "report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
-        "benchmark_inference benchmark_scan benchmark_step_cpu compare export generate options train",
+        "benchmark_inference benchmark_scan benchmark_step_cpu compare evaluate export generate options settings train",
+    ),
+    "api": (
+        "errors invocation jsonio console config data runs report cli commands experiment",
+        "comparison run train",
     ),
 }
 FAMILIES = ("ops/*/", "models/mixers/", "data/probes/", "pretrained/families/")
 ALLOWED = ROOT_MODULES | {room: set(uses.split()) for room, (uses, _) in ROOMS.items()}
-HYDRA = {"cli", "commands", "config", "match", "runs", "experiment", "pretrained", "sweep"}
+HYDRA = {"api", "cli", "commands", "config", "match", "runs", "experiment", "pretrained", "sweep"}
 
 
 def imports(path: Path) -> set[str]:

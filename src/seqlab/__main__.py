@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "tables, pictures and a page of the runs in outputs/",
     "generate": "text from a model that a run trained",
     "export": "a trained model as a folder that transformers loads",
+    "evaluate": "perplexity of a text, or tasks of lm-evaluation-harness, for a run or a checkpoint",
     "benchmark": "measure; seqlab benchmark lists what",
 }
 BENCHMARKS = {

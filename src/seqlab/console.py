@@ -14,6 +14,7 @@ import rich
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
+from rich.text import Text
 from typing_extensions import override
 
 from seqlab.errors import printable
@@ -111,23 +112,64 @@ class Escaped:
             yield Segment(text if control else printable(text), style, control)
 
 
+class NotebookProgress(Progress):
+    """Progress bars in the output of a notebook's cell, drawn again as they move; ``rich`` would need ipywidgets."""
+
+    INTERVAL = 0.2  # seconds
+
+    @override
+    def start(self) -> None:
+        from IPython.display import display
+
+        self._next = 0.0
+        self._shown = display(self, display_id=True)
+
+    @override
+    def stop(self) -> None:
+        self._shown.update(Text() if self.live.transient else self)
+        self._shown = None
+
+    @override
+    def update(self, *arguments: Any, **changes: Any) -> None:
+        super().update(*arguments, **changes)
+        self._draw()
+
+    @override
+    def advance(self, *arguments: Any) -> None:
+        super().advance(*arguments)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._shown is not None and (now := self.get_time()) >= self._next:
+            self._shown.update(self)
+            self._next = now + self.INTERVAL
+
+    _shown: Any = None
+
+
+def in_notebook() -> bool:
+    """Whether what is printed goes to a notebook's page."""
+    return rich.get_console().is_jupyter
+
+
 def progress(*columns: ProgressColumn, lasting: bool = False) -> Progress:
-    """Progress bars on the shared console; none where it is no terminal, or shows the table of a sweep.
+    """Progress bars on the shared console; none where it is no terminal or notebook, or shows the table of a sweep.
 
     Args:
         columns: shown after a bar and its count; by default the elapsed time.
-        lasting: take the whole width, and stay at the end.
+        lasting: take the whole width of a terminal, and stay at the end.
     """
     console = rich.get_console()
-    return Progress(
+    wide = lasting and console.is_terminal  # a notebook's page may be narrower than it says
+    return (NotebookProgress if console.is_jupyter else Progress)(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None if lasting else 40),
+        BarColumn(bar_width=None if wide else 40),
         MofNCompleteColumn(),
         *(columns or (TimeElapsedColumn(),)),
         console=console,
-        expand=lasting,
+        expand=wide,
         transient=not lasting,
-        disable=taken.is_set() or not console.is_terminal,
+        disable=taken.is_set() or not (console.is_terminal or console.is_jupyter),
     )
 
 

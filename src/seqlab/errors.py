@@ -50,11 +50,18 @@ def resume_command(folder: Path) -> str:
 
 def in_quotes(text: str) -> str:
     """Text as Hydra reads it again, whatever is in it."""
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    escaped = re.sub(r'(\\+)(?="|\Z)', r"\1\1", text).replace('"', r"\"")
     return f'"{escaped}"'
 
 
-class UserError(Exception):
+class Foreseen(Exception):
+    """An ending that its message tells in full: a notebook shows no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+class UserError(Foreseen):
     """A setting, file or folder that cannot be used, said in one or two lines.
 
     Args:
@@ -101,7 +108,7 @@ def under(path: str, names: Container[str]) -> Iterator[None]:
         raise
 
 
-class Diverged(Exception):
+class Diverged(Foreseen):
     """The loss or gradient was not finite in several steps in a row."""
 
     exit_status = 1
@@ -129,12 +136,13 @@ class NoResult(Diverged):
         return self.args[0]
 
 
-class Interrupted(Exception):
+class Interrupted(Foreseen):
     """A signal asked the run to stop; a checkpoint was written first."""
 
     def __init__(self, signal: int, step: int, folder: Path):
         super().__init__(signal, step, folder)
         self.signal, self.step, self.folder = signal, step, folder
+        self.command = resume_command(folder)
 
     @property
     def exit_status(self) -> int:
@@ -142,7 +150,7 @@ class Interrupted(Exception):
         return 128 + self.signal
 
     def __str__(self) -> str:
-        return f"Stopped at step {self.step}; the checkpoint is written. Continue with:\n{resume_command(self.folder)}"
+        return f"Stopped at step {self.step}; the checkpoint is written. Continue with:\n{self.command}"
 
 
 class Pruned(Exception):

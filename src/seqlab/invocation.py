@@ -4,7 +4,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 TYPED = "SEQLAB_COMMAND"
 """Environment variable with the command, for jobs in processes of their own."""
@@ -19,6 +20,26 @@ SCRIPTS = {"train": "train.py", "benchmark coordinates": "scripts/coordinate_che
 def remember(words: Sequence[str]) -> None:
     """Keep the command, for this process and for those that it starts."""
     os.environ[TYPED] = shlex.join(words)
+
+
+@contextmanager
+def typed_as(beginning: Sequence[str], arguments: Sequence[str]) -> Iterator[None]:
+    """Within, the command is this one: of a call from Python, of which nothing was typed.
+
+    Args:
+        beginning: the words that name the command.
+        arguments: the words after it.
+    """
+    before, argv = os.environ.get(TYPED), sys.argv
+    sys.argv = [beginning[0], *arguments]
+    remember([*beginning, *arguments])
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        del os.environ[TYPED]
+        if before is not None:
+            os.environ[TYPED] = before
 
 
 def typed() -> list[str]:
@@ -37,4 +58,5 @@ def program(name: str = "train") -> str:
 
 def as_typed(text: str) -> str:
     """A text with each ``seqlab <command>`` in it called in the manner of the present command."""
-    return re.sub(r"\bseqlab (train|compare|generate|export|benchmark \w+)", lambda found: program(found[1]), text)
+    commands = r"\bseqlab (train|compare|generate|export|evaluate|benchmark \w+)"
+    return re.sub(commands, lambda found: program(found[1]), text)

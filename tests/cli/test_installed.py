@@ -81,7 +81,7 @@ def test_every_command_has_its_module_and_in_a_clone_its_script():
         assert find_spec(f"seqlab.commands.{name.replace(' ', '_')}")
         assert (ROOT / invocation.program(name).removeprefix("python ")).is_file()
     found = {path.stem for path in (ROOT / "src" / "seqlab" / "commands").glob("[!_]*.py")}
-    assert found - {"options"} == {name.replace(" ", "_") for name in commands}
+    assert found - {"options", "settings"} == {name.replace(" ", "_") for name in commands}
 
 
 @pytest.mark.parametrize(

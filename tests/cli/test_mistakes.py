@@ -42,6 +42,7 @@ MISTAKES = {
     "several values": (["seed=1,2"], r"seed=1,2: is several values, .*\nAdd -m .* 'seed=\[1,2\]' for a list"),
     "a space too many": (["model=mamba,", "lstm"], r"command line=model=mamba,: cannot be read\.\n.*without spaces"),
     "an option by itself": (["lstm"], r"command line=lstm: is no setting with a value\.\nDid you mean model=lstm\?"),
+    "a setting by another name": (["trainer.early_stopping=3"], r"no setting\.\nDid you mean 'trainer\.patience'\?"),
     "a new setting": (["+optimiser.lr=3"], r"\+optimiser\.lr=3: .*nothing reads\.\nDid you mean 'optimizer\.lr'\?"),
     "a dash": (["-model=lstm"], r"-model=lstm: a setting is written without dashes\.\nWrite model=lstm"),
     "dashes": (["--model=lstm"], r"--model=lstm: a setting is written without dashes\.\nWrite model=lstm"),

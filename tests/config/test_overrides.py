@@ -1,8 +1,11 @@
 """Overrides and settings by key, as every room reads them."""
 
-import pytest
+from pathlib import Path
 
-from seqlab.config.overrides import flatten, parse, parse_all, sets_any
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from seqlab.config.overrides import as_override, flatten, parse, parse_all, sets_any
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,29 @@ def test_an_override_is_a_key_and_a_value(override, key, value):
 )
 def test_an_override_sets_a_key_or_something_beneath_it(override, sets):
     assert sets_any(override, ["x", "a"]) is sets
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        -1e-05,
+        "mamba",
+        "a=b, 'c' \\ \"d\"\\",
+        "",
+        "[x]",
+        "my model",
+        [1, "a, b"],
+        {"a": {"b": [None, "}"]}},
+        Path("a b/="),
+    ],
+)
+def test_values_of_python_are_overrides(value):
+    override = OverridesParser.create().parse_override(as_override("a.b", value))
+    assert override.key_or_group == "a.b"
+    assert override.value() == (str(value) if isinstance(value, Path) else value)
 
 
 def test_settings_by_their_keys():

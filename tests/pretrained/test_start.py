@@ -55,12 +55,17 @@ def gpt2(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_starts_from_a_checkpoint_and_goes_on_without_it(gpt2, train, corpus, capsys):
+TUNED = ("trainer.lora={rank: 2, alpha: 4, on: [in_proj]}", "trainer.ema=0.9", "optimizer.layer_decay=0.9")
+
+
+@pytest.mark.parametrize("tuning", [(), TUNED], ids=["all", "tuned"])
+def test_a_run_starts_from_a_checkpoint_and_goes_on_without_it(gpt2, train, corpus, capsys, tuning):
     begin = pretrained.load(gpt2).state_dict()
-    settings = ["trainer=smoke", "trainer.steps=2", "optimizer.lr=1e-12", "model.dropout=0.1"]
+    settings = ["trainer=smoke", "trainer.steps=2", "optimizer.lr=1e-12", "model.dropout=0.1", *tuning]
     job = train(f"init_from={gpt2}", *corpus["tiny_shakespeare"], *settings, small=False)
     assert job.status == 0
     assert job.summary["model"] == "gpt2"
+    assert (job.summary["trainable_parameters"] < job.summary["parameters"]) == bool(tuning)
     trained = final_weights(job.folder)
     assert len(trained["positions.weight"]) == 19  # all that the checkpoint has, though windows are of 16
     for name, weight in trained.items():
@@ -89,7 +94,7 @@ def generated(capsys, *arguments: str) -> str:
 
 @torch.no_grad()
 def test_text_from_a_checkpoint_itself(with_tokenizer, capsys):
-    model, text = pretrained.load_with_text(with_tokenizer)
+    model, text = pretrained.load(with_tokenizer), generate.CheckpointText(str(with_tokenizer), None, VOCABULARY)
     ids = text.encode("the cat")
     for _ in range(8):
         ids = torch.cat((ids, model(ids[None])[0, -1:].argmax(dim=-1)))
@@ -108,15 +113,15 @@ def larger(folder: Path) -> None:
 
 
 NO_TEXT: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "has no tokenizer.json"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "holds no tokenizer.json"),
     "a broken one": (lambda folder: (folder / "tokenizer.json").write_text("{"), [], "tokenizer.json: cannot be read"),
-    "a larger one": (larger, [], f"has {VOCABULARY + 1} tokens, and the embedding of the model beside it {VOCABULARY}"),
+    "a larger one": (larger, [], f"has {VOCABULARY + 1} tokens, and the model's vocabulary {VOCABULARY}"),
     "no such character": (
         lambda _: None,
         ["prompt=zebra"],
         "prompt=zebra: the checkpoint's tokenizer cannot encode it",
     ),
-    "a run too": (lambda _: None, ["run=outputs/x"], "names a model, and run=outputs/x does"),
+    "a run too": (lambda _: None, ["run=outputs/x"], "names what run=outputs/x has of its own"),
 }
 
 
@@ -132,7 +137,7 @@ def test_a_checkpoint_without_its_text(with_tokenizer, capsys, change, more, mes
 def test_inference_of_a_checkpoint_is_measured(gpt2):
     options = Namespace(contexts=[4], device=torch.device("cpu"), dtype=torch.bfloat16)
     label, kind, model = inference.contestant(str(gpt2), options)
-    assert (label, kind) == ("GPT2LMHeadModel (gpt2)", "GPT2LMHeadModel")
+    assert label == kind == "gpt2"
     assert model.max_length == POSITIONS and model.embed.weight.dtype == torch.bfloat16
 
 

@@ -126,6 +126,14 @@ class TestTables:
         assert {line[place] for line in results.lines} == {"100,000", "100,001", "100,002"}
         assert "active" not in tables_of(compare(first_comparison((1,))))[0].headings
 
+    def test_trained_parameters_where_they_differ(self):
+        runs = first_comparison((1,))
+        runs[0].summary["trainable_parameters"] = 1234
+        results = tables_of(compare(runs))[0]
+        place = results.headings.index("trained")
+        assert "1,234" in {line[place] for line in results.lines}
+        assert "trained" not in tables_of(compare(first_comparison((1,))))[0].headings
+
     def test_the_csv_holds_all(self, tmp_path):
         write_tables.write(compare(probe_comparison()), tmp_path)
         lines = (tmp_path / "comparison.csv").read_text(encoding="utf-8").splitlines()

@@ -24,6 +24,8 @@ MAKERS = {
     "plain_sgd": lambda model, lr=BASE: sgd(model, lr=lr, momentum=0.0),
     "muon": lambda model, lr=BASE: muon(model, lr=lr),
 }
+LORA = {"rank": 2, "alpha": 4.0, "on": ["layers"]}
+FOLLOWED = {"average": {"ema": 0.9}, "lora": {"lora": LORA}, "both": {"ema": 0.9, "lora": LORA}}
 ON_DEVICE = [name for name in MAKERS if name != "muon"]
 
 
@@ -106,6 +108,20 @@ class TestDecision:
             assert mine.keys() == theirs.keys()
             torch.testing.assert_close(mine, theirs)
 
+    @pytest.mark.parametrize("settings", FOLLOWED.values(), ids=FOLLOWED)
+    def test_what_follows_a_step_follows_those_that_are_taken(self, settings):
+        config = config_of(optimizer=MAKERS["adamw"], **settings)
+        updates = [Update(config, Net(), Points(), device=CPU) for _ in range(2)]
+        by_python, by_device = updates
+        by_device.device_step = DeviceStep(by_device.optimizers, CPU)
+        for step in range(STEPS):
+            outcome = by_python(batch(step), 1.0)
+            by_device.device_step.set_rates()
+            by_device._gradient_and_step(*batch(step))
+            assert outcome.taken == (step not in UNSOUND)
+            for of in (lambda update: update.model, lambda update: update.evaluated):
+                assert torch.equal(*(weights(of(update)) for update in updates))
+
     def test_on_a_cpu_nothing_is_late(self):
         for name, maker in MAKERS.items():
             update = Update(config_of(optimizer=maker), Net(), Points(), device=CPU)
@@ -113,9 +129,9 @@ class TestDecision:
             assert update.launch(batch(1), 1.0)().taken
 
 
-def on_gpu(name, *, cuda_graph=True, net=None, lr=BASE):
+def on_gpu(name, *, cuda_graph=True, net=None, lr=BASE, **settings):
     net = (net or Net()).to(GPU)
-    config = config_of(optimizer=lambda model: MAKERS[name](model, lr=lr))
+    config = config_of(optimizer=lambda model: MAKERS[name](model, lr=lr), **settings)
     return net, Update(config, net, Points(), device=GPU, cuda_graph=cuda_graph)
 
 
@@ -151,6 +167,18 @@ class TestOnAGpu:
         assert found.isfinite().all()
         steps = {int(state["step"]) for o in captured[1].optimizers for state in o.state.values() if "step" in state}
         assert steps <= {STEPS - len(UNSOUND)}
+
+    @pytest.mark.parametrize("settings", FOLLOWED.values(), ids=FOLLOWED)
+    @pytest.mark.parametrize("name", ["adamw", "muon"])
+    def test_what_follows_a_step_is_replayed_with_it(self, name, settings):
+        found = []
+        for captured in (True, False):
+            net, update = on_gpu(name, cuda_graph=captured, **settings)
+            trained(net, update)
+            found.append(torch.cat([weights(net), weights(update.evaluated)]))
+            assert not captured or update.change.graph is not None
+        assert found[0].isfinite().all()
+        assert torch.equal(*found)
 
     def test_every_replay_has_its_own_rate(self):
         """A rate of 0 leaves the weights, and without moments a rate twice as large moves them twice as far."""

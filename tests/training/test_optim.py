@@ -169,6 +169,37 @@ def test_soap_is_not_installed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", optimizers())
+@pytest.mark.parametrize("mup", [False, True], ids=["standard", "mup"])
+def test_rates_fall_towards_the_embedding(name, mup):
+    """Of three layers by 0.9, 0.81 and 0.729, of what is before them by 0.6561; what decays falls with the rate."""
+
+    def by_name(layer_decay):
+        cfg = compose_config(f"optimizer={name}", f"optimizer.layer_decay={layer_decay}").optimizer
+        groups = [group for each in instantiate(cfg, _convert_="all")(net) for group in each.param_groups]
+        return {id(p): (g["lr"], g["lr"] / g.get("factor", 1), g["weight_decay"]) for g in groups for p in g["params"]}
+
+    net = model("transformer_vanilla", "size.n_layers=3", "model.tie_embeddings=false")
+    if mup and name == "soap":
+        return  # it has no rates of a parametrisation
+    for i, p in enumerate(net.parameters() if mup else ()):
+        p.rates = Rates(*[1 / (2 + i % 3)] * 3)
+    plain, falling = by_name("null"), by_name(0.9)
+    for place, p in net.named_parameters():
+        part, _, rest = place.partition(".")
+        power = {"embed": 4, "positions": 4, "layers": 3 - int(rest[0]) if part == "layers" else 0}.get(part, 0)
+        (rate, base, decay), (before, _, decay_before) = falling[id(p)], plain[id(p)]
+        assert rate == pytest.approx(before * 0.9**power)
+        assert base == pytest.approx({"sgd": 0.1, "soap": 3e-3}.get(name, 1e-3))
+        assert decay == decay_before
+    assert len(falling) == len(list(net.parameters()))
+
+
+def test_rates_by_depth_need_layers():
+    with pytest.raises(UserError, match=r"optimizer\.layer_decay=0\.9: is for a model of layers"):
+        adamw(nn.Linear(2, 2), layer_decay=0.9)
+
+
+@pytest.mark.parametrize("name", optimizers())
 def test_descends(name):
     net = model("transformer")
     optimizers = instantiate(compose_config(f"optimizer={name}", "optimizer.lr=0.01").optimizer, _convert_="all")(net)

@@ -1,9 +1,9 @@
 """Ending before the budget, when validation is good enough or no better for long; and what is counted of updates."""
 
 import pytest
-from fits import build, run
+from fits import build, run, stop_at
 
-from seqlab.errors import UserError
+from seqlab.errors import Interrupted, UserError
 from seqlab.training.counters import Counters, Outcome
 from seqlab.training.metrics import PositionMean
 from seqlab.training.optim import adamw
@@ -57,6 +57,19 @@ def test_patience_gives_its_reason(tmp_path):
     one = build(tmp_path, steps=50, evaluate_every=1, patience=2, optimizer=lambda m: adamw(m, lr=1e-12))
     one.counters.evaluations_without_gain = 2
     assert one.stop_reason == "no better validation loss in 2 evaluations"
+
+
+def test_patience_is_as_long_when_resumed(tmp_path):
+    settings = {"steps": 50, "evaluate_every": 1, "patience": 3, "optimizer": lambda m: adamw(m, lr=1e-38)}
+    one = build(tmp_path, **settings)
+    stop_at(one, 3)
+    with pytest.raises(Interrupted):
+        run(one)
+    again = build(tmp_path, **settings)
+    again.restore()
+    run(again)
+    assert (again.counters.step, again.counters.best_step) == (4, 1)
+    assert again.stop_reason == "no better validation loss in 3 evaluations"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -224,16 +225,26 @@ def test_compile_trains_the_same(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+LORA = {"rank": 3, "alpha": 6.0, "on": ["in_proj", "out_proj"]}
+RESUMED = {
+    "all": ((1, 4, 6, 9), {}),
+    "average beside what is frozen": ((4,), {"ema": 0.7, "freeze": ["embed", "layers.0"]}),
+    "lora": ((4,), {"lora": LORA, "accumulate": 2}),
+    "average of lora": ((4,), {"lora": LORA, "ema": 0.7, "optimizer": partial(adamw, layer_decay=0.8)}),
+}
+
+
 class TestStopping:
-    def test_a_stopped_run_continues_bitwise(self, tmp_path):
+    @pytest.mark.parametrize(("stops", "settings"), RESUMED.values(), ids=RESUMED)
+    def test_a_stopped_run_continues_bitwise(self, tmp_path, stops, settings):
         def fresh(folder):
             torch.manual_seed(0)
             model = transformer("model.dropout=0.1")
-            return build(folder, model=model, steps=9)
+            return build(folder, model=model, **{"steps": 9} | settings)
 
         whole = fresh(tmp_path / "whole")
         run(whole)
-        for step in (1, 4, 6, 9):
+        for step in stops:
             folder = tmp_path / str(step)
             stopped = fresh(folder)
             stop_at(stopped, step)
@@ -246,6 +257,7 @@ class TestStopping:
             again.restore()
             run(again)
             assert torch.equal(weights(again.model), weights(whole.model))
+            assert torch.equal(weights(again.update.model), weights(whole.update.model))
 
     def test_within_an_evaluation(self, tmp_path):
         trainer = build(tmp_path)

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from seqlab import console
+from seqlab import console, pretrained
 from seqlab.benchmarks import report
 from seqlab.benchmarks.inference_curves import COLUMNS, Curve, Point
 from seqlab.benchmarks.memory import PeakMemory, lacks_memory, release
@@ -26,8 +26,6 @@ from seqlab.config.exceptions import is_out_of_memory
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import scan_backend, tensors_of
 from seqlab.models.sequence_model import ModelState, chunk_length
-from seqlab.pretrained import loaded
-from seqlab.pretrained.checkpoint import Checkpoint
 from seqlab.pretrained.files import is_checkpoint
 from seqlab.report.formats import scaled_bytes
 from seqlab.report.plots.style import MARKERS, architecture, colours
@@ -221,9 +219,8 @@ def contestant(name: str, args: argparse.Namespace) -> tuple[str, str, SequenceM
     Returns its name in tables, its architecture, and the model on the device, in evaluation mode.
     """
     if is_checkpoint(name):
-        checkpoint = Checkpoint.read(name)
-        label, kind = f"{checkpoint.architecture} ({shortened(Path(name).name)})", checkpoint.architecture
-        model = loaded(checkpoint)
+        label = kind = shortened(Path(name).name)
+        model = pretrained.load(name)
     elif Path(name).is_dir():
         trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
         label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model

@@ -77,10 +77,11 @@ def left_out(summary: Summary) -> dict[str, str]:
 
 
 def parameters(summary: Summary) -> str:
-    """The number of all parameters, of those that a token uses, and of those outside lookup tables."""
-    total, active = summary["parameters"], summary["active_parameters"]
-    used = f"{active:,} active, " if active != total else ""
-    return f"{total:,} ({used}{summary['parameters_without_embeddings']:,} without embeddings)"
+    """The number of all parameters, of those that are trained, that a token uses, and outside lookup tables."""
+    total = summary["parameters"]
+    parts = {word: summary.get(f"{word}_parameters", total) for word in ("trainable", "active")}
+    said = "".join(f"{number:,} {word}, " for word, number in parts.items() if number != total)
+    return f"{total:,} ({said}{summary['parameters_without_embeddings']:,} without embeddings)"
 
 
 def wall_time(summary: Summary) -> str:

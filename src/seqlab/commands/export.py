@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from seqlab import console
-from seqlab.commands.options import command, key_values
+from seqlab.commands.options import command
+from seqlab.commands.settings import read_settings
 from seqlab.errors import UserError
 from seqlab.models.counting import count_parameters
 from seqlab.pretrained.export import check_new, export
@@ -43,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         UserError: an argument is no setting or has a wrong value, or ``run`` or ``to`` is missing.
     """
-    settings = key_values(argv, SETTINGS, __doc__)
+    settings = read_settings(argv, SETTINGS, __doc__)
     for key, what in {"run": "outputs/<run folder>", "to": "<new folder>"}.items():
         if not settings[key]:
             rule = "names the run whose model is exported" if key == "run" else "names the folder to write"

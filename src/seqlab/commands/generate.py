@@ -7,13 +7,14 @@
 The text streams to standard output as it is sampled.
 
     run              the folder that training left; its best weights by validation are used
-    init_from        in place of run: a checkpoint of transformers with its tokenizer.json
+    init_from        a checkpoint of transformers in its place, with its own tokenizer
+    tokenizer        the folder or name on the hub of another tokenizer.json, for a checkpoint that brings none
     prompt           what to continue; none is the start of a line
     temperature      1 draws as the model says, 0 takes the likeliest token always; default 1
     top_k, top_p     draw from the k likeliest tokens (the first of equals), or from the fewest that hold the share p;
                      default: from all
     max_new_tokens   default 200; learned positions end at the length that a model was trained with
-    stop             text that ends a sample; a checkpoint's own end of a text does, too
+    stop             text that ends a sample; what ends a text of the checkpoint does, too
     n                samples; number i is drawn with seed + i
     seed             default 0
     device           auto, cpu or cuda
@@ -25,30 +26,33 @@ The text streams to standard output as it is sampled.
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
-from seqlab import console
-from seqlab.commands.options import command, key_values
+from seqlab import console, pretrained
+from seqlab.commands.options import command
+from seqlab.commands.settings import Kinds, read_settings
 from seqlab.errors import UserError, printable
+from seqlab.evaluation.texts import OfTokenizer, tokenizer_folder
 from seqlab.inference.generate import Text, generate_text
 from seqlab.inference.sampling import Sampling
-from seqlab.pretrained import load_with_text
+from seqlab.pretrained.files import ends_in, folder_of
 from seqlab.runs.build import choose_device
-from seqlab.runs.load import load_run
+from seqlab.runs.load import load_run, refuse_no_text
 from seqlab.runs.process import reset_global_state
 from seqlab.runs.trust import packages
 from seqlab.training.precision import DTYPES, Precision, check_precision
 
-SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
+SETTINGS: Kinds = {
     "run": (str | None, None),
     "init_from": (str | None, None),
+    "tokenizer": (str | None, None),
     "prompt": (str, ""),
     "temperature": (float, 1.0),
     "top_k": (int | None, None),
@@ -70,26 +74,64 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The settings, from ``key=value`` arguments; prints the help and exits if that is asked for.
 
     Raises:
-        UserError: an argument is no setting or has a wrong value, or there is not one of ``run`` and ``init_from``.
+        UserError: an argument is no setting or has a wrong value, or settings do not go together.
     """
-    settings = key_values(argv, SETTINGS, __doc__)
+    settings = read_settings(argv, SETTINGS, __doc__)
     if not settings["run"] and not settings["init_from"]:
         raise UserError("run", "missing", "names the model to sample from", "Give run=outputs/<run folder>")
-    if settings["run"] and settings["init_from"]:
-        rule = f"names a model, and run={settings['run']} does"
-        raise UserError("init_from", settings["init_from"], rule, "Leave one of them out")
+    for key in ("init_from", "tokenizer"):
+        if settings["run"] and settings[key]:
+            rule = f"names what run={settings['run']} has of its own"
+            raise UserError(key, settings[key], rule, "Leave one of them out")
     return settings
 
 
+class CheckpointText:
+    """A checkpoint's tokens; a prompt has those before it that its tokenizer begins a text with.
+
+    Args:
+        checkpoint: its folder, or its name on the hub.
+        tokenizer: another folder or name; ``None`` for that of the checkpoint.
+        vocabulary: how many tokens the model knows.
+
+    Raises:
+        UserError: there is no tokenizer, or none that goes with the model.
+    """
+
+    def __init__(self, checkpoint: str, tokenizer: str | None, vocabulary: int):
+        self.tokens = OfTokenizer(tokenizer_folder(tokenizer or checkpoint), vocabulary)
+        self.ends = ends_in(folder_of(checkpoint)) or {self.tokens.end}
+
+    def encode(self, text: str) -> Tensor:
+        """The ids of a text, (N,) int64.
+
+        Raises:
+            UserError: the tokenizer has no token for a part of it.
+        """
+        try:
+            return torch.from_numpy(self.tokens.encode(text, special=True))
+        except Exception as error:  # the library raises no class of its own
+            rule = f"the checkpoint's tokenizer cannot encode it ({str(error).partition(chr(10))[0]})"
+            raise UserError("prompt", text, rule, "Leave out what is not in its vocabulary") from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that ids stand for, without special tokens."""
+        return self.tokens.decode(list(ids))
+
+
 def load(settings: dict[str, Any]) -> tuple[nn.Module, Text]:
-    """The model, on the device in the precision, and what turns text into its tokens.
+    """The model, and what turns text into its tokens.
 
     Raises:
         UserError: the run was not trained on text, or the checkpoint cannot be used.
     """
     device = choose_device(settings["device"])
     reset_global_state(settings["seed"])
-    model, text = load_with_text(settings["init_from"]) if settings["init_from"] else of_run(settings, device)
+    if (name := settings["init_from"]) is not None:
+        model = pretrained.load(name)
+        text = CheckpointText(name, settings["tokenizer"], model.embed.num_embeddings)
+    else:
+        model, text = of_run(settings, device)
     check_precision(model, device, settings["precision"])
     return model.to(device, DTYPES[settings["precision"]]), text
 
@@ -103,34 +145,45 @@ def of_run(settings: dict[str, Any], device: torch.device) -> tuple[nn.Module, T
     elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
-    if not hasattr(trained.data, "decode"):
-        rule = f"was trained on {trained.data.description}, which is no text"
-        remedy = "Name a run on a corpus, for example data=tiny_shakespeare"
-        raise UserError("run", settings["run"], rule, remedy)
+    refuse_no_text(trained, settings["run"])
     return trained.model, trained.data
+
+
+def sampling_of(settings: dict[str, Any]) -> Sampling:
+    """How a token is drawn."""
+    return Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+
+
+def sampled(model: nn.Module, text: Text, settings: dict[str, Any], seed: int) -> Iterator[str]:
+    """The prompt as the model sees it, and the text that follows, in pieces.
+
+    Raises:
+        UserError: a symbol of the prompt is not in the vocabulary, or the model has too few learned positions.
+    """
+    pieces = generate_text(
+        model,
+        text,
+        settings["prompt"],
+        sampling_of(settings),
+        max_new_tokens=settings["max_new_tokens"],
+        seed=seed,
+        stop=settings["stop"],
+    )
+    return chain([text.decode(text.encode(settings["prompt"]).tolist())], pieces)
 
 
 def run(settings: dict[str, Any]) -> int:
     """Load the model and write what it samples to standard output. Returns the exit status."""
     logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     shown = printable if sys.stdout.isatty() else str  # a file takes the text as it is
-    sampling = Sampling(settings["temperature"], settings["top_k"], settings["top_p"])
+    sampling_of(settings)  # refuses what is wrong before anything is read
     model, text = load(settings)
     for number in range(settings["n"]):
-        pieces = generate_text(
-            model,
-            text,
-            settings["prompt"],
-            sampling,
-            max_new_tokens=settings["max_new_tokens"],
-            seed=settings["seed"] + number,
-            stop=settings["stop"],
-        )
+        pieces = sampled(model, text, settings, settings["seed"] + number)
         if settings["n"] > 1:
             print(f"--- {number + 1} of {settings['n']}")
-        prompt = text.decode(text.encode(settings["prompt"]))  # as the model sees it
         try:
-            for piece in chain([prompt], pieces):
+            for piece in pieces:
                 print(shown(piece), end="", flush=True)
         finally:
             print(flush=True)

@@ -6,19 +6,17 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import override
 
 from seqlab import console
-from seqlab.config.schema import in_words
-from seqlab.errors import UserError, nearest
+from seqlab.errors import UserError
 from seqlab.invocation import as_typed, program
 
 
@@ -103,51 +101,6 @@ def names_of(allowed: Iterable[str]) -> Callable[[str, str], list[str]]:
         return chosen
 
     return names
-
-
-Settings = Mapping[str, tuple[Any, Any]]
-"""The settings of a command that takes ``key=value``: of each the type and the default."""
-
-
-def key_values(argv: Sequence[str] | None, known: Settings, docstring: str) -> dict[str, Any]:
-    """The settings, from ``key=value`` arguments; prints the help and exits if that is asked for.
-
-    Args:
-        argv: the arguments; None for the process's own.
-        known: the settings.
-        docstring: the help.
-
-    Raises:
-        UserError: an argument is no setting, or has a wrong value.
-    """
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        print(as_typed(docstring))
-        sys.exit(0)
-    settings = {key: default for key, (_, default) in known.items()}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or key not in known:
-            rule = "is no setting" if equals else "is not of the form key=value"
-            remedy = f"Write {key}=..." if key in known else nearest(key, known)
-            raise UserError("arguments", argument, rule, remedy)
-        settings[key] = value_of(key, text, known[key][0])
-    return settings
-
-
-def value_of(key: str, text: str, kind: Any) -> Any:
-    """A setting's value from its text.
-
-    Raises:
-        UserError: it is not of the setting's type.
-    """
-    if text == "null" and kind not in (str, str | None):
-        text = None
-    try:
-        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(text)
-    except ValidationError as error:
-        rule = error.errors()[0]["msg"]
-        raise UserError(key, text, rule[0].lower() + rule[1:], f"Give it {in_words(kind)}") from error
 
 
 def results_folder(name: str) -> Path:

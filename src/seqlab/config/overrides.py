@@ -1,6 +1,8 @@
 """Overrides such as ``+trainer.steps=10``, settings by their dotted keys, and compositions of ``conf/`` by Hydra."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -9,6 +11,27 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from seqlab.config import CONFIG_FOLDER
+from seqlab.errors import in_quotes
+
+PLAIN = re.compile(r"[\w./+-]+")
+"""Text that an override takes as it is."""
+
+
+def as_override(key: str, value: Any) -> str:
+    """The override that sets a value of Python's; text stays text, whatever is in it, but may refer to settings."""
+    return f"{key}={as_value(value)}"
+
+
+def as_value(value: Any) -> str:
+    """A value in Hydra's grammar: nothing, a truth value, a number, text, a path, or a list or mapping of these."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_value, value))}]"
+    text = str(value)
+    return text if PLAIN.fullmatch(text) or not isinstance(value, str | Path) else in_quotes(text)
 
 
 def parse(override: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from hydra._internal.utils import _locate  # get_object logs what it raises, and the message would come twice
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from typing_extensions import get_type_hints, is_typeddict
 
 from seqlab.config.suggestions import with_choices
 from seqlab.errors import UserError, nearest
@@ -151,8 +152,10 @@ def check_type(value: Any, annotation: Any, key: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        rules = dict.fromkeys(detail["msg"] for detail in error.errors())
-        rule = " or ".join(message[0].lower() + message[1:] for message in rules).replace(" after validation", "")
+        messages = [(detail["loc"], detail["msg"][0].lower() + detail["msg"][1:]) for detail in error.errors()]
+        if any(map(is_typeddict, (annotation, *get_args(annotation)))):  # whose fields have rules of their own
+            messages = [(loc, ": ".join([*map(str, loc[:1]), message])) for loc, message in messages]
+        rule = " or ".join(dict.fromkeys(message for _, message in messages)).replace(" after validation", "")
         raise UserError(key, value, rule, f"Give it {in_words(annotation)}{alike(value, annotation)}") from error
 
 
@@ -184,6 +187,9 @@ def in_words(annotation: Any) -> str:
         return " or ".join(map(str, arguments))
     if origin in (Union, UnionType):
         return " or ".join(map(in_words, arguments))
+    if is_typeddict(annotation):
+        fields = get_type_hints(annotation, include_extras=True)
+        return "{" + ", ".join(f"{name}: {in_words(kind)}" for name, kind in fields.items()) + "}"
     if origin is list:
         return f"a list, of {in_words(arguments[0])} each"
     return WORDS.get(origin or annotation, f"a value of type {getattr(annotation, '__name__', annotation)}")

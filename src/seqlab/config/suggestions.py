@@ -26,13 +26,19 @@ def known_settings(arguments: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(parent for key in keys for parent in accumulate(key.split("."), "{}.{}".format)))
 
 
+OTHERWISE_CALLED = {"early_stopping": "patience"}
+"""Settings by names that they have elsewhere."""
+
+
 def nearest_setting(key: str, known: Iterable[str]) -> str:
     """A remedy that names the setting that was probably meant, or the settings beside it.
 
     Only the last part of a key is compared: most of a key is its group, in which unrelated settings look alike.
     """
     known = list(known)
-    parent, _, name = key.rpartition(".")
+    parent, dot, name = key.rpartition(".")
+    name = OTHERWISE_CALLED.get(name, name)
+    key = f"{parent}{dot}{name}"
     if any(other.rpartition(".")[2] == name for other in known):
         return nearest(key, known)
     while parent and parent not in known:  # up to the first group that exists

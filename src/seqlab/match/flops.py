@@ -11,6 +11,8 @@ from seqlab.errors import UserError, under
 from seqlab.match.parameters import Tolerance
 from seqlab.models.counting import training_flops
 from seqlab.runs.build import built
+from seqlab.training.freezing import freeze
+from seqlab.training.lora import Lora
 from seqlab.training.settings import BUDGETS
 
 
@@ -38,7 +40,10 @@ class EqualFlops:
             trainer = built(cfg, "trainer")
             with under("trainer", cfg.trainer):
                 steps = trainer.total_steps(data)
-            return steps, trainer.batch_size * training_flops(model_of(cfg), data)
+                freeze(model := model_of(cfg), trainer.freeze)
+                if trainer.lora:
+                    Lora(model, trainer.lora)
+            return steps, trainer.batch_size * training_flops(model, data)
 
         steps_of_reference, flops_of_reference = cost(reference)
         before, flops = cost(cfg)

@@ -55,17 +55,21 @@ def training_flops(model: nn.Module, data: Examples) -> int:
 
     Torch counts matrix products, convolutions and attention in its dispatcher, during one forward and backward pass. A
     recurrence is elementwise work, which torch does not count, so a mixer states its own (``CountsFlops``); its
-    backward pass counts as twice the forward. Norms, activations and the loss are left out, as in published counts.
+    backward pass counts as twice the forward, and as nothing where all up to there is frozen. Norms, activations and
+    the loss are left out, as in published counts.
     Attention counts the whole square of positions although half of it is masked (Chowdhery et al. 2022, appendix B).
     """
     model = copy.deepcopy(model).to("meta").train()
     inputs, targets = (part.to("meta") for part in data.train_batch(0, 1, seed=0))
     formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    passes = dict.fromkeys(parts(model, CountsFlops), 3)
+    for part in passes:
+        part.register_forward_hook(lambda part, _, y: passes.update({part: 3 if y.requires_grad else 1}))
     with without_compiler(*model.modules()), counter:
         data.loss(model(inputs), targets).sum().backward()
-    hidden = sum(part.uncounted_flops(1, data.length) for part in parts(model, CountsFlops))
-    return counter.get_total_flops() + 3 * hidden
+    hidden = sum(count * part.uncounted_flops(1, data.length) for part, count in passes.items())
+    return counter.get_total_flops() + hidden
 
 
 def convolution_backward_flops(

@@ -11,6 +11,7 @@ from seqlab.ops.linear_cross_entropy import linear_cross_entropy
 from seqlab.ops.rms_norm import add_rms_norm, gated_rms_norm, rms_norm
 from seqlab.ops.routed_experts import routed_experts, routed_experts_flops
 from seqlab.ops.selective_scan import selective_scan, selective_scan_flops, selective_state_update
+from seqlab.ops.selective_scan.official import selective_scan_fn
 from seqlab.ops.ssd import ssd, ssd_flops, ssd_update
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "routed_experts_flops",
     "selective_scan",
     "selective_scan_flops",
+    "selective_scan_fn",
     "selective_state_update",
     "ssd",
     "ssd_flops",

@@ -11,11 +11,10 @@ from omegaconf import OmegaConf
 
 from seqlab.models import SequenceModel
 from seqlab.pretrained.checkpoint import Checkpoint
-from seqlab.pretrained.text import CheckpointText
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 
-__all__ = ["load", "load_with_text"]
+__all__ = ["load"]
 
 
 def load(folder: str | Path) -> SequenceModel:
@@ -27,26 +26,7 @@ def load(folder: str | Path) -> SequenceModel:
     Raises:
         UserError: there is no such checkpoint, it is damaged, or something in it has no counterpart here.
     """
-    return loaded(Checkpoint.read(str(folder)))
-
-
-def load_with_text(folder: str | Path) -> tuple[SequenceModel, CheckpointText]:
-    """The model of a checkpoint as ``load`` gives it, and what turns text into its tokens.
-
-    Raises:
-        UserError: as ``load``, or it has no tokenizer that goes with it.
-    """
     checkpoint = Checkpoint.read(str(folder))
-    text = CheckpointText(checkpoint.folder, checkpoint.vocabulary)
-    return loaded(checkpoint), text
-
-
-def loaded(checkpoint: Checkpoint) -> SequenceModel:
-    """The model with its weights, in float32 on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: a file is damaged or missing.
-    """
     widths = TokenWidths(
         checkpoint.vocabulary, checkpoint.vocabulary, length=1
     )  # more positions, if it has learned any

@@ -15,8 +15,8 @@ from torch import Tensor
 from seqlab.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PICKLED, TOKENIZER, GENERATION = "pytorch_model.bin", "tokenizer.json", "generation_config.json"
-WANTED = (CONFIG, INDEX, "model*.safetensors", TOKENIZER, GENERATION)
+PICKLED, GENERATION = "pytorch_model.bin", "generation_config.json"
+WANTED = (CONFIG, INDEX, "model*.safetensors", GENERATION)
 """What is taken from a repository on the hub."""
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -75,6 +75,19 @@ def downloaded(name: str) -> Path:
         why = f"there is no such folder, and the hub does not give it ({type(error).__name__})"
         remedy = f"Name a folder that holds {CONFIG} and {WEIGHTS}"
         raise UserError("init_from", name, why, remedy) from error
+
+
+def ends_in(folder: Path) -> set[int]:
+    """The tokens at which a checkpoint ends a text: those for generation, or of its configuration; empty without any.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    for path in (folder / GENERATION, folder / CONFIG):
+        given = read_json(path).get("eos_token_id") if path.is_file() else None
+        if found := {one for one in (given if isinstance(given, list) else [given]) if type(one) is int}:
+            return found
+    return set()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Row:
         group: which.
         parameters, parameters_without_embeddings: of the model.
         active_parameters: those that a token uses; fewer than all in a mixture of experts.
+        trainable_parameters: those that training changes; with LoRA (``trainer.lora``) its factors' numbers.
         state_bytes: the state of one sequence of the data's length; ``None`` where no run recorded it.
         flops, tokens, wall_seconds, tokens_per_second, peak_memory_bytes: of training, over the seeds.
         further_seconds: of the further tests, which ``wall_seconds`` does not include.
@@ -76,6 +77,7 @@ class Row:
     parameters: int
     parameters_without_embeddings: int
     active_parameters: int
+    trainable_parameters: int
     state_bytes: int | None
     flops: Estimate | None
     tokens: Estimate | None
@@ -104,6 +106,7 @@ def row_of(group: Group, at: AtBudget | None, left_out: Iterable[str]) -> Row:
         parameters=first["parameters"],
         parameters_without_embeddings=first["parameters_without_embeddings"],
         active_parameters=first.get("active_parameters") or first["parameters"],
+        trainable_parameters=first.get("trainable_parameters") or first["parameters"],
         state_bytes=max({summary.get("state_bytes") for summary in summaries} - {None}, default=None),
         **{name: over_seeds([summary.get(name) for summary in summaries]) for name in COSTS},
         validation=metrics_over_seeds([summary["best_validation"] for summary in summaries]),

@@ -249,7 +249,10 @@ class JudgedTarget(Strict):
 
 
 NEEDED = ("parameters", "parameters_without_embeddings", "tokens", "flops", "wall_seconds", "steps")
-NUMBERS = ("active_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes", "further_seconds", "chance")
+NUMBERS = (
+    *("active_parameters", "trainable_parameters", "tokens_per_second", "peak_memory_bytes", "state_bytes"),
+    *("further_seconds", "chance"),
+)
 TEXTS = ("scan_backend", "precision", "device", "device_name", "data_fingerprint", "data_description")
 
 Completed = create_model(

@@ -102,6 +102,8 @@ def results_table(data: str, rows: Sequence[Row], comparison: Comparison) -> Tab
     if any(row.active_parameters != row.parameters for row in rows):
         columns.append(("active", lambda row: f"{row.active_parameters:,}"))
         notes.append("Active: the parameters that a token uses, of experts only those that it goes to.")
+    if any(row.trainable_parameters != row.parameters for row in rows):
+        columns.append(("trained", lambda row: f"{row.trainable_parameters:,}"))
     if at is not None and data in at.budgets:
         budget = f"{scaled(at.budgets[data])} {UNITS[at.axis]}"
         columns += [

@@ -73,7 +73,7 @@ def group_cells(row: Row) -> dict[str, Any]:
         "seeds": " ".join(map(str, group.seeds)),
         "left_out": "; ".join(row.left_out),
     }
-    names = ("parameters", "parameters_without_embeddings", "active_parameters", "state_bytes")
+    names = ("parameters", "parameters_without_embeddings", "active_parameters", "trainable_parameters", "state_bytes")
     cells |= {name: getattr(row, name) for name in (*names, "scan_backend", "precision", "device")}
     cells["data_fingerprint"] = group.runs[0].summary.get("data_fingerprint")
     if row.at is not None:

@@ -130,5 +130,5 @@ def shared_settings(cfg: DictConfig) -> Iterator[None]:
 def build_trainer(cfg: DictConfig, model: nn.Module, data: DataSet, *, device: torch.device, folder: Path) -> Trainer:
     """The trainer of a model on a device, whose checkpoints go into the run folder."""
     config = built(cfg, "trainer")
-    with under("trainer", cfg.trainer):
+    with under("trainer", cfg.trainer.keys() - {"optimizer", "schedule"}):  # groups of their own
         return Trainer(config, model, data, device=device, seed=cfg.seed, folder=folder)

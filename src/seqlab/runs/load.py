@@ -77,6 +77,17 @@ def load_run(
     return Trained(cfg, source, model.to(device).eval(), step)
 
 
+def refuse_no_text(trained: Trained, folder: str | Path) -> None:
+    """Refuse to sample text from a model of other data.
+
+    Raises:
+        UserError: the data of the run in ``folder`` cannot decode tokens.
+    """
+    if not hasattr(trained.data, "decode"):
+        rule = f"was trained on {trained.data.description}, which is no text"
+        raise UserError("run", folder, rule, "Name a run on a corpus, for example data=tiny_shakespeare")
+
+
 def best_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:
     """The step and weights that were the best by validation when the newest checkpoint was written.
 

@@ -7,6 +7,10 @@ import ctypes
 import gc
 import random
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +26,8 @@ DEFAULT_THREADS = torch.get_num_threads()  # the machine's cores, or what OMP_NU
 
 DETERMINISTIC = torch.get_deterministic_debug_mode()  # 0 off, 1 warns of other algorithms, 2 refuses them
 CUDNN = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-FULL_PRECISION = (
+PARTS = (
+    torch.backends,  # first: it sets those below
     torch.backends.cuda.matmul,
     torch.backends.cudnn.conv,
     torch.backends.cudnn.rnn,
@@ -44,18 +49,59 @@ def reset_global_state(seed: int) -> None:
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
     torch.autograd.set_detect_anomaly(False)
-    if (
-        torch.get_deterministic_debug_mode() != DETERMINISTIC
-    ):  # setting it imports torch's compiler, which takes a second
-        torch.use_deterministic_algorithms(DETERMINISTIC > 0, warn_only=DETERMINISTIC == 1)
+    set_deterministic(DETERMINISTIC)
     for name, value in CUDNN.items():
         setattr(torch.backends.cudnn, name, value)
     torch.set_float32_matmul_precision("highest")
-    for part in (torch.backends, *FULL_PRECISION):  # float32 is float32 for every model, in cuDNN too
+    for part in PARTS:  # float32 is float32 for every model, in cuDNN too
         part.fp32_precision = "ieee"
     if "torch._inductor.compile_fx" in sys.modules:  # otherwise nothing was compiled, and resetting would import it
         torch.compiler.reset()
     reset_peak_memory()
+
+
+def set_deterministic(mode: int) -> None:
+    """Set how torch treats algorithms that are not deterministic, unless that is so already."""
+    if torch.get_deterministic_debug_mode() != mode:  # setting it imports torch's compiler, which takes a second
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Put back at the end what a job changes in its process, for a caller that goes on in it.
+
+    That is random numbers and what ``reset_global_state`` and ``take_share`` set; what ``keep_memory`` asked of the C
+    library cannot be read, and stays.
+    """
+    before = global_state()
+    try:
+        yield
+    finally:
+        for put, value in before:
+            put(value)
+
+
+def global_state() -> list[tuple[Callable[[Any], Any], Any]]:
+    """The global state that a job may change: functions that set a part of it, each with the present value."""
+    device = torch.get_default_device()
+    state = [
+        (torch.set_default_device, None if device.type == "cpu" else device),
+        (torch.set_default_dtype, torch.get_default_dtype()),
+        (torch.set_grad_enabled, torch.is_grad_enabled()),
+        (torch.autograd.set_detect_anomaly, torch.is_anomaly_enabled()),
+        (set_deterministic, torch.get_deterministic_debug_mode()),
+        (torch.set_num_threads, torch.get_num_threads()),
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),
+        *((partial(setattr, part, "fp32_precision"), part.fp32_precision) for part in PARTS),
+        *((partial(setattr, torch.backends.cudnn, name), getattr(torch.backends.cudnn, name)) for name in CUDNN),
+        (random.setstate, random.getstate()),
+        (np.random.set_state, np.random.get_state()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
+    if torch.cuda.is_initialized():
+        state.append((torch.cuda.set_device, torch.cuda.current_device()))
+        state.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    return state
 
 
 def keep_memory() -> None:

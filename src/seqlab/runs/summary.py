@@ -47,6 +47,7 @@ def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> Summary:
         | ({"matched": OmegaConf.to_container(cfg.matched)} if "matched" in cfg else {})
         | count_parameters(trainer.model)
         | {
+            "trainable_parameters": sum(p.numel() for p in trainer.update.parameters),
             **backends(trainer.model, trainer.device),
             "precision": trainer.config.precision,
             "cuda_graph": trainer.cuda_graph,

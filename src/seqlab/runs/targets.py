@@ -25,7 +25,7 @@ PARTS = ("test", "best_validation", "further_tests", "test_slices")
 NUMBERS = (
     *("best_validation_loss", "steps", "tokens", "flops", "seconds", "wall_seconds", "further_seconds"),
     *("tokens_per_second", "peak_memory_bytes", "data_wait_share"),
-    *("parameters", "parameters_without_embeddings", "active_parameters", "state_bytes"),
+    *("parameters", "parameters_without_embeddings", "active_parameters", "trainable_parameters", "state_bytes"),
 )
 """What a path may begin with: mappings of numbers, and numbers."""
 

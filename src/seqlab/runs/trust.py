@@ -164,6 +164,13 @@ def check_package(name: str) -> None:
         raise UserError("trust", name, rule, "Name a package of your own, for example trust=my_package")
 
 
+def named_packages(cfg: DictConfig) -> list[str]:
+    """The packages of a user's own whose parts a configuration names, which was composed and not read from a folder."""
+    targets = [value for _, name, value in entries(OmegaConf.to_container(cfg, resolve=True)) if name == "_target_"]
+    foreign = {str(target).partition(".")[0] for target in set(targets) - known_targets()}
+    return sorted(foreign - NEVER)
+
+
 def packages(trust: str | Sequence[str] | None) -> list[str]:
     """The packages of a setting ``trust``: one name, several with commas between them, or a list."""
     if trust is None:

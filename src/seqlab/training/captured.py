@@ -15,6 +15,7 @@ from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import balances
 from seqlab.models.protocols import WaitsForDevice, parts
 from seqlab.ops.cuda_graph import capture, on_side_stream
+from seqlab.training.optim import trainable
 from seqlab.training.settings import TrainerConfig
 
 EAGER = 3
@@ -66,7 +67,7 @@ class CapturedGradient:
 
     def __init__(self, gradient: Gradient, model: nn.Module):
         self.gradient, self.model = gradient, model
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = trainable(model)
         self.eager_left = EAGER
         self.shapes: tuple[torch.Size, torch.Size] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None

@@ -48,8 +48,12 @@ class DeviceStep:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 rate.fill_(group["lr"])  # an argument of the kernel: no memory here that must outlive the launch
 
-    def __call__(self, values: Tensor) -> None:
-        """Step if the values, (n,), are all finite, without waiting for them; remove the gradients."""
+    def __call__(self, values: Tensor) -> Tensor:
+        """Step if the values, (n,), are all finite, without waiting for them; remove the gradients.
+
+        Returns:
+            1 if they are not, and 0 if they are: a float32 scalar on the device.
+        """
         unsound = (~values.isfinite().all()).float()
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             groups = optimizer.param_groups
@@ -62,6 +66,7 @@ class DeviceStep:
             del optimizer.found_inf
             optimizer.param_groups = groups
             optimizer.zero_grad(set_to_none=True)
+        return unsound
 
 
 def begin_momentum(optimizer: SGD) -> None:

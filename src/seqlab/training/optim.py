@@ -22,6 +22,8 @@ from seqlab.training.muon_of_stacks import MuonOfStacks
 Parameters = list[nn.Parameter]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+LayerDecay = Annotated[float, Field(gt=0, le=1)] | None
+ByDepth = dict[nn.Parameter, float]
 
 
 def floats(numbers: Iterable[float]) -> tuple[float, ...]:
@@ -30,8 +32,13 @@ def floats(numbers: Iterable[float]) -> tuple[float, ...]:
 
 
 def trainable(model: nn.Module) -> Parameters:
-    """The parameters that require a gradient."""
-    return [p for p in model.parameters() if p.requires_grad]
+    """The parameters that require a gradient, or in their place their factors (``seqlab.training.lora``)."""
+    return [part for p in model.parameters() for part in trained_of(p)]
+
+
+def trained_of(p: nn.Parameter) -> Iterable[nn.Parameter]:
+    """What of a parameter is trained: itself, its factors if it has any, nothing if it is frozen."""
+    return getattr(p, "factors", (p,)) if p.requires_grad else ()
 
 
 def decays(parameter: nn.Parameter, *, lookups: bool) -> bool:
@@ -43,10 +50,36 @@ def decays(parameter: nn.Parameter, *, lookups: bool) -> bool:
     return parameter.ndim >= 2 and not spared
 
 
+def layer_factors(model: nn.Module, decay: float | None) -> ByDepth:
+    """Factors on the learning rate by depth: decay^(n - i) of layer i in 0 .. n - 1, and decay^(n + 1) before it.
+
+    The rate falls from the head, which has all of it, to the embedding (Howard and Ruder 2018, arXiv:1801.06146,
+    section 3.2; in these powers Bao et al. 2022, arXiv:2106.08254). A head that shares the embedding's matrix has its
+    rate.
+
+    Args:
+        model: whose layers are ``layers``; what is before them is ``embed`` and ``positions``.
+        decay: above 0, at most 1; ``None`` gives no factors.
+
+    Raises:
+        UserError: the model has no layers.
+    """
+    if decay is None:
+        return {}
+    if not len(layers := getattr(model, "layers", ())):
+        raise UserError(
+            "optimizer.layer_decay", decay, "is for a model of layers, and this one has none", "Leave it out"
+        )
+    before = [part for name in ("embed", "positions") if (part := getattr(model, name, None)) is not None]
+    powers = [(len(layers) - i, layer) for i, layer in enumerate(layers)] + [(len(layers) + 1, part) for part in before]
+    return {one: decay**power for power, part in powers for p in part.parameters() for one in trained_of(p)}
+
+
 def groups_of(
     parameters: Iterable[nn.Parameter],
     lr: float,
     *,
+    layers: ByDepth,
     kind: str = "adam",
     decay: float | None = None,
     lookups: bool = True,
@@ -56,21 +89,24 @@ def groups_of(
     Args:
         parameters: to be updated.
         lr: the learning rate, of which ``rates`` (``seqlab.models.parametrisation``) are factors.
+        layers: further factors on it (``layer_factors``), which weight decay goes with.
         kind: which of the parameters' rates.
-        decay: the weight decay; what decays in a step, rate times decay, is the same at every rate. ``None``: no groups
-            by decay.
+        decay: the weight decay; what decays in a step, rate times decay, is the same at every one of the ``rates``.
+            ``None``: no groups by decay.
         lookups: whether tables that are only looked up decay.
     """
-    found: dict[tuple[bool, float], Parameters] = {}
+    found: dict[tuple[bool, float, float], Parameters] = {}
     for p in parameters:
         spared = decay is not None and not decays(p, lookups=lookups)
         factor = getattr(p.rates, kind) if hasattr(p, "rates") else 1.0
-        found.setdefault((spared, factor), []).append(p)
+        found.setdefault((spared, factor, layers.get(p, 1.0)), []).append(p)
     groups = []
-    for spared, factor in sorted(found, key=lambda key: key[0]):
-        group: dict[str, Any] = {"params": found[spared, factor]}
+    for key in sorted(found, key=lambda key: key[0]):
+        spared, factor, by_depth = key
+        group: dict[str, Any] = {"params": found[key]}
         if decay is not None:
             group["weight_decay"] = 0.0 if spared else decay / factor
+        factor *= by_depth
         groups.append(group if factor == 1 else group | {"lr": lr * factor, "factor": factor})
     return groups
 
@@ -90,17 +126,25 @@ def adamw(
     eps: PositiveFloat = 1e-8,
     weight_decay: NonNegativeFloat = 0.1,
     decay_lookups: bool = False,
+    layer_decay: LayerDecay = None,
 ) -> list[Optimizer]:
     """Adam with decoupled decay (Loshchilov and Hutter 2019), all parameters in one fused call."""
-    groups = groups_of(trainable(model), lr, decay=weight_decay, lookups=decay_lookups)
+    layers = layer_factors(model, layer_decay)
+    groups = groups_of(trainable(model), lr, layers=layers, decay=weight_decay, lookups=decay_lookups)
     return [AdamW(groups, lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
 def adam(
-    model: nn.Module, *, lr: PositiveFloat = 1e-3, betas: Betas = (0.9, 0.999), eps: PositiveFloat = 1e-8
+    model: nn.Module,
+    *,
+    lr: PositiveFloat = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: PositiveFloat = 1e-8,
+    layer_decay: LayerDecay = None,
 ) -> list[Optimizer]:
     """Adam without decay (Kingma and Ba 2015)."""
-    return [Adam(groups_of(trainable(model), lr), lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    groups = groups_of(trainable(model), lr, layers=layer_factors(model, layer_decay))
+    return [Adam(groups, lr=lr, betas=floats(betas), eps=eps, fused=True)]
 
 
 def sgd(
@@ -111,15 +155,17 @@ def sgd(
     nesterov: bool = True,
     weight_decay: NonNegativeFloat = 0.0,
     decay_lookups: bool = False,
+    layer_decay: LayerDecay = None,
 ) -> list[Optimizer]:
     """Stochastic gradient descent with momentum, Nesterov's (Sutskever et al. 2013) if ``nesterov``."""
-    groups = groups_of(trainable(model), lr, kind="sgd", decay=weight_decay, lookups=decay_lookups)
+    how = {"kind": "sgd", "decay": weight_decay, "lookups": decay_lookups}
+    groups = groups_of(trainable(model), lr, layers=layer_factors(model, layer_decay), **how)
     return [SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)]
 
 
 def weights_in_layers(model: nn.Module, kind: type[nn.Module]) -> Parameters:
-    """The weights that are trained of the layers' modules of a kind."""
-    return [m.weight for m in model.layers.modules() if isinstance(m, kind) and m.weight.requires_grad]
+    """What is trained of the weights of the layers' modules of a kind."""
+    return [one for m in model.layers.modules() if isinstance(m, kind) for one in trained_of(m.weight)]
 
 
 def all_but(model: nn.Module, taken: Parameters) -> Parameters:
@@ -137,6 +183,7 @@ def muon(
     eps: PositiveFloat = 1e-8,
     weight_decay: NonNegativeFloat = 0.1,
     decay_lookups: bool = False,
+    layer_decay: LayerDecay = None,
 ) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the weights of the layers' linear maps, AdamW for the rest.
 
@@ -145,15 +192,15 @@ def muon(
     rate. Each expert's matrix is updated separately.
     """
     maps, stacks = weights_in_layers(model, nn.Linear), weights_in_layers(model, ExpertMaps)
-    rest = groups_of(all_but(model, maps + stacks), lr, decay=weight_decay, lookups=decay_lookups)
-    hidden, stacks = (groups_of(found, lr, kind="muon", decay=weight_decay) for found in (maps, stacks))
-    optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    how = {"layers": layer_factors(model, layer_decay), "decay": weight_decay}
+    rest = groups_of(all_but(model, maps + stacks), lr, lookups=decay_lookups, **how)
+    hidden, stacks = (groups_of(found, lr, kind="muon", **how) for found in (maps, stacks))
+    own = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)] if rest else []
     if hidden:
-        optimizers.append(
-            Muon(hidden, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(hidden, adjust_lr_fn="match_rms_adamw", **own))
     if stacks:
-        optimizers.append(MuonOfStacks(stacks, lr=lr, momentum=momentum, weight_decay=weight_decay))
+        optimizers.append(MuonOfStacks(stacks, **own))
     return optimizers
 
 
@@ -166,6 +213,7 @@ def soap(
     precondition_frequency: PositiveInt = 10,
     weight_decay: NonNegativeFloat = 0.1,
     decay_lookups: bool = False,
+    layer_decay: LayerDecay = None,
 ) -> list[Optimizer]:
     """SOAP (Vyas et al. 2024, algorithm 3) for the weights of the layers' linear maps, AdamW for the rest.
 
@@ -183,9 +231,10 @@ def soap(
         rule = "has rates for Adam, SGD and Muon, and none for SOAP"
         raise UserError("parametrisation", "mup", rule, "Set parametrisation=standard, or another optimizer")
     maps = weights_in_layers(model, nn.Linear)
-    rest = groups_of(all_but(model, maps), lr, decay=weight_decay, lookups=decay_lookups)
-    optimizers: list[Optimizer] = [AdamW(rest, lr=lr, betas=floats(betas), eps=eps, fused=True)]
+    how = {"layers": layer_factors(model, layer_decay), "decay": weight_decay}
+    rest = groups_of(all_but(model, maps), lr, lookups=decay_lookups, **how)
+    own = {"lr": lr, "betas": floats(betas), "eps": eps}
+    optimizers: list[Optimizer] = [AdamW(rest, fused=True, **own)] if rest else []
     if maps:
-        settings = {"lr": lr, "betas": floats(betas), "eps": eps, "precondition_frequency": precondition_frequency}
-        optimizers.append(SOAP(groups_of(maps, lr, decay=weight_decay), **settings))
+        optimizers.append(SOAP(groups_of(maps, lr, **how), precondition_frequency=precondition_frequency, **own))
     return optimizers

@@ -3,15 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
 
 from seqlab.data import DataSet
 from seqlab.errors import UserError, nearest
 from seqlab.training.counters import Counters
+from seqlab.training.lora import LoraSettings
 from seqlab.training.precision import Precision
 
 BUDGETS = ("steps", "epochs", "tokens")
@@ -44,6 +45,11 @@ class TrainerConfig:
         evaluation_batch_size: windows at a time in evaluation; ``None`` is ``batch_size``.
         evaluation_batches: the largest number of batches of a split to read, from its start; ``None`` reads all.
         further_tests: measure the data's tests beyond training, after the test split.
+        ema: decay of an exponential moving average of the weights, which then is what is evaluated, kept as the best
+            weights and tested; ``None`` takes the weights themselves.
+        freeze: names of parameters that stay as they are, or patterns of them (``seqlab.training.freezing``).
+        lora: ``{rank: r, alpha: x, on: [names]}``: train low-rank changes of these weights alone
+            (``seqlab.training.lora``).
 
     Raises:
         UserError: not exactly one of ``BUDGETS`` is given, or ``accumulate`` does not divide ``batch_size``.
@@ -69,6 +75,9 @@ class TrainerConfig:
     evaluation_batch_size: PositiveInt | None = None
     evaluation_batches: PositiveInt | None = None
     further_tests: bool = True
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    freeze: list[str] = dataclasses.field(default_factory=list)
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}

@@ -39,7 +39,7 @@ class Trainer:
 
     Args:
         config: the settings.
-        model: on ``device``, in float32.
+        model: on ``device``, in float32. With ``ema``, ``self.model`` is a copy with its averaged weights.
         data: what to train and test it on.
         device: where to train.
         seed: of the order of the data.
@@ -68,9 +68,10 @@ class Trainer:
         self.evaluate_every = config.evaluate_every or -(-data.train_size // config.batch_size)
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.tokens_per_step = config.batch_size * data.length
-        self.flops_per_step = config.batch_size * training_flops(model, data)
         self.cuda_graph = captures(config, model, device)
         self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph)
+        self.model = self.update.evaluated
+        self.flops_per_step = config.batch_size * training_flops(model, data)  # of what the update leaves to train
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
@@ -238,9 +239,8 @@ class Trainer:
         counters.wall_seconds = self.wall_seconds
         rng = checkpoint.random_state(self.device)
         state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters), "rng": rng}
-        checkpoint.save(
-            self.checkpoints, counters.step, self.model, state, best_step=counters.best_step, origin=self.origin
-        )
+        what = {"best_step": counters.best_step, "origin": self.origin}
+        checkpoint.save(self.checkpoints, counters.step, self.model, state, **what)
         self._saved = dataclasses.replace(counters)
 
     def _stop_if_asked(self) -> None:

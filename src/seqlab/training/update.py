@@ -16,9 +16,13 @@ from seqlab.data import Batch, DataSet
 from seqlab.models.head_loss import head_loss, skips_logits
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts
+from seqlab.training.average import Average
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.counters import Outcome
 from seqlab.training.device_step import DeviceStep, can_step
+from seqlab.training.freezing import freeze
+from seqlab.training.lora import Lora
+from seqlab.training.optim import trainable
 from seqlab.training.precision import autocast
 from seqlab.training.settings import TrainerConfig
 
@@ -52,6 +56,7 @@ class Update:
 
     Attributes:
         late: whether ``launch`` returns before the device is done.
+        evaluated: the model whose weights are evaluated and kept: the given one, or one with averaged weights.
     """
 
     def __init__(
@@ -61,9 +66,15 @@ class Update:
         self.accumulate, self.clip_norm = config.accumulate, config.clip_norm or math.inf
         self.experts = parts(model, MixtureOfExperts) if config.accumulate > 1 else []
         self.counts_first = config.accumulate > 1 and balances(model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        freeze(model, config.freeze)
+        self.lora = Lora(model, config.lora) if config.lora else None
+        self.parameters = trainable(model)
+        self.average = Average(model, config.ema) if config.ema else None
+        self.evaluated = self.average.model if self.average else model
         optimizers = config.optimizer(model)
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
+        if self.lora:
+            self.lora.check_trained(self.optimizers)
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         if config.compile:  # a hint to use TensorFloat32, which is less exact
@@ -106,14 +117,23 @@ class Update:
             if outcome.taken:
                 self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
+        if outcome.taken:
+            self._follow()
         can_mend = self.scaler.is_enabled() and self.scaler.get_scale() > 1  # a gradient past fp16's range
         self.scaler.update()
         return outcome._replace(hopeless=outcome.hopeless and not (can_mend and math.isfinite(loss)))
 
     def _gradient_and_step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         values = self._gradient(inputs, targets)
-        self.device_step(values[:2])
+        self._follow(1 - self.device_step(values[:2]))
         return values
+
+    def _follow(self, taken: Tensor | float = 1.0) -> None:
+        """What comes after the optimizers' step, unless ``taken``, a number or a scalar on the device, is 0."""
+        if self.lora:
+            self.lora.merge()
+        if self.average:
+            self.average.update(taken)
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the batch's mean loss and of its auxiliary loss.
@@ -195,15 +215,22 @@ class Update:
         return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizers and the loss scale."""
+        """The state of the optimizers and the loss scale, and of weights that are not those of ``evaluated``."""
         return {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
+            **{name: part.state() for name, part in self._beside().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned; ``evaluated`` has its weights already."""
         self.release()  # captured kernels would go on with the state that is replaced here
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
+        for name, part in self._beside().items():
+            part.load_state(state[name])
+
+    def _beside(self) -> dict[str, Average | Lora]:
+        """What has a state besides the optimizers' and that of the model."""
+        return {name: part for name, part in {"average": self.average, "lora": self.lora}.items() if part}

@@ -1,8 +1,11 @@
-"""The pictures of a comparison, as PNG and SVG files; one of each kind for every data set."""
+"""The pictures of a comparison, as PNG and SVG files or as bytes; one of each kind for every data set."""
 
 import re
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from seqlab.errors import UserError
 from seqlab.report.compare import Comparison
@@ -15,8 +18,37 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed.
     """
+    refuse_without_matplotlib()
+    from seqlab.report.plots import drawing
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return list(chain.from_iterable(drawing.save(one, folder, name) for name, one in drawn(comparison)))
+
+
+def as_png(comparison: Comparison, *kinds: str, dpi: int = 100) -> dict[str, bytes]:
+    """PNG files by name (``wikitext2_loss``): the pictures of some kinds, or all that the runs have values for.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    refuse_without_matplotlib()
+    from seqlab.report.plots import drawing
+
+    return {name: drawing.png_of(one, dpi) for name, one in drawn(comparison, kinds)}
+
+
+def refuse_without_matplotlib() -> None:
+    """Refuse to draw.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
     if find_spec("matplotlib") is None:
         raise UserError("plots", "none", "matplotlib is not installed", "pip install -e '.[plots]'")
+
+
+def drawn(comparison: Comparison, kinds: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Name and picture of each kind and data set; matplotlib has the settings for them while they are taken."""
     from matplotlib import rc_context
 
     from seqlab.report.plots import drawing
@@ -25,7 +57,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     from seqlab.report.plots.losses import loss_picture, position_picture
     from seqlab.report.plots.values import difficulty_picture, grid_picture, sweep_picture
 
-    kinds = {
+    draws = {
         "loss": loss_picture,
         "cost": cost_picture,
         "fit": fit_picture,
@@ -34,16 +66,13 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         "grid": grid_picture,
         "difficulty": difficulty_picture,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
     data = data_sets(comparison)
     with rc_context(drawing.SETTINGS):
         for one, name in zip(data, file_names([one.name for one in data]), strict=True):
-            for kind, draw in kinds.items():
-                if (picture := draw(one)) is not None:
+            for kind in kinds or draws:
+                if (picture := draws[kind](one)) is not None:
                     drawing.finish(picture)
-                    written += drawing.save(picture, folder, f"{name}_{kind}")
-    return written
+                    yield f"{name}_{kind}", picture
 
 
 def file_names(data: list[str]) -> list[str]:

@@ -2,9 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import chain
 from pathlib import Path
 from textwrap import wrap
@@ -243,22 +244,36 @@ def finish(picture: Picture) -> None:
     figure.supxlabel("\n".join(plain(line, len(line)) for line in lines), fontsize=6.5, color="0.35")
 
 
+def png_of(picture: Picture, dpi: int = DPI) -> bytes:
+    """The figure as a PNG, the same bytes each time, with the caption as description."""
+    canvas = FigureCanvasAgg(picture.figure)
+    picture.figure.set_dpi(dpi)
+    with odd_letters():
+        canvas.draw()
+    description = PngInfo()
+    description.add_itxt("Description", picture.caption)
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    file = BytesIO()
+    pixels.quantize(256, dither=Image.Dither.NONE).save(file, "png", pnginfo=description, dpi=(dpi, dpi))
+    return file.getvalue()
+
+
+@contextmanager
+def odd_letters() -> Iterator[None]:
+    """Within, a label in another script than the font has is no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def save(picture: Picture, folder: Path, name: str) -> list[Path]:
     """Write the figure as PNG and SVG, the same bytes each time, with the caption as description; returns the paths."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    figure = picture.figure
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(DPI)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a label in another script
-        canvas.draw()
-        figure.set_layout_engine("none")  # keep the layout for the other file
-        description = PngInfo()
-        description.add_itxt("Description", picture.caption)
-        pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        pixels.quantize(256, dither=Image.Dither.NONE).save(png, pnginfo=description, dpi=(DPI, DPI))
-        text = StringIO()
-        figure.savefig(text, format="svg", metadata={"Description": picture.caption, "Date": None})
+    png.write_bytes(png_of(picture))
+    picture.figure.set_layout_engine("none")  # keep the layout for the other file
+    text = StringIO()
+    with odd_letters():
+        picture.figure.savefig(text, format="svg", metadata={"Description": picture.caption, "Date": None})
     svg.write_text(PLACE.sub(r"\1 \2 \3", text.getvalue()), encoding="utf-8")
     return [png, svg]
 

@@ -1,0 +1,1 @@
+"""seqlab from Python, as in a notebook: its names are those of ``seqlab`` itself."""
