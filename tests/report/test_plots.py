@@ -232,6 +232,24 @@ def test_a_single_further_test_has_a_panel(drawn, tmp_path):
     assert [line.get_xydata().tolist() for line, *_ in axes.containers] == [[[512, 0.25]]] * 3
 
 
+def test_further_tests_of_several_data_sets_are_in_one_picture(drawn, tmp_path):
+    runs = probe_comparison((1, 2))
+    other = probe_comparison((1, 2))
+    for run in other:
+        run.summary["data"] = "parity"
+        run.summary["further_tests"] = {f"length={n}": {"loss": 1.0, "accuracy": 1 / n} for n in (64, 512)}
+    del other[:2]  # mamba has no runs there
+    plots.write(compare(runs + other), tmp_path)
+    figure, caption = drawn["tests"]
+    assert [axes.get_title() for axes in figure.axes] == ["mqar", "parity"] and "Mean over 2 seeds" in caption
+    looks = [{line.get_color(): line.get_marker() for line, *_ in axes.containers} for axes in figure.axes]
+    assert len(looks[0]) == 3 and looks[0].items() > looks[1].items()
+    assert [line.get_xydata().tolist() for line, *_ in figure.axes[1].containers] == [[[64, 1 / 64], [512, 1 / 512]]] * 2
+    drawn.clear()
+    plots.write(compare(runs), tmp_path)
+    assert "tests" not in drawn
+
+
 def test_one_seed_is_said(drawn, tmp_path):
     plots.write(compare([made_run(), made_run("lstm")]), tmp_path)
     assert all("One seed, so no interval" in caption for _, caption in drawn.values())

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, as PNG and SVG files or as bytes; one of each kind for every data set."""
+"""The pictures of a comparison, as PNG and SVG files or as bytes; one of each kind for every data set, one for all."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -48,14 +48,17 @@ def refuse_without_matplotlib() -> None:
 
 
 def drawn(comparison: Comparison, kinds: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Name and picture of each kind and data set; matplotlib has the settings for them while they are taken."""
+    """Name and picture of each kind and data set, then ``further_tests``, of all data sets together.
+
+    matplotlib has the settings for them while they are taken.
+    """
     from matplotlib import rc_context
 
     from seqlab.report.plots import drawing
     from seqlab.report.plots.cost import cost_picture
     from seqlab.report.plots.fits import fit_picture
     from seqlab.report.plots.losses import loss_picture, position_picture
-    from seqlab.report.plots.values import difficulty_picture, grid_picture, sweep_picture
+    from seqlab.report.plots.values import across_picture, difficulty_picture, grid_picture, sweep_picture
 
     draws = {
         "loss": loss_picture,
@@ -69,10 +72,13 @@ def drawn(comparison: Comparison, kinds: Sequence[str] = ()) -> Iterator[tuple[s
     data = data_sets(comparison)
     with rc_context(drawing.SETTINGS):
         for one, name in zip(data, file_names([one.name for one in data]), strict=True):
-            for kind in kinds or draws:
+            for kind in [kind for kind in draws if not kinds or kind in kinds]:
                 if (picture := draws[kind](one)) is not None:
                     drawing.finish(picture)
                     yield f"{name}_{kind}", picture
+        if (not kinds or "tests" in kinds) and (picture := across_picture(data)) is not None:
+            drawing.finish(picture)
+            yield "further_tests", picture
 
 
 def file_names(data: list[str]) -> list[str]:

@@ -26,9 +26,9 @@ def opening(data: DataSet, spread: str, groups: Iterable[Group]) -> str:
     return f"{data.name}. {seeds(data)}{'; ' + spread if several else ''}."
 
 
-def seeds(data: DataSet) -> str:
+def seeds(*data: DataSet) -> str:
     """The number of seeds that a line is a mean over."""
-    counts = sorted({len(group.runs) for group in data.groups})
+    counts = sorted({len(group.runs) for one in data for group in one.groups})
     if counts == [1]:
         return "One seed, so no interval"
     if len(counts) == 1:

@@ -1,18 +1,19 @@
 """The pictures of results against settings: swept parameters, grids of data settings and sizes, difficulty."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from matplotlib.lines import Line2D
 
 from seqlab.report.grids import bounds_of
-from seqlab.report.plots.captions import BARS, bases, caption, caption_of_grid, joined, opening
-from seqlab.report.plots.dataset import DataSet
+from seqlab.report.plots.captions import BARS, bases, caption, caption_of_grid, joined, opening, seeds
+from seqlab.report.plots.dataset import PROMINENT, DataSet
 from seqlab.report.plots.drawing import WIDTH, Picture, draw_panels, legend_handle
 from seqlab.report.plots.labels import plain
 from seqlab.report.plots.losses import legend
 from seqlab.report.plots.panels import Panel, difficulty_panels, grid_panels, styles_of_grid, sweep_panels
-from seqlab.report.plots.style import Style
+from seqlab.report.plots.style import Style, styles
 
 COLUMNS = 3
 GRID_COLUMNS = 4
@@ -94,6 +95,46 @@ def difficulty_picture(data: DataSet) -> Picture | None:
     for axes, title in zip(grid, found, strict=True):
         axes.set_title("test split" if title.startswith("by ") else "further tests")
     return Picture(figure, legend(data, marker=True), caption(data, BARS, "Missing points could not be measured."))
+
+
+def across_picture(data: Sequence[DataSet]) -> Picture | None:
+    """Accuracy at further tests that several data sets share, a panel each: which model does which task.
+
+    A label has one style in all of them. None where fewer than two share a test, or a legend would be too long.
+    """
+    at = {one.name: difficulty_panels(one, one.prominent) for one in data if not one.grid}
+    title, names = most_shared(
+        {name: [title for title in panels if title.startswith("at ")] for name, panels in at.items()}
+    )
+    shown = [one for one in data if one.name in names]
+    groups = {group.label: group for one in shown for group in one.groups}
+    drawn = {group.label for one in shown for group in (one.groups[i] for i in one.prominent)}
+    groups = {label: group for label, group in groups.items() if label in drawn}
+    if len(shown) < 2 or len(groups) > PROMINENT:
+        return None
+    looks = dict(zip(groups, styles([one.model for one in groups.values()], shown[0].everyone), strict=True))
+    panels = [
+        replace(panel, lines=[replace(line, style=looks[one.groups[line.groups[0]].label]) for line in panel.lines])
+        for one in shown
+        for panel in [at[one.name][title]]
+    ]
+    columns = min(COLUMNS, len(panels))
+    figure, grid = draw_panels(panels, columns=columns, width=WIDTH, height=1.75, markersize=3)
+    for axes, one in zip(grid, shown, strict=True):
+        axes.set_title(plain(one.name, 40))
+    entries = [(legend_handle(style, marker=True), label) for label, style in looks.items()]
+    several = any(len(group.runs) > 1 for group in groups.values())
+    text = joined(f"{seeds(*shown)}{'; ' + BARS if several else ''}.", "Missing points could not be measured.")
+    return Picture(figure, entries, text)
+
+
+def most_shared(titles: dict[str, list[str]]) -> tuple[str, list[str]]:
+    """The title that most data sets have, the first of equals, and their names; of none an empty list."""
+    owners: dict[str, list[str]] = {"": []}
+    for name, own in titles.items():
+        for title in own:
+            owners.setdefault(title, []).append(name)
+    return max(owners.items(), key=lambda item: len(item[1]))
 
 
 def legend_of_models(looks: dict[str, Style]) -> list[tuple[Line2D, str]]:
