@@ -79,7 +79,7 @@ ROOMS = {
         "power_law print_tables rows runs statistics tables write_tables",
     ),
     "benchmarks": (
-        "errors formatting jsonio console ops data models inference training config runs report",
+        "errors formatting jsonio console ops data models inference training config runs pretrained report",
         "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
         "peer_tasks report results roofline run_trees scan scan_contestants scan_shapes session step timing "
         "training_step",

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 from seqlab.errors import UserError, nearest
@@ -27,7 +28,7 @@ BENCHMARKS = {
     "commands": "seconds and memory of whole commands",
     "coordinates": "how far activations move at each width, with muP and without",
 }
-OWN_CODE = ("--config-dir", "-cd", "trust=", "hydra.searchpath=")
+OWN_CODE = ("--config-dir", "-cd", "trust=", "--trust", "hydra.searchpath=")
 """Arguments with which a user says that there is code of their own."""
 
 
@@ -67,12 +68,28 @@ def complete(query: Sequence[str]) -> None:
     line = os.environ["COMP_LINE"]
     before = line.split()[1:] if line.endswith(" ") else line.split()[1:-1]
     if before[:1] == ["train"]:
-        os.environ["COMP_LINE"] = " ".join(["seqlab", *line.split(maxsplit=2)[2:]])
-        sys.argv[1:] = query
+        typed = line.split(maxsplit=2)[2:]
+        os.environ["COMP_LINE"] = " ".join(["seqlab", *typed])
+        sys.argv[1:] = [*query, *(f"--config-dir={folder}" for folder in config_dirs(before))]
         import_module("seqlab.commands.train").main()
     else:
         names = {(): COMMANDS, ("benchmark",): BENCHMARKS}.get(tuple(before), ())  # none: the shell's, of files
         print("\n".join(names))
+
+
+def config_dirs(arguments: Sequence[str]) -> list[str]:
+    """The values of ``--config-dir`` among arguments."""
+    with_next = [(*argument.partition("="), after) for argument, after in pairwise([*arguments, ""])]
+    found = [value if equals else after for flag, equals, value, after in with_next if flag in ("--config-dir", "-cd")]
+    return [folder for folder in found if folder]
+
+
+def own_folders(arguments: Sequence[str]) -> list[str]:
+    """Where a user has modules, if the arguments say that there are any: here, and beside their ``--config-dir``."""
+    if not any(argument.startswith(OWN_CODE) for argument in arguments):
+        return []
+    beside = [Path(folder).absolute().parent for folder in config_dirs(arguments)]
+    return [str(folder) for folder in dict.fromkeys([Path.cwd(), *beside])]
 
 
 def main() -> None:
@@ -91,8 +108,8 @@ def main() -> None:
     beginning = INSTALLED[Path(sys.argv[0]).name == "__main__.py"]
     remember([*beginning, *arguments])
     sys.argv[1:] = arguments[len(words) :]
-    if any(argument.startswith(OWN_CODE) for argument in sys.argv) and not sys.flags.safe_path:
-        sys.path.append(str(Path.cwd()))  # the last place, so that nothing installed is hidden
+    if not sys.flags.safe_path:
+        sys.path += own_folders(sys.argv[1:])  # the last places, so that nothing installed is hidden
     command = import_module(f"seqlab.commands.{'_'.join(words)}").main
     if words != ("train",):
         sys.exit(command())

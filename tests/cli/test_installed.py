@@ -1,6 +1,8 @@
 """``seqlab`` from anywhere: the wheel as it is installed, its commands, and code of a user's own beside them."""
 
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,19 +14,20 @@ import pytest
 
 from seqlab import __main__ as program
 from seqlab import invocation
+from seqlab.config.options import describe_options
+from seqlab.config.suggestions import known_settings, no_option
 from support import ROOT, options
 
-OWN_MIXER = """
-from seqlab.models.mixers import Dense
+GUIDE = (ROOT / "docs" / "own_mixer.md").read_text(encoding="utf-8")
 
-class Own(Dense):
-    pass
-"""
-OWN_MODEL = """
-defaults: [mlp]
-pattern: [own]
-mixers: {own: {_target_: own_parts.Own, _partial_: true}}
-"""
+
+def follow_guide(here: Path) -> None:
+    """Write the files that the guide shows into a folder, by the names that it gives them."""
+    names = re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```", GUIDE)
+    blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", GUIDE, flags=re.DOTALL)
+    for name, block in zip(names, blocks, strict=True):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(block, encoding="utf-8")
 
 
 @pytest.fixture
@@ -49,9 +52,7 @@ def files_in(folder: Path) -> set[Path]:
 @pytest.mark.slow
 def test_the_wheel_works_in_an_empty_folder(installed, environment, tmp_path):
     here = tmp_path / "here"
-    (here / "mine" / "model").mkdir(parents=True)
-    (here / "own_parts.py").write_text(OWN_MIXER)
-    (here / "mine" / "model" / "own.yaml").write_text(OWN_MODEL)
+    follow_guide(here)
     environment |= {"PYTHONPATH": str(installed)}
 
     def seqlab(*arguments: str) -> str:
@@ -61,12 +62,13 @@ def test_the_wheel_works_in_an_empty_folder(installed, environment, tmp_path):
         return done.stdout
 
     assert "seqlab compare" in seqlab("--help")
-    seqlab("train", "trainer=smoke", "--config-dir=mine", "model=own")
+    train, compare = GUIDE.partition("```sh\n")[2].partition("```")[0].splitlines()
+    seqlab(*train.split()[1:])
     (folder,) = (here / "outputs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["command"] == "seqlab train trainer=smoke --config-dir=mine model=own"
+    assert summary["command"] == train
     assert summary["git_commit"] is None  # it came from no clone
-    assert "own" in seqlab("compare", "--out", "compared")
+    assert "running_mean" in seqlab(*compare.split()[1:])
 
     ours = {path for path in files_in(installed) if path.parts[0] in ("seqlab", "hydra_plugins")}
     assert ours == files_in(ROOT / "src")  # conf among them, and nothing of tests
@@ -120,6 +122,41 @@ def test_the_current_folder_is_imported_from_only_when_told_so_and_last(monkeypa
     assert (sys.path[-1] == str(tmp_path)) == own
     assert invocation.program("compare") == "seqlab compare"
     assert invocation.as_typed("See seqlab train --help") == "See seqlab train --help"
+
+
+def test_the_guides_mixer_steps_as_it_reads_the_whole(monkeypatch, tmp_path):
+    follow_guide(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    runpy.run_path(str(tmp_path / "check.py"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folders"),
+    [
+        ("model=mlp", []),
+        ("--trust own", ["here"]),
+        ("--config-dir=mine", ["here"]),
+        ("-m -cd ../there/mine", ["here", "here/../there"]),
+        ("--config-dir=a model=own --config-dir b/c", ["here", "here/b"]),
+    ],
+)
+def test_modules_are_found_here_and_beside_the_configurations(monkeypatch, tmp_path, arguments, folders):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert program.own_folders(arguments.split()) == [str(tmp_path / folder) for folder in folders]
+
+
+def test_models_of_ones_own_are_listed_suggested_and_completed(monkeypatch, capsys, tmp_path):
+    follow_guide(tmp_path)
+    own = f"--config-dir={tmp_path / 'mine'}"
+    monkeypatch.setattr(sys, "argv", ["seqlab", own])
+    assert "  running_mean         The mean of all positions so far" in describe_options().splitlines()
+    assert no_option("model", "runing_mean").remedy == "Did you mean 'running_mean'?"
+    assert "model.mixers.running_mean.bias" in known_settings([own, "model=running_mean"])
+    monkeypatch.setenv("COMP_LINE", f"seqlab train {own} model=running")
+    monkeypatch.setattr(sys, "argv", ["/bin/seqlab", "-sc", "query=fish"])
+    program.main()
+    assert capsys.readouterr().out.split() == ["model=running_mean"]
 
 
 @pytest.mark.parametrize(

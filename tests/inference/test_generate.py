@@ -127,6 +127,24 @@ def test_pieces_add_up(ids, cut):
     assert Data.decode(before) + "".join(pieces(Data, before[-1], iter(after))) == Data.decode(ids)
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["each alone", "all or none"])
+def test_pieces_are_whole_characters(together):
+    """Tokens of one byte; where bytes are no text, libraries replace each of them, or all of a row of tokens."""
+    text = "aé€😀😀éb"
+
+    class Data:
+        @staticmethod
+        def decode(ids):
+            whole = bytes(ids).decode(errors="replace")
+            return "\ufffd" * len(ids) if together and "\ufffd" in whole else whole
+
+    found = list(pieces(Data, ord(" "), iter(text.encode())))
+    assert "".join(found) == text
+    assert found == list(text)
+    cut = list(pieces(Data, ord(" "), iter(text.encode()[:2])))
+    assert cut[0] == "a" and set(cut[1]) == {"\ufffd"}  # what ends within a character is shown
+
+
 TEXTS = st.text("ab\n", max_size=14)
 
 

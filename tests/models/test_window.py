@@ -99,6 +99,19 @@ def test_shared_heads_are_heads_that_are_alike(window):
         Attention(D_MODEL, n_heads=6, n_kv_heads=4, d_inner=24)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rotary_width": 3}, "rotary_width=3: must be an even number up to d_inner / n_heads = 4"),
+        ({"rotary_width": 6}, "rotary_width=6: must be an even number up to d_inner / n_heads = 4"),
+        ({"rotary_width": 2, "rotary_divisors": [1.0, 2.0]}, "must be as many as the pairs that are rotated, 1"),
+    ],
+)
+def test_what_cannot_be_rotated(settings, message):
+    with pytest.raises(UserError, match=message):
+        Attention(D_MODEL, n_heads=6, d_inner=24, **settings)
+
+
 def test_a_window_as_long_as_the_sequence_is_full_attention():
     x = random(2, 33, D_MODEL)
     close(mixer(33)(x), mixer(None)(x))

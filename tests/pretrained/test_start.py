@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from seqlab import pretrained
+from seqlab.benchmarks import inference
 from seqlab.commands import generate
 from seqlab.config.without_effect import refuse_beside_checkpoint
 from seqlab.errors import UserError
@@ -20,6 +22,7 @@ from seqlab.pretrained.checkpoint import Checkpoint
 from seqlab.pretrained.families import FAMILIES
 from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.start import refuse_other_data, with_architecture
+from seqlab.pretrained.tokenizer import by_characters
 from seqlab.runs.load import TokenWidths
 from support import LINES, final_weights
 
@@ -75,6 +78,67 @@ def test_a_run_starts_from_a_checkpoint_and_goes_on_without_it(gpt2, train, corp
     capsys.readouterr()
     assert generate.main([f"run={job.folder}", "prompt=the cat", "max_new_tokens=8"]) == 0
     assert len(capsys.readouterr().out.strip("\n")) >= 8
+
+
+@pytest.fixture
+def with_tokenizer(gpt2) -> Path:
+    """The checkpoint with a tokenizer of the corpus's characters."""
+    by_characters(sorted(set(LINES))).save(str(gpt2 / "tokenizer.json"))
+    return gpt2
+
+
+def generated(capsys, *arguments: str) -> str:
+    assert generate.main([*arguments, "max_new_tokens=8", "temperature=0"]) == 0
+    return capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_text_from_a_checkpoint_itself(with_tokenizer, capsys):
+    model, text = pretrained.load(with_tokenizer), generate.CheckpointText(str(with_tokenizer), None, VOCABULARY)
+    ids = text.encode("the cat")
+    for _ in range(8):
+        ids = torch.cat((ids, model(ids[None])[0, -1:].argmax(dim=-1)))
+    said = generated(capsys, f"init_from={with_tokenizer}", "prompt=the cat")
+    assert said == f"{text.decode(ids.tolist())}\n"
+
+    end = ids[9].item()
+    first = ids[7:].tolist().index(end)
+    field(eos_token_id=[VOCABULARY + 5, end])(with_tokenizer)
+    ended = generated(capsys, f"init_from={with_tokenizer}", "prompt=the cat")
+    assert ended == f"{text.decode(ids[: 7 + first].tolist())}\n"
+
+
+def larger(folder: Path) -> None:
+    by_characters(sorted({*LINES, "z"})).save(str(folder / "tokenizer.json"))
+
+
+NO_TEXT: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "holds no tokenizer.json"),
+    "a broken one": (lambda folder: (folder / "tokenizer.json").write_text("{"), [], "tokenizer.json: cannot be read"),
+    "a larger one": (larger, [], f"has {VOCABULARY + 1} tokens, and the model's vocabulary {VOCABULARY}"),
+    "no such character": (
+        lambda _: None,
+        ["prompt=zebra"],
+        "prompt=zebra: the checkpoint's tokenizer cannot encode it",
+    ),
+    "a run too": (lambda _: None, ["run=outputs/x"], "names what run=outputs/x has of its own"),
+}
+
+
+@pytest.mark.parametrize(("change", "more", "message"), NO_TEXT.values(), ids=NO_TEXT)
+def test_a_checkpoint_without_its_text(with_tokenizer, capsys, change, more, message):
+    change(with_tokenizer)
+    assert generate.main([f"init_from={with_tokenizer}", *more]) == 2
+    *before, refusal, _ = capsys.readouterr().err.strip().splitlines()
+    assert message in refusal
+    assert not any("init_from" in line for line in before)
+
+
+def test_inference_of_a_checkpoint_is_measured(gpt2):
+    options = Namespace(contexts=[4], device=torch.device("cpu"), dtype=torch.bfloat16)
+    label, kind, model = inference.contestant(str(gpt2), options)
+    assert label == kind == "gpt2"
+    assert model.max_length == POSITIONS and model.embed.weight.dtype == torch.bfloat16
 
 
 def damaged(folder: Path) -> list[str]:
@@ -189,17 +253,32 @@ def test_a_checkpoint_that_cannot_be_used(gpt2, damage, message):
 
 MAMBA = {"hidden_size": 8, "num_hidden_layers": 1}
 LLAMA = MAMBA | {"num_attention_heads": 2, "intermediate_size": 8}
+HYBRID = LLAMA | {"mamba_n_heads": 2, "mamba_d_ssm": 16}
+ROPE = {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}, "max_position_embeddings": 9, "low_freq_factor": 0.5}
+ROPE |= {"high_freq_factor": 4.0}
+LONGROPE = LLAMA | {"rope_parameters": {"rope_type": "longrope"}, "max_position_embeddings": 9, "factor": 2.0}
+LONGROPE |= {"long_factor": [2.0, 3.0], "short_factor": [2.0, 3.0]}
 INEXPRESSIBLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "a bias": ("MambaForCausalLM", MAMBA, {"use_bias": True}),
     "no bias of the convolution": ("FalconMambaForCausalLM", MAMBA, {"use_conv_bias": False}),
     "bounded steps": ("Mamba2ForCausalLM", MAMBA | {"num_heads": 2, "head_dim": 8}, {"time_step_limit": [0.0, 1.0]}),
     "heads that do not fit": ("Mamba2ForCausalLM", MAMBA | {"num_heads": 2, "head_dim": 8}, {"num_heads": 3}),
     "an activation": ("LlamaForCausalLM", LLAMA, {"hidden_act": "gelu"}),
-    "scaled frequencies": ("LlamaForCausalLM", LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
-    "scaled frequencies, version 5": ("LlamaForCausalLM", LLAMA, {"rope_parameters": {"rope_type": "llama3"}}),
+    "frequencies by length": ("LlamaForCausalLM", LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "frequencies by layer": ("LlamaForCausalLM", LLAMA, {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
     "a part of each head": ("Qwen2ForCausalLM", LLAMA, {"partial_rotary_factor": 0.5}),
     "a window": ("Qwen2ForCausalLM", LLAMA, {"use_sliding_window": True}),
     "a base that is no number": ("LlamaForCausalLM", LLAMA, {"rope_theta": "1e4"}),
+    "divisors by length": ("LlamaForCausalLM", LONGROPE, {"short_factor": [1.0]}),
+    "bounds that cross": ("LlamaForCausalLM", LLAMA | ROPE | {"high_freq_factor": 1.0}, {"low_freq_factor": 1.0}),
+    "a bias of Jamba": ("JambaForCausalLM", LLAMA, {"mamba_proj_bias": True}),
+    "an offset beyond the period": ("JambaForCausalLM", LLAMA, {"attn_layer_offset": 8}),
+    "a layer that is not there": ("BambaForCausalLM", HYBRID, {"attn_layer_indices": [1]}),
+    "heads of another width": ("BambaForCausalLM", HYBRID, {"mamba_d_head": 4}),
+    "an unknown layer": ("GraniteMoeHybridForCausalLM", HYBRID, {"layer_types": ["conv"]}),
+    "other positions": ("GraniteMoeHybridForCausalLM", HYBRID, {"position_embedding_type": "alibi"}),
+    "one expert a token": ("GraniteMoeHybridForCausalLM", HYBRID, {"num_experts_per_tok": 1}),
+    "a bias of Falcon": ("FalconH1ForCausalLM", HYBRID, {"projectors_bias": True}),
 }
 
 

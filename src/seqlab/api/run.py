@@ -109,7 +109,8 @@ class Run:
         with process_state_kept():
             reset_global_state(settings["seed"])
             refuse_no_text(self._trained, self.folder)
-            return "".join(generate.sampled(self._trained, settings, settings["seed"]))
+            trained = self._trained
+            return "".join(generate.sampled(trained.model, trained.data, settings, settings["seed"]))
 
     @cached_property
     def _trained(self) -> Trained:

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from seqlab import console
+from seqlab import console, pretrained
 from seqlab.benchmarks import report
 from seqlab.benchmarks.inference_curves import COLUMNS, Curve, Point
 from seqlab.benchmarks.memory import PeakMemory, lacks_memory, release
@@ -26,6 +26,7 @@ from seqlab.config.exceptions import is_out_of_memory
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import scan_backend, tensors_of
 from seqlab.models.sequence_model import ModelState, chunk_length
+from seqlab.pretrained.files import is_checkpoint
 from seqlab.report.formats import scaled_bytes
 from seqlab.report.plots.style import MARKERS, architecture, colours
 from seqlab.runs.load import fresh_model, load_run
@@ -213,11 +214,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def contestant(name: str, args: argparse.Namespace) -> tuple[str, str, SequenceModel]:
-    """A model by name with random weights, which take the same time, or one loaded from a run folder.
+    """A model by name with random weights, which take the same time, or that of a run folder or a checkpoint.
 
     Returns its name in tables, its architecture, and the model on the device, in evaluation mode.
     """
-    if Path(name).is_dir():
+    if is_checkpoint(name):
+        label = kind = shortened(Path(name).name)
+        model = pretrained.load(name)
+    elif Path(name).is_dir():
         trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
         label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model
     else:

@@ -3,6 +3,7 @@
     seqlab benchmark inference                                  # mamba, transformer and lstm
     seqlab benchmark inference --models mamba,transformer_vanilla --contexts 1024:131072 --batch 1,16
     seqlab benchmark inference --models outputs/<run folder> outputs/<another> --device cpu
+    seqlab benchmark inference --models <checkpoint's folder, or its name on the hub>
 
 Contexts double from the first to the last. A model's curve ends before, and the output says why, where it runs out of
 memory, where prefill would take longer than --limit, or where its learned positions end.
@@ -34,7 +35,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The settings, with the defaults of the device filled in."""
     parser = Parser("benchmark inference", __doc__)
     add, plain = parser.option, parser.add_argument
-    plain("--models", nargs="+", default=["mamba,transformer,lstm"], help="names in conf/model, or run folders")
+    plain(
+        "--models", nargs="+", default=["mamba,transformer,lstm"], help="names in conf/model, run folders, checkpoints"
+    )
     plain("--size", help="a name in conf/size for the models by name; default: small, or what a model says itself")
     add("--vocabulary", whole, default=10_000, help="of the models by name; default 10000")
     add("--contexts", doubling, help="first:last, doubling, or n,n,...; default 1024:1048576 (GPU), 128:131072")

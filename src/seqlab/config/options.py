@@ -3,9 +3,11 @@
 Like ``cli.resolvers``, this imports no torch: ``--help``, ``--cfg job`` and a mistyped name do not wait for it.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -15,15 +17,21 @@ from seqlab.invocation import as_typed
 
 
 def options_of(group: str) -> list[str]:
-    """The options of a group, by name."""
+    """The options of a group in ``conf/``, by name."""
     return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
 
 
-def model_options() -> list[str]:
-    """Every model that can be chosen, those of a user's own folder (``--config-dir``) among them."""
+def all_options_of(group: str) -> list[str]:
+    """Every option of a group that can be chosen, those of a user's own folder (``--config-dir``) among them."""
     if GlobalHydra.instance().is_initialized():
-        return GlobalHydra.instance().config_loader().get_group_options("model")
-    return options_of("model")
+        return GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(path.stem for folder in config_folders() for path in (folder / group).glob("*.yaml"))
+
+
+def config_folders() -> list[Path]:
+    """``conf/``, and the user's own folder that the command line names (``--config-dir``)."""
+    own = get_args_parser().parse_known_args(sys.argv[1:])[0].config_dir
+    return [CONFIG_FOLDER, *([Path(own)] if own and Path(own).is_dir() else [])]
 
 
 def top_level_keys() -> set[str]:
@@ -81,12 +89,15 @@ def first_comment(path: Path) -> str:
 
 
 def describe_options() -> str:
-    """Every configuration group with its options, a line each, for ``--help``."""
+    """Every configuration group with its options, a line each, for ``--help``; a user's own come after ours."""
+    groups: dict[str, list[Path]] = {}
+    for folder in config_folders():
+        for group in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "hydra"):
+            groups.setdefault(group.name, []).extend(sorted(group.glob("*.yaml")))
     lines = []
-    for group in sorted(path for path in CONFIG_FOLDER.iterdir() if path.is_dir() and path.name != "hydra"):
-        options = sorted(group.glob("*.yaml"))
+    for group, options in sorted(groups.items()):
         width = max((len(option.stem) for option in options), default=0)
-        lines.append(f"{group.name}=")
+        lines.append(f"{group}=")
         lines += [f"  {option.stem:<{width}}  {first_comment(option)}" for option in options]
     return "\n".join(lines)
 

@@ -121,7 +121,7 @@ def signature_of(node: dict[str, Any], key: str) -> dict[str, Any]:
         parameters = inspect.signature(_locate(node["_target_"]), eval_str=True).parameters.values()
     except Exception as error:
         remedy = "Write the full path of a class or function that can be imported"
-        why = str(error).splitlines()[0]
+        why = " ".join(str(error).splitlines()[:2])  # Hydra's own second line has the cause
         raise UserError(f"{key}._target_", node["_target_"], f"cannot be used ({why})", remedy) from error
     named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

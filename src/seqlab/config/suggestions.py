@@ -6,16 +6,18 @@ from itertools import accumulate
 
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.config import CONFIG_FOLDER
-from seqlab.config.options import optional_groups, options_of
+from seqlab.config.options import all_options_of, config_folders, optional_groups
 from seqlab.config.overrides import compose, flatten
-from seqlab.errors import UserError, nearest
+from seqlab.errors import UserError, in_quotes, nearest
 from seqlab.invocation import program
 
 
 def with_choices(arguments: Iterable[str]) -> DictConfig:
     """The configuration under the valid choices of options among the arguments, with no other setting changed."""
-    return compose(*(a for a in arguments if (CONFIG_FOLDER / f"{a.replace('=', '/')}.yaml").is_file()))
+    folders = config_folders()
+    search = [f"hydra.searchpath=[{in_quotes(f'file://{folder.absolute()}')}]" for folder in folders[1:]]
+    paths = {argument: f"{argument.replace('=', '/')}.yaml" for argument in arguments}
+    return compose(*search, *(a for a, path in paths.items() if any((folder / path).is_file() for folder in folders)))
 
 
 def known_settings(arguments: Iterable[str]) -> list[str]:
@@ -56,7 +58,7 @@ def no_option(group: str, option: str) -> UserError:
     elif option.startswith("["):
         remedy = f"Name one, and with -m several with commas between: {group}={option[1:-1]}"
     else:
-        remedy = nearest(option, options_of(group))
+        remedy = nearest(option, all_options_of(group))
     if remedy.startswith("There is n"):
         remedy = f"{program()} --help lists all that there are"
     return UserError(group, option, f"is no option of {group}", remedy)

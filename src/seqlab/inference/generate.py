@@ -5,6 +5,7 @@ Symbols: B batch, L length, N tokens of a text, V vocabulary size.
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import takewhile
 from typing import Protocol
 
 import torch
@@ -17,10 +18,19 @@ from seqlab.inference.sampling import Sampling, uniforms
 from seqlab.inference.steps import captured_step, in_step_behind
 
 LINE_END = "\n"
+INCOMPLETE = "\ufffd"
+"""What bytes that are no whole character are decoded to."""
+MOST_BYTES = 4
+"""Of a character in UTF-8."""
+LONGEST = 32
+"""Tokens that are decoded together, where each holds a part of a character."""
 
 
 class Text(Protocol):
-    """A data object of text: what turns it into token ids and back."""
+    """A data object of text: what turns it into token ids and back.
+
+    If it has ``ends``, a set of ids, a sample ends before the first of them.
+    """
 
     def encode(self, text: str) -> Tensor:
         """The token ids of a text, (N,) int64.
@@ -113,14 +123,28 @@ def generate_text(
     if not len(ids):
         ids = data.encode(LINE_END)
     tokens = generate_tokens(model, ids[None], sampling, max_new_tokens=max_new_tokens, seed=seed)
-    return until(stop, pieces(data, int(ids[-1]), (int(token) for token in tokens)))
+    ends = getattr(data, "ends", ())
+    return until(stop, pieces(data, int(ids[-1]), takewhile(lambda token: token not in ends, map(int, tokens))))
 
 
 def pieces(data: Text, previous: int, tokens: Iterator[int]) -> Iterator[str]:
-    """The text that each token adds after the one before it; a word comes with its leading space."""
+    """The text that each token adds after the one before it; a word comes with its leading space.
+
+    Where tokens hold parts of a character, the piece waits for the others.
+    """
+    seen, shown, waited = [previous], data.decode([previous]), 0
     for token in tokens:
-        yield data.decode([previous, token])[len(data.decode([previous])) :]
-        previous = token
+        seen.append(token)
+        text = data.decode(seen)
+        if text.endswith(INCOMPLETE) and waited < MOST_BYTES - 1:
+            waited += 1
+            continue
+        yield text[len(shown) :]
+        alone, waited = data.decode([token]), 0
+        begins_anew = INCOMPLETE not in alone or len(seen) > LONGEST
+        seen, shown = ([token], alone) if begins_anew else (seen, text)
+    if waited:
+        yield data.decode(seen)[len(shown) :]
 
 
 def until(stop: str | None, texts: Iterator[str]) -> Iterator[str]:

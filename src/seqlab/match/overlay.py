@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from seqlab.config.options import model_options
+from seqlab.config.options import all_options_of
 from seqlab.config.overrides import compose_in_job, parse
 from seqlab.config.renamed import up_to_date
 from seqlab.data import DataSet
@@ -73,7 +73,9 @@ def compose_with(model: str) -> DictConfig:
     except MissingConfigException as error:
         if error.missing_cfg_file != f"model/{model}":
             raise
-        raise UserError("match.reference", model, "is no option of model", nearest(model, model_options())) from error
+        raise UserError(
+            "match.reference", model, "is no option of model", nearest(model, all_options_of("model"))
+        ) from error
     running = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(cfg)  # so that its ``hydra:`` interpolations resolve to its own choices

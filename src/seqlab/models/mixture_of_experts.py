@@ -12,7 +12,8 @@ Symbols:
     f           (E,) share of the T k assignments that go to each expert, a constant to the gradient
     P           (E,) mean of p over the tokens
 
-The output is the sum over a token's experts of gate times expert. There is no capacity: no token is dropped.
+The output is the sum over a token's experts of gate times expert, plus the shared expert's if there is one. There is no
+capacity: no token is dropped.
 """
 
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from seqlab.errors import UserError
-from seqlab.models.feedforward import swiglu_width
+from seqlab.models.feedforward import SwiGLU, swiglu_width
 from seqlab.models.protocols import parts
 from seqlab.ops.routed_experts import resolve_backend, routed_experts, routed_experts_flops
 
@@ -70,6 +71,8 @@ class MixtureOfExperts(HasAuxiliaryLoss):
     Args:
         d_model: width D.
         d_ff: width of an expert, in the sense of ``SwiGLU``.
+        d_hidden: the hidden width of an expert, whatever ``d_ff`` is; null for ``swiglu_width(d_ff)``.
+        d_shared: the hidden width of a ``SwiGLU`` that every token visits beside its experts; null for none.
         n_experts: E.
         top_k: k, experts of a token.
         renormalise: divide a token's gates by their sum, as Mixtral does; otherwise they are the router's
@@ -90,6 +93,8 @@ class MixtureOfExperts(HasAuxiliaryLoss):
         d_model: int,
         *,
         d_ff: PositiveInt,
+        d_hidden: PositiveInt | None = None,
+        d_shared: PositiveInt | None = None,
         n_experts: PositiveInt = 8,
         top_k: PositiveInt = 2,
         renormalise: bool = True,
@@ -105,10 +110,11 @@ class MixtureOfExperts(HasAuxiliaryLoss):
         self.top_k, self.balance_weight, self.z_weight = top_k, balance_weight, z_weight
         self.renormalise = renormalise and top_k > 1
         self.experts_backend = backend
-        d_hidden = swiglu_width(d_ff)
+        d_hidden = swiglu_width(d_ff) if d_hidden is None else d_hidden
         self.router = nn.Linear(d_model, n_experts, bias=False)
         self.in_proj = ExpertMaps(n_experts, d_model, 2 * d_hidden)
         self.out_proj = ExpertMaps(n_experts, d_hidden, d_model)
+        self.shared = None if d_shared is None else SwiGLU(d_model, d_ff=d_shared, d_hidden=d_shared)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("expert_share", torch.zeros(n_experts))
         self.loss_by_share: Tensor | None = None
@@ -118,6 +124,8 @@ class MixtureOfExperts(HasAuxiliaryLoss):
         tokens = x.reshape(-1, x.shape[-1])  # (T, D)
         logits, p, experts, gates = self._route(tokens)
         y = self._visit(tokens, experts, gates)
+        if self.shared is not None:
+            y = y + self.shared(tokens)
         if self.training:
             self._leave_losses(logits, p, experts)
         return self.dropout(y).view(x.shape)  # (B, L, D) or (B, D)

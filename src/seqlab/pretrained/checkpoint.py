@@ -13,7 +13,7 @@ from seqlab.errors import UserError
 from seqlab.pretrained.families import FAMILIES, Family
 from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.files import CONFIG, Tensors, folder_of, read_json, refuse, tensors_in
-from seqlab.pretrained.sources import Source, source_of
+from seqlab.pretrained.sources import Source, Table, source_of
 from seqlab.pretrained.state_spaces import as_transformers, is_state_spaces, renamed
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class Checkpoint(NamedTuple):
     family: Family
     vocabulary: int
     model: dict[str, Any]  # as a YAML of ``conf/model`` has it; ``max_length`` is the number of learned positions
+    table: Table  # which tensors are which parameters
     state_spaces: bool = False  # of ``mamba_ssm``, with names of its own, and pickled perhaps
 
     @classmethod
@@ -48,7 +49,7 @@ class Checkpoint(NamedTuple):
         family = FAMILIES[architecture]
         model = family.settings(fields)
         check(model, key="model")
-        return cls(folder, architecture, family, fields.whole("vocab_size"), model, own)
+        return cls(folder, architecture, family, fields.whole("vocab_size"), model, family.table(fields), own)
 
     def put_weights(self, model: nn.Module) -> None:
         """Copy the weights into the model that ``model`` describes, on any device.
@@ -57,7 +58,7 @@ class Checkpoint(NamedTuple):
             UserError: a tensor is missing, unknown or of another shape, or a file is damaged.
         """
         parameters = dict(model.named_parameters())
-        sources = {name: source_of(name, self.family.sources) for name in parameters}
+        sources = {name: source_of(name, self.table) for name in parameters}
         with tensors_in(self.folder, pickled=self.state_spaces) as found, torch.no_grad():
             tensors = self._as_named(found)
             tied = HEAD in tensors and "head.weight" not in parameters
@@ -98,7 +99,8 @@ class Checkpoint(NamedTuple):
             value = source.change(*values)
         except (RuntimeError, IndexError):  # of a number of axes that it does not take
             value = None
-        if value is None or value.shape != parameter.shape or not value.is_floating_point():
+        floating = all(tensor.is_floating_point() for tensor in values)
+        if value is None or value.shape != parameter.shape or not floating:
             shown = ", ".join(
                 f"{name} {tuple(each.shape)} of {each.dtype}" for name, each in zip(source.names, values, strict=True)
             )

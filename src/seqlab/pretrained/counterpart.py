@@ -23,7 +23,7 @@ from seqlab.pretrained.sources import Values, stored
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 
-FREE = {"training", "scan_backend", "backend"}
+FREE = {"training", "scan_backend", "backend", "experts_backend", "balance_weight", "z_weight"}
 """Attributes of a module that do not change what it computes once it is trained; nor does a ``Dropout``."""
 
 REMEDY = "Export a model that is alike there, or use this one with seqlab generate"
@@ -40,7 +40,8 @@ class Counterpart(NamedTuple):
 
     def tensors(self, model: SequenceModel) -> dict[str, Tensor]:
         """The model's parameters by the names, and in the shapes, that the class has for them."""
-        return stored(dict(model.named_parameters()), self.family.sources, self.fields)
+        table = self.family.table(Written(self.fields, self.architecture, Path()))
+        return stored(dict(model.named_parameters()), table, self.fields)
 
 
 class Written(Fields):

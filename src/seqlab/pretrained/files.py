@@ -15,9 +15,12 @@ from torch import Tensor
 from seqlab.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PICKLED = "pytorch_model.bin"
-WANTED = (CONFIG, INDEX, "model*.safetensors")
+PICKLED, GENERATION = "pytorch_model.bin", "generation_config.json"
+WANTED = (CONFIG, INDEX, "model*.safetensors", GENERATION)
 """What is taken from a repository on the hub."""
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""A repository's, with its owner's before it."""
 
 Tensors = Mapping[str, Callable[[], Tensor]]
 """What reads a tensor, by its name."""
@@ -30,6 +33,12 @@ def refuse(what: Any, rule: str, remedy: str) -> NoReturn:
         UserError: says so.
     """
     raise UserError("init_from", what, rule, remedy)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name is that of a checkpoint's folder, or may be that of a repository on the hub."""
+    folder = Path(name).expanduser()
+    return (folder / CONFIG).is_file() if folder.exists() else HUB_NAME.fullmatch(name) is not None
 
 
 def folder_of(name: str) -> Path:
@@ -46,7 +55,7 @@ def folder_of(name: str) -> Path:
         return folder
     if folder.exists():
         refuse(name, "is a file", f"Name the folder that holds it and {CONFIG}")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if not HUB_NAME.fullmatch(name):
         refuse(name, "there is no such folder", f"Name one that holds {CONFIG} and {WEIGHTS}")
     return downloaded(name)
 
@@ -66,6 +75,19 @@ def downloaded(name: str) -> Path:
         why = f"there is no such folder, and the hub does not give it ({type(error).__name__})"
         remedy = f"Name a folder that holds {CONFIG} and {WEIGHTS}"
         raise UserError("init_from", name, why, remedy) from error
+
+
+def ends_in(folder: Path) -> set[int]:
+    """The tokens at which a checkpoint ends a text: those for generation, or of its configuration; empty without any.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    for path in (folder / GENERATION, folder / CONFIG):
+        given = read_json(path).get("eos_token_id") if path.is_file() else None
+        if found := {one for one in (given if isinstance(given, list) else [given]) if type(one) is int}:
+            return found
+    return set()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which of a checkpoint's tensors make a parameter, and how; and the other way round, to write a checkpoint.
 
 A family's table has our parameters' names, and for each a name in the checkpoint or a ``Source``. An asterisk stands
-for a layer's number, on both sides.
+for a layer's number, on both sides; where layers are not alike, the table names each.
 """
 
 import re
@@ -52,10 +52,27 @@ def depthwise(name: str) -> Source:
     return Source((name,), lambda tensor: tensor.squeeze(1), lambda parameter, _: (parameter.unsqueeze(1),))
 
 
+def scaled(source: str | Source, factor: float | Tensor) -> Source:
+    """A parameter that is ``factor`` times what the checkpoint has, in float32 if that is narrower.
+
+    A vector of factors (n,) is for its rows.
+    """
+    source = Source((source,)) if isinstance(source, str) else source
+    if bool((torch.as_tensor(factor) == 1).all()):
+        return source
+
+    def change(*tensors: Tensor) -> Tensor:
+        value = source.change(*tensors)
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        return value * (factor if isinstance(factor, float) else factor.view(-1, *[1] * (value.ndim - 1)))
+
+    return Source(source.names, change)
+
+
 def source_of(parameter: str, table: Table) -> Source:
     """The source of a parameter by its name in the model."""
     number = re.match(r"layers\.(\d+)\.", parameter)
-    source = table[re.sub(r"^layers\.\d+\.", "layers.*.", parameter)]
+    source = table.get(parameter) or table[re.sub(r"^layers\.\d+\.", "layers.*.", parameter)]
     source = Source((source,)) if isinstance(source, str) else source
     return source._replace(names=tuple(name.replace("*", number[1]) if number else name for name in source.names))
 

@@ -80,7 +80,7 @@ def check_rule(rule: Any, key: str, run: str) -> None:
     Raises:
         UserError: names the rule.
     """
-    from seqlab.config.options import model_options  # imports Hydra
+    from seqlab.config.options import all_options_of  # imports Hydra
 
     if not isinstance(rule, dict) or set(rule) <= {"models"}:
         raise UserError(key, rule, "must have at_least, at_most or published", EXAMPLE)
@@ -94,7 +94,7 @@ def check_rule(rule: Any, key: str, run: str) -> None:
             continue
         if not isinstance(value, list) or not all(isinstance(model, str) for model in value):
             raise UserError(place, value, "must be a list of models' names", f"For example {place}: [mamba]")
-        options = model_options()
+        options = all_options_of("model")
         for model in value if run in options else ():  # runs with a name of their own (name=...) have any
             if model not in options:
                 raise UserError(place, model, "is no option of model", nearest(model, options))

@@ -7,6 +7,7 @@ Symbols: B batch, L length, H heads, K heads of keys and values, P width of a he
 W window.
 """
 
+import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -26,6 +27,10 @@ class Attention(nn.Module):
         n_heads: heads H, a divisor of E.
         rotary: rotate queries and keys by their position; otherwise order enters only through the causal mask.
         rotary_base: base of the rotary frequencies.
+        rotary_width: the first channels of each head that are rotated, an even number; null for all P.
+        rotary_divisors: what the frequency of each rotated pair is divided by, as in models whose context was
+            extended; null for 1.
+        rotary_factor: what rotated channels of queries and keys are multiplied by, as in YaRN (arXiv:2309.00071).
         bias: biases in the projections.
         out_bias: a bias in the output's projection; null for as ``bias`` says.
         window: W, how many positions one attends to, itself included; null for all. Work is then O(L W), the cache
@@ -36,7 +41,8 @@ class Attention(nn.Module):
             for H. The cache is K / H as large.
 
     Raises:
-        UserError: H does not divide E, K does not divide H, or the rotary heads' width is odd.
+        UserError: H does not divide E, K does not divide H, the rotated width is odd or above P, or the divisors are
+            not as many as its pairs.
     """
 
     rounds_input = True
@@ -48,6 +54,9 @@ class Attention(nn.Module):
         n_heads: PositiveInt,
         rotary: bool = True,
         rotary_base: PositiveFloat = 10_000.0,
+        rotary_width: PositiveInt | None = None,
+        rotary_divisors: list[PositiveFloat] | None = None,
+        rotary_factor: PositiveFloat = 1.0,
         bias: bool = False,
         out_bias: bool | None = None,
         window: PositiveInt | None = None,
@@ -75,7 +84,14 @@ class Attention(nn.Module):
             rule = f"must divide n_heads={n_heads}"
             raise UserError("n_kv_heads", n_kv_heads, rule, f"Choose one of {', '.join(divisors)}")
         self.d_inner, self.n_heads, self.window = d_inner, n_heads, window
-        self.rotary, self.rotary_base = rotary, rotary_base
+        self.rotary, self.rotary_base, self.rotary_factor = rotary, rotary_base, rotary_factor
+        self.rotary_width, self.rotary_divisors = rotary_width or self.d_head, tuple(rotary_divisors or ())
+        if rotary_width is not None and (rotary_width % 2 or rotary_width > self.d_head):
+            rule = f"must be an even number up to {width} / n_heads = {self.d_head}"
+            raise UserError("rotary_width", rotary_width, rule, "Choose another, or null for all channels of a head")
+        if rotary_divisors and len(rotary_divisors) != self.rotary_width // 2:
+            rule = f"must be as many as the pairs that are rotated, {self.rotary_width // 2}"
+            raise UserError("rotary_divisors", rotary_divisors, rule, "Give one for each pair, or null")
         self.sharpness = 1.0  # a factor on the logits, which a parametrisation may set
         self.in_proj = Linear(d_model, d_inner + 2 * self.n_kv_heads * self.d_head, bias=bias)
         self.out_proj = Linear(d_inner, d_model, bias=bias if out_bias is None else out_bias)
@@ -84,10 +100,16 @@ class Attention(nn.Module):
         """Queries (B, H, L, P), keys and values (B, K, L, P) of x (B, L, D), whose first position is ``start``."""
         heads = self.in_proj(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2 K, L, P)
         qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
-        q, k = (rotate(qk, start, self.rotary_base) if self.rotary else qk).split(
-            (self.n_heads, self.n_kv_heads), dim=1
-        )
+        q, k = (self._rotate(qk, start) if self.rotary else qk).split((self.n_heads, self.n_kv_heads), dim=1)
         return (q if self.sharpness == 1 else q * self.sharpness), k, v
+
+    def _rotate(self, qk: Tensor, start: int) -> Tensor:
+        """Queries and keys (B, H + K, L, P), rotated by their positions, of which the first is ``start``."""
+        frequencies = self.rotary_base, self.rotary_divisors, self.rotary_factor
+        if self.rotary_width == self.d_head:
+            return rotate(qk, start, *frequencies)
+        turned, kept = qk.split((self.rotary_width, self.d_head - self.rotary_width), dim=-1)
+        return torch.cat((rotate(turned, start, *frequencies), kept), dim=-1)
 
     def _for_each_head(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, K, L, P) for each head of the queries, (B, H, L, P)."""

@@ -74,10 +74,12 @@ class Mamba(nn.Module):
             of one state each: N times the memory for its arguments.
         selection_norm_eps: divide delta (of its R numbers), B and C by their root mean squares, with this added to the
             mean square, as Falcon Mamba does (Zuo et al. 2024, arXiv:2410.05355); null leaves them as they are.
+        selection_norm_weights: multiply each of the three after that by a learned vector, as Jamba does (Lieber et al.
+            2024, arXiv:2403.19887, section 6.4).
         scan_backend: one of ``seqlab.ops.selective_scan.BACKENDS``, or ``auto``.
 
     Raises:
-        UserError: dt_min is above dt_max.
+        UserError: dt_min is above dt_max, or there are weights of norms without norms.
     """
 
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
@@ -97,6 +99,7 @@ class Mamba(nn.Module):
         dt_max: PositiveFloat = 1e-1,
         negative_eigenvalues: bool = False,
         selection_norm_eps: PositiveFloat | None = None,
+        selection_norm_weights: bool = False,
         scan_backend: str = "auto",
     ):
         super().__init__()
@@ -120,15 +123,24 @@ class Mamba(nn.Module):
         self.D = nn.Parameter(torch.ones(d_inner))
         self.A_log.no_weight_decay = True
         self.out_proj = Linear(d_inner, d_model, bias=False)
+        if selection_norm_weights and selection_norm_eps is None:
+            rule = "are of norms, and selection_norm_eps=null says that there are none"
+            raise UserError("selection_norm_weights", True, rule, "Set selection_norm_eps=1e-6")
+        sizes = {"dt": self.dt_rank, "B": d_state, "C": d_state}
+        weights = {name: torch.ones(size) for name, size in sizes.items()}
+        self.selection_norms = nn.ParameterDict(weights) if selection_norm_weights else None
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The input-dependent delta (before bias and softplus), B and C: what makes the scan selective."""
         dt, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         if self.selection_norm_eps is not None:
-            dt, B, C = (
-                nn.functional.rms_norm(part, part.shape[-1:], eps=self.selection_norm_eps) for part in (dt, B, C)
-            )
+            dt, B, C = (self._normed(name, part) for name, part in {"dt": dt, "B": B, "C": C}.items())
         return linear(dt, self.dt_proj.weight), B, C
+
+    def _normed(self, name: str, part: Tensor) -> Tensor:
+        """One of delta, B and C (..., n) divided by its root mean square, times its weight if it has one."""
+        normal = nn.functional.rms_norm(part, part.shape[-1:], eps=self.selection_norm_eps)
+        return normal if self.selection_norms is None else normal * self.selection_norms[name]
 
     @property
     def A(self) -> Tensor:  # noqa: N802

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from typing_extensions import override
 
 from seqlab.errors import UserError
 from seqlab.models.hooks import has_hooks
@@ -43,6 +44,26 @@ class GatedRMSNorm(nn.Module):
         return gated_rms_norm(x, z, self.weight, self.eps, self.n_groups)
 
 
+class NormBeforeGate(GatedRMSNorm):
+    """x, divided by its root mean square in each of G groups of channels, times a weight and silu(z)."""
+
+    @override
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x and z of shape (..., E) to the same shape in x's dtype."""
+        groups = x.unflatten(-1, (self.n_groups, -1))
+        weight = self.weight.unflatten(0, (self.n_groups, -1))
+        normal = nn.functional.rms_norm(groups, groups.shape[-1:], eps=self.eps) * weight
+        return (normal.flatten(-2) * nn.functional.silu(z)).to(x.dtype)
+
+
+class Gate(nn.Module):
+    """x silu(z), without a norm."""
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x and z of shape (..., E) to the same shape in x's dtype."""
+        return x * nn.functional.silu(z).to(x.dtype)
+
+
 class Mamba2(nn.Module):
     """The block of figure 6 on the right: one projection for all, convolution, scan, gated norm, projection.
 
@@ -57,7 +78,9 @@ class Mamba2(nn.Module):
         dt_min, dt_max: range of the initial step sizes.
         A_min, A_max: range of the initial -A.
         negative_eigenvalues: whether a head's decay is 2 exp(dt A) - 1 rather than exp(dt A) (``signed_decay.py``).
-        norm_eps: added to the mean square in the gated norm.
+        rmsnorm: normalise the gated output; otherwise the gate alone is applied.
+        norm_before_gate: normalise first and gate then.
+        norm_eps: added to the mean square in the norm.
         scan_backend: one of ``seqlab.ops.ssd.BACKENDS``, or ``auto``.
 
     Raises:
@@ -84,6 +107,8 @@ class Mamba2(nn.Module):
         A_min: PositiveFloat = 1.0,
         A_max: PositiveFloat = 16.0,
         negative_eigenvalues: bool = False,
+        rmsnorm: bool = True,
+        norm_before_gate: bool = False,
         norm_eps: PositiveFloat = 1e-5,
         scan_backend: str = "auto",
     ):
@@ -105,7 +130,8 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(log_uniform_step_bias(n_heads, dt_min, dt_max))
         self.A_log = nn.Parameter(torch.empty(n_heads).uniform_(A_min, A_max).log())  # A = -exp(A_log)
         self.D = nn.Parameter(torch.ones(n_heads))
-        self.norm = GatedRMSNorm(d_inner, n_groups, norm_eps)
+        norm = NormBeforeGate if norm_before_gate else GatedRMSNorm
+        self.norm = norm(d_inner, n_groups, norm_eps) if rmsnorm else Gate()
         self.out_proj = Linear(d_inner, d_model, bias=False)
 
     @property

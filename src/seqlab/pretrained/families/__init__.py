@@ -3,7 +3,7 @@
 A new one is a file beside these with a ``Family``, and its classes' names in ``FAMILIES``.
 """
 
-from seqlab.pretrained.families import gpt2, llama, mamba, mamba2
+from seqlab.pretrained.families import bamba, falcon_h1, gpt2, granite_hybrid, jamba, llama, mamba, mamba2
 from seqlab.pretrained.families.family import Family
 
 __all__ = ["FAMILIES", "Family"]
@@ -16,5 +16,9 @@ FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": llama.LLAMA,
     "Qwen2ForCausalLM": llama.QWEN2,
     "MistralForCausalLM": llama.MISTRAL,
+    "JambaForCausalLM": jamba.JAMBA,
+    "BambaForCausalLM": bamba.BAMBA,
+    "GraniteMoeHybridForCausalLM": granite_hybrid.GRANITE,
+    "FalconH1ForCausalLM": falcon_h1.FALCON_H1,
 }
 """By the name of the class of ``transformers``, which ``config.json`` has under ``architectures``."""

@@ -20,7 +20,7 @@ class Family(NamedTuple):
     """
 
     settings: Callable[[Fields], Settings]  # of a model, as a YAML of ``conf/model`` has them
-    sources: Table
+    sources: Table | Callable[[Fields], Table]
     body: str  # the name of the model without its head, which the names of its tensors begin with
     fields: Callable[
         [SequenceModel], Values | None
@@ -28,12 +28,29 @@ class Family(NamedTuple):
     constant: str = r"(?!)"  # pattern of tensors that older versions saved though they never change
     own_tokenizer: bool = False  # ``AutoTokenizer`` takes the class's own, whatever the checkpoint says
 
+    def table(self, fields: Fields) -> Table:
+        """Which tensors are which parameters, for a checkpoint of these fields.
+
+        Its multipliers, which a ``SequenceModel`` does not have, are in the parameters next to them.
+        """
+        return self.sources(fields) if callable(self.sources) else self.sources
+
 
 def halves(model: SequenceModel) -> tuple[nn.Module | None, nn.Module | None]:
     """The mixer and the feed-forward of a model's first layer; None for what it does not have."""
     layer = next(iter(model.layers), None)
     branches = (layer.mixer, layer.feedforward) if layer is not None else (None, None)
     return tuple(branch and branch.inner for branch in branches)
+
+
+def mixers_of(model: SequenceModel) -> list[nn.Module]:
+    """Each layer's mixer."""
+    return [layer.mixer.inner for layer in model.layers]
+
+
+def feedforwards_of(model: SequenceModel) -> list[nn.Module | None]:
+    """Each layer's feed-forward; None for none."""
+    return [layer.feedforward and layer.feedforward.inner for layer in model.layers]
 
 
 def eps_of(model: SequenceModel) -> float | None:
@@ -52,23 +69,32 @@ def rms_norm(eps: float) -> Settings:
 
 
 def sequence_model(
-    *, d_model: int, n_layers: int, mixer: tuple[str, Settings], norm: Settings, tied: bool, **others: Any
+    *,
+    d_model: int,
+    n_layers: int,
+    mixer: tuple[str, Settings] | None = None,
+    layers: tuple[list[str], dict[str, Settings]] | None = None,
+    norm: Settings,
+    tied: bool,
+    **others: Any,
 ) -> Settings:
-    """The settings of a ``SequenceModel`` whose layers are alike.
+    """The settings of a ``SequenceModel``.
 
     Args:
         d_model: width D.
         n_layers: number of layers.
-        mixer: name and settings.
+        mixer: name and settings of the one in all layers.
+        layers: where they are not alike, their names in order, and the settings of each name.
         norm: settings.
         tied: the head uses the embedding's matrix; otherwise it has one of its own, without a bias.
         others: settings that are not the usual ones.
     """
-    name, settings = mixer
+    pattern, mixers = layers or ([mixer[0]], dict([mixer]))
+    named = {name for entry in pattern for name in entry.split("+")}
     usual = {"feedforward": None, "norm": norm, "residual": True, "positions": "none", "tie_embeddings": tied}
     return (
         {"_target_": "seqlab.models.SequenceModel", "d_model": d_model, "n_layers": n_layers}
-        | {"pattern": [name], "mixers": {name: settings}}
+        | {"pattern": pattern, "mixers": {name: mixers[name] for name in mixers if name in named}}
         | usual
         | {"head_bias": False, "embedding_std": 0.02, "dropout": 0.0}
         | others

@@ -4,6 +4,7 @@ from seqlab.models import SequenceModel
 from seqlab.models.feedforward import SwiGLU
 from seqlab.models.mixers import Attention
 from seqlab.pretrained.families.family import Family, Settings, eps_of, halves, part, rms_norm, sequence_model
+from seqlab.pretrained.families.rope import rotary, rotary_fields
 from seqlab.pretrained.fields import Fields
 from seqlab.pretrained.sources import Table, Values, joined
 
@@ -32,21 +33,6 @@ SOURCES: Table = {
 }
 
 
-def rotary_base(fields: Fields) -> float:
-    """The base of the rotary frequencies: of version 5 in ``rope_parameters``, of earlier ones ``rope_theta``.
-
-    Raises:
-        UserError: the frequencies are scaled, or turn a part of each head alone.
-    """
-    fields.only(rope_scaling=None)
-    rope = fields.values.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        fields.refuse("rope_parameters", rope, "rope_type default")
-    fields = Fields(fields.values | rope, fields.architecture, fields.folder)
-    fields.only(partial_rotary_factor=1)
-    return fields.number("rope_theta", 10_000.0)
-
-
 def decoder(
     fields: Fields, *, bias: bool = False, out_bias: bool = False, mlp_bias: bool = False, window: int | None = None
 ) -> Settings:
@@ -59,8 +45,7 @@ def decoder(
         n_heads=heads,
         n_kv_heads=fields.whole("num_key_value_heads", heads),
         d_inner=heads * d_head,
-        rotary=True,
-        rotary_base=rotary_base(fields),
+        **rotary(fields, d_head),
         bias=bias,
         out_bias=out_bias,
         window=window,
@@ -114,7 +99,7 @@ def decoder_fields(model: SequenceModel, model_type: str) -> Values | None:
         "hidden_act": "silu",
         "max_position_embeddings": model.max_length,
         "rms_norm_eps": eps_of(model),
-        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rotary_base},
+        "rope_parameters": rotary_fields(attention, model.max_length),
         "rope_theta": attention.rotary_base,  # where versions before 5 look for it
     }
 
