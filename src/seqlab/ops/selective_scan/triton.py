@@ -72,17 +72,20 @@ def _matrix(A: Tensor) -> Tensor:
     return A.float().contiguous()
 
 
-def _padded(call: Call, tensor: Tensor) -> Tensor:
-    """A copy of a tensor (Bt, L, D) in rows of a multiple of 16 numbers, zeros after D."""
-    batch, length, d_inner = tensor.shape
+def _padded(call: Call, tensors: list[Tensor]) -> list[Tensor]:
+    """Copies of up to four tensors (Bt, L, D) of one dtype, in rows of a multiple of 16 numbers, zeros after D."""
+    batch, length, d_inner = tensors[0].shape
     width = ceil(d_inner, 16) * 16  # Triton knows of such a stride, and writes several numbers at once
+    size = batch * length * width
+    flat = call.empty(len(tensors) * size, dtype=tensors[0].dtype)
     rows, columns = 8, min(256, 1 << (width - 1).bit_length())
-    copy = call.empty(batch, length, width, dtype=tensor.dtype)
+    four = tensors + (4 - len(tensors)) * tensors[:1]
     call.launch(
         triton_ends.pad_kernel, (ceil(length, rows), ceil(width, columns), batch),
-        tensor, copy, length, d_inner, width, *tensor.stride(), ROWS=rows, COLUMNS=columns,
+        *four, flat, length, d_inner, width, size, *(stride for tensor in four for stride in tensor.stride()),
+        COUNT=len(tensors), ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
-    return copy
+    return call.parts(flat, [(batch, length, width)] * len(tensors))
 
 
 class _Staged(NamedTuple):
@@ -101,7 +104,9 @@ class _Staged(NamedTuple):
     def of(cls, call: Call, inputs: Inputs, saved: Saved, plan: Plan, dy: Tensor | None = None) -> "_Staged":
         streams = (inputs.u, inputs.delta, inputs.z, dy)
         part = part_bytes(plan, [tensor for tensor in streams if tensor is not None]) or 1
-        streams = [tensor if tensor is None or in_parts(tensor, part) else _padded(call, tensor) for tensor in streams]
+        apart = [n for n, tensor in enumerate(streams) if tensor is not None and not in_parts(tensor, part)]
+        copies = _padded(call, [streams[n] for n in apart]) if apart else []
+        streams = [copies[apart.index(n)] if n in apart else tensor for n, tensor in enumerate(streams)]
         optional = [call.converted(tensor, Tensor.contiguous) for tensor in (inputs.D, inputs.delta_bias)]
         return cls(call.converted(inputs.A, _matrix), *optional, saved, *streams)
 

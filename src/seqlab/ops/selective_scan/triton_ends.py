@@ -33,16 +33,32 @@ def stage_kernel(
         tl.store(reset_ptr + b * L_PADDED + t, tl.where(here == before, 0.0, float("-inf")), mask=t < L_PADDED)
 
 
-@triton.jit(do_not_specialize=["L", "D_SIZE", "from_sb", "from_st"])
-def pad_kernel(
-    from_ptr, to_ptr, L, D_SIZE, WIDTH, from_sb, from_st, from_sd, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
-    """A tensor (Bt, L, D) in rows of WIDTH numbers, zeros after D."""
+@triton.jit
+def _pad(from_ptr, to_ptr, L, D_SIZE, WIDTH, from_sb, from_st, from_sd, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     b = tl.program_id(2).to(tl.int64)
     t = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     d = (tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     numbers = tl.load(from_ptr + b * from_sb + t * from_st + d * from_sd, mask=(t < L) & (d < D_SIZE), other=0.0)
     tl.store(to_ptr + (b * L + t) * WIDTH + d, numbers, mask=(t < L) & (d < WIDTH))
+
+
+@triton.jit(do_not_specialize=["L", "D_SIZE", "a_sb", "a_st", "b_sb", "b_st", "c_sb", "c_st", "d_sb", "d_st"])
+def pad_kernel(
+    a_ptr, b_ptr, c_ptr, d_ptr, to_ptr, L, D_SIZE, WIDTH, SIZE,
+    a_sb, a_st, a_sd, b_sb, b_st, b_sd, c_sb, c_st, c_sd, d_sb, d_st, d_sd,
+    COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The first COUNT of four tensors (Bt, L, D), one after another in rows of WIDTH numbers, zeros after D.
+
+    SIZE numbers lie from the beginning of one copy to that of the next.
+    """
+    _pad(a_ptr, to_ptr, L, D_SIZE, WIDTH, a_sb, a_st, a_sd, ROWS, COLUMNS)
+    if COUNT > 1:
+        _pad(b_ptr, to_ptr + SIZE, L, D_SIZE, WIDTH, b_sb, b_st, b_sd, ROWS, COLUMNS)
+    if COUNT > 2:
+        _pad(c_ptr, to_ptr + 2 * SIZE, L, D_SIZE, WIDTH, c_sb, c_st, c_sd, ROWS, COLUMNS)
+    if COUNT > 3:
+        _pad(d_ptr, to_ptr + 3 * SIZE, L, D_SIZE, WIDTH, d_sb, d_st, d_sd, ROWS, COLUMNS)
 
 
 @triton.jit
