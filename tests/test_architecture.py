@@ -29,7 +29,8 @@ ROOMS = {
     ),
     "data": (
         "errors ops",
-        "cache corpora download encoding protocol streams synthetic text",
+        "cache corpora documents download encoding own_corpus own_text protocol splitting streams subwords synthetic "
+        "text token_files windows",
     ),
     "models": (
         "errors ops",

@@ -29,7 +29,14 @@ from seqlab.models.counting import backends
 from seqlab.pretrained.start import checkpoint_for, with_architecture
 from seqlab.runs import extra_tests, resume, targets
 from seqlab.runs import summary as facts
-from seqlab.runs.build import build_data, build_model, build_trainer, choose_device, with_base_model
+from seqlab.runs.build import (
+    build_data,
+    build_model,
+    build_trainer,
+    choose_device,
+    keep_tokenizer,
+    with_base_model,
+)
 from seqlab.runs.lock import PATIENCE, only_process_in
 from seqlab.runs.process import keep_memory, reset_global_state, take_share
 from seqlab.runs.summary import Summary
@@ -119,7 +126,7 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         take_share(device, OmegaConf.select(cfg, "threads"))
         if device.type == "cpu":
             keep_memory()
-        data = data or build_data(cfg)
+        data = data or build_data(cfg, folder if goes_on else None)
         if goes_on:
             resume.refuse_other_data(data, folder)
         targets.check_names(targets.targets_of(cfg), data, cfg.name)
@@ -141,6 +148,7 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         with under("logger", cfg.logger):
             logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
         resume.keep(cfg, folder)
+        keep_tokenizer(data, folder)
         return trainer, logger
 
 

@@ -11,6 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from seqlab import pretrained
 from seqlab.benchmarks import inference
@@ -139,6 +142,28 @@ def test_inference_of_a_checkpoint_is_measured(gpt2):
     label, kind, model = inference.contestant(str(gpt2), options)
     assert label == kind == "gpt2"
     assert model.max_length == POSITIONS and model.embed.weight.dtype == torch.bfloat16
+
+
+def test_text_takes_the_checkpoints_tokenizer(gpt2, train, tmp_path, capsys):
+    """With as many ids as the model has embeddings, which are often more than tokens."""
+    (tmp_path / "my.txt").write_text(LINES)
+    given = [f"init_from={gpt2}", "data=text", f"data.files={tmp_path / 'my.txt'}", "data.length=16", "trainer=smoke"]
+    assert train(*given, small=False).status == 2
+    assert "data.tokens=auto: there is no tokenizer.json in" in capsys.readouterr().err
+
+    words = dict.fromkeys([*LINES.split(), "</s>"])
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(gpt2 / "tokenizer.json"))
+    job = train(*given, "trainer.steps=1", small=False)
+    assert job.status == 0
+    assert (job.folder / "tokenizer.json").read_text() == (gpt2 / "tokenizer.json").read_text()
+    assert len(words) < len(final_weights(job.folder)["embed.weight"]) == VOCABULARY
+
+    tokenizer.add_tokens([f"more{i}" for i in range(20)])
+    tokenizer.save(str(gpt2 / "tokenizer.json"))
+    assert train(*given, small=False, folder="more").status == 2
+    assert f"data.vocab_size={VOCABULARY}: {gpt2}/tokenizer.json has {len(words) + 20} tok" in capsys.readouterr().err
 
 
 def damaged(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ The text streams to standard output as it is sampled.
     precision        float32, bf16 or fp16: of the weights and what is computed with them; default float32
     untrained        true: sample even where only the weights from before training are intact; default false
     trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
-    data.dir, data.cache_dir    folders of the corpus, if not those of the run
+    data.dir, data.files, data.cache_dir    where the corpus is, if not where the run found it
 """
 
 import logging
@@ -66,6 +66,7 @@ SETTINGS: Kinds = {
     "untrained": (bool, False),
     "trust": (str | None, None),
     "data.dir": (str | None, None),
+    "data.files": (str | None, None),
     "data.cache_dir": (str | None, None),
 }
 
@@ -142,7 +143,9 @@ def of_run(settings: dict[str, Any], device: torch.device) -> tuple[nn.Module, T
     Raises:
         UserError: the run was not trained on text.
     """
-    elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
+    elsewhere = {
+        key: settings[f"data.{key}"] for key in ("dir", "files", "cache_dir") if settings[f"data.{key}"] is not None
+    }
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
     refuse_no_text(trained, settings["run"])

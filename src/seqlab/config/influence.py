@@ -8,10 +8,12 @@ CHANGEABLE = frozenset(
         *MOVABLE,
         *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
         *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
-        *("data.tests", "data.n_further", "trainer.further_tests", "target", "trainer.cuda_graph"),
+        *("data.files", "data.tests", "data.n_further"),
+        *("trainer.further_tests", "target", "trainer.cuda_graph"),
     }
 )
-"""Settings that a resumed run may change: the budget, how kernels are launched, and what is measured after training."""
+"""Settings that a resumed run may change: the budget, how kernels are launched, where its text is, and what is
+measured after training."""
 
 OF_STEPS = tuple(
     f"trainer.{name}"

@@ -13,8 +13,11 @@ import errno
 import hashlib
 import io
 import json
+import mmap
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -76,6 +79,35 @@ def load(path: Path) -> Encoded | None:
     return Encoded(facts["vocabulary"], dict(zip(facts["lengths"], parts, strict=True)))
 
 
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Say in two lines that a folder of the cache cannot be written.
+
+    Raises:
+        UserError: in place of the system's refusal.
+        OSError: another failure of the disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        rule = f"the cache folder cannot be written ({error.strerror})"
+        remedy = "Name another with data.cache_dir=... or SEQLAB_CACHE_DIR"
+        raise UserError("data.cache_dir", folder, rule, remedy) from error
+
+
+def forget(tokens: np.ndarray) -> None:
+    """Let go of the pages that were read of mapped tokens (N,): they stay in the system's cache, and are mapped anew.
+
+    Otherwise the process's resident memory would grow up to the file's size. What is not mapped stays as it is.
+    """
+    while tokens is not None and not isinstance(tokens, mmap.mmap):
+        tokens = getattr(tokens, "base", None)
+    if tokens is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        tokens.madvise(mmap.MADV_DONTNEED)
+
+
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file atomically: under a temporary name beside it, then renamed.
 
@@ -84,15 +116,9 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         OSError: another failure of the disk, such as a full one.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
+    with writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("xb")
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        rule = f"the cache folder cannot be written ({error.strerror})"
-        remedy = "Name another with data.cache_dir=... or SEQLAB_CACHE_DIR"
-        raise UserError("data.cache_dir", path.parent, rule, remedy) from error
     try:
         with file:
             file.writelines(parts)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 from seqlab.data import download
 from seqlab.data.cache import Encoded, below, cache_folder, load, store, write_whole
-from seqlab.data.encoding import Unit, Vocabulary, plain
+from seqlab.data.documents import SPLITS
+from seqlab.data.encoding import BYTES, Unit, Vocabulary, plain, split_words
+from seqlab.data.splitting import parse_fractions
 from seqlab.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 FORMAT = 1
+FIRST_WORD = re.compile(r"[^\S\n]*(\n|\S+)?")
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +47,17 @@ class Corpus:
 
     def __post_init__(self) -> None:
         self.files = _parse_files(self.files, self.fractions)
-        self.fractions = None if self.fractions is None else _parse_fractions(self.fractions)
+        self.fractions = None if self.fractions is None else parse_fractions(self.fractions)
         if self.source is not None:
             download.check_source(self.source)
         self.dir = None if self.dir is None else Path(self.dir).expanduser()
         self.cache = cache_folder(self.cache_dir)
 
-    def encoded(self) -> tuple[str, Encoded]:
+    def encoded(self) -> tuple[str, Encoded, dict[str, int]]:
         """The SHA-256 of the corpus and its encoding, and the tokens; from the cache if they are there undamaged.
 
-        The sum is that of the decoded text, so it does not depend on how line ends are written.
+        The sum is that of the decoded text, so it does not depend on how line ends are written. Last come the bytes of
+        each split's text that are predicted, all but those of its first token.
 
         Raises:
             UserError: a file is missing, is not UTF-8, or has another checksum or number of tokens than stated.
@@ -62,13 +66,14 @@ class Corpus:
         sums = {role: hashlib.sha256(text.encode()).hexdigest() for role, text in texts.items()}
         key = hashlib.sha256(json.dumps([FORMAT, self.unit, self.fractions, sums]).encode()).hexdigest()
         entry = below(self.cache / "tokens", f"{self.name}-{key[:16]}.tokens", "name")
+        texts = self._splits_of(texts)
         cached = load(entry)
         encoded = cached or self._encode(texts)
         self._check_counts(encoded)
         if cached is None:
             store(entry, encoded)
             encoded = load(entry) or encoded
-        return key, encoded
+        return key, encoded, {split: predicted_bytes(text, self.unit) for split, text in texts.items()}
 
     def _contents(self) -> dict[str, bytes]:
         """The bytes of each file, by role: from ``dir``, from an earlier download or from the network."""
@@ -129,19 +134,24 @@ class Corpus:
         remedy = f"Get the published file, or set files.{role}.sha256=null (tokens and vocab_size too) to take this one"
         raise UserError(f"files.{role}.sha256", f"{expected[:12]}...", rule, remedy)
 
-    def _encode(self, texts: dict[str, str]) -> Encoded:
+    def _splits_of(self, texts: dict[str, str]) -> dict[str, str]:
+        """The text of each split; words end with a line."""
         if self.unit == "word":
             texts = {role: text + "\n" if text and not text.endswith("\n") else text for role, text in texts.items()}
-        if self.fractions is not None:
-            texts = split_text(texts["all"], self.fractions, self.unit)
+        return texts if self.fractions is None else split_text(texts["all"], self.fractions, self.unit)
+
+    def _encode(self, texts: dict[str, str]) -> Encoded:
         vocabulary = Vocabulary.of(texts, self.unit)
         tokens = {}
-        for split in SPLITS:
+        for split, text in texts.items():
             role = split if self.fractions is None else "all"
-            tokens[split] = vocabulary.encode(texts[split], f"files.{role}", self.files[role].file)
+            symbols = split_words(text) if self.unit == "word" else text
+            tokens[split] = vocabulary.encode_symbols(symbols, f"files.{role}", self.files[role].file)
         return Encoded(vocabulary.symbols, tokens)
 
     def _decode(self, role: str, content: bytes) -> str:
+        if self.unit == "byte":
+            return content.decode(BYTES)
         try:
             return plain(content.decode())
         except UnicodeDecodeError as error:
@@ -170,6 +180,15 @@ def split_text(text: str, fractions: tuple[float, ...], unit: Unit) -> dict[str,
     return {"train": text[: cuts[0]], "validation": text[cuts[0] : cuts[1]], "test": text[cuts[1] :]}
 
 
+def predicted_bytes(text: str, unit: Unit) -> int:
+    """The bytes, in UTF-8, of a text without its first token; by bytes, of which each is a character, their number.
+
+    The white space before a first word counts with it.
+    """
+    first = FIRST_WORD.match(text).end() if unit == "word" else min(1, len(text))
+    return len(text) - first if unit == "byte" else len(text[first:].encode())
+
+
 def _parse_files(files: Mapping[str, Mapping[str, Any]], fractions: list[float] | None) -> dict[str, CorpusFile]:
     roles = SPLITS if fractions is None else ("all",)
     if set(files) != set(roles):
@@ -184,10 +203,3 @@ def _parse_files(files: Mapping[str, Mapping[str, Any]], fractions: list[float] 
             raise UserError(f"files.{role}", dict(spec), rule, "Correct the data YAML")
         parsed[role] = CorpusFile(**spec)
     return parsed
-
-
-def _parse_fractions(fractions: list[float]) -> tuple[float, ...]:
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        rule = "must be three positive shares (training, validation, test) that add up to 1"
-        raise UserError("fractions", list(fractions), rule, "For example fractions=[0.8,0.1,0.1]")
-    return tuple(fractions)

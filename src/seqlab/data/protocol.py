@@ -3,6 +3,7 @@
 Symbols: B batch, L length; ``d_input`` and ``d_output`` are the widths below.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from types import MethodType
@@ -118,8 +119,21 @@ class DataSet(Widths, Protocol):
         """The difficulty of each position by each measure of it, (B, L) int64; empty if the data has none."""
         return {}
 
+    def bytes_per_token(self, split: str) -> float:
+        """Bytes of text for each token that a split predicts, on average over the whole of it; NaN if it is no text."""
+        return math.nan
 
-OPTIONAL = ("items", "chance", "further_tests", "mask", "check_batch_size", "largest_batch", "slices")
+
+OPTIONAL = (
+    "items",
+    "chance",
+    "further_tests",
+    "mask",
+    "check_batch_size",
+    "largest_batch",
+    "slices",
+    "bytes_per_token",
+)
 
 
 def completed(data: Any) -> DataSet:

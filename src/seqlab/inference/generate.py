@@ -40,7 +40,7 @@ class Text(Protocol):
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that token ids stand for."""
+        """The text that token ids stand for; U+FFFD for the bytes of a character that is not whole."""
 
 
 def generate_tokens(
@@ -112,16 +112,18 @@ def generate_text(
     Args:
         model: trained on ``data``, in evaluation mode.
         data: the text corpus, whose vocabulary the model uses.
-        prompt: text to continue; an empty one stands for the start of a line.
+        prompt: text to continue; an empty one stands for the start of a document, or of a line where data have no
+            token that ends a document. A sample ends before such a token.
         sampling, max_new_tokens, seed: as for ``generate_tokens``.
         stop: text at which the sample ends; it is not returned.
 
     Raises:
         UserError: a symbol of the prompt is not in the vocabulary, or the model has too few learned positions.
     """
+    end = getattr(data, "end_of_document", None)
     ids = data.encode(prompt)  # (L,)
     if not len(ids):
-        ids = data.encode(LINE_END)
+        ids = data.encode(LINE_END) if end is None else torch.tensor([end])
     tokens = generate_tokens(model, ids[None], sampling, max_new_tokens=max_new_tokens, seed=seed)
     ends = getattr(data, "ends", ())
     return until(stop, pieces(data, int(ids[-1]), takewhile(lambda token: token not in ends, map(int, tokens))))

@@ -15,8 +15,8 @@ from torch import Tensor
 from seqlab.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PICKLED, GENERATION = "pytorch_model.bin", "generation_config.json"
-WANTED = (CONFIG, INDEX, "model*.safetensors", GENERATION)
+PICKLED, GENERATION, TOKENIZER = "pytorch_model.bin", "generation_config.json", "tokenizer.json"
+WANTED = (CONFIG, INDEX, "model*.safetensors", GENERATION, TOKENIZER)
 """What is taken from a repository on the hub."""
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -6,6 +6,10 @@ from seqlab.config.options import model_name
 from seqlab.data.protocol import Widths
 from seqlab.errors import UserError
 from seqlab.pretrained.checkpoint import Checkpoint
+from seqlab.pretrained.files import TOKENIZER
+
+UNITS = ("character", "byte", "word", "bpe")
+"""Tokens of text that are made here."""
 
 
 def with_architecture(cfg: DictConfig) -> DictConfig:
@@ -32,7 +36,25 @@ def with_architecture(cfg: DictConfig) -> DictConfig:
             cfg.name = model_name(cfg.name, cfg.name, name)
         cfg.model = checkpoint.model | {"dropout": cfg.model.get("dropout", 0.0)}
         cfg.size = {key: checkpoint.model[key] for key in ("d_model", "n_layers")}
+        take_tokenizer(cfg.data, checkpoint)
     return cfg
+
+
+def take_tokenizer(data: DictConfig, checkpoint: Checkpoint) -> None:
+    """Give data that choose their tokens (``tokens: auto``) the checkpoint's, with as many ids as it has embeddings.
+
+    Raises:
+        UserError: the checkpoint has no ``tokenizer.json``.
+    """
+    tokens = data.get("tokens")
+    if tokens == "auto":
+        path = checkpoint.folder / TOKENIZER
+        if not path.is_file():
+            rule = f"there is no {TOKENIZER} in {checkpoint.folder}"
+            raise UserError("data.tokens", tokens, rule, "Name the one that the model was trained with")
+        data.tokens = str(path)
+    if isinstance(tokens, str) and tokens not in UNITS and data.vocab_size is None:
+        data.vocab_size = checkpoint.vocabulary
 
 
 def checkpoint_for(cfg: DictConfig, data: Widths) -> Checkpoint | None:

@@ -17,7 +17,9 @@ from seqlab.config import CONFIG_FOLDER
 from seqlab.config.options import options_of
 from seqlab.data.protocol import DataSet, Widths, completed
 from seqlab.errors import UserError, nearest, under
+from seqlab.jsonio import write_whole
 from seqlab.models.parametrisation import parametrise
+from seqlab.runs.folder import TOKENIZER
 from seqlab.training.trainer import Trainer
 
 
@@ -51,14 +53,26 @@ def built(cfg: DictConfig, part: str, **given: Any) -> Any:
         raise refusal
 
 
-def build_data(cfg: DictConfig) -> DataSet:
+def build_data(cfg: DictConfig, folder: Path | None = None) -> DataSet:
     """The configured data object, which tells the model its widths.
+
+    Args:
+        cfg: resolved or not.
+        folder: of the run that began with it, whose tokenizer is then the data's if it kept one.
 
     Raises:
         UserError: a setting cannot be used, or the class lacks a part of the contract.
     """
+    kept = folder is not None and (folder / TOKENIZER).is_file()
     with under("data", cfg.data):
-        return completed(built(cfg, "data"))
+        return completed(built(cfg, "data", **({"tokenizer": str(folder / TOKENIZER)} if kept else {})))
+
+
+def keep_tokenizer(data: DataSet, folder: Path) -> None:
+    """Copy the tokenizer of the data to the run folder, from where the run goes on with exactly that one."""
+    path = getattr(data, "tokenizer_file", None)
+    if path is not None and path != folder / TOKENIZER:
+        write_whole(folder / TOKENIZER, path.read_text(encoding="utf-8"))
 
 
 def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Module:

@@ -2,3 +2,4 @@
 
 CONFIG = "config.yaml"
 SWEEP = "sweep.json"
+TOKENIZER = "tokenizer.json"

@@ -60,7 +60,7 @@ def load_run(
 
     Raises:
         UserError: the folder is no run's, names code that is not trusted, or has no undamaged checkpoint but that of
-            step 0, and ``untrained`` is false.
+            step 0, and ``untrained`` is false; or its data lack one of the settings.
     """
     cfg = trusted(saved_in(folder, "run"), trust)
     step, weights = best_weights(folder)
@@ -70,8 +70,10 @@ def load_run(
     for part in ("data", "model"):
         check(OmegaConf.to_container(cfg[part], resolve=True), key=part)
     for key, value in (data or {}).items():
+        if key not in cfg.data:
+            raise UserError(f"data.{key}", value, "the data of this run have no such setting", "Leave it out")
         OmegaConf.update(cfg, f"data.{key}", value)
-    source = build_data(cfg)
+    source = build_data(cfg, folder)
     model = build_model(cfg, source, torch.device("cpu"))
     checkpoint.put_weights(weights, model)
     return Trained(cfg, source, model.to(device).eval(), step)

@@ -190,7 +190,9 @@ def forget_foreign_cache(config: dict[str, Any]) -> None:
 
 def is_cache(folder: Path) -> bool:
     """Whether a folder holds encoded text, and no links."""
-    return any(folder.glob("tokens/*.tokens")) and not any(path.is_symlink() for path in folder.rglob("*"))
+    return any(path for made in ("tokens", "text/*") for path in folder.glob(f"{made}/*.tokens")) and not any(
+        path.is_symlink() for path in folder.rglob("*")
+    )
 
 
 def refuse_tracker(cfg: DictConfig) -> None:

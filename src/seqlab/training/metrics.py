@@ -7,7 +7,8 @@ that are parameters of its ``update``:
 - ``preds``: logits (P, V) at the positions that count; if a position has several targets, all outputs, flat;
 - ``target``: token ids (P,) int64; if a position has several targets, all targets, flat (P,);
 - ``loss``: the loss at each position, (P,), in nats for language;
-- ``sequence``: the sequence of the batch that each position is in, (P,) int64, numbered from 0 without a gap.
+- ``sequence``: the sequence of the batch that each position is in, (P,) int64, numbered from 0 without a gap;
+- ``bytes_per_token``: a number, the bytes of text for each token that the split predicts, on average over it.
 
 Sums start as the number 0 and become tensors on the device of what is added.
 
@@ -61,6 +62,22 @@ class BitsPerCharacter(MeanLoss):
     @override
     def compute(self) -> Tensor:
         return super().compute() / math.log(2)
+
+
+class BitsPerByte(MeanLoss):
+    """The loss of a text in bits, divided by the bytes (UTF-8) that are predicted, whatever the tokens are.
+
+    Over a whole split it is exact; over a part of it the bytes are the tokens' share of the split's.
+    """
+
+    def update(self, loss: Tensor, bytes_per_token: float) -> None:
+        """Add losses (P,) of tokens that stand for so many bytes each, on average."""
+        super().update(loss)
+        self.bytes_per_token = bytes_per_token
+
+    @override
+    def compute(self) -> Tensor:
+        return super().compute() / (math.log(2) * self.bytes_per_token)
 
 
 class MeanSquaredError(MeanLoss):
@@ -190,7 +207,7 @@ class Metrics:
             fresh = copy.deepcopy(kind) if hasattr(kind, "update") else PositionMean(kind)
             self.metrics[name] = fresh.to(device) if hasattr(fresh, "to") else fresh
 
-    def update(self, **answers: Tensor) -> None:
+    def update(self, **answers: Tensor | float) -> None:
         """Add the answers of a batch, all that the module lists."""
         for metric in self.metrics.values():
             wanted = inspect.signature(metric.update).parameters
