@@ -1,6 +1,8 @@
 """Language-modelling windows: what each epoch and each evaluation covers, and what is refused."""
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from seqlab.data import Batch
 from seqlab.data.text import TextData
 from seqlab.errors import UserError
+from seqlab.training.evaluate import evaluate
+from seqlab.training.metrics import BitsPerByte
 from support import configured_data
 
 
@@ -38,6 +42,30 @@ def numbered(words, tmp_path):
         return TextData(**words(**overrides))
 
     return build
+
+
+@pytest.mark.parametrize("unit", ["word", "character", "byte"])
+def test_the_bytes_that_are_predicted_are_those_of_the_file_but_for_its_first_token(words, unit):
+    """So bits per byte of a uniform guess are the tokens' number times the vocabulary's logarithm, by the file's size."""
+    settings = words(unit=unit, metrics={"bits_per_byte": BitsPerByte()})
+    text = " the naïve <unk> cat\n" * 30 + "old bird and"
+    for path in (Path(settings["dir"]) / "toy").iterdir():
+        path.write_text(text)
+    content = (text + "\n" * (unit == "word")).encode()  # of words, the last line ends
+    data = TextData(**settings)
+    first = {"word": len(" the"), "character": 1, "byte": 1}[unit]
+
+    def uniform(inputs):
+        return torch.zeros(*inputs.shape, data.d_input)
+
+    model = torch.nn.Module()
+    model.forward = uniform
+    found = evaluate(model, data, "test", batch_size=3, device=torch.device("cpu"), autocast=nullcontext)
+    tokens = sum(batch.targets.numel() for batch in data.evaluation_batches("test", 1))
+    expected = tokens * math.log2(data.d_input) / (len(content) - first)
+    assert found.metrics["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+    if unit == "byte":
+        assert tokens == len(content) - first
 
 
 def test_the_interface(words):

@@ -40,10 +40,14 @@ def test_language(language):
     kinds = {
         "perplexity": metrics.Perplexity(),
         "bits_per_character": metrics.BitsPerCharacter(),
+        "bits_per_byte": metrics.BitsPerByte(),
         "top1_accuracy": lambda preds, target: metrics.top_k_accuracy(preds, target, k=1),
         "top5_accuracy": lambda preds, target: metrics.top_k_accuracy(preds, target, k=5),
     }
-    measured = in_batches(metrics.Metrics(kinds, CPU), language)
+    collection = metrics.Metrics(kinds, CPU)
+    for start in range(0, POSITIONS, 37):
+        collection.update(**{name: part[start : start + 37] for name, part in language.items()}, bytes_per_token=2.5)
+    measured = collection.compute()
     p, t = probabilities(language["preds"]), language["target"].numpy()
     nats = -np.log(p[np.arange(POSITIONS), t]).mean()
     order = np.argsort(-p, axis=1)
@@ -51,6 +55,7 @@ def test_language(language):
         "loss": nats,
         "perplexity": math.exp(nats),
         "bits_per_character": nats / math.log(2),
+        "bits_per_byte": nats * POSITIONS / math.log(2) / (2.5 * POSITIONS),
         "top1_accuracy": (order[:, 0] == t).mean(),
         "top5_accuracy": (order[:, :5] == t[:, None]).any(axis=1).mean(),
     }

@@ -18,7 +18,7 @@ from seqlab.report.groups import grouped, in_short
 from seqlab.report.rows import Row
 from seqlab.report.statistics import INTERVAL, Estimate
 
-MAIN_METRICS = ("perplexity", "accuracy", "top1_accuracy", "r2")
+MAIN_METRICS = ("perplexity", "bits_per_byte", "accuracy", "top1_accuracy", "r2")
 """The test metrics that a table shows besides the loss; comparison.csv has all."""
 
 INTERVAL_NOTE = f"Losses of tokens are in nats. ±: standard deviation over the seeds; in brackets: {INTERVAL}."
@@ -96,7 +96,7 @@ def chance_notes(rows: Sequence[Row], name: str = "") -> list[str]:
 def results_table(data: str, rows: Sequence[Row], comparison: Comparison) -> Table:
     """Losses and main metrics over the seeds."""
     judged, at = headline(rows), comparison.at
-    others = [name for name in MAIN_METRICS if name != judged and all(name in row.test for row in rows)][:2]
+    others = [name for name in MAIN_METRICS if name != judged and all(name in row.test for row in rows)][:3]
     notes = [INTERVAL_NOTE, *chance_notes(rows)]
     columns = [MODEL, ("seeds", number_of_seeds), ("parameters", lambda row: f"{row.parameters:,}")]
     if any(row.active_parameters != row.parameters for row in rows):
