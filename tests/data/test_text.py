@@ -46,7 +46,7 @@ def numbered(words, tmp_path):
 
 @pytest.mark.parametrize("unit", ["word", "character", "byte"])
 def test_the_bytes_that_are_predicted_are_those_of_the_file_but_for_its_first_token(words, unit):
-    """So bits per byte of a uniform guess are the tokens' number times the vocabulary's logarithm, by the file's size."""
+    """Bits per byte of a uniform guess are the number of tokens times the vocabulary's logarithm by the bytes."""
     settings = words(unit=unit, metrics={"bits_per_byte": BitsPerByte()})
     text = " the naïve <unk> cat\n" * 30 + "old bird and"
     for path in (Path(settings["dir"]) / "toy").iterdir():

@@ -115,6 +115,29 @@ class TestText:
         assert unknown == zebra
 
 
+class Documents:
+    """Bytes, of which 22 ends a document."""
+
+    end_of_document = separator = 22
+
+    def encode(self, text):
+        return torch.tensor([ord(symbol) % VOCABULARY for symbol in text], dtype=torch.int64)
+
+    def decode(self, ids):
+        return "".join(chr(97 + i) for i in ids)
+
+
+def test_a_sample_is_of_one_document():
+    """It ends before the token that ends one, and sees of the prompt what follows the last of them."""
+    model, data = build("lstm"), Documents()
+    start = "".join(generate_text(model, data, "", GREEDY, max_new_tokens=9))
+    end = chr(22 + 4 * VOCABULARY)
+    assert start == "".join(generate_text(model, data, f"ab{end}", GREEDY, max_new_tokens=9)) != ""
+    with torch.no_grad():
+        model.head.bias[22] = 1e3
+    assert "".join(generate_text(model, data, "ab", GREEDY, max_new_tokens=9)) == ""
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 11))
 def test_pieces_add_up(ids, cut):

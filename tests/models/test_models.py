@@ -1,5 +1,7 @@
 """What every model must be, found by glob: causal, the same step by step, of the size that a formula says."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,36 @@ class TestEveryModel:
         model(inputs(tokens=tokens)).square().sum().backward()
         without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert not without
+
+
+CARRIES_ON = {"gru", "lstm"}
+"""Models with layers of torch that know no packed sequences."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_flows_from_one_document_to_the_next(name):
+    """Outputs are those of each document alone, or by itself at its place where positions are absolute."""
+    model = build(name, length=14)
+    if name in CARRIES_ON:
+        with pytest.raises(UserError, match=r"^data\.separate_documents=True: .* carries its state from one document"):
+            model.separate(0)
+        return
+    tokens = inputs(tokens=True, length=14).clamp(min=1)
+    begins = [0, 1, 3, 9]  # a document of one token, one shorter than the convolutions, and longer ones
+    tokens[:, begins] = 0
+    whole = model(tokens)
+    model.separate(0)
+    apart = model(tokens)
+    for start, end in pairwise([*begins, 14]):
+        if model.positions is None:
+            alone = model(tokens[:, start:end])
+        else:
+            others = (tokens % (D_INPUT - 1) + 1).scatter(1, torch.tensor([begins] * 3), 0)
+            others[:, start:end] = tokens[:, start:end]
+            alone = model(others)[:, start:end]
+        torch.testing.assert_close(apart[:, start:end], alone, rtol=1e-5, atol=1e-6)
+    if name not in ("linear", "mlp"):
+        assert not torch.allclose(whole[:, 4:], apart[:, 4:])
 
 
 def linear(d_in: int, d_out: int, *, bias: bool = True) -> int:

@@ -6,6 +6,7 @@ from seqlab.commands import generate
 from support import LINES
 
 SMALLEST = ["trainer=smoke", "data=text", "data.length=16", "data.vocab_size=300", "size.d_model=8", "size.n_layers=1"]
+SMALLEST += ["data.separate_documents=true"]
 
 
 @pytest.fixture

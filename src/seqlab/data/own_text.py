@@ -46,6 +46,9 @@ class OwnText(TextWindows):
         vocab_size: of ``word`` and ``bpe`` (4,096 unless given) at most; of a ``tokenizer.json`` the ids that a model
             has for it, at least as many as it has tokens.
         end_token: the one of a ``tokenizer.json`` that ends a document; None for the usual ones.
+        separate_documents: let nothing flow from one document to the next within a window: recurrent states begin anew
+            and attention sees its own document alone, each from the token before it that ends another. Otherwise
+            documents are one stream.
         length: positions in a window.
         windows: how the training stream chooses windows; ``contiguous`` keeps their order, 16 bytes each, in memory.
         cache_dir: folder for encoded text; by default ``$SEQLAB_CACHE_DIR`` or ``~/.cache/seqlab``.
@@ -69,6 +72,7 @@ class OwnText(TextWindows):
         tokens: str = "auto",
         vocab_size: PositiveInt | None = None,
         end_token: str | None = None,
+        separate_documents: bool = False,
         cache_dir: str | None = None,
         metrics: dict[str, Any] | None = None,
         tokenizer: str | None = None,
@@ -76,6 +80,7 @@ class OwnText(TextWindows):
         self._where = {"files": files, "field": field}
         self._fractions, self._cache = parse_fractions(fractions), cache_folder(cache_dir)
         self._kind, self._size, self._end_token = "bpe" if tokens == "auto" else tokens, vocab_size, end_token
+        self._separate = separate_documents
         self._given = None if tokenizer is None else Path(tokenizer)
         super().__init__(str(files), self._chosen(), length, windows, metrics)
         if tokenizer is None:
@@ -116,6 +121,11 @@ class OwnText(TextWindows):
         if self._kind in ("character", "word"):
             return self._corpus.in_vocabulary(self._kind, (self._size or USUAL_SIZE) if self._kind == "word" else None)
         return self._corpus.by(self._tokens)
+
+    @property
+    def separator(self) -> int | None:
+        """The token with which a document begins, if they are apart."""
+        return self._tokens.end if self._separate else None
 
     @property
     def _splits(self) -> dict[str, np.ndarray]:

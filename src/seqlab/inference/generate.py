@@ -122,6 +122,8 @@ def generate_text(
     """
     end = getattr(data, "end_of_document", None)
     ids = data.encode(prompt)  # (L,)
+    if getattr(data, "separator", None) is not None and (ids == end).any():
+        ids = ids[int((ids == end).nonzero()[-1]) :]  # what is before is another document
     if not len(ids):
         ids = data.encode(LINE_END) if end is None else torch.tensor([end])
     tokens = generate_tokens(model, ids[None], sampling, max_new_tokens=max_new_tokens, seed=seed)

@@ -58,10 +58,15 @@ class Branch(nn.Module):
             y = self.dropout(y)
         return x + y if self.residual else y
 
-    def forward(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """From x and what is still to be added to it, (B, L, D) each, to the same after this half layer."""
+    def forward(
+        self, x: Tensor, update: Tensor | None = None, seq_idx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """From x and what is still to be added to it, (B, L, D) each, to the same after this half layer.
+
+        ``seq_idx`` (B, L) is for a mixer (``protocols.Packs``).
+        """
         x, normal = add_norm(self.norm, x, update)
-        y = self.dropout(self.inner(normal))
+        y = self.dropout(self.inner(normal) if seq_idx is None else self.inner(normal, seq_idx=seq_idx))
         return (x, y) if self.residual else (y, None)
 
     def at_once(self, x: Tensor) -> Tensor:
@@ -85,9 +90,11 @@ class Layer(nn.Module):
         super().__init__()
         self.mixer, self.feedforward = mixer, feedforward
 
-    def forward(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, update: Tensor | None = None, seq_idx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """From x and what is still to be added to it, (B, L, D) each, to the same after the layer."""
-        x, update = self.mixer(x, update)
+        x, update = self.mixer(x, update, seq_idx)
         return (x, update) if self.feedforward is None else self.feedforward(x, update)
 
     def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:

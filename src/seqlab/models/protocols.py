@@ -6,6 +6,7 @@ A part of a model is any ``nn.Module``. A mixer must satisfy ``Mixer``; the othe
 optional. ``parts`` finds the modules that satisfy one.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -35,6 +36,18 @@ class Mixer(Protocol):
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One position, (B, D) to (B, D), and the state after it; equal to ``forward`` there within rounding."""
+
+
+class Packs(Protocol):
+    """A mixer that can take sequences packed one after another, and lets nothing flow from one to the next."""
+
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """As ``Mixer.forward``; a sequence begins where the integers ``seq_idx`` (B, L) change."""
+
+
+def packs(mixer: nn.Module) -> bool:
+    """Whether a mixer satisfies ``Packs``, by the name of its argument."""
+    return "seq_idx" in inspect.signature(mixer.forward).parameters
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from seqlab.errors import under
+from seqlab.errors import UserError, under
 from seqlab.models.hooks import has_hooks
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.linear import Linear
@@ -19,7 +19,7 @@ from seqlab.models.mixers.parallel import Parallel, side_by_side
 from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern, names_in
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
-from seqlab.models.protocols import Factory
+from seqlab.models.protocols import Factory, packs
 from seqlab.ops import decoding
 
 CHUNK = 4096
@@ -75,6 +75,8 @@ class SequenceModel(nn.Module):
     Raises:
         UserError: ``pattern`` or ``feedforward`` does not fit, or a part refuses its arguments.
     """
+
+    separator: int | None = None
 
     def __init__(
         self,
@@ -156,6 +158,21 @@ class SequenceModel(nn.Module):
                 if projection is not None:
                     projection.weight /= len(parts) ** 0.5
 
+    def separate(self, token: int) -> None:
+        """Let nothing flow over this token: with each one a new sequence begins, whose first token it is.
+
+        So ``forward`` and ``hidden`` see it. ``step`` and ``prefill`` do not: they are given one sequence.
+
+        Raises:
+            UserError: a mixer cannot take packed sequences.
+        """
+        unable = [part for layer in self.layers for part in side_by_side(layer.mixer.inner) if not packs(part)]
+        if unable:
+            rule = f"{type(unable[0]).__name__} in this model carries its state from one document to the next"
+            remedy = "Choose a model of other mixers (Mamba, attention, the delta rules), or leave it out"
+            raise UserError("data.separate_documents", True, rule, remedy)
+        self.separator = token
+
     def check_length(self, length: int) -> None:
         """Check that the model has positions for a sequence of ``length``.
 
@@ -183,8 +200,9 @@ class SequenceModel(nn.Module):
     def hidden(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
         """What ``forward`` gives to the head: (B, L, D), or (P, D) with ``places``."""
         x, update = self._embed(inputs, 0, inputs.shape[1]), None  # (B, L, D)
+        seq_idx = None if self.separator is None else (inputs == self.separator).cumsum(dim=1)  # (B, L)
         for layer in self.layers:
-            x, update = layer(x, update)
+            x, update = layer(x, update, seq_idx)
         return self._normed(x, update, places)
 
     def _normed(self, x: Tensor, update: Tensor | None = None, places: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from seqlab.data.protocol import DataSet, Widths, completed
 from seqlab.errors import UserError, nearest, under
 from seqlab.jsonio import write_whole
 from seqlab.models.parametrisation import parametrise
+from seqlab.models.sequence_model import SequenceModel
 from seqlab.runs.folder import TOKENIZER
 from seqlab.training.trainer import Trainer
 
@@ -76,7 +77,11 @@ def keep_tokenizer(data: DataSet, folder: Path) -> None:
 
 
 def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Module:
-    """The configured model at the widths of the data, initialised on the CPU: the same weights on every device."""
+    """The configured model at the widths of the data, initialised on the CPU: the same weights on every device.
+
+    Raises:
+        UserError: a setting does not fit, or the model cannot keep documents apart and has to.
+    """
     longest = max(data.length, cfg.model.get("max_length") or 0)  # of a checkpoint, which may have more positions
     widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": longest}
     with shared_settings(cfg):
@@ -85,6 +90,11 @@ def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Modul
         with torch.device("meta"):
             base = built(cfg, "base_model", **widths)
         parametrise(model, base, cfg.parametrisation.get("depths"))
+    if (separator := getattr(data, "separator", None)) is not None:
+        if not isinstance(model, SequenceModel):
+            rule = f"{type(model).__name__} is no SequenceModel, which can tell documents apart"
+            raise UserError("data.separate_documents", True, rule, "Choose another model, or leave it out")
+        model.separate(separator)
     return model.to(device)
 
 

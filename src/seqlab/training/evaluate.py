@@ -134,9 +134,15 @@ def measured(
 
 
 def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, most: int) -> int:
-    """The number of positions that go through the model at once; all if a mixer has no ``prefill``."""
+    """The number of positions that go through the model at once; all if a mixer has no ``prefill``.
+
+    And all where documents are apart, since states that are passed on would join them again.
+    """
     layers = model.layers if isinstance(model, SequenceModel) else ()
-    by_pieces = isinstance(model, Prefills) and all(isinstance(layer.mixer.inner, Prefills) for layer in layers)
+    apart = getattr(model, "separator", None) is not None
+    by_pieces = (
+        not apart and isinstance(model, Prefills) and all(isinstance(layer.mixer.inner, Prefills) for layer in layers)
+    )
     return max(1, min(most, LOGITS // d_output) // batch_size) if by_pieces and length > LONG else length
 
 

@@ -16,7 +16,7 @@ from seqlab.errors import UserError
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.cache import Cache
 from seqlab.models.mixers.rotary import rotate
-from seqlab.models.mixers.softmax import attend_last, attend_window
+from seqlab.models.mixers.softmax import attend_last, attend_window, attend_within
 
 
 class Attention(nn.Module):
@@ -119,10 +119,12 @@ class Attention(nn.Module):
     def _merge(self, y: Tensor) -> Tensor:
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         q, k, v = self._project(x, start=0)
         k, v = self._for_each_head(k, v)
+        if seq_idx is not None:
+            return self._merge(attend_within(q, k, v, seq_idx, self.window))
         if self.window is None:
             return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self._merge(attend_window(q, k, v, self.window))

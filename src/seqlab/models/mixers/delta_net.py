@@ -195,10 +195,11 @@ class DeltaNet(nn.Module):
         """Normalise, gate and project the heads' outputs (..., H, V) to (..., D)."""
         return self.out_proj(self.norm(y, selected.gate))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         selected = self._select(x)
-        return self._leave(self._scan(self._convolve(selected.mixed), selected), selected)
+        mixed = self._convolve(selected.mixed, seq_idx=seq_idx)
+        return self._leave(self._scan(mixed, selected, seq_idx=seq_idx), selected)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

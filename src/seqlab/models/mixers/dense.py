@@ -15,8 +15,8 @@ class Dense(nn.Module):
         super().__init__()
         self.linear = Linear(d_model, d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D), whatever the sequences."""
         return self.linear(x).relu()
 
     def initial_state(self, batch_size: int) -> None:

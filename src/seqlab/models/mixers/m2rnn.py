@@ -104,19 +104,25 @@ class M2RNN(nn.Module):
         normed = F.rms_norm(gated, gated.shape[-1:], self.norm_weight.to(dtype), self.norm_eps)
         return self.out_proj(normed.to(y.dtype))
 
-    def _scan(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _scan(self, x: Tensor, state: State | None, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D), and the state after it; zeros before it if None."""
         mixed, f, z = self._select(x)
         before, memory = (None, None) if state is None else state
-        settings: dict[str, Any] = {"initial_state": before, "return_final_state": True, "activation": "silu"}
+        settings: dict[str, Any] = {
+            "initial_state": before,
+            "return_final_state": True,
+            "activation": "silu",
+            "seq_idx": seq_idx,
+        }
         mixed, conv = causal_conv1d(mixed, self.conv_weight, **settings)
         inputs = self._inputs(mixed, f)
-        y, memory = m2rnn_scan(inputs, self.state_weight, memory, gradient_clip=self.gradient_clip)
+        settings = {"seq_idx": seq_idx, "gradient_clip": self.gradient_clip}
+        y, memory = m2rnn_scan(inputs, self.state_weight, memory, **settings)
         return self._leave(y, inputs.v, z), State(conv, memory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        return self._scan(x, None)[0]
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
+        return self._scan(x, None, seq_idx)[0]
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

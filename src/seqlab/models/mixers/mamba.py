@@ -179,6 +179,7 @@ class Mamba(nn.Module):
         C: Tensor,
         initial_state: Tensor | None = None,
         return_final_state: bool = False,
+        seq_idx: Tensor | None = None,
     ) -> Any:
         """``selective_scan`` with decays of either sign, which are outside of it, over channels of one state each."""
         log_decay, entering = self._signed(u, delta, B)
@@ -195,18 +196,19 @@ class Mamba(nn.Module):
             one,
             initial_state=initial_state,
             return_final_state=True,
+            seq_idx=seq_idx,
             backend=self.scan_backend,
         )
         y = self._leave_signed(h.view_as(sign) * sign, u, z, C)
         return (y, state.view_as(sign[:, -1]) * sign[:, -1]) if return_final_state else y
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         xz = self.in_proj(x)  # (B, L, 2 E)
-        if self._is_whole() and can_run(xz, self.block, self.scan_backend):
+        if seq_idx is None and self._is_whole() and can_run(xz, self.block, self.scan_backend):
             return mamba_inner(xz, self.block)
         u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
-        return self.out_proj(self._scan(self._convolve(u), z))
+        return self.out_proj(self._scan(self._convolve(u, seq_idx=seq_idx), z, seq_idx=seq_idx))
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

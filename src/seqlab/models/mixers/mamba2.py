@@ -182,13 +182,14 @@ class Mamba2(nn.Module):
         C: Tensor,
         initial_state: Tensor | None = None,
         return_final_state: bool = False,
+        seq_idx: Tensor | None = None,
     ) -> Any:
         """``ssd`` with decays of either sign, which are outside of it."""
         negative, step, driven = self._signed(x, dt)
         sign = running_sign(negative, step.dtype).unsqueeze(-1)  # (B, L, H, 1)
         minus_one = step.new_full((self.n_heads,), -1.0)
         driven = driven * sign.to(driven.dtype)
-        states = {"initial_state": initial_state, "return_final_state": True}
+        states = {"initial_state": initial_state, "return_final_state": True, "seq_idx": seq_idx}
         y, state = ssd(driven, step, minus_one, B, C, backend=self.scan_backend, **states)
         y = (y * sign + self.D[:, None] * x).to(x.dtype)
         return (y, state * sign[:, -1].unsqueeze(-1)) if return_final_state else y
@@ -197,13 +198,13 @@ class Mamba2(nn.Module):
         """Gate, normalise and project the heads' outputs (..., H, P) to (..., D)."""
         return self.out_proj(self.norm(y.flatten(-2), z))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         zxBCdt = self.in_proj(x)  # (B, L, 2 E + 2 G N + H)
-        if self._is_whole() and can_run(zxBCdt, self.block, self.n_groups, self.scan_backend):
+        if seq_idx is None and self._is_whole() and can_run(zxBCdt, self.block, self.n_groups, self.scan_backend):
             return mamba2_inner(zxBCdt, self.block, self.n_groups, self.norm.eps)
         z, mixed, dt = self._split(zxBCdt)
-        return self._leave(self._scan(self._convolve(mixed), dt), z)
+        return self._leave(self._scan(self._convolve(mixed, seq_idx=seq_idx), dt, seq_idx=seq_idx), z)
 
     def _is_whole(self) -> bool:
         """Whether an operation on the whole block computes what its parts would, and nobody looks on as they do.

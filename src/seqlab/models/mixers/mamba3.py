@@ -143,15 +143,20 @@ class Mamba3(nn.Module):
         rotated = turn(maps, (2 * math.pi * turns).to(maps.dtype)[..., None, None, :, :])  # (..., 2, R, H, N)
         return Inputs(*scanned, *rotated.unbind(-4), self.D)
 
-    def _scan(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """(B, L, D) to (B, L, D), and the state after it; zeros before it if None."""
+    def _scan(self, x: Tensor, state: State | None, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
+        """(B, L, D) to (B, L, D), and the state after it; zeros before it if None.
+
+        Turns go on over the beginning of a sequence: it is by their differences alone that they act.
+        """
         z, maps, turned, scanned = self._project(x)
         turns = turned.cumsum(dim=1, dtype=torch.float64)  # (B, L, H, S)
         if state is not None:
             turns = turns + state.turns.unsqueeze(1)
         turns = _fraction(turns)
         before = None if state is None else state.scan
-        y, after = trapezoidal_scan(self._inputs(scanned, maps, turns), before, backend=self.scan_backend)
+        y, after = trapezoidal_scan(
+            self._inputs(scanned, maps, turns), before, seq_idx=seq_idx, backend=self.scan_backend
+        )
         return self._leave(y, z), State(turns[:, -1].clone(), after)
 
     def _leave(self, y: Tensor, z: Tensor) -> Tensor:
@@ -161,9 +166,9 @@ class Mamba3(nn.Module):
         gates = F.silu(z.unflatten(-1, (1, self.n_heads, -1)) * self.mimo_z)  # (..., R, H, P)
         return self.out_proj((y * gates * self.mimo_o).sum(dim=-3).flatten(-2).to(y.dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        return self._scan(x, None)[0]
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
+        return self._scan(x, None, seq_idx)[0]
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

@@ -82,9 +82,9 @@ class MinGRU(nn.Module):
         settings = {"delta_softplus": True, "backend": self.scan_backend}
         return selective_scan(u, k, self.A, one, one, **settings, **states)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        return self.out_proj(self._scan(x))
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
+        return self.out_proj(self._scan(x, seq_idx=seq_idx))
 
     def initial_state(self, batch_size: int) -> Tensor:
         """The hidden state, zeros (B, E, 1) in float32, or float64 in a float64 model."""

@@ -98,10 +98,10 @@ class MLSTM(nn.Module):
         normed = F.layer_norm(h.to(dtype), h.shape[-1:], eps=self.norm_eps).flatten(-2)  # (..., H V)
         return self.out_proj((normed * self.norm_weight.to(dtype) * z.to(dtype).sigmoid()).to(h.dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         inputs, z = self._select(x)
-        return self._leave(mlstm_scan(inputs, backend=self.scan_backend)[0], z)
+        return self._leave(mlstm_scan(inputs, seq_idx=seq_idx, backend=self.scan_backend)[0], z)
 
     def initial_state(self, batch_size: int) -> CellState:
         """Zeros."""

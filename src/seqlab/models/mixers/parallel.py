@@ -29,9 +29,10 @@ class Parallel(nn.Module):
         if all(isinstance(mixer, StepsAlike) for mixer in self.mixers):
             self.steps_alike = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        return reduce(torch.add, [mixer(x) for mixer in self.mixers])
+    def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
+        packed = {} if seq_idx is None else {"seq_idx": seq_idx}
+        return reduce(torch.add, [mixer(x, **packed) for mixer in self.mixers])
 
     def initial_state(self, batch_size: int) -> list[Any]:
         """The states of all, before the first position."""

@@ -82,6 +82,21 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.cat((first, rest), dim=2)
 
 
+def attend_within(q: Tensor, k: Tensor, v: Tensor, seq_idx: Tensor, window: int | None) -> Tensor:
+    """Causal attention within packed sequences, under a mask of all pairs: (B, H, L, P) each, to that.
+
+    Args:
+        q, k, v: of the same positions.
+        seq_idx: (B, L) integers, which never fall; positions of one sequence share theirs.
+        window: W; None for all.
+    """
+    place = torch.arange(q.shape[2], device=q.device)
+    back = place[:, None] - place  # (L, L)
+    seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+    mask = seen & (seq_idx[:, :, None] == seq_idx[:, None])  # (B, L, L)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
+
+
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attention in blocks of T positions under one mask: q (B, H, L, P), k and v (B, H, W + L, P), mask (T, W + T)."""
     batch, _, length, _ = q.shape
