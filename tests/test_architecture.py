@@ -82,7 +82,7 @@ ROOMS = {
     "benchmarks": (
         "errors formatting jsonio console ops data models inference training config runs pretrained report",
         "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
-        "peer_tasks report results roofline run_trees scan scan_contestants scan_shapes session step timing "
+        "peer_tasks report results roofline run_trees scan scan_contestants scan_shapes session step text timing "
         "training_step",
     ),
     "cli": (
@@ -93,7 +93,8 @@ ROOMS = {
         "errors invocation formatting console config data ops models training inference evaluation runs pretrained "
         "report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
-        "benchmark_inference benchmark_scan benchmark_step_cpu compare evaluate export generate options settings train",
+        "benchmark_inference benchmark_scan benchmark_step_cpu benchmark_text compare evaluate export generate options "
+        "settings train",
     ),
     "api": (
         "errors invocation jsonio console config data runs report cli commands experiment",

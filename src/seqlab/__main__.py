@@ -26,6 +26,7 @@ BENCHMARKS = {
     "experts": "a mixture of experts, grouped products beside a loop",
     "against_mamba_ssm": "training, prefill and generation beside mamba_ssm, on a GPU",
     "commands": "seconds and memory of whole commands",
+    "text": "encoding large text: memory against its size, and speed",
     "coordinates": "how far activations move at each width, with muP and without",
 }
 OWN_CODE = ("--config-dir", "-cd", "trust=", "--trust", "hydra.searchpath=")

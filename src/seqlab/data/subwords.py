@@ -3,9 +3,10 @@
 It is imported where it is used: only some texts need it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,11 @@ class Subwords:
         """The ids of each text, (N,) uint32, on all cores."""
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(one.ids, dtype=np.uint32) for one in found]
+
+    @property
+    def batches(self) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
+        """The library's own functions of a list of texts, with the places of tokens in them and without."""
+        return self._tokenizer.encode_batch, self._tokenizer.encode_batch_fast
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens, as the end of a document, and ids without a token are left out."""
