@@ -115,11 +115,12 @@ def drawn_texts(seed: int) -> Iterator[str]:
     """Lines of words, without end: word number r of 50,000 is drawn with a probability that falls as 1 / r (Zipf)."""
     random = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
-    sizes = random.integers(2, 11, 50_000)
-    words = np.array(["".join(random.choice(letters, size, p=zipf(len(letters)))) for size in sizes], dtype=object)
+    spelled = random.choice(letters, (50_000, 10), p=zipf(len(letters)))
+    lengths = random.integers(2, 11, len(spelled))
+    words = np.array(["".join(row[:n]) for row, n in zip(spelled, lengths, strict=True)], dtype=object)
     probabilities = zipf(len(words))
     while True:
-        lines = random.choice(words, (20_000, 12), p=probabilities)
+        lines = random.choice(words, (500, 12), p=probabilities)
         yield "".join(" ".join(line).capitalize() + " .\n" for line in lines)
 
 
