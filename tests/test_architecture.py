@@ -29,8 +29,8 @@ ROOMS = {
     ),
     "data": (
         "errors ops",
-        "cache corpora documents download encoding own_corpus own_text protocol splitting streams subwords synthetic "
-        "text token_files windows",
+        "cache corpora documents download encoding hub_documents own_corpus own_text protocol splitting streams "
+        "subwords synthetic text token_files windows",
     ),
     "models": (
         "errors ops",

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from seqlab.data import download
+from seqlab.data.own_text import OwnText
+from support import configured_data
 
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "likes", "old", "young", "<unk>", "and", "or"]
 
@@ -75,3 +77,15 @@ def characters(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         }
 
     return settings
+
+
+@pytest.fixture
+def own(tmp_path) -> Callable[..., OwnText]:
+    """The data of a command line; ``files`` as they are given."""
+
+    def build(files: Any, **settings: Any) -> OwnText:
+        usual = {"length": 8, "windows": "sampled", "fractions": [0.7, 0.2, 0.1], "cache_dir": str(tmp_path / "cache")}
+        usual |= {"field": "text", "tokens": "auto", "vocab_size": None, "end_token": None}
+        return configured_data(OwnText, usual | {"files": files} | settings)
+
+    return build

@@ -8,40 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_texts import documents_of, stream, text_of
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from seqlab.data import documents, own_corpus
 from seqlab.data.documents import Record, TextPart, cut, documents_in, last_cut
-from seqlab.data.own_text import OwnText
 from seqlab.data.splitting import split_by_hash
 from seqlab.data.subwords import Subwords, train_bpe
 from seqlab.errors import UserError
 from seqlab.inference.generate import pieces
-from support import LINES, configured_data
+from support import LINES
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("character", "byte", "word", "bpe")
 SHARES = {"validation": 0.2, "test": 0.1}
-
-
-def text_of(number: int) -> str:
-    """One of many short documents, all different; in some are characters of several bytes."""
-    words = random.Random(number).choices(
-        ["naïve", "dog", "Ω", "the", "sees", "cat", "don't", "1789", "日本", "."], k=12
-    )
-    return f"{number} {' '.join(words)}\n"
-
-
-@pytest.fixture
-def own(tmp_path) -> Callable[..., OwnText]:
-    """The data of a command line; ``files`` as they are given."""
-
-    def build(files: Any, **settings: Any) -> OwnText:
-        usual = {"length": 8, "windows": "sampled", "fractions": [0.7, 0.2, 0.1], "cache_dir": str(tmp_path / "cache")}
-        usual |= {"field": "text", "tokens": "auto", "vocab_size": None, "end_token": None}
-        return configured_data(OwnText, usual | {"files": files} | settings)
-
-    return build
 
 
 @pytest.fixture
@@ -57,24 +37,6 @@ def records(tmp_path) -> dict[str, Path]:
         csv.writer(file).writerows([["id", "body"], *enumerate(texts)])
     write_table(pyarrow.table({"id": list(range(60)), "body": texts}), paths["parquet"])
     return paths
-
-
-def stream(data: OwnText, split: str) -> list[int]:
-    """All tokens of a split, through its windows."""
-    batches = list(data.evaluation_batches(split, 1))
-    return [*batches[0].inputs.flatten()[:1].tolist(), *(i for b in batches for i in b.targets.flatten().tolist())]
-
-
-def documents_of(data: OwnText, split: str) -> list[str]:
-    """The texts between the tokens that end documents; one stands before the first too."""
-    ids, found = stream(data, split), []
-    assert ids[0] == ids[-1] == data.end_of_document
-    for i in ids:
-        if i == data.end_of_document:
-            found.append([])
-        else:
-            found[-1].append(i)
-    return [data.decode(one) for one in found[:-1]]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])

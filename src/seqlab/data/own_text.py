@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 from seqlab.data.cache import cache_folder
 from seqlab.data.documents import Files
 from seqlab.data.encoding import END_OF_DOCUMENT, Vocabulary
+from seqlab.data.hub_documents import Hub
 from seqlab.data.own_corpus import OwnCorpus
 from seqlab.data.splitting import Source, parse_fractions
 from seqlab.data.subwords import LEAST, Subwords, file_of, read_tokenizer
@@ -38,7 +39,10 @@ class OwnText(TextWindows):
         files: a text file, which is one document, a file of records (.jsonl, .csv, .parquet), which are a document
             each, a folder of such, a list of them, or those for ``train``, ``validation`` and ``test``, of which the
             last two may be missing (``seqlab.data.documents.Files``).
-        field: of a record that holds its text.
+        hub: in place of ``files`` a data set on the Hugging Face hub, whose rows are a document each; its splits train,
+            validation and test are taken as they are.
+        config, revision, streaming: of the data set (``seqlab.data.hub_documents.Hub``).
+        field: of a record or row that holds its text.
         fractions: shares of training, validation and test where these are not given
             (``seqlab.data.splitting.split_documents``).
         tokens: ``character``, ``byte``, ``word``, ``bpe`` (of bytes, trained on the training split) or the path of a
@@ -68,6 +72,10 @@ class OwnText(TextWindows):
         windows: Literal["sampled", "contiguous"],
         fractions: list[float],
         files: str | list[str] | dict[str, str | list[str]] | None = None,
+        hub: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        streaming: bool | None = None,
         field: str = "text",
         tokens: str = "auto",
         vocab_size: PositiveInt | None = None,
@@ -77,12 +85,13 @@ class OwnText(TextWindows):
         metrics: dict[str, Any] | None = None,
         tokenizer: str | None = None,
     ):
-        self._where = {"files": files, "field": field}
+        self._where = {"files": files, "hub": hub, "field": field}
+        self._hub = {"config": config, "revision": revision, "streaming": streaming}
         self._fractions, self._cache = parse_fractions(fractions), cache_folder(cache_dir)
         self._kind, self._size, self._end_token = "bpe" if tokens == "auto" else tokens, vocab_size, end_token
         self._separate = separate_documents
         self._given = None if tokenizer is None else Path(tokenizer)
-        super().__init__(str(files), self._chosen(), length, windows, metrics)
+        super().__init__(str(files if hub is None else hub), self._chosen(), length, windows, metrics)
         if tokenizer is None:
             self._refuse_empty()
             self.check_sizes()
@@ -91,10 +100,15 @@ class OwnText(TextWindows):
     def _corpus(self) -> OwnCorpus:
         return OwnCorpus(self._source(**self._where), self._fractions, self._cache)
 
-    def _source(self, files: Any, field: str) -> Source:
-        if files is None:
-            raise UserError("files", "null", "is the text to train on", "Give files=my.txt, or a folder")
-        return Files(files, field)
+    def _source(self, files: Any, hub: str | None, field: str) -> Source:
+        if hub is None and (useless := next((key for key, value in self._hub.items() if value is not None), None)):
+            rule = "is of a data set on the hub, and there is none"
+            raise UserError(useless, self._hub[useless], rule, "Leave it out, or name one with hub=...")
+        if (files is None) == (hub is None):
+            rule = "is the text to train on" if hub is None else f"is a text, and so is hub={hub}"
+            remedy = "Give files=my.txt, a folder, or hub=... of a data set" if hub is None else "Leave one of them out"
+            raise UserError("files", "null" if files is None else files, rule, remedy)
+        return Files(files, field) if hub is None else Hub(hub, field=field, **self._hub)
 
     def _chosen(self) -> Tokens:
         """What ``tokens`` or ``tokenizer`` names."""
