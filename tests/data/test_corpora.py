@@ -82,6 +82,28 @@ def test_a_wrong_checksum_names_file_sums_and_remedy(words):
     assert "data.files.test.sha256=null" in message
 
 
+def test_a_sha1_is_checked_too(words):
+    settings = with_sums(words())
+    content = contents(settings)["test"]
+    settings["files"]["test"]["sha1"] = hashlib.sha1(content).hexdigest()
+    TextData(**settings)
+    settings["files"]["test"] = {"file": "test.txt", "sha1": "0" * 40}
+    with pytest.raises(
+        UserError, match=r"data\.files\.test\.sha1=000000000000\.\.\.: .* has the SHA-1 .*\n.*sha1=null"
+    ):
+        configured_data(TextData, settings)
+
+
+def test_bytes_are_those_of_any_file(words):
+    settings = words(unit="byte", length=4)
+    for path in (Path(settings["dir"]) / "toy").iterdir():
+        path.write_bytes(b"\xef\xbb\xbf\r\n\x89PNG na\xc3\xaf\xff" * 9)
+    data = TextData(**settings)
+    assert data.d_input == len(set(b"\xef\xbb\xbf\r\n\x89PNG na\xc3\xaf\xff"))
+    assert data.encode("naï").tolist() == [data.vocabulary.index(chr(byte)) for byte in "naï".encode()]
+    assert data.decode(data.encode("naï")) == "naï"
+
+
 @pytest.mark.parametrize("key", ["data.files.validation.tokens", "data.vocab_size"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_wrong_counts_are_refused_before_and_after_caching(words, key, cached):

@@ -5,7 +5,9 @@ import json
 import logging
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -26,6 +28,16 @@ def test_plain_files_are_fetched_from_below_the_address(monkeypatch):
     contents = fetch({"url": "https://example.org/data/"}, FILES)
     assert contents["train"] == b"https://example.org/data/ptb.train.txt"
     assert contents["test"] == b"https://example.org/data/ptb.test.txt"
+
+
+def test_files_are_taken_from_an_archive(monkeypatch):
+    content = BytesIO()
+    with ZipFile(content, "w") as archive:
+        archive.writestr("text8", " anarchism")
+    monkeypatch.setattr(download, "fetch_file", lambda url: content.getvalue())
+    assert fetch({"zip": "https://example.org/text8.zip"}, {"all": "text8"}) == {"all": b" anarchism"}
+    with pytest.raises(DownloadError, match="KeyError"):
+        fetch({"zip": "https://example.org/text8.zip"}, {"all": "text9"})
 
 
 def test_rows_of_the_hub_become_the_file_again(monkeypatch):
@@ -72,7 +84,7 @@ def test_a_full_disk_is_not_a_failed_download(monkeypatch):
 
 @pytest.mark.parametrize("source", [{}, {"hub": "a/b"}, {"url": "x", "revision": "y"}, {**HUB, "split": "train"}])
 def test_a_source_that_is_neither_is_refused(source):
-    with pytest.raises(UserError, match=r"^download=.*either `url`, or `hub` and `revision`"):
+    with pytest.raises(UserError, match=r"^download=.*either `url`, or `zip`, or `hub` and `revision`"):
         check_source(source)
 
 

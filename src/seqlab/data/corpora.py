@@ -17,6 +17,7 @@ from seqlab.data.splitting import parse_fractions
 from seqlab.errors import UserError
 
 FORMAT = 1
+SUMS = ("sha256", "sha1")
 FIRST_WORD = re.compile(r"[^\S\n]*(\n|\S+)?")
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file: its name below the corpus's folder and, if known, its SHA-256 and number of tokens."""
+    """One file: its name below the corpus's folder and, if known, its SHA-256 or SHA-1 and number of tokens."""
 
     file: str
     sha256: str | None = None
+    sha1: str | None = None
     tokens: int | None = None
 
 
@@ -84,7 +86,7 @@ class Corpus:
             return given
         root = self.cache / "files"
         kept = self._read(root)
-        if kept is not None and all(self._has_sum(role, content) for role, content in kept.items()):
+        if kept is not None and not any(self._wrong_sum(role, content) for role, content in kept.items()):
             return kept
         places = {
             role: below(root, Path(self.folder, spec.file), f"files.{role}.file") for role, spec in self.files.items()
@@ -122,17 +124,22 @@ class Corpus:
             rule = f"{names} not found in {where}, and the download failed ({error})"
             raise UserError("dir", value, rule, f"{give}, or connect to the network") from error
 
-    def _has_sum(self, role: str, content: bytes) -> bool:
-        expected = self.files[role].sha256
-        return expected is None or hashlib.sha256(content).hexdigest() == expected.lower()
+    def _wrong_sum(self, role: str, content: bytes) -> tuple[str, str, str] | None:
+        """The kind of a sum that is not as stated, the one stated and the one found."""
+        for kind in SUMS:
+            expected = getattr(self.files[role], kind)
+            if expected is not None and (found := hashlib.new(kind, content).hexdigest()) != expected.lower():
+                return kind, expected, found
+        return None
 
     def _check_sum(self, role: str, content: bytes, where: Path | str) -> None:
-        if self._has_sum(role, content):
+        if (wrong := self._wrong_sum(role, content)) is None:
             return
-        expected, found = self.files[role].sha256, hashlib.sha256(content).hexdigest()
-        rule = f"{self.files[role].file} in {where} has the SHA-256 {found[:12]}..., so it is not the published file"
-        remedy = f"Get the published file, or set files.{role}.sha256=null (tokens and vocab_size too) to take this one"
-        raise UserError(f"files.{role}.sha256", f"{expected[:12]}...", rule, remedy)
+        kind, expected, found = wrong
+        name = f"{kind[:3].upper()}-{kind[3:]}"
+        rule = f"{self.files[role].file} in {where} has the {name} {found[:12]}..., so it is not the published file"
+        remedy = f"Get the published file, or set files.{role}.{kind}=null (tokens and vocab_size too) to take this one"
+        raise UserError(f"files.{role}.{kind}", f"{expected[:12]}...", rule, remedy)
 
     def _splits_of(self, texts: dict[str, str]) -> dict[str, str]:
         """The text of each split; words end with a line."""
@@ -198,8 +205,8 @@ def _parse_files(files: Mapping[str, Mapping[str, Any]], fractions: list[float] 
     parsed = {}
     for role in roles:
         spec = files[role]
-        if not {"file"} <= set(spec) <= {"file", "sha256", "tokens"}:
-            rule = "must give `file`, and may give `sha256` and `tokens`"
+        if not {"file"} <= set(spec) <= {"file", *SUMS, "tokens"}:
+            rule = "must give `file`, and may give `sha256`, `sha1` and `tokens`"
             raise UserError(f"files.{role}", dict(spec), rule, "Correct the data YAML")
         parsed[role] = CorpusFile(**spec)
     return parsed

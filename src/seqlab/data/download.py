@@ -8,12 +8,14 @@ import logging
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
+from zipfile import ZipFile
 
 from seqlab.errors import UserError
 
 CONNECT_SECONDS = 10
-URL_KEYS = {"url"}
+ADDRESSES = ({"url"}, {"zip"})
 HUB_KEYS = {"hub", "config", "revision", "blank_row", "row_end"}
 
 
@@ -27,8 +29,8 @@ def check_source(source: Mapping[str, Any]) -> None:
     Raises:
         UserError: it describes neither an address nor a data set on the hub.
     """
-    if set(source) != URL_KEYS and not {"hub", "revision"} <= set(source) <= HUB_KEYS:
-        rule = "must be either `url`, or `hub` and `revision` (and if need be config, blank_row, row_end)"
+    if set(source) not in ADDRESSES and not {"hub", "revision"} <= set(source) <= HUB_KEYS:
+        rule = "must be either `url`, or `zip`, or `hub` and `revision` (and if need be config, blank_row, row_end)"
         remedy = "Correct the data YAML, or set download=null and give the files with dir=..."
         raise UserError("download", dict(source), rule, remedy)
 
@@ -37,7 +39,8 @@ def fetch(source: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, byte
     """The contents of a corpus's files, by role.
 
     Args:
-        source: where they are. ``url``: the address of the folder that holds them. Or ``hub``, ``config`` and
+        source: where they are. ``url``: the address of the folder that holds them. Or ``zip``: that of an archive of
+            them. Or ``hub``, ``config`` and
             ``revision``: a data set with a column ``text``, whose split ``train`` is the file if there is only one;
             ``blank_row`` and ``row_end`` are as in ``join_rows``.
         files: the name of the file for each role (train, validation, test, or all).
@@ -49,6 +52,9 @@ def fetch(source: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, byte
     try:
         if "url" in source:
             return {role: fetch_file(source["url"].rstrip("/") + "/" + name) for role, name in files.items()}
+        if "zip" in source:
+            with ZipFile(BytesIO(fetch_file(source["zip"]))) as archive:
+                return {role: archive.read(name) for role, name in files.items()}
         splits = {role: "train" if role == "all" else role for role in files}
         rows = fetch_rows(source["hub"], source.get("config"), source["revision"], set(splits.values()))
         blank, end = source.get("blank_row", ""), source.get("row_end", "")
