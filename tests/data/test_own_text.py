@@ -106,10 +106,23 @@ def test_tokens_are_the_text_and_bytes_are_counted(own, records, kind):
     train = [text_of(i) for i in range(60) if split_by_hash(Record(text_of(i)), SHARES) == "train"]
     assert documents_of(data, "train") == train
     size = sum(len(text.encode()) for text in train)
-    assert data.bytes_per_token("train") * (len(stream(data, "train")) - 1) == pytest.approx(size, rel=1e-12)
+    assert data.text_bytes("train").per_token * (len(stream(data, "train")) - 1) == pytest.approx(size, rel=1e-12)
     assert data.d_input == len(data.vocabulary) == len(set(data.vocabulary))
     assert (data.tokenizer_file is None) == (kind != "bpe")
     assert data.encode(train[0]).tolist() == stream(data, "train")[1 : len(data.encode(train[0])) + 1]
+
+
+def test_a_word_that_the_vocabulary_lacks_is_counted(own, tmp_path):
+    (tmp_path / "my.txt").write_text("the cat saw naïve\nthe cat saw\n" * 20 + "zebra the\n" * 20)
+    data = own(str(tmp_path / "my.txt"), tokens="word", vocab_size=6)  # 4 of the most frequent
+    assert set(data.vocabulary) == {"the", "cat", "saw", "<eos>", "<unk>", "<|endoftext|>"}
+    train = documents_of(data, "train")[0]
+    size, hidden = (
+        data.text_bytes("train").per_token * (len(stream(data, "train")) - 1),
+        train.count("<unk>") * len("naïve".encode()),
+    )
+    assert data.text_bytes("train").unknown == pytest.approx(hidden / size) > 0.2
+    assert data.text_bytes("test").unknown == pytest.approx(5 / 10)  # zebra
 
 
 def test_bpe_is_that_of_the_library_on_the_training_split(own, records):

@@ -8,6 +8,7 @@ import torch
 import torchmetrics
 from torch.nn import functional as F
 
+from seqlab.data.protocol import TextBytes
 from seqlab.training import metrics
 from seqlab.training.evaluate import LossByPosition, at_every_position, at_places
 from support import Echo
@@ -46,7 +47,9 @@ def test_language(language):
     }
     collection = metrics.Metrics(kinds, CPU)
     for start in range(0, POSITIONS, 37):
-        collection.update(**{name: part[start : start + 37] for name, part in language.items()}, bytes_per_token=2.5)
+        collection.update(
+            **{name: part[start : start + 37] for name, part in language.items()}, text_bytes=TextBytes(2.5, 0.1)
+        )
     measured = collection.compute()
     p, t = probabilities(language["preds"]), language["target"].numpy()
     nats = -np.log(p[np.arange(POSITIONS), t]).mean()
@@ -55,7 +58,7 @@ def test_language(language):
         "loss": nats,
         "perplexity": math.exp(nats),
         "bits_per_character": nats / math.log(2),
-        "bits_per_byte": nats * POSITIONS / math.log(2) / (2.5 * POSITIONS),
+        "bits_per_byte": (nats * POSITIONS / math.log(2) + 8 * 0.1 * 2.5 * POSITIONS) / (2.5 * POSITIONS),
         "top1_accuracy": (order[:, 0] == t).mean(),
         "top5_accuracy": (order[:, :5] == t[:, None]).any(axis=1).mean(),
     }

@@ -88,6 +88,12 @@ class Vocabulary:
         """The ids of each text, (N,) int64."""
         return [self.encode(text) for text in texts]
 
+    def unknown_bytes(self, text: str) -> int:
+        """Bytes in words of a text that become ``<unk>`` without being that."""
+        if self.unit != "word":
+            return 0
+        return sum(len(word.encode()) for word in split_words(text) if word not in self._ids)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids: words one space apart, ``<eos>`` as the end of a line; of a document's end nothing.
 

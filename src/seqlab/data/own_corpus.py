@@ -147,6 +147,7 @@ def encode(source: Source, fractions: tuple[float, ...], tokens: Tokens, writers
             empty = False
             waiting.append((split, piece))
             known.bytes += len(piece.encode())
+            known.unknown += tokens.unknown_bytes(piece)
             size += len(piece)
             if size >= most:
                 flush()

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveInt
+from typing_extensions import override
 
 from seqlab.data.cache import cache_folder
 from seqlab.data.documents import Files
 from seqlab.data.encoding import END_OF_DOCUMENT, Vocabulary
 from seqlab.data.hub_documents import Hub
 from seqlab.data.own_corpus import OwnCorpus
+from seqlab.data.protocol import TextBytes
 from seqlab.data.splitting import Source, parse_fractions
 from seqlab.data.subwords import LEAST, Subwords, file_of, read_tokenizer
 from seqlab.data.token_files import EncodedText
@@ -148,6 +150,11 @@ class OwnText(TextWindows):
     @property
     def _bytes(self) -> dict[str, int]:
         return {split: fact.bytes for split, fact in self._encoded.facts.items()}
+
+    @override
+    def text_bytes(self, split: str) -> TextBytes:
+        fact = self._encoded.facts[split]
+        return super().text_bytes(split)._replace(unknown=fact.unknown / fact.bytes)
 
     @property
     def fingerprint(self) -> str:

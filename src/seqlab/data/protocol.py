@@ -41,6 +41,13 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
+class TextBytes(NamedTuple):
+    """The bytes (UTF-8) of the text that the tokens of a split stand for, on average over the whole of it."""
+
+    per_token: float = math.nan  # of those that are predicted; NaN if the data are no text
+    unknown: float = 0.0  # the share of the bytes that is in words which the vocabulary does not have
+
+
 class Widths(Protocol):
     """The widths of a data set, from which a model is built.
 
@@ -119,9 +126,9 @@ class DataSet(Widths, Protocol):
         """The difficulty of each position by each measure of it, (B, L) int64; empty if the data has none."""
         return {}
 
-    def bytes_per_token(self, split: str) -> float:
-        """Bytes of text for each token that a split predicts, on average over the whole of it; NaN if it is no text."""
-        return math.nan
+    def text_bytes(self, split: str) -> TextBytes:
+        """The bytes of text that a split predicts."""
+        return TextBytes()
 
 
 OPTIONAL = (
@@ -132,7 +139,7 @@ OPTIONAL = (
     "check_batch_size",
     "largest_batch",
     "slices",
-    "bytes_per_token",
+    "text_bytes",
 )
 
 

@@ -82,6 +82,10 @@ class Subwords:
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(one.ids, dtype=np.uint32) for one in found]
 
+    def unknown_bytes(self, text: str) -> int:
+        """0: what a tokenizer does not know of a text is not counted."""
+        return 0
+
     @property
     def batches(self) -> tuple[Callable[..., list[Any]], Callable[..., list[Any]]]:
         """The library's own functions of a list of texts, with the places of tokens in them and without."""

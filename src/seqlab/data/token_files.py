@@ -1,8 +1,7 @@
 """Encoded text on disk, written in a stream and mapped into memory: a folder for each text.
 
 Symbols: N tokens. A folder holds ``<split>.tokens`` for each split, its ids as little-endian uint16 or uint32, and
-``facts.json``: for each split the number of tokens, documents and bytes of text and the SHA-256 of its file, and the
-vocabulary unless that is a ``tokenizer.json``.
+``facts.json``: for each split what ``Split`` has, and the vocabulary unless that is a ``tokenizer.json``.
 """
 
 import hashlib
@@ -30,8 +29,9 @@ class Split:
 
     tokens: int = 0
     documents: int = 0
-    bytes: int = 0
-    sha256: str = ""
+    bytes: int = 0  # of text
+    unknown: int = 0  # bytes in words that the vocabulary does not have
+    sha256: str = ""  # of its file
 
 
 @dataclass(frozen=True)

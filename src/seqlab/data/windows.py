@@ -3,7 +3,6 @@
 Symbols: B batch, L length of a window, N tokens, V vocabulary.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +14,7 @@ from typing_extensions import override
 
 from seqlab.data.cache import forget
 from seqlab.data.encoding import plain
-from seqlab.data.protocol import Batch, DataSet, of_cross_entropy
+from seqlab.data.protocol import Batch, DataSet, TextBytes, of_cross_entropy
 from seqlab.data.streams import epoch_items, integers
 from seqlab.errors import UserError
 from seqlab.ops import cross_entropy
@@ -43,6 +42,9 @@ class Tokens(Protocol):
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of each text, (N,)."""
+
+    def unknown_bytes(self, text: str) -> int:
+        """Bytes of a text that its tokens do not say."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids."""
@@ -165,8 +167,8 @@ class TextWindows(DataSet):
         return -(-full // batch_size) + (rest > 0)
 
     @override
-    def bytes_per_token(self, split: str) -> float:
-        return self._bytes[split] / (len(self._splits[split]) - 1) if split in self._bytes else math.nan
+    def text_bytes(self, split: str) -> TextBytes:
+        return TextBytes(self._bytes[split] / (len(self._splits[split]) - 1))
 
     @of_cross_entropy
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def evaluate(
                 on_piece()
             answers = seen[0] if len(seen) == 1 else {k: torch.cat([part[k] for part in seen]) for k in seen[0]}
             sequence = in_answers(numbered(mask), mask, size).to(device, non_blocking=True)
-            metrics.update(**answers, sequence=sequence, bytes_per_token=data.bytes_per_token(split))
+            metrics.update(**answers, sequence=sequence, text_bytes=data.text_bytes(split))
             values = {name: in_answers(value, mask, size) for name, value in data.slices(batch).items()}
             slices.update(values, **answers)
             on_batch()

@@ -8,7 +8,7 @@ that are parameters of its ``update``:
 - ``target``: token ids (P,) int64; if a position has several targets, all targets, flat (P,);
 - ``loss``: the loss at each position, (P,), in nats for language;
 - ``sequence``: the sequence of the batch that each position is in, (P,) int64, numbered from 0 without a gap;
-- ``bytes_per_token``: a number, the bytes of text for each token that the split predicts, on average over it.
+- ``text_bytes``: the split's ``seqlab.data.protocol.TextBytes``.
 
 Sums start as the number 0 and become tensors on the device of what is added.
 
@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from typing_extensions import override
+
+from seqlab.data.protocol import TextBytes
 
 SliceTable = dict[str, dict[str, dict[str, float]]]
 """``{difficulty: {value: {loss, accuracy, count}}}``; difficulties are distance, number of pairs, ..."""
@@ -67,17 +69,19 @@ class BitsPerCharacter(MeanLoss):
 class BitsPerByte(MeanLoss):
     """The loss of a text in bits, divided by the bytes (UTF-8) that are predicted, whatever the tokens are.
 
-    Over a whole split it is exact; over a part of it the bytes are the tokens' share of the split's.
+    A word that the vocabulary does not have costs 8 bits for each of its bytes besides, since ``<unk>`` does not say
+    which it is; so a small vocabulary gains nothing. Over a whole split the bytes are exact; over a part of it they are
+    the tokens' share of the split's.
     """
 
-    def update(self, loss: Tensor, bytes_per_token: float) -> None:
-        """Add losses (P,) of tokens that stand for so many bytes each, on average."""
+    def update(self, loss: Tensor, text_bytes: TextBytes) -> None:
+        """Add losses (P,) of a split's tokens."""
         super().update(loss)
-        self.bytes_per_token = bytes_per_token
+        self.bytes = text_bytes
 
     @override
     def compute(self) -> Tensor:
-        return super().compute() / (math.log(2) * self.bytes_per_token)
+        return super().compute() / (math.log(2) * self.bytes.per_token) + 8 * self.bytes.unknown
 
 
 class MeanSquaredError(MeanLoss):
@@ -207,7 +211,7 @@ class Metrics:
             fresh = copy.deepcopy(kind) if hasattr(kind, "update") else PositionMean(kind)
             self.metrics[name] = fresh.to(device) if hasattr(fresh, "to") else fresh
 
-    def update(self, **answers: Tensor | float) -> None:
+    def update(self, **answers: Any) -> None:
         """Add the answers of a batch, all that the module lists."""
         for metric in self.metrics.values():
             wanted = inspect.signature(metric.update).parameters
