@@ -28,7 +28,7 @@ Results are added to evaluation.json in the run folder, with versions and settin
     precision        float32, bf16 or fp16: of the weights and what is computed with them; default float32
     untrained        true: evaluate even where only the weights from before training are intact; default false
     trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
-    data.dir, data.cache_dir    folders of the corpus, if not those of the run
+    data.dir, data.files, data.cache_dir    where the corpus is, if not where the run found it
 """
 
 import logging
@@ -93,6 +93,7 @@ SETTINGS: Kinds = {
     "untrained": (bool, False),
     "trust": (str | None, None),
     "data.dir": (str | None, None),
+    "data.files": (str | None, None),
     "data.cache_dir": (str | None, None),
 }
 
@@ -144,7 +145,9 @@ def of_run(settings: dict[str, Any], device: torch.device) -> Subject:
         UserError: the folder is no run's, or the run was not trained on text.
     """
     folder = Path(settings["run"])
-    elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
+    elsewhere = {
+        key: settings[f"data.{key}"] for key in ("dir", "files", "cache_dir") if settings[f"data.{key}"] is not None
+    }
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(folder, device, data=elsewhere, **trust)
     if not hasattr(trained.data, "decode"):
@@ -187,7 +190,7 @@ def text_of(settings: dict[str, Any], subject: Subject) -> Read:
     """
     if (name := settings["text"]) is None:
         tokens = tokens_of_split(subject.data, "test")
-        known = getattr(subject.data, "bytes_per_token", lambda split: math.nan)("test")
+        known = subject.data.text_bytes("test").per_token
         size = round(known * (len(tokens) - 1)) if math.isfinite(known) else None
         return Read(f"test split of {subject.data.name}", tokens, subject.texts.decode(tokens.tolist()), size)
     try:

@@ -9,7 +9,7 @@ model that no class of transformers computes is refused.
     to               the folder to write, which must not exist, or be empty
     untrained        true: write even where only the weights from before training are intact; default false
     trust            your own package, if the run has parts of it (several: with commas between); see docs/security.md
-    data.dir, data.cache_dir    folders of the corpus, if not those of the run
+    data.dir, data.files, data.cache_dir    where the corpus is, if not where the run found it
 """
 
 import logging
@@ -34,6 +34,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
     "untrained": (bool, False),
     "trust": (str | None, None),
     "data.dir": (str | None, None),
+    "data.files": (str | None, None),
     "data.cache_dir": (str | None, None),
 }
 
@@ -57,7 +58,9 @@ def run(settings: dict[str, Any]) -> int:
     logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     folder, to = Path(settings["run"]), Path(settings["to"])
     check_new(to)
-    elsewhere = {key: settings[f"data.{key}"] for key in ("dir", "cache_dir") if settings[f"data.{key}"] is not None}
+    elsewhere = {
+        key: settings[f"data.{key}"] for key in ("dir", "files", "cache_dir") if settings[f"data.{key}"] is not None
+    }
     trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
     trained = load_run(folder, torch.device("cpu"), data=elsewhere, **trust)
     found = export(trained, folder, to)
