@@ -21,7 +21,10 @@ from seqlab.data.splitting import Source, parse_fractions
 from seqlab.data.subwords import LEAST, Subwords, file_of, read_tokenizer
 from seqlab.data.token_files import EncodedText
 from seqlab.data.windows import TextWindows, Tokens
-from seqlab.errors import UserError
+from seqlab.errors import UserError, under
+
+SETTINGS = ("files", "hub", "config", "revision", "streaming", "field", "fractions")
+"""Those of which the text is made, by which errors name them."""
 
 USUAL_SIZE = 4096
 """Of a vocabulary of words or of BPE."""
@@ -134,9 +137,12 @@ class OwnText(TextWindows):
     @cached_property
     def _encoded(self) -> EncodedText:
         """The tokens, from the cache if they are there undamaged."""
-        if self._kind in ("character", "word"):
-            return self._corpus.in_vocabulary(self._kind, (self._size or USUAL_SIZE) if self._kind == "word" else None)
-        return self._corpus.by(self._tokens)
+        with under("data", SETTINGS):  # this may be long after the configuration was built
+            if self._kind == "character":
+                return self._corpus.in_vocabulary(self._kind, None)
+            if self._kind == "word":
+                return self._corpus.in_vocabulary(self._kind, self._size or USUAL_SIZE)
+            return self._corpus.by(self._tokens)
 
     @property
     def separator(self) -> int | None:
