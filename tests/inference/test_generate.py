@@ -119,6 +119,7 @@ class Documents:
     """Bytes, of which 22 ends a document."""
 
     end_of_document = separator = 22
+    ends = frozenset({22})
 
     def encode(self, text):
         return torch.tensor([ord(symbol) % VOCABULARY for symbol in text], dtype=torch.int64)

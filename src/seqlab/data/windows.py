@@ -118,6 +118,11 @@ class TextWindows(DataSet):
         return self._tokens.end
 
     @property
+    def ends(self) -> set[int]:
+        """The ids at which a sample of text ends."""
+        return set() if self.end_of_document is None else {self.end_of_document}
+
+    @property
     @override
     def description(self) -> str:
         sizes = " + ".join(f"{len(tokens):,}" for tokens in self._splits.values())
