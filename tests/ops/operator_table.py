@@ -6,10 +6,11 @@ import pytest
 from comparison import DEVICES, backends_in
 from conv_cases import CONV
 from delta_cases import DELTA
+from m2rnn_cases import M2RNN
 from scan_cases import SCAN
 from ssd_cases import SSD
 
-OPERATORS = [CONV, DELTA, SCAN, SSD]
+OPERATORS = [CONV, DELTA, M2RNN, SCAN, SSD]
 
 EVERY = [(operator, backend) for operator in OPERATORS for backend in backends_in(operator.package)]
 FUSED = {operator.name: import_module(f"{operator.package}.operator").FUSED for operator in OPERATORS}

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqlab.models.counting import training_flops
-from seqlab.models.mixers.m2rnn_cell import m2rnn_flops
 from seqlab.models.mixers.mlstm_cell import mlstm_flops
-from seqlab.ops import delta_rule_flops, selective_scan_flops, ssd_flops
+from seqlab.ops import delta_rule_flops, m2rnn_flops, selective_scan_flops, ssd_flops
 from support import built_model, depth
 
 D, D_FF, LAYERS, HEADS, VOCABULARY = 32, 96, 3, 4, 50

@@ -12,10 +12,10 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.models.linear import Linear
-from seqlab.models.mixers.m2rnn_cell import Inputs, m2rnn_flops, m2rnn_scan, m2rnn_update
 from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
-from seqlab.ops import causal_conv1d, causal_conv1d_update
+from seqlab.ops import causal_conv1d, causal_conv1d_update, m2rnn, m2rnn_flops, m2rnn_update
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.m2rnn import resolve_backend
 
 
 class State(NamedTuple):
@@ -43,6 +43,7 @@ class M2RNN(nn.Module):
         dt_min, dt_max: range of the initial softplus(dt_bias).
         A_min, A_max: range of the initial exp(A_log).
         norm_eps: added to the mean square in the norm.
+        scan_backend: one of ``seqlab.ops.m2rnn.BACKENDS``, or ``auto``.
 
     Raises:
         UserError: a minimum is above its maximum.
@@ -65,12 +66,13 @@ class M2RNN(nn.Module):
         A_min: PositiveFloat = 1e-3,
         A_max: PositiveFloat = 16.0,
         norm_eps: PositiveFloat = 1e-5,
+        scan_backend: str = "auto",
     ):
         super().__init__()
         check_range("dt", dt_min, dt_max)
         check_range("A", A_min, A_max)
         self.d_key, self.d_value, self.n_heads = d_key, d_value, max(1, round(expand * d_model / d_value))
-        self.gradient_clip, self.norm_eps = gradient_clip, norm_eps
+        self.gradient_clip, self.norm_eps, self.scan_backend = gradient_clip, norm_eps, scan_backend
         values = self.n_heads * d_value
         self.d_mixed = 2 * d_key + values  # queries, keys and values side by side
 
@@ -85,6 +87,10 @@ class M2RNN(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(values))
         self.out_proj = Linear(values, d_model, bias=False)
 
+    def resolve_backend(self, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+        """The backend that a name resolves to on ``device``; raises ValueError as ``m2rnn`` does."""
+        return resolve_backend(backend, device, dtype, self.d_value)
+
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of x (..., D) what the convolution mixes (..., 2 K + N V), f (..., N) and the gate (..., N V)."""
         mixed, a, z = self.in_proj(x).split((self.d_mixed, self.n_heads, self.norm_weight.numel()), dim=-1)
@@ -92,10 +98,10 @@ class M2RNN(nn.Module):
         step = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         return mixed, torch.exp(decay(self.A_log).to(dtype) * step), z
 
-    def _inputs(self, mixed: Tensor, f: Tensor) -> Inputs:
-        """The recurrence's tensors, from the convolution's output (..., 2 K + N V)."""
+    def _inputs(self, mixed: Tensor, f: Tensor) -> tuple[Tensor, ...]:
+        """The recurrence's q, k, v, f and W, from the convolution's output (..., 2 K + N V)."""
         q, k, v = mixed.split((self.d_key, self.d_key, self.d_mixed - 2 * self.d_key), dim=-1)
-        return Inputs(q, k, v.unflatten(-1, (self.n_heads, -1)), f)
+        return q, k, v.unflatten(-1, (self.n_heads, -1)), f, self.state_weight
 
     def _leave(self, y: Tensor, v: Tensor, z: Tensor) -> Tensor:
         """Add the skip to the heads' outputs (..., N, V), gate, normalise and project to (..., D)."""
@@ -116,9 +122,9 @@ class M2RNN(nn.Module):
         }
         mixed, conv = causal_conv1d(mixed, self.conv_weight, **settings)
         inputs = self._inputs(mixed, f)
-        settings = {"seq_idx": seq_idx, "gradient_clip": self.gradient_clip}
-        y, memory = m2rnn_scan(inputs, self.state_weight, memory, **settings)
-        return self._leave(y, inputs.v, z), State(conv, memory)
+        settings = {"initial_state": memory, "return_final_state": True, "seq_idx": seq_idx}
+        y, memory = m2rnn(*inputs, **settings, gradient_clip=self.gradient_clip, backend=self.scan_backend)
+        return self._leave(y, inputs[2], z), State(conv, memory)
 
     def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
@@ -138,8 +144,8 @@ class M2RNN(nn.Module):
         mixed, f, z = self._select(x)
         mixed, conv = causal_conv1d_update(state.conv, mixed, self.conv_weight, activation="silu")
         inputs = self._inputs(mixed, f)
-        y, memory = m2rnn_update(inputs, self.state_weight, state.memory)
-        return self._leave(y, inputs.v, z), State(conv, memory)
+        y, memory = m2rnn_update(state.memory, *inputs)
+        return self._leave(y, inputs[2], z), State(conv, memory)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D)."""

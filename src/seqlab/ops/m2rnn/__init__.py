@@ -80,8 +80,8 @@ def m2rnn(
     """Run the recurrence over a sequence; differentiable, once but for "reference", in every tensor but ``seq_idx``.
 
     Sums are in float32, or in float64 if the arguments are float64, also under autocast. "triton" rounds the factors of
-    matrix products to bfloat16 where q is, otherwise to 21 of a float32's 24 bits, and takes d_value up to 128. float32,
-    bfloat16 and float16 arguments may be mixed. Every backend is bitwise reproducible.
+    matrix products to bfloat16 where q is, otherwise to 21 of a float32's 24 bits, and takes d_value up to 128.
+    float32, bfloat16 and float16 arguments may be mixed. Every backend is bitwise reproducible.
 
     Args:
         q: (batch, length, d_key) what reads the state, the same for all heads; at least one position long.

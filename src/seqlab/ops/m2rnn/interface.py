@@ -22,7 +22,7 @@ MOST_VALUES = 128
 
 
 class Inputs(NamedTuple):
-    """The arguments of one call: B batch, L length, N heads, K width of queries and keys, V width of a head's values."""
+    """The arguments of one call: B batch, L length, N heads, K width of queries and keys, V of a head's values."""
 
     q: Tensor  # (B, L, K)
     k: Tensor  # (B, L, K)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.m2rnn.interface import Inputs
-from seqlab.ops.m2rnn.step import advanced
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -28,16 +27,18 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 def forward(inputs: Inputs, initial_state: Tensor | None, gradient_clip: float | None = None) -> tuple[Tensor, Tensor]:
     """y (B, L, N, V) in q's dtype and the final state (B, N, K, V); arguments as in ``m2rnn``."""
     dtype = accumulation_dtype(inputs.q.dtype)
-    *along_time, W = (tensor.to(dtype) for tensor in inputs[:-1])
-    _, k, v, _ = along_time
+    q, k, v, f, W = (tensor.to(dtype) for tensor in inputs[:-1])
     H = v.new_zeros(len(v), v.shape[2], k.shape[2], v.shape[3]) if initial_state is None else initial_state
     outputs = []
     for t in range(k.shape[1]):
         if inputs.seq_idx is not None and t > 0:
             goes_on = inputs.seq_idx[:, t] == inputs.seq_idx[:, t - 1]  # (B,)
             H = H.where(goes_on[:, None, None, None], 0)
-        y, H = advanced(H, *(tensor[:, t] for tensor in along_time), W)
+        carried = (H[..., None] * W[:, None]).sum(dim=3)  # H W, whose gradient autocast would round in a product
+        Z = torch.tanh(carried + k[:, t, None, :, None] * v[:, t, :, None])  # (B, N, K, V)
+        keep = f[:, t, :, None, None]
+        H = keep * H + (1 - keep) * Z
         if gradient_clip is not None and H.requires_grad:
             H.register_hook(lambda gradient: gradient.clamp(-gradient_clip, gradient_clip))
-        outputs.append(y)
+        outputs.append((H * q[:, t, None, :, None]).sum(dim=2))  # (B, N, V)
     return torch.stack(outputs, dim=1).to(inputs.q.dtype), H

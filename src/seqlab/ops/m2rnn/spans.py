@@ -1,7 +1,7 @@
 """M²RNN in plain PyTorch, all heads and sequences at once: of the states the backward pass gets one in ``SPAN``.
 
-Its gradient is written out, with A = H_{t-1} W + k_t v_t^T and G_t that of the loss by H_t, which comes from y_t and from
-t + 1:
+Its gradient is written out, with A = H_{t-1} W + k_t v_t^T and G_t that of the loss by H_t, which comes from y_t and
+from t + 1:
 
     dA_t    = (1 - f_t) (1 - Z_t^2) G_t
     G_{t-1} = q_{t-1} dy_{t-1}^T + f_t G_t + dA_t W^T
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.derivatives import owned
 from seqlab.ops.m2rnn.interface import SPAN, Gradients, Inputs
 
 
@@ -89,7 +90,7 @@ def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[T
             starts.clear()
     y = torch.cat(outputs).permute(2, 0, 1, 3).to(inputs.q.dtype)  # (B, L, N, V)
     kept = torch.stack(starts).unflatten(2, by_key) if keep else H.new_empty(0)
-    return y.contiguous(), H.unflatten(1, by_key).transpose(0, 1).contiguous(), kept
+    return owned(y), owned(H.unflatten(1, by_key).transpose(0, 1)), kept  # without the other states of its span
 
 
 def backward(

@@ -1,4 +1,4 @@
-"""One position of M²RNN: what the reference repeats, and generating token by token does.
+"""One position of M²RNN, for generating token by token.
 
 Symbols as in ``reference.py``.
 """
@@ -16,14 +16,6 @@ SHAPES = {
     "W": ("n_heads", "d_value", "d_value"),
     "state": ("batch", "n_heads", "d_key", "d_value"),
 }
-
-
-def advanced(H: Tensor, q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    """y_t (B, N, V) and the next H (B, N, K, V), all in one dtype."""
-    Z = torch.tanh(H @ W + k[:, None, :, None] * v[:, :, None])
-    f = f[..., None, None]
-    H = f * H + (1 - f) * Z
-    return (H * q[:, None, :, None]).sum(dim=2), H
 
 
 def m2rnn_update(state: Tensor, q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +41,9 @@ def m2rnn_update(state: Tensor, q: Tensor, k: Tensor, v: Tensor, f: Tensor, W: T
     check_state("state", state, q.dtype)
     if q.is_meta:  # which knows no autocast
         return v.to(q.dtype), state
-    dtype = accumulation_dtype(q.dtype)
+    out_dtype, dtype = q.dtype, accumulation_dtype(q.dtype)
+    q, k, v, f, W = (tensor.to(dtype) for tensor in (q, k, v, f, W))
     with torch.autocast(q.device.type, enabled=False):
-        y, new_state = advanced(state, *(tensor.to(dtype) for tensor in (q, k, v, f, W)))
-    return y.to(q.dtype), new_state
+        Z = torch.tanh(state @ W + k[:, None, :, None] * v[:, :, None])  # (B, N, K, V)
+    new_state = torch.lerp(Z, state, f[..., None, None])  # f H + (1 - f) Z
+    return (new_state * q[:, None, :, None]).sum(dim=2).to(out_dtype), new_state

@@ -1,9 +1,9 @@
 """The recurrence of M²RNN on a GPU, device code: all positions in one kernel, forward and backward.
 
 The rows of H, one for each key channel, do not meet in H W: a program has BK of them, of one head of one sequence, with
-all value columns, and holds them in registers from position to position. What is a sum over all rows, or over heads that
-share q and k, is written in shares, which are then added in a fixed order. The next position is read before it is needed,
-as it was stored: a conversion would wait for it.
+all value columns, and holds them in registers from position to position. What is a sum over all rows, or over heads
+that share q and k, is written in shares, which are then added in a fixed order. The next position is read before it is
+needed, as it was stored: a conversion would wait for it.
 
 Symbols as in ``reference.py``, and
 
@@ -43,8 +43,10 @@ def load_position(
     q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, t, first, end, c, n, q_st, k_st, v_st, f_st, seq_st,
     K: tl.constexpr, V: tl.constexpr, RESETS: tl.constexpr,
 ):  # fmt: skip
-    """Of position t, from ``first`` up to ``end``: q and k (BK,), v (BV,), f, the numbers of its sequence and of that of
-    the position before, as they are stored. Zeros outside."""
+    """q and k (BK,), v (BV,) and f of position t, the numbers of its sequence and of that before, as they are stored.
+
+    Zeros where t is not from ``first`` up to ``end``.
+    """
     t = tl.cast(t, tl.int64)
     inside = (t >= first) & (t < end)
     keys, values = tl.where(inside, K, 0), tl.where(inside, V, 0)
