@@ -79,9 +79,10 @@ def m2rnn(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the recurrence over a sequence; differentiable, once but for "reference", in every tensor but ``seq_idx``.
 
-    Sums are in float32, or in float64 if the arguments are float64, also under autocast. "triton" rounds the factors of
-    matrix products to bfloat16 where q is, otherwise to 21 of a float32's 24 bits, and takes d_value up to 128.
-    float32, bfloat16 and float16 arguments may be mixed. Every backend is bitwise reproducible.
+    Sums are in float32, or in float64 if the arguments are float64, also under autocast. Where q is bfloat16 "triton"
+    rounds the factors of matrix products to it, and tanh to 11 bits, otherwise the factors to 21 of a float32's 24
+    bits; it takes d_value up to 128. float32, bfloat16 and float16 arguments may be mixed. Every backend is bitwise
+    reproducible.
 
     Args:
         q: (batch, length, d_key) what reads the state, the same for all heads; at least one position long.

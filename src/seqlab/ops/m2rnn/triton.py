@@ -24,8 +24,8 @@ except ImportError:  # a torch wheel for CPUs may come without it
 ROWS = 16
 """Rows of the state in a program, as few as a product of matrices takes: they are independent of one another."""
 
-WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
-"""By the width of a head's values, filled up to a power of two: 8 numbers of the state in each lane."""
+WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
+"""By the width of a head's values, filled up to a power of two, so that the gradient of W fits into registers."""
 
 
 class _Laid:
