@@ -88,18 +88,19 @@ def _maxima(a: Tensor, log_f: Tensor, start: Tensor | None, seq_idx: Tensor | No
 
     With F_t the sum of log f up to t, m_t is F_t plus the largest of a_j - F_j for j <= t.
     """
-    gates, steps = a.double(), log_f.double().clamp(min=-FAR)
+    # With L last: along another axis a GPU's scans take one position after another.
+    gates, steps = a.mT.double().contiguous(), log_f.mT.double().contiguous().clamp(min=-FAR)  # (B, H, L)
     begins = torch.zeros_like(gates, dtype=torch.bool)
     if seq_idx is not None:
-        begins[:, 1:] = (seq_idx[:, 1:] != seq_idx[:, :-1]).unsqueeze(2)
-    begins[:, 0] = True
-    entering = torch.zeros_like(a)
+        begins[..., 1:] = (seq_idx[:, 1:] != seq_idx[:, :-1]).unsqueeze(1)
+    begins[..., 0] = True
+    entering = torch.zeros_like(gates, dtype=a.dtype)
     if start is not None:
-        entering[:, 0] = start
+        entering[..., 0] = start
     gates = torch.where(begins, torch.maximum(gates, steps + entering), gates)
-    total = steps.masked_fill(begins, -FAR).cumsum(dim=1)
-    m = (total + (gates - total).cummax(dim=1).values).to(a.dtype)
-    return torch.where(begins, entering, F.pad(m[:, :-1], (0, 0, 1, 0))), m
+    total = steps.masked_fill(begins, -FAR).cumsum(dim=2)
+    m = (total + (gates - total).cummax(dim=2).values).to(a.dtype)
+    return torch.where(begins, entering, F.pad(m[..., :-1], (1, 0))).mT, m.mT
 
 
 def _decay(inputs: Inputs, before: Tensor, m: Tensor) -> Tensor:
