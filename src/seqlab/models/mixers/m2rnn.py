@@ -114,16 +114,11 @@ class M2RNN(nn.Module):
         """(B, L, D) to (B, L, D), and the state after it; zeros before it if None."""
         mixed, f, z = self._select(x)
         before, memory = (None, None) if state is None else state
-        settings: dict[str, Any] = {
-            "initial_state": before,
-            "return_final_state": True,
-            "activation": "silu",
-            "seq_idx": seq_idx,
-        }
-        mixed, conv = causal_conv1d(mixed, self.conv_weight, **settings)
+        settings: dict[str, Any] = {"return_final_state": True, "seq_idx": seq_idx}
+        mixed, conv = causal_conv1d(mixed, self.conv_weight, initial_state=before, activation="silu", **settings)
         inputs = self._inputs(mixed, f)
-        settings = {"initial_state": memory, "return_final_state": True, "seq_idx": seq_idx}
-        y, memory = m2rnn(*inputs, **settings, gradient_clip=self.gradient_clip, backend=self.scan_backend)
+        settings |= {"gradient_clip": self.gradient_clip, "backend": self.scan_backend}
+        y, memory = m2rnn(*inputs, initial_state=memory, **settings)
         return self._leave(y, inputs[2], z), State(conv, memory)
 
     def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
