@@ -1,16 +1,14 @@
 """Mamba-3's block on a GPU, all between its two projections: Triton kernels, forward and backward.
 
-Of what a head has of each position, such as its keys and queries, nothing is written but what the backward pass sums
-over heads: every kernel makes them again from B and C, which all heads share.
-
-Forward: step sizes and decays, norms, the angle before each chunk (three short launches); a walk over the chunks for
-the states between them; the gated outputs. Backward: the same without the outputs; the walk back for the gradients of
-these states; then ``triton_backward.py``, and what is left in ``triton_finish.py``.
+Forward: step sizes and decays, norms, the angle before each chunk, in short launches; keys and queries of every head, in
+the dtype of matrix products; a walk over the chunks for the states before them; the gated outputs. Backward: the same but
+for the outputs, with the rotations kept; the walk back for the gradients of these states; of every chunk and head the
+gradients of what is its own, then of what heads share, summed over several of them; and what is left.
 
 Symbols, with those of ``__init__.py``: T positions of a chunk, K chunks, LP = K T; P channels of a head; NP = N / 2
-pairs of channels, rounded up, S of them turned; alpha_t = exp(delta_t A_t), its logarithms' sums s within a chunk, kept
-as log2(e) s = ``high`` + ``low``; gamma = lam delta; ``scale``_t = gamma_t + (1 - lam_{t+1}) delta_{t+1}, what of x_t k_t^T
-is in the state that later positions read; DOT the dtype that enters matrix products; BP, BS sides of tiles.
+pairs of channels, rounded up, NN = 2 NP; s sums of the logarithms of decays within a chunk, log2(e) s = ``high`` + ``low``;
+gamma = lam delta; ``scale``_t = gamma_t + (1 - lam_{t+1}) delta_{t+1}, how much of x_t k_t^T is in the state that later
+positions read; DOT the dtype that enters matrix products; BP, BN, BS sides of tiles.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from seqlab.ops.triton_support import why_unavailable as why_unavailable
 try:
     import triton
 
-    from seqlab.ops.mamba3_inner import triton_backward, triton_finish, triton_forward, triton_steps
+    from seqlab.ops.mamba3_inner import triton_angles, triton_chunks, triton_maps, triton_states, triton_steps
 except ImportError:  # a torch wheel for CPUs may come without it
     triton = None
 
@@ -36,16 +34,24 @@ MOST_STATES, MOST_CHANNELS = 256, 128
 CHUNK = 64
 """Positions of a chunk, a power of two from 16 on."""
 
-PAIRS = 32
-"""Most pairs of channels of a tile."""
+
+class Tile(NamedTuple):
+    """The tile of a kernel, and how it runs."""
+
+    width: int  # channels, or pairs of channels, of the state, at most: BN or BS
+    warps: int
+    stages: int = 1
+
+
+NARROW = {"keys": Tile(32, 4), "walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(32, 4)}
+WIDE = {"keys": Tile(32, 4), "walk": Tile(64, 8), "outputs": Tile(32, 8), "inputs": Tile(32, 8), "maps": Tile(32, 8)}
+"""For bfloat16, and for float32."""
 
 PRECISION = "tf32x3"
 """How float32 is multiplied, as in ``ops/ssd/triton.py``."""
 
-WARPS = {"walk": 4, "outputs": 4, "inputs": 8, "maps": 8}
-STAGES = {"walk": 2, "outputs": 1, "inputs": 1, "maps": 1}
 PROGRAMS = 2
-"""Programs for each multiprocessor from which on more, of shorter work, gain nothing."""
+"""Walks for each multiprocessor from which on more, of shorter work, gain nothing."""
 
 
 class Settings(NamedTuple):
@@ -53,12 +59,12 @@ class Settings(NamedTuple):
 
     n_groups: int
     n_pairs: int  # S
-    eps: float
-    act: str
+    eps: float  # added to the norms' mean square
+    act: str  # as in the mixer
 
 
 class Inputs(NamedTuple):
-    """Parts of the projection, rows at equal distances of each other, and parameters."""
+    """Parts of the projection, views of one tensor, and parameters."""
 
     z: Tensor  # (Bt, L, E)
     x: Tensor  # (Bt, L, E)
@@ -88,127 +94,115 @@ class _Staged:
         self.given = Inputs(*inputs[:5], *(call.converted(t, _parameters) for t in inputs[5:]))
         self.batch, self.length, self.d_inner = inputs.x.shape
         self.n_heads, self.d_state = inputs.map_bias.shape[1:]
-        self.d_head = self.d_inner // self.n_heads
+        self.d_head, self.pairs = self.d_inner // self.n_heads, ceil(self.d_state, 2)
         self.chunks, self.heads = ceil(self.length, CHUNK), self.n_heads // settings.n_groups
-        self.n_pairs = ceil(self.d_state, 2)
-        narrow = inputs.x.dtype == torch.bfloat16 and inputs.x.is_cuda  # which the interpreter cannot multiply
-        self.dot = torch.bfloat16 if narrow else torch.float32
+        self.sizes = self.length, self.n_heads, self.chunks  # L, H and K
+        self.of_chunks = self.batch, self.chunks, self.n_heads
+        self.narrow = inputs.x.dtype == torch.bfloat16 and self.multiplies(inputs.x)
+        self.dot = torch.bfloat16 if self.narrow else torch.float32
         self.strides = inputs.x.stride()[:2]
         per_head = self.batch, self.n_heads, self.chunks * CHUNK
         self.delta, self.gamma, self.scale, self.high, self.low = (self.new(*per_head) for _ in range(5))
         self.root = self.new(self.batch, 2 * settings.n_groups, self.chunks * CHUNK)
+        self.tanh = self.new(self.batch, self.chunks * CHUNK, settings.n_pairs)
         self._steps()
-        self.turns = self._turns()
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """L, H, K and heads of a group, in the kernels' order."""
-        return self.length, self.n_heads, self.chunks, self.heads
+    @staticmethod
+    def multiplies(x: Tensor) -> bool:
+        """Whether bfloat16 can be multiplied where x is: the interpreter cannot."""
+        return x.is_cuda
 
-    @property
-    def of_chunks(self) -> tuple[int, int, int]:
-        """Bt, K and H."""
-        return self.batch, self.chunks, self.n_heads
-
-    @property
-    def rational(self) -> bool:
-        return self.settings.act == "rational"
-
-    @property
-    def block(self) -> int:
-        """BS."""
-        return min(_power(self.n_pairs), PAIRS)
+    def options(self, kernel: str, width: int) -> tuple[int, dict[str, int]]:
+        """A kernel's tile, of ``width`` at most, and how it runs."""
+        tile = (NARROW if self.narrow else WIDE)[kernel]
+        return min(_power(width), tile.width), {"num_warps": tile.warps, "num_stages": tile.stages}
 
     def constants(self, kernel: str) -> dict[str, Any]:
         """The compile-time constants of a kernel with matrix products."""
+        shares = kernel == "maps"
+        width, options = self.options(kernel, self.pairs if shares else 2 * self.pairs)
         return {
             "P": self.d_head,
-            "N": self.d_state,
-            "S": self.settings.n_pairs,
+            "NN": 2 * self.pairs,
             "T": CHUNK,
             "BP": _power(self.d_head),
-            "BS": self.block,
-            "DOT": triton.language.bfloat16 if self.dot == torch.bfloat16 else triton.language.float32,
+            "BS" if shares else "BN": width,
+            "DOT": triton.language.bfloat16 if self.narrow else triton.language.float32,
             "PRECISION": PRECISION,
-            "num_warps": WARPS[kernel],
-            "num_stages": STAGES[kernel],
+            **options,
         }
 
     def _steps(self) -> None:
-        heads, given = min(_power(self.n_heads), 32), self.given
+        heads, given, pairs = min(_power(self.n_heads), 32), self.given, self.settings.n_pairs
         self.call.launch(
             triton_steps.steps_kernel, (self.chunks, ceil(self.n_heads, heads), self.batch),
             given.heads, given.dt_bias, self.delta, self.gamma, self.scale, self.high, self.low,
-            *self.sizes[:3], *self.strides, T=CHUNK, BH=heads, RATIONAL=self.rational,
+            *self.sizes, *self.strides, T=CHUNK, BH=heads, RATIONAL=self.settings.act == "rational",
         )  # fmt: skip
         self.call.launch(
-            triton_steps.roots_kernel, (self.chunks, 2 * self.settings.n_groups, self.batch),
-            given.maps, self.root, self.settings.eps, self.length, self.chunks, *self.strides,
-            N=self.d_state, T=CHUNK, BN=_power(self.d_state),
+            triton_angles.rows_kernel, (self.chunks, 2 * self.settings.n_groups, self.batch),
+            given.maps, given.angle, self.root, self.tanh, self.settings.eps, self.length, self.chunks, *self.strides,
+            N=self.d_state, S=pairs, T=CHUNK, BN=_power(self.d_state), BS=_power(pairs),
         )  # fmt: skip
 
-    def _turns(self) -> Tensor:
-        """The angle before each chunk (Bt, K, H, S), whole numbers of 2^-32 turns."""
-        pairs = self.settings.n_pairs
+    def keys(self, rotations: Tensor | None = None) -> Tensor:
+        """Keys and queries (2, Bt, K, H, T, NN); cosines and sines are written to ``rotations`` (Bt, K, H, T, 2 S)."""
+        given, pairs = self.given, self.settings.n_pairs
         sums = self.new(*self.of_chunks, pairs, dtype=torch.int32)
         self.call.launch(
-            triton_steps.sums_kernel, (self.n_heads, self.chunks, self.batch),
-            self.given.angle, self.delta, sums, *self.sizes[:3], *self.strides, S=pairs, T=CHUNK, BS=_power(pairs),
+            triton_angles.sums_kernel, (self.n_heads, self.chunks, self.batch),
+            self.tanh, self.delta, sums, *self.sizes[1:], S=pairs, T=CHUNK, BS=_power(pairs),
         )  # fmt: skip
-        return self.before(sums, back=False)
+        keys = self.new(2, *self.of_chunks, CHUNK, 2 * self.pairs, dtype=self.dot)
+        width, options = self.options("keys", self.pairs)
+        self.call.launch(
+            triton_angles.keys_kernel, (self.n_heads, self.chunks, self.batch),
+            given.maps, self.tanh, self.root, given.norm_weight, given.map_bias, self.delta,
+            self.before(sums, back=False), keys, rotations, *self.sizes, self.heads, *self.strides,
+            N=self.d_state, S=pairs, T=CHUNK, BS=width, **options,
+        )  # fmt: skip
+        return keys
 
     def before(self, sums: Tensor, back: bool) -> Tensor:
-        """Of a number for each chunk (Bt, K, H, S) the sum over the chunks before it; with ``back`` after it."""
+        """Of numbers for each chunk (Bt, K, H, S) the sum over the chunks before it; with ``back`` after it."""
         result, pairs = self.new(*sums.shape, dtype=sums.dtype), sums.shape[3]
         self.call.launch(
-            triton_steps.before_kernel, (self.n_heads, self.batch),
-            sums, result, self.n_heads, self.chunks, S=pairs, BS=_power(pairs), BK=32, BACK=back,
+            triton_angles.before_kernel, (self.n_heads, self.batch),
+            sums, result, *self.sizes[1:], S=pairs, BS=_power(pairs), BK=32, BACK=back,
         )  # fmt: skip
         return result
 
-    def walk(self, d_out: Tensor | None = None) -> Tensor:
-        """The states before every chunk (Bt, K, H, 2, P, NP), in the dtype of matrix products.
+    def walk(self, x: Tensor, keys: Tensor, back: bool) -> Tensor:
+        """The states before every chunk (Bt, K, H, P, NN), in the dtype of matrix products, for inputs x (Bt, L, E).
 
-        For the gradient of the gated output (Bt, L, E) those of the states after every chunk.
+        With ``back`` the gradients of the states after every chunk, for those dy of the outputs before the gate.
         """
-        blocks, back = ceil(self.n_pairs, self.block), d_out is not None
-        size = 2 * self.d_head * self.n_pairs
-        programs = blocks * self.n_heads * self.batch
-        segments = max(1, min(PROGRAMS * multiprocessors(self.turns.device) // programs, self.chunks // 8))
-        per = ceil(self.chunks, segments)
+        constants = self.constants("walk")
+        size = self.d_head * 2 * self.pairs
+        programs = ceil(2 * self.pairs, constants["BN"]) * self.n_heads
+        most = PROGRAMS * multiprocessors(x.device) // (programs * self.batch)
+        per = ceil(self.chunks, max(1, min(most, self.chunks // 8)))
         segments = ceil(self.chunks, per)
-        result = self.new(*self.of_chunks, size, dtype=self.dot)
-        x = self.given.x if d_out is None else d_out
+        result, start = self.new(*self.of_chunks, size, dtype=self.dot), None
 
-        def launch(start: Tensor | None, before: Tensor | None, end: Tensor | None) -> None:
+        def walk(start: Tensor | None, before: Tensor | None, end: Tensor | None) -> None:
             self.call.launch(
-                triton_forward.walk_kernel, (blocks * self.n_heads, self.batch, segments),
-                x, self.given.z, self.given.maps, self.given.angle, self.given.norm_weight, self.given.map_bias,
-                self.delta, self.scale, self.high, self.low, self.root, self.turns, start, before, end,
-                *self.sizes, per, *self.strides, *x.stride()[:2], BACK=back, **self.constants("walk"),
+                triton_states.walk_kernel, (programs, self.batch, segments),
+                x, keys, self.scale, self.high, self.low, start, before, end, *self.sizes, per,
+                *x.stride()[:2], BACK=back, **constants,
             )  # fmt: skip
 
-        start = None
         if segments > 1:
             end, start = (self.new(self.batch, segments, self.n_heads, size) for _ in range(2))
-            launch(None, None, end)
+            walk(None, None, end)
             block = min(_power(size), 512)
             self.call.launch(
-                triton_forward.join_kernel, (ceil(size, block), self.n_heads, self.batch),
-                end, start, self.high, self.low, self.n_heads, self.chunks, per,
+                triton_states.join_kernel, (ceil(size, block), self.n_heads, self.batch),
+                end, start, self.high, self.low, *self.sizes[1:], per,
                 SIZE=size, T=CHUNK, BLOCK=block, BK=32, SEGMENTS=segments, BACK=back,
             )  # fmt: skip
-        launch(start, result, None)
+        walk(start, result, None)
         return result
-
-    @property
-    def of_head(self) -> tuple[Tensor, ...]:
-        """What the kernels of a chunk and head read, in their order."""
-        given = self.given
-        return (
-            given.x, given.z, given.maps, given.angle, given.norm_weight, given.map_bias, given.D, self.delta, self.gamma,
-            self.scale, self.high, self.low, self.root, self.turns,
-        )  # fmt: skip
 
 
 def forward(inputs: Inputs, settings: Settings) -> Tensor:
@@ -218,10 +212,13 @@ def forward(inputs: Inputs, settings: Settings) -> Tensor:
 
 def _forward(call: Call, settings: Settings) -> tuple[Tensor]:
     a = _Staged(call, Inputs(*call.tensors), settings)
-    out = call.empty_like(a.given.x)
+    keys, x = a.keys(), a.given.x
+    before = a.walk(x, keys, back=False)
+    out = call.empty_like(x)
     call.launch(
-        triton_forward.outputs_kernel, (a.n_heads, a.chunks, a.batch),
-        *a.of_head, a.walk(), out, *a.sizes, *a.strides, *out.stride()[:2], **a.constants("outputs"),
+        triton_chunks.outputs_kernel, (a.n_heads, a.chunks, a.batch),
+        x, a.given.z, keys, a.given.D, a.gamma, a.scale, a.high, a.low, before, out,
+        *a.sizes, *a.strides, *out.stride()[:2], **a.constants("outputs"),
     )  # fmt: skip
     return (out,)
 
@@ -243,7 +240,7 @@ def backward(inputs: Inputs, settings: Settings, d_out: Tensor, into: tuple[Tens
     """
     out, *shares = launch.run(_backward, (*inputs, d_out, *into), settings)
     d_bias, d_norm, d_map, dD = (share.sum(dim=0) for share in shares)
-    d_map = d_map.transpose(-1, -2).flatten(-2)[..., : inputs.map_bias.shape[2]]  # (2, H, N)
+    d_map = d_map.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)[..., : inputs.map_bias.shape[2]]  # (2, H, N)
     found = d_bias, d_norm, d_map, dD
     return Gradients(*(by.to(of.dtype) for by, of in zip(found, inputs[5:], strict=True)), out)
 
@@ -252,41 +249,50 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
     """The gated output, and each chunk's share of the gradients of the parameters (Bt K, ...)."""
     a = _Staged(call, Inputs(*call.tensors[:9]), settings)
     d_out, dz, dx, d_maps, d_heads, d_angle = call.tensors[9:]
-    before, after = a.walk(), a.walk(d_out)
-    out, pairs = call.empty_like(d_out), a.new(*a.of_chunks, CHUNK, CHUNK, dtype=a.dot)
+    grid, x, gate, pairs = (a.n_heads, a.chunks, a.batch), a.given.x, a.given.z, settings.n_pairs
+    rotations = a.new(*a.of_chunks, CHUNK, 2 * pairs, dtype=torch.float16 if a.narrow else torch.float32)
+    keys = a.keys(rotations)
+    dy, width = call.empty_like(d_out), min(_power(a.d_inner), 256)
+    call.launch(
+        triton_chunks.gates_kernel, (ceil(a.length, 16), ceil(a.d_inner, width), a.batch),
+        d_out, gate, dy, a.length, *a.strides, *dy.stride()[:2], E=a.d_inner, T=16, BE=width,
+    )  # fmt: skip
+    before, after = a.walk(x, keys, back=False), a.walk(dy, keys, back=True)
+    out, by_products = call.empty_like(d_out), a.new(*a.of_chunks, CHUNK, CHUNK, dtype=a.dot)
     d_log, d_scale, d_gamma = (a.new(*a.delta.shape) for _ in range(3))
-    of_chunks = a.batch * a.chunks
-    dD = a.new(of_chunks, a.n_heads)
+    dD = a.new(a.batch * a.chunks, a.n_heads)
     call.launch(
-        triton_backward.inputs_kernel, (a.n_heads, a.chunks, a.batch),
-        *a.of_head, before, after, d_out, out, dx, dz, pairs, d_log, d_scale, d_gamma, dD,
-        *a.sizes, *a.strides, *out.stride()[:2], *dx.stride()[:2], **a.constants("inputs"),
+        triton_chunks.inputs_kernel, grid,
+        x, gate, keys, a.given.D, a.gamma, a.scale, a.high, a.low, before, after, d_out, dy, out, dx, dz, by_products,
+        d_log, d_scale, d_gamma, dD, *a.sizes, *a.strides, *out.stride()[:2], *dx.stride()[:2],
+        **a.constants("inputs"),
     )  # fmt: skip
 
-    blocks, share = ceil(a.n_pairs, a.block), _share(a)
-    shares, turned = a.n_heads // share, ceil(settings.n_pairs, a.block)
-    length = a.chunks * CHUNK
-    parts = a.new(a.batch, shares, 2, length, 2 * a.n_pairs)
-    by_bias = a.new(of_chunks, 2, a.n_heads, 2, a.n_pairs)
-    by_angle = a.new(a.batch, shares, length, settings.n_pairs)
-    by_turns, by_delta = a.new(*a.turns.shape), a.new(turned, *a.delta.shape)
-    of_head = [tensor for tensor in a.of_head if tensor is not a.given.D and tensor is not a.gamma]
+    constants = a.constants("maps")
+    blocks, turned = ceil(a.pairs, constants["BS"]), ceil(pairs, constants["BS"])
+    share = _share(a, blocks)
+    shares, length = a.n_heads // share, a.chunks * CHUNK
+    parts, by_angle = a.new(a.batch, shares, 2, length, 2 * a.pairs), a.new(a.batch, shares, length, pairs)
+    by_bias = a.new(a.batch * a.chunks, 2, a.n_heads, 2 * a.pairs)
+    by_turns, by_delta = a.new(*a.of_chunks, pairs), a.new(turned, *a.delta.shape)
     call.launch(
-        triton_backward.maps_kernel, (blocks * shares, a.chunks, a.batch),
-        *of_head, before, after, d_out, pairs, parts, by_bias, by_angle, by_turns, by_delta,
-        *a.sizes, *a.strides, *d_out.stride()[:2], SHARE=share, **a.constants("maps"),
+        triton_maps.maps_kernel, (blocks * shares, *grid[1:]),
+        x, keys, a.tanh, rotations, a.delta, a.scale, a.high, a.low, before, after, dy, by_products,
+        parts, by_bias, by_angle, by_turns, by_delta, *a.sizes, *a.strides, *dy.stride()[:2],
+        S=pairs, SHARE=share, **constants,
     )  # fmt: skip
 
-    d_bias, d_norm = a.new(of_chunks, a.n_heads), a.new(of_chunks * settings.n_groups, 2, a.d_state)
+    d_bias = a.new(a.batch * a.chunks, a.n_heads)
+    d_norm = a.new(a.batch * a.chunks * settings.n_groups, 2, a.d_state)
     call.launch(
-        triton_finish.heads_kernel, (a.chunks, a.batch),
-        a.given.heads, a.given.angle, a.given.dt_bias, a.delta, d_log, d_scale, d_gamma, by_delta, by_angle,
-        a.before(by_turns, back=True), d_heads, d_angle, d_bias, *a.sizes[:3], *a.strides, *d_heads.stride()[:2],
-        S=settings.n_pairs, T=CHUNK, BA=_power(settings.n_pairs), BH=16, BLOCKS=turned, SHARES=shares,
-        RATIONAL=a.rational, PRECISION=PRECISION,
+        triton_steps.heads_kernel, grid[1:],
+        a.given.heads, a.tanh, a.given.dt_bias, a.delta, d_log, d_scale, d_gamma, by_delta, by_angle,
+        a.before(by_turns, back=True), d_heads, d_angle, d_bias, *a.sizes, *a.strides, *d_heads.stride()[:2],
+        S=pairs, T=CHUNK, BS=_power(pairs), BH=16, BLOCKS=turned, SHARES=shares, RATIONAL=settings.act == "rational",
+        PRECISION=PRECISION,
     )  # fmt: skip
     call.launch(
-        triton_finish.norms_kernel, (a.chunks, 2 * settings.n_groups, a.batch),
+        triton_maps.norms_kernel, (a.chunks, 2 * settings.n_groups, a.batch),
         a.given.maps, a.given.norm_weight, a.root, parts, d_maps, d_norm, a.length, a.chunks, *a.strides,
         *d_maps.stride()[:2], N=a.d_state, T=CHUNK, BN=_power(a.d_state), G=settings.n_groups,
         SHARES=shares // settings.n_groups, num_warps=8,
@@ -294,9 +300,8 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
     return out, d_bias, d_norm, by_bias, dD
 
 
-def _share(a: _Staged) -> int:
+def _share(a: _Staged, blocks: int) -> int:
     """How many heads a program sums over: as many as leave enough programs."""
-    programs = ceil(a.n_pairs, a.block) * a.chunks * a.n_heads * a.batch
-    fewest = 4 * PROGRAMS * multiprocessors(a.turns.device)
+    programs, fewest = blocks * a.chunks * a.n_heads * a.batch, 4 * PROGRAMS * multiprocessors(a.given.x.device)
     shares = [n for n in range(1, a.heads + 1) if a.heads % n == 0]
     return max((n for n in shares if programs // n >= fewest), default=1)

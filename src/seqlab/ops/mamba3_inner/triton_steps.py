@@ -1,12 +1,9 @@
-"""Mamba-3's block on a GPU, device code: what is one number a head, a chunk or a row, before the products.
-
-Symbols as in ``triton.py``.
-"""
+"""Mamba-3's block on a GPU, device code: step sizes, decays, and what becomes of each. Symbols as in ``triton.py``."""
 
 import triton
 import triton.language as tl
 
-from seqlab.ops.mamba3_inner.triton_parts import SIZES, load_tanh, turned
+from seqlab.ops.mamba3_inner.triton_parts import SIZES
 from seqlab.ops.selective_scan.triton_parts import sigmoid, softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -44,8 +41,7 @@ def steps_kernel(
     t = chunk * T + tl.arange(0, T)
     dt, decay, trap = load_heads(heads_ptr, bias_ptr, t, h, L, H, sb, st, batch)
     next_dt, _, next_trap = load_heads(heads_ptr, bias_ptr, t + 1, h, L, H, sb, st, batch)
-    inside = (t < L)[:, None]
-    delta = tl.where(inside, softplus(dt), 0.0)
+    delta = tl.where((t < L)[:, None], softplus(dt), 0.0)
     gamma = delta * sigmoid(trap)
     scale = gamma + tl.where((t + 1 < L)[:, None], softplus(next_dt) * sigmoid(-next_trap), 0.0)
     decay = tl.maximum(activated(decay, RATIONAL), LEAST_DECAY)
@@ -61,45 +57,51 @@ def steps_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def roots_kernel(
-    maps_ptr, root_ptr, eps, L, K, sb, st, N: tl.constexpr, T: tl.constexpr, BN: tl.constexpr
+def heads_kernel(
+    heads_ptr, tanh_ptr, bias_ptr, delta_ptr, d_log_ptr, d_scale_ptr, d_gamma_ptr, d_delta_ptr, d_angle_ptr, later_ptr,
+    d_heads_ptr, d_angles_ptr, d_bias_ptr, L, H, K, sb, st, out_sb, out_st,
+    S: tl.constexpr, T: tl.constexpr, BS: tl.constexpr, BH: tl.constexpr, BLOCKS: tl.constexpr, SHARES: tl.constexpr,
+    RATIONAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """1 / sqrt(mean square + eps) of the rows of B and C (Bt, 2 G, LP). Grid (K, 2 G, Bt)."""
-    chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    t, n = chunk * T + tl.arange(0, T), tl.arange(0, BN)
-    inside = (t[:, None] < L) & (n[None, :] < N)
-    place = maps_ptr + batch * sb + t[:, None] * st + tl.program_id(1) * N + n[None, :]
-    row = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    root = tl.rsqrt(tl.sum(row * row, axis=1) / N + eps)
-    tl.store(root_ptr + (batch * tl.num_programs(1) + tl.program_id(1)) * K * T + t, root)
+    """The gradients of dd_dt, dd_A, trap and angle of one chunk, and its share (Bt K, H) of that of dt_bias.
 
-
-@triton.jit(do_not_specialize=SIZES)
-def sums_kernel(
-    angle_ptr, delta_ptr, turns_ptr, L, H, K, sb, st, S: tl.constexpr, T: tl.constexpr, BS: tl.constexpr
-):  # fmt: skip
-    """How far each chunk turns each pair (Bt, K, H, S). Grid (H, K, Bt)."""
-    head, chunk, batch = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    t, i = tl.arange(0, T), tl.arange(0, BS)
-    angle_ptr += batch * sb + chunk * T * st
-    tanh_angle = load_tanh(angle_ptr, st, t, L - chunk * T, 0, S, BS)
-    delta = tl.load(delta_ptr + ((batch * H + head) * K + chunk) * T + t)
-    total = tl.sum(turned(delta, tanh_angle), axis=0)
-    tl.store(turns_ptr + ((batch * K + chunk) * H + head) * S + i, total, mask=i < S)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def before_kernel(
-    sums_ptr, before_ptr, H, K, S: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, BACK: tl.constexpr
-):  # fmt: skip
-    """From what each chunk has (Bt, K, H, S) the sum of those before it (BACK: after it). Grid (H, Bt)."""
-    head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i, j = tl.arange(0, BS), tl.arange(0, BK)
-    carry = tl.zeros([BS], sums_ptr.dtype.element_ty)
-    for first in range(0, K, BK):
-        chunk = K - 1 - first - j if BACK else first + j
-        inside = (first + j < K)[:, None] & (i < S)[None, :]
-        place = ((batch * K + chunk[:, None]) * H + head) * S + i[None, :]
-        sums = tl.load(sums_ptr + place, mask=inside, other=0)
-        tl.store(before_ptr + place, carry[None, :] + tl.cumsum(sums, axis=0) - sums, mask=inside)
-        carry += tl.sum(sums, axis=0)
+    From those of what a position of a head has, of the angle without what later chunks add; ``later`` (Bt, K, H, S) are
+    the gradients of the angle after the chunk. Grid (K, Bt).
+    """
+    chunk, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    t, i, here = tl.arange(0, T), tl.arange(0, BS), chunk * T
+    rest, pi = L - here, 3.141592653589793
+    pairs = (i < S)[None, :] & (t[:, None] >= 0)
+    place = (here + t[:, None]) * S + i[None, :]
+    tanh_angle = tl.load(tanh_ptr + batch * K * T * S + place, mask=pairs, other=0.0)
+    d_angle = tl.zeros([T, BS], tl.float32)
+    for share in range(SHARES):
+        d_angle += tl.load(d_angle_ptr + (batch * SHARES + share) * K * T * S + place, mask=pairs, other=0.0)
+    for first in range(0, H, BH):
+        h = first + tl.arange(0, BH)
+        exists, present = (h < H)[None, :] & (t[:, None] >= 0), (t[:, None] < rest) & (h < H)[None, :]
+        at = (batch * H + h[None, :]) * K * T + here + t[:, None]  # (T, BH)
+        later = later_ptr + ((batch * K + chunk) * H + h[:, None]) * S + i[None, :]
+        later = tl.load(later, mask=(h < H)[:, None] & (i < S)[None, :], other=0.0)  # (BH, BS)
+        delta = tl.load(delta_ptr + at, mask=exists, other=0.0)
+        d_angle = tl.dot(delta, later, acc=d_angle, input_precision=PRECISION)
+        d_delta = tl.dot(tanh_angle * pi, tl.trans(later), input_precision=PRECISION)
+        for block in tl.static_range(BLOCKS):
+            d_delta += tl.load(d_delta_ptr + block * tl.num_programs(1) * H * K * T + at, mask=exists, other=0.0)
+        dt, decay, trap = load_heads(heads_ptr, bias_ptr, here + t, h, L, H, sb, st, batch)
+        right, positive = sigmoid(trap), activated(decay, RATIONAL)
+        d_log = tl.load(d_log_ptr + at, mask=exists, other=0.0)
+        d_scale = tl.load(d_scale_ptr + at, mask=exists, other=0.0)
+        d_before = tl.load(d_scale_ptr + at - 1, mask=exists & (here + t > 0)[:, None], other=0.0)
+        d_gamma = d_scale + tl.load(d_gamma_ptr + at, mask=exists, other=0.0)
+        d_delta += d_gamma * right + d_before * sigmoid(-trap) - d_log * tl.maximum(positive, LEAST_DECAY)
+        d_dt = tl.where(present, d_delta * sigmoid(dt), 0.0)
+        slope = tl.where(decay >= 0, 1.0, positive * positive) if RATIONAL else sigmoid(decay)
+        d_decay = tl.where(positive >= LEAST_DECAY, -d_log * delta * slope, 0.0)
+        out = d_heads_ptr + batch * out_sb + (here + t[:, None]) * out_st + h[None, :]
+        tl.store(out, d_dt, mask=present)
+        tl.store(out + H, d_decay, mask=present)
+        tl.store(out + 2 * H, (d_gamma - d_before) * delta * right * sigmoid(-trap), mask=present)
+        tl.store(d_bias_ptr + (batch * K + chunk) * H + h, tl.sum(d_dt, axis=0), mask=h < H)
+    out = d_angles_ptr + batch * out_sb + (here + t[:, None]) * out_st + i[None, :]
+    tl.store(out, d_angle * pi * (1.0 - tanh_angle * tanh_angle), mask=(t[:, None] < rest) & (i < S)[None, :])
