@@ -5,10 +5,13 @@ the dtype of matrix products; a walk over the chunks for the states before them;
 for the outputs, with the rotations kept; the walk back for the gradients of these states; of every chunk and head the
 gradients of what is its own, then of what heads share, summed over several of them; and what is left.
 
-Symbols, with those of ``__init__.py``: T positions of a chunk, K chunks, LP = K T; P channels of a head; NP = N / 2
-pairs of channels, rounded up, NN = 2 NP; s sums of the logarithms of decays within a chunk, log2(e) s = ``high`` + ``low``;
+Symbols, with those of ``__init__.py``: T positions of a chunk, K chunks, LP = K T; P channels of a head; s sums of the logarithms of decays within a chunk, log2(e) s = ``high`` + ``low``;
 gamma = lam delta; ``scale``_t = gamma_t + (1 - lam_{t+1}) delta_{t+1}, how much of x_t k_t^T is in the state that later
 positions read; DOT the dtype that enters matrix products; BP, BN, BS sides of tiles.
+
+Keys, queries and states hold their channels by blocks of BS pairs: channels 2 i of a block, then channels 2 i + 1, so
+that turning them takes no exchange between columns; products over channels do not ask for their order. NN is N, filled
+up to whole blocks, TURNED how many of these turn.
 """
 
 from typing import Any, NamedTuple
@@ -38,14 +41,17 @@ CHUNK = 64
 class Tile(NamedTuple):
     """The tile of a kernel, and how it runs."""
 
-    width: int  # channels, or pairs of channels, of the state, at most: BN or BS
+    width: int  # channels of the state, at most: BN
     warps: int
     stages: int = 1
 
 
-NARROW = {"keys": Tile(32, 4), "walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(32, 4)}
-WIDE = {"keys": Tile(32, 4), "walk": Tile(64, 8), "outputs": Tile(32, 8), "inputs": Tile(32, 8), "maps": Tile(32, 8)}
+NARROW = {"walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(64, 4)}
+WIDE = {"walk": Tile(64, 8), "outputs": Tile(32, 8), "inputs": Tile(32, 8), "maps": Tile(64, 8)}
 """For bfloat16, and for float32."""
+
+PAIRS = 32
+"""Pairs of channels of a block, at most."""
 
 PRECISION = "tf32x3"
 """How float32 is multiplied, as in ``ops/ssd/triton.py``."""
@@ -94,7 +100,10 @@ class _Staged:
         self.given = Inputs(*inputs[:5], *(call.converted(t, _parameters) for t in inputs[5:]))
         self.batch, self.length, self.d_inner = inputs.x.shape
         self.n_heads, self.d_state = inputs.map_bias.shape[1:]
-        self.d_head, self.pairs = self.d_inner // self.n_heads, ceil(self.d_state, 2)
+        self.d_head = self.d_inner // self.n_heads
+        self.block = min(_power(ceil(self.d_state, 2)), PAIRS)  # BS
+        self.width = ceil(self.d_state, 2 * self.block) * 2 * self.block  # NN
+        self.turned = ceil(settings.n_pairs, self.block)
         self.chunks, self.heads = ceil(self.length, CHUNK), self.n_heads // settings.n_groups
         self.sizes = self.length, self.n_heads, self.chunks  # L, H and K
         self.of_chunks = self.batch, self.chunks, self.n_heads
@@ -112,25 +121,19 @@ class _Staged:
         """Whether bfloat16 can be multiplied where x is: the interpreter cannot."""
         return x.is_cuda
 
-    def options(self, kernel: str, width: int) -> tuple[int, dict[str, int]]:
-        """A kernel's tile, of ``width`` at most, and how it runs."""
-        tile = (NARROW if self.narrow else WIDE)[kernel]
-        return min(_power(width), tile.width), {"num_warps": tile.warps, "num_stages": tile.stages}
-
     def constants(self, kernel: str) -> dict[str, Any]:
         """The compile-time constants of a kernel with matrix products."""
-        shares = kernel == "maps"
-        width, options = self.options(kernel, self.pairs if shares else 2 * self.pairs)
+        tile = (NARROW if self.narrow else WIDE)[kernel]
         return {
             "P": self.d_head,
-            "NN": 2 * self.pairs,
+            "NN": self.width,
             "T": CHUNK,
             "BP": _power(self.d_head),
-            "BS" if shares else "BN": width,
             "DOT": triton.language.bfloat16 if self.narrow else triton.language.float32,
             "PRECISION": PRECISION,
-            **options,
-        }
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        } | ({"BS": self.block} if kernel == "maps" else {"BN": min(self.width, tile.width)})
 
     def _steps(self) -> None:
         heads, given, pairs = min(_power(self.n_heads), 32), self.given, self.settings.n_pairs
@@ -146,20 +149,19 @@ class _Staged:
         )  # fmt: skip
 
     def keys(self, rotations: Tensor | None = None) -> Tensor:
-        """Keys and queries (2, Bt, K, H, T, NN); cosines and sines are written to ``rotations`` (Bt, K, H, T, 2 S)."""
+        """k and q (2, Bt, K, H, T, NN); cosines, then sines, into ``rotations`` (Bt, K, H, TURNED, T, 2 BS)."""
         given, pairs = self.given, self.settings.n_pairs
         sums = self.new(*self.of_chunks, pairs, dtype=torch.int32)
         self.call.launch(
             triton_angles.sums_kernel, (self.n_heads, self.chunks, self.batch),
             self.tanh, self.delta, sums, *self.sizes[1:], S=pairs, T=CHUNK, BS=_power(pairs),
         )  # fmt: skip
-        keys = self.new(2, *self.of_chunks, CHUNK, 2 * self.pairs, dtype=self.dot)
-        width, options = self.options("keys", self.pairs)
+        keys = self.new(2, *self.of_chunks, CHUNK, self.width, dtype=self.dot)
         self.call.launch(
             triton_angles.keys_kernel, (self.n_heads, self.chunks, self.batch),
             given.maps, self.tanh, self.root, given.norm_weight, given.map_bias, self.delta,
             self.before(sums, back=False), keys, rotations, *self.sizes, self.heads, *self.strides,
-            N=self.d_state, S=pairs, T=CHUNK, BS=width, **options,
+            N=self.d_state, NN=self.width, S=pairs, T=CHUNK, BS=self.block,
         )  # fmt: skip
         return keys
 
@@ -178,8 +180,8 @@ class _Staged:
         With ``back`` the gradients of the states after every chunk, for those dy of the outputs before the gate.
         """
         constants = self.constants("walk")
-        size = self.d_head * 2 * self.pairs
-        programs = ceil(2 * self.pairs, constants["BN"]) * self.n_heads
+        size = self.d_head * self.width
+        programs = ceil(self.width, constants["BN"]) * self.n_heads
         most = PROGRAMS * multiprocessors(x.device) // (programs * self.batch)
         per = ceil(self.chunks, max(1, min(most, self.chunks // 8)))
         segments = ceil(self.chunks, per)
@@ -240,7 +242,7 @@ def backward(inputs: Inputs, settings: Settings, d_out: Tensor, into: tuple[Tens
     """
     out, *shares = launch.run(_backward, (*inputs, d_out, *into), settings)
     d_bias, d_norm, d_map, dD = (share.sum(dim=0) for share in shares)
-    d_map = d_map.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)[..., : inputs.map_bias.shape[2]]  # (2, H, N)
+    d_map = d_map.transpose(-1, -2).flatten(2)[..., : inputs.map_bias.shape[2]]  # (2, H, N), of (2, H, blocks, 2, BS)
     found = d_bias, d_norm, d_map, dD
     return Gradients(*(by.to(of.dtype) for by, of in zip(found, inputs[5:], strict=True)), out)
 
@@ -250,7 +252,7 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
     a = _Staged(call, Inputs(*call.tensors[:9]), settings)
     d_out, dz, dx, d_maps, d_heads, d_angle = call.tensors[9:]
     grid, x, gate, pairs = (a.n_heads, a.chunks, a.batch), a.given.x, a.given.z, settings.n_pairs
-    rotations = a.new(*a.of_chunks, CHUNK, 2 * pairs, dtype=torch.float16 if a.narrow else torch.float32)
+    rotations = a.new(*a.of_chunks, a.turned, CHUNK, 2 * a.block, dtype=torch.float16 if a.narrow else torch.float32)
     keys = a.keys(rotations)
     dy, width = call.empty_like(d_out), min(_power(a.d_inner), 256)
     call.launch(
@@ -268,18 +270,17 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
         **a.constants("inputs"),
     )  # fmt: skip
 
-    constants = a.constants("maps")
-    blocks, turned = ceil(a.pairs, constants["BS"]), ceil(pairs, constants["BS"])
+    blocks = a.width // (2 * a.block)
     share = _share(a, blocks)
     shares, length = a.n_heads // share, a.chunks * CHUNK
-    parts, by_angle = a.new(a.batch, shares, 2, length, 2 * a.pairs), a.new(a.batch, shares, length, pairs)
-    by_bias = a.new(a.batch * a.chunks, 2, a.n_heads, 2 * a.pairs)
-    by_turns, by_delta = a.new(*a.of_chunks, pairs), a.new(turned, *a.delta.shape)
+    parts, by_angle = a.new(a.batch, shares, 2, length, a.width), a.new(a.batch, shares, length, pairs)
+    by_bias = a.new(a.batch * a.chunks, 2, a.n_heads, blocks, 2, a.block)
+    by_turns, by_delta = a.new(*a.of_chunks, pairs), a.new(a.turned, *a.delta.shape)
     call.launch(
         triton_maps.maps_kernel, (blocks * shares, *grid[1:]),
         x, keys, a.tanh, rotations, a.delta, a.scale, a.high, a.low, before, after, dy, by_products,
         parts, by_bias, by_angle, by_turns, by_delta, *a.sizes, *a.strides, *dy.stride()[:2],
-        S=pairs, SHARE=share, **constants,
+        S=pairs, SHARE=share, **a.constants("maps"),
     )  # fmt: skip
 
     d_bias = a.new(a.batch * a.chunks, a.n_heads)
@@ -288,13 +289,13 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
         triton_steps.heads_kernel, grid[1:],
         a.given.heads, a.tanh, a.given.dt_bias, a.delta, d_log, d_scale, d_gamma, by_delta, by_angle,
         a.before(by_turns, back=True), d_heads, d_angle, d_bias, *a.sizes, *a.strides, *d_heads.stride()[:2],
-        S=pairs, T=CHUNK, BS=_power(pairs), BH=16, BLOCKS=turned, SHARES=shares, RATIONAL=settings.act == "rational",
+        S=pairs, T=CHUNK, BS=_power(pairs), BH=16, BLOCKS=a.turned, SHARES=shares, RATIONAL=settings.act == "rational",
         PRECISION=PRECISION,
     )  # fmt: skip
     call.launch(
         triton_maps.norms_kernel, (a.chunks, 2 * settings.n_groups, a.batch),
         a.given.maps, a.given.norm_weight, a.root, parts, d_maps, d_norm, a.length, a.chunks, *a.strides,
-        *d_maps.stride()[:2], N=a.d_state, T=CHUNK, BN=_power(a.d_state), G=settings.n_groups,
+        *d_maps.stride()[:2], N=a.d_state, NN=a.width, T=CHUNK, BN=_power(a.d_state), BS=a.block, G=settings.n_groups,
         SHARES=shares // settings.n_groups, num_warps=8,
     )  # fmt: skip
     return out, d_bias, d_norm, by_bias, dD

@@ -114,13 +114,10 @@ def normalised(pointer, stride, root, weight_ptr, bias_ptr, t, rest, FIRST: tl.c
 @triton.jit(do_not_specialize=SIZES)
 def keys_kernel(
     maps_ptr, tanh_ptr, root_ptr, weight_ptr, bias_ptr, delta_ptr, turns_ptr, keys_ptr, rotations_ptr, L, H, K, HEADS,
-    sb, st, N: tl.constexpr, S: tl.constexpr, T: tl.constexpr, BS: tl.constexpr,
+    sb, st, N: tl.constexpr, NN: tl.constexpr, S: tl.constexpr, T: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """k and q (2, Bt, K, H, T, 2 NP) of one chunk and head; cosines and sines (Bt, K, H, T, 2 S) if they are wanted.
-
-    Each row has channels 2 i first, then 2 i + 1: products over channels do not ask for their order. Grid (H, K, Bt).
-    """
-    NP: tl.constexpr = (N + 1) // 2
+    """k and q (2, Bt, K, H, T, NN) of one chunk and head; cosines and sines if they are wanted. Grid (H, K, Bt)."""
+    TURNED: tl.constexpr = (S + BS - 1) // BS
     head, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     batch, groups, group = tl.program_id(2).to(tl.int64), H // HEADS, head // HEADS
     t, here, number = tl.arange(0, T), chunk * T, (batch * K + chunk) * H + head
@@ -128,26 +125,28 @@ def keys_kernel(
     root_ptr += (batch * 2 * groups + group) * K * T + here + t
     maps_ptr += batch * sb + here * st + group * N
     root_k, root_q = tl.load(root_ptr), tl.load(root_ptr + groups * K * T)
-    of_all = tl.num_programs(2) * K * H
-    for first in tl.static_range(0, NP, BS):
-        i = first + tl.arange(0, BS)
-        x, y = normalised(maps_ptr, st, root_k, weight_ptr, bias_ptr + head * N, t, L - here, first, N, T, BS)
+    of_all = tl.num_programs(2) * K * H * T * NN
+    for block in tl.static_range(0, NN // (2 * BS)):
+        i = block * BS + tl.arange(0, BS)
+        x, y = normalised(maps_ptr, st, root_k, weight_ptr, bias_ptr + head * N, t, L - here, block * BS, N, T, BS)
         u, v = normalised(
-            maps_ptr + groups * N, st, root_q, weight_ptr + N, bias_ptr + (H + head) * N, t, L - here, first, N, T, BS
-        )
-        if first < S:
+            maps_ptr + groups * N, st, root_q, weight_ptr + N, bias_ptr + (H + head) * N, t, L - here, block * BS, N, T,
+            BS,
+        )  # fmt: skip
+        column = t[:, None] * NN + block * 2 * BS + tl.arange(0, BS)[None, :]
+        if block < TURNED:
             tanh_angle = load_tile(tanh_ptr + (batch * K * T + here) * S, S, t, T, i, S)
             start = tl.load(turns_ptr + number * S + i, mask=i < S, other=0)
             cos, sin = cos_sin(start[None, :] + tl.cumsum(turned(delta, tanh_angle), axis=0))
             x, y = x * cos - y * sin, x * sin + y * cos
             u, v = u * cos - v * sin, u * sin + v * cos
             if rotations_ptr is not None:
-                place = rotations_ptr + number * T * 2 * S + t[:, None] * 2 * S + i[None, :]
-                tl.store(place, cos, mask=(i < S)[None, :] & (t[:, None] >= 0))
-                tl.store(place + S, sin, mask=(i < S)[None, :] & (t[:, None] >= 0))
-        place = keys_ptr + number * T * 2 * NP + t[:, None] * 2 * NP + i[None, :]
-        inside = (i < NP)[None, :] & (t[:, None] >= 0)
-        tl.store(place, x, mask=inside)
-        tl.store(place + NP, y, mask=inside)
-        tl.store(place + of_all * T * 2 * NP, u, mask=inside)
-        tl.store(place + of_all * T * 2 * NP + NP, v, mask=inside)
+                place = rotations_ptr + (number * TURNED + block) * T * 2 * BS
+                place += t[:, None] * 2 * BS + tl.arange(0, BS)[None, :]
+                tl.store(place, cos)
+                tl.store(place + BS, sin)
+        place = keys_ptr + number * T * NN + column
+        tl.store(place, x)
+        tl.store(place + BS, y)
+        tl.store(place + of_all, u)
+        tl.store(place + of_all + BS, v)
