@@ -46,7 +46,7 @@ class Tile(NamedTuple):
     stages: int = 1
 
 
-NARROW = {"walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(64, 4)}
+NARROW = {"walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(64, 4, 2)}
 WIDE = {"walk": Tile(64, 8), "outputs": Tile(32, 8), "inputs": Tile(32, 8), "maps": Tile(64, 8)}
 """For bfloat16, and for float32."""
 
@@ -56,8 +56,8 @@ PAIRS = 32
 PRECISION = "tf32x3"
 """How float32 is multiplied, as in ``ops/ssd/triton.py``."""
 
-PROGRAMS = 2
-"""Walks for each multiprocessor from which on more, of shorter work, gain nothing."""
+PROGRAMS, SHARED = 2, 8
+"""Walks, and programs of several heads, for each multiprocessor from which on more, of shorter work, gain nothing."""
 
 
 class Settings(NamedTuple):
@@ -102,7 +102,8 @@ class _Staged:
         self.n_heads, self.d_state = inputs.map_bias.shape[1:]
         self.d_head = self.d_inner // self.n_heads
         self.block = min(_power(ceil(self.d_state, 2)), PAIRS)  # BS
-        self.width = ceil(self.d_state, 2 * self.block) * 2 * self.block  # NN
+        self.blocks = ceil(self.d_state, 2 * self.block)
+        self.width = self.blocks * 2 * self.block  # NN
         self.turned = ceil(settings.n_pairs, self.block)
         self.chunks, self.heads = ceil(self.length, CHUNK), self.n_heads // settings.n_groups
         self.sizes = self.length, self.n_heads, self.chunks  # L, H and K
@@ -120,6 +121,13 @@ class _Staged:
     def multiplies(x: Tensor) -> bool:
         """Whether bfloat16 can be multiplied where x is: the interpreter cannot."""
         return x.is_cuda
+
+    @property
+    def share(self) -> int:
+        """How many heads a program goes through: as many as leave enough programs."""
+        programs, fewest = self.blocks * self.chunks * self.n_heads * self.batch, SHARED * multiprocessors(self.given.x.device)
+        shares = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+        return max((n for n in shares if programs // n >= fewest), default=1)
 
     def constants(self, kernel: str) -> dict[str, Any]:
         """The compile-time constants of a kernel with matrix products."""
@@ -158,10 +166,10 @@ class _Staged:
         )  # fmt: skip
         keys = self.new(2, *self.of_chunks, CHUNK, self.width, dtype=self.dot)
         self.call.launch(
-            triton_angles.keys_kernel, (self.n_heads, self.chunks, self.batch),
+            triton_angles.keys_kernel, (self.blocks * self.n_heads // self.share, self.chunks, self.batch),
             given.maps, self.tanh, self.root, given.norm_weight, given.map_bias, self.delta,
             self.before(sums, back=False), keys, rotations, *self.sizes, self.heads, *self.strides,
-            N=self.d_state, NN=self.width, S=pairs, T=CHUNK, BS=self.block,
+            N=self.d_state, NN=self.width, S=pairs, T=CHUNK, BS=self.block, SHARE=self.share, num_warps=4,
         )  # fmt: skip
         return keys
 
@@ -270,17 +278,15 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
         **a.constants("inputs"),
     )  # fmt: skip
 
-    blocks = a.width // (2 * a.block)
-    share = _share(a, blocks)
-    shares, length = a.n_heads // share, a.chunks * CHUNK
+    shares, length = a.n_heads // a.share, a.chunks * CHUNK
     parts, by_angle = a.new(a.batch, shares, 2, length, a.width), a.new(a.batch, shares, length, pairs)
-    by_bias = a.new(a.batch * a.chunks, 2, a.n_heads, blocks, 2, a.block)
+    by_bias = a.new(a.batch * a.chunks, 2, a.n_heads, a.blocks, 2, a.block)
     by_turns, by_delta = a.new(*a.of_chunks, pairs), a.new(a.turned, *a.delta.shape)
     call.launch(
-        triton_maps.maps_kernel, (blocks * shares, *grid[1:]),
+        triton_maps.maps_kernel, (a.blocks * shares, *grid[1:]),
         x, keys, a.tanh, rotations, a.delta, a.scale, a.high, a.low, before, after, dy, by_products,
         parts, by_bias, by_angle, by_turns, by_delta, *a.sizes, *a.strides, *dy.stride()[:2],
-        S=pairs, SHARE=share, **a.constants("maps"),
+        S=pairs, SHARE=a.share, **a.constants("maps"),
     )  # fmt: skip
 
     d_bias = a.new(a.batch * a.chunks, a.n_heads)
@@ -300,9 +306,3 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
     )  # fmt: skip
     return out, d_bias, d_norm, by_bias, dD
 
-
-def _share(a: _Staged, blocks: int) -> int:
-    """How many heads a program sums over: as many as leave enough programs."""
-    programs, fewest = blocks * a.chunks * a.n_heads * a.batch, 4 * PROGRAMS * multiprocessors(a.given.x.device)
-    shares = [n for n in range(1, a.heads + 1) if a.heads % n == 0]
-    return max((n for n in shares if programs // n >= fewest), default=1)

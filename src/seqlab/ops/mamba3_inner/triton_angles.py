@@ -102,51 +102,60 @@ def before_kernel(
 
 
 @triton.jit
-def normalised(pointer, stride, root, weight_ptr, bias_ptr, t, rest, FIRST: tl.constexpr, N: tl.constexpr,
-               T: tl.constexpr, BS: tl.constexpr):  # fmt: skip
-    """B or C of a chunk, normalised and with a head's bias: channels 2 i and 2 i + 1, (T, BS) each."""
-    n = 2 * FIRST + tl.arange(0, 2 * BS)
-    tile = load_tile(pointer, stride, t, rest, n, N).to(tl.float32) * root[:, None]
-    weight, bias = tl.load(weight_ptr + n, mask=n < N, other=0.0), tl.load(bias_ptr + n, mask=n < N, other=0.0)
-    return tl.split(tl.reshape(tile * weight[None, :] + bias[None, :], [T, BS, 2]))
+def normalised(pointer, stride, root_ptr, weight_ptr, t, rest, n, N: tl.constexpr):
+    """Channels n (BS,) of the normalised B or C of a chunk (T, BS)."""
+    inside = (t[:, None] < rest) & (n[None, :] < N)
+    tile = tl.load(pointer + t[:, None] * stride + n[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tile * tl.load(root_ptr + t)[:, None] * tl.load(weight_ptr + n, mask=n < N, other=0.0)[None, :]
+
+
+@triton.jit
+def with_bias(tile, bias_ptr, n, N: tl.constexpr):
+    """A head's k or q before it is turned, channels n (BS,) of it."""
+    return tile + tl.load(bias_ptr + n, mask=n < N, other=0.0)[None, :]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def keys_kernel(
     maps_ptr, tanh_ptr, root_ptr, weight_ptr, bias_ptr, delta_ptr, turns_ptr, keys_ptr, rotations_ptr, L, H, K, HEADS,
-    sb, st, N: tl.constexpr, NN: tl.constexpr, S: tl.constexpr, T: tl.constexpr, BS: tl.constexpr,
+    sb, st, N: tl.constexpr, NN: tl.constexpr, S: tl.constexpr, T: tl.constexpr, BS: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
-    """k and q (2, Bt, K, H, T, NN) of one chunk and head; cosines and sines if they are wanted. Grid (H, K, Bt)."""
+    """A block of channels of k and q (2, Bt, K, H, T, NN) of one chunk, of SHARE heads of a group.
+
+    Cosines and sines too, if they are wanted. Grid (blocks H / SHARE, K, Bt).
+    """
+    BLOCKS: tl.constexpr = NN // (2 * BS)
     TURNED: tl.constexpr = (S + BS - 1) // BS
-    head, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    batch, groups, group = tl.program_id(2).to(tl.int64), H // HEADS, head // HEADS
-    t, here, number = tl.arange(0, T), chunk * T, (batch * K + chunk) * H + head
-    delta = tl.load(delta_ptr + (batch * H + head) * K * T + here + t)
-    root_ptr += (batch * 2 * groups + group) * K * T + here + t
+    block, share = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS).to(tl.int64)
+    chunk, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    groups, group, here = H // HEADS, share * SHARE // HEADS, chunk * T
+    t, j, rest, of_all = tl.arange(0, T), tl.arange(0, BS), L - here, tl.num_programs(2) * K * H
+    i = block * BS + j
     maps_ptr += batch * sb + here * st + group * N
-    root_k, root_q = tl.load(root_ptr), tl.load(root_ptr + groups * K * T)
-    of_all = tl.num_programs(2) * K * H * T * NN
-    for block in tl.static_range(0, NN // (2 * BS)):
-        i = block * BS + tl.arange(0, BS)
-        x, y = normalised(maps_ptr, st, root_k, weight_ptr, bias_ptr + head * N, t, L - here, block * BS, N, T, BS)
-        u, v = normalised(
-            maps_ptr + groups * N, st, root_q, weight_ptr + N, bias_ptr + (H + head) * N, t, L - here, block * BS, N, T,
-            BS,
-        )  # fmt: skip
-        column = t[:, None] * NN + block * 2 * BS + tl.arange(0, BS)[None, :]
+    root_ptr += (batch * 2 * groups + group) * K * T + here
+    k_even = normalised(maps_ptr, st, root_ptr, weight_ptr, t, rest, 2 * i, N)
+    k_odd = normalised(maps_ptr, st, root_ptr, weight_ptr, t, rest, 2 * i + 1, N)
+    maps_ptr, root_ptr = maps_ptr + groups * N, root_ptr + groups * K * T
+    q_even = normalised(maps_ptr, st, root_ptr, weight_ptr + N, t, rest, 2 * i, N)
+    q_odd = normalised(maps_ptr, st, root_ptr, weight_ptr + N, t, rest, 2 * i + 1, N)
+    tanh_angle = load_tile(tanh_ptr + (batch * K * T + here) * S, S, t, T, i, S)
+    for head in range(share * SHARE, share * SHARE + SHARE):
+        number = (batch * K + chunk) * H + head
+        bias = bias_ptr + head * N
+        a, b = with_bias(k_even, bias, 2 * i, N), with_bias(k_odd, bias, 2 * i + 1, N)
+        u, v = with_bias(q_even, bias + H * N, 2 * i, N), with_bias(q_odd, bias + H * N, 2 * i + 1, N)
         if block < TURNED:
-            tanh_angle = load_tile(tanh_ptr + (batch * K * T + here) * S, S, t, T, i, S)
+            delta = tl.load(delta_ptr + (batch * H + head) * K * T + here + t)
             start = tl.load(turns_ptr + number * S + i, mask=i < S, other=0)
             cos, sin = cos_sin(start[None, :] + tl.cumsum(turned(delta, tanh_angle), axis=0))
-            x, y = x * cos - y * sin, x * sin + y * cos
+            a, b = a * cos - b * sin, a * sin + b * cos
             u, v = u * cos - v * sin, u * sin + v * cos
             if rotations_ptr is not None:
-                place = rotations_ptr + (number * TURNED + block) * T * 2 * BS
-                place += t[:, None] * 2 * BS + tl.arange(0, BS)[None, :]
-                tl.store(place, cos)
-                tl.store(place + BS, sin)
-        place = keys_ptr + number * T * NN + column
-        tl.store(place, x)
-        tl.store(place + BS, y)
-        tl.store(place + of_all, u)
-        tl.store(place + of_all + BS, v)
+                place = (number * TURNED + block) * T * 2 * BS + t[:, None] * 2 * BS + j[None, :]
+                tl.store(rotations_ptr + place, cos)
+                tl.store(rotations_ptr + place + BS, sin)
+        keys = keys_ptr + number * T * NN + t[:, None] * NN + block * 2 * BS + j[None, :]
+        tl.store(keys, a)
+        tl.store(keys + BS, b)
+        tl.store(keys + of_all * T * NN, u)
+        tl.store(keys + of_all * T * NN + BS, v)
