@@ -5,10 +5,10 @@
     y = scan(x, delta, A, lam, k, q, D)
     out = W_out (y silu(z))
 
-with delta, A, lam and theta as in ``models/mixers/mamba3.py`` (arXiv:2603.15569), which also says what each part is and
-calls them one after the other where this cannot run. There k and q are written for every head, in float32, and each part
-keeps what it gives for the backward pass. Here kernels make k and q again from B and C, and of the block only the
-projection is kept.
+with delta, A, lam and theta as in ``models/mixers/mamba3.py`` (arXiv:2603.15569), where the parts are called one after
+the other if this cannot run. Then each of them keeps what it gives for the backward pass, such as k and q of every head
+in float32. Here kernels make k and q once for each direction, in the dtype that enters matrix products, and the
+projection alone is kept.
 
 Symbols: Bt batch, L length, M model width, E inner width, H heads, G groups, N state size, S pairs of channels turned.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from seqlab.ops.contract import check_dtypes, check_given, check_shapes, checked
 from seqlab.ops.derivatives import other_derivatives
+from seqlab.ops.mamba3_inner.interface import MOST_CHANNELS, MOST_STATES, Settings
 from seqlab.ops.mamba3_inner.operator import Mamba3Inner
-from seqlab.ops.mamba3_inner.triton import MOST_CHANNELS, MOST_STATES, Settings
 from seqlab.ops.ssd import resolve_backend as scan_backend
 
 __all__ = ["BACKENDS", "Block", "Settings", "can_run", "mamba3_inner"]
@@ -99,8 +99,8 @@ def _check(tensors: dict[str, Tensor | None], settings: Settings, backend: str) 
 def mamba3_inner(projected: Tensor, block: Block, settings: Settings) -> Tensor:
     """The block's output (Bt, L, M) in the dtype of ``projected``, for arguments that ``can_run``.
 
-    It is differentiable once, and bitwise reproducible. Angles are rounded to 2^-32 turns and added exactly; sums are in
-    float32, and the factors of matrix products rounded as ``ssd`` rounds them.
+    It is differentiable once, and bitwise reproducible. The angle of each step is rounded to 2^-32 turns and added
+    exactly. Other sums are in float32, and the factors of matrix products rounded as ``ssd`` rounds them.
 
     Args:
         projected: (Bt, L, 2 E + 2 G N + 3 H + S) gates, inputs, B and C, dd_dt with dd_A and trap, angles; float32,

@@ -10,9 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from seqlab.ops.derivatives import FirstDerivative
-from seqlab.ops.mamba3_inner import triton as kernels
-from seqlab.ops.mamba3_inner.triton import Inputs, Settings
-from seqlab.ops.mamba_inner.operator import rows
+from seqlab.ops.mamba3_inner.interface import Inputs, Settings
+from seqlab.ops.mamba_inner.operator import kernels, rows
 
 
 def _parts(projected: Tensor, out_weight: Tensor, n_heads: int, settings: Settings) -> tuple[Tensor, ...]:
@@ -41,21 +40,23 @@ class Mamba3Inner(FirstDerivative):
         settings: Settings,
         backend: str,
     ) -> Tensor:
+        (block,) = kernels("mamba3_inner")
         parameters = dt_bias, norm_weight, map_bias, D
         inputs = Inputs(*_parts(projected, out_weight, D.shape[0], settings), *parameters)
         ctx.save_for_backward(projected, *parameters, out_weight)
         ctx.settings, ctx.backend = settings, backend
-        return torch.mm(rows(kernels.forward(inputs, settings)), out_weight.t()).view(*projected.shape[:2], -1)
+        return torch.mm(rows(block.forward(inputs, settings)), out_weight.t()).view(*projected.shape[:2], -1)
 
     @override
     @staticmethod
     def differentiate(ctx: Any, d_out: Tensor) -> tuple:
+        (block,) = kernels("mamba3_inner")
         projected, *parameters, out_weight = ctx.saved_tensors
         d_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
         split = out_weight, parameters[0].shape[0], ctx.settings
         d_out = d_out.reshape(-1, d_out.shape[2])
         d_gated = torch.mm(d_out, out_weight).view(*projected.shape[:2], -1)
         inputs = Inputs(*_parts(projected, *split), *parameters)
-        found = kernels.backward(inputs, ctx.settings, d_gated, _parts(d_projected, *split))
+        found = block.backward(inputs, ctx.settings, d_gated, _parts(d_projected, *split))
         del d_gated
         return d_projected, *found[:4], torch.mm(d_out.t(), rows(found.out)), None, None

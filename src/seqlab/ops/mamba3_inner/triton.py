@@ -1,17 +1,18 @@
 """Mamba-3's block on a GPU, all between its two projections: Triton kernels, forward and backward.
 
-Forward: step sizes and decays, norms, the angle before each chunk, in short launches; keys and queries of every head, in
-the dtype of matrix products; a walk over the chunks for the states before them; the gated outputs. Backward: the same but
-for the outputs, with the rotations kept; the walk back for the gradients of these states; of every chunk and head the
-gradients of what is its own, then of what heads share, summed over several of them; and what is left.
+Forward: step sizes and decays, norms, the angle before each chunk, in short launches; keys and queries of every head,
+in the dtype of matrix products; a walk over the chunks for the states before them; the gated outputs. Backward: the
+same but for the outputs, with the rotations kept; the walk back for the gradients of these states; of every chunk and
+head the gradients of what is its own, then of what heads share, summed over several of them; and what is left.
 
-Symbols, with those of ``__init__.py``: T positions of a chunk, K chunks, LP = K T; P channels of a head; s sums of the logarithms of decays within a chunk, log2(e) s = ``high`` + ``low``;
-gamma = lam delta; ``scale``_t = gamma_t + (1 - lam_{t+1}) delta_{t+1}, how much of x_t k_t^T is in the state that later
-positions read; DOT the dtype that enters matrix products; BP, BN, BS sides of tiles.
+Symbols, with those of ``__init__.py``: T positions of a chunk, K chunks, LP = K T; P channels of a head; s sums of the
+logarithms of decays within a chunk, log2(e) s = ``high`` + ``low``; gamma = lam delta; ``scale``_t = gamma_t +
+(1 - lam_{t+1}) delta_{t+1}, how much of x_t k_t^T is in the state that later positions read; DOT the dtype that enters
+matrix products; BP, BN, BS sides of tiles.
 
 Keys, queries and states hold their channels by blocks of BS pairs: channels 2 i of a block, then channels 2 i + 1, so
 that turning them takes no exchange between columns; products over channels do not ask for their order. NN is N, filled
-up to whole blocks, TURNED how many of these turn.
+up to whole blocks; TURNED blocks have pairs that turn.
 """
 
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from seqlab.ops import launch
 from seqlab.ops.launch import Call
+from seqlab.ops.mamba3_inner.interface import Gradients, Inputs, Settings
 from seqlab.ops.triton_support import ceil, multiprocessors
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
@@ -31,9 +33,6 @@ try:
 except ImportError:  # a torch wheel for CPUs may come without it
     triton = None
 
-MOST_STATES, MOST_CHANNELS = 256, 128
-"""Largest state size and channels of a head: a program holds all channels, and a row of B or C."""
-
 CHUNK = 64
 """Positions of a chunk, a power of two from 16 on."""
 
@@ -41,10 +40,13 @@ CHUNK = 64
 class Tile(NamedTuple):
     """The tile of a kernel, and how it runs."""
 
-    width: int  # channels of the state, at most: BN
+    width: int  # channels of the state, at most: BN; of a walk for heads of 64 channels
     warps: int
     stages: int = 1
 
+
+LEAST_CHANNELS = 32
+"""Least BP: ptxas 12.8 makes wrong code of ``outputs_kernel`` with 16 (docs/lab_log.md, 2026-11-30)."""
 
 NARROW = {"walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(64, 4, 2)}
 WIDE = {"walk": Tile(64, 8), "outputs": Tile(32, 8), "inputs": Tile(32, 8), "maps": Tile(64, 8)}
@@ -59,28 +61,8 @@ PRECISION = "tf32x3"
 PROGRAMS, SHARED = 2, 8
 """Walks, and programs of several heads, for each multiprocessor from which on more, of shorter work, gain nothing."""
 
-
-class Settings(NamedTuple):
-    """What is not a tensor."""
-
-    n_groups: int
-    n_pairs: int  # S
-    eps: float  # added to the norms' mean square
-    act: str  # as in the mixer
-
-
-class Inputs(NamedTuple):
-    """Parts of the projection, views of one tensor, and parameters."""
-
-    z: Tensor  # (Bt, L, E)
-    x: Tensor  # (Bt, L, E)
-    maps: Tensor  # (Bt, L, 2 G N)
-    heads: Tensor  # (Bt, L, 3 H)
-    angle: Tensor  # (Bt, L, S)
-    dt_bias: Tensor  # (H,)
-    norm_weight: Tensor  # (2, N)
-    map_bias: Tensor  # (2, H, N)
-    D: Tensor  # (H,)
+LEAST_SEGMENT = 8
+"""Chunks of a walk, at least: one that is cut is made twice."""
 
 
 def _power(n: int) -> int:
@@ -125,23 +107,29 @@ class _Staged:
     @property
     def share(self) -> int:
         """How many heads a program goes through: as many as leave enough programs."""
-        programs, fewest = self.blocks * self.chunks * self.n_heads * self.batch, SHARED * multiprocessors(self.given.x.device)
+        programs, fewest = (
+            self.blocks * self.chunks * self.n_heads * self.batch,
+            SHARED * multiprocessors(self.given.x.device),
+        )
         shares = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
         return max((n for n in shares if programs // n >= fewest), default=1)
 
     def constants(self, kernel: str) -> dict[str, Any]:
         """The compile-time constants of a kernel with matrix products."""
-        tile = (NARROW if self.narrow else WIDE)[kernel]
+        tile, channels = (NARROW if self.narrow else WIDE)[kernel], max(_power(self.d_head), LEAST_CHANNELS)
+        width = min(self.width, tile.width)
+        if kernel == "walk":  # holds P BN numbers in registers
+            width = min(width, tile.width * 64 // channels)
         return {
             "P": self.d_head,
             "NN": self.width,
             "T": CHUNK,
-            "BP": _power(self.d_head),
+            "BP": channels,
             "DOT": triton.language.bfloat16 if self.narrow else triton.language.float32,
             "PRECISION": PRECISION,
             "num_warps": tile.warps,
             "num_stages": tile.stages,
-        } | ({"BS": self.block} if kernel == "maps" else {"BN": min(self.width, tile.width)})
+        } | ({"BS": self.block} if kernel == "maps" else {"BN": width})
 
     def _steps(self) -> None:
         heads, given, pairs = min(_power(self.n_heads), 32), self.given, self.settings.n_pairs
@@ -191,7 +179,7 @@ class _Staged:
         size = self.d_head * self.width
         programs = ceil(self.width, constants["BN"]) * self.n_heads
         most = PROGRAMS * multiprocessors(x.device) // (programs * self.batch)
-        per = ceil(self.chunks, max(1, min(most, self.chunks // 8)))
+        per = ceil(self.chunks, max(1, min(most, self.chunks // LEAST_SEGMENT)))
         segments = ceil(self.chunks, per)
         result, start = self.new(*self.of_chunks, size, dtype=self.dot), None
 
@@ -231,16 +219,6 @@ def _forward(call: Call, settings: Settings) -> tuple[Tensor]:
         *a.sizes, *a.strides, *out.stride()[:2], **a.constants("outputs"),
     )  # fmt: skip
     return (out,)
-
-
-class Gradients(NamedTuple):
-    """The gradients of the parameters, and the gated output again."""
-
-    dt_bias: Tensor
-    norm_weight: Tensor
-    map_bias: Tensor
-    D: Tensor
-    out: Tensor  # (Bt, L, E)
 
 
 def backward(inputs: Inputs, settings: Settings, d_out: Tensor, into: tuple[Tensor, ...]) -> Gradients:
@@ -305,4 +283,3 @@ def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
         SHARES=shares // settings.n_groups, num_warps=8,
     )  # fmt: skip
     return out, d_bias, d_norm, by_bias, dD
-

@@ -1,6 +1,6 @@
 """Mamba-3's block on a GPU, device code: angles, keys and queries.
 
-Angles are whole numbers of 2^-32 turns in an int32. Sums of these are exact modulo a turn, whatever their order, so that
+Angles are whole numbers of 2^-32 turns in an int32. Sums of these are exact modulo a turn, whatever their order, so
 the angle of a position is as precise after a million steps as after one. Symbols as in ``triton.py``.
 """
 

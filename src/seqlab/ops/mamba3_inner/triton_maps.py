@@ -27,17 +27,22 @@ def maps_kernel(
 ):  # fmt: skip
     """The gradients of a block of channels of B and C of one chunk, over SHARE heads of a group.
 
-    Of the normalised B and C ``d_maps`` (Bt, H / SHARE, 2, LP, NN), of their biases each chunk's share (Bt K, 2, H, NN),
-    channels in the order of the keys. Of the angles, without what later chunks add: ``d_angle`` (Bt, H / SHARE, LP, S),
-    by delta times the angle's tanh; ``d_turns`` (Bt, K, H, S), the gradient of the angle before the chunk by what is in
-    it; and ``d_delta`` (TURNED, Bt, H, LP). Grid (blocks H / SHARE, K, Bt).
+    Of the normalised B and C ``d_maps`` (Bt, H / SHARE, 2, LP, NN) and of their biases each chunk's share
+    (Bt K, 2, H, NN), channels in the order of the keys. Of the angles, without what later chunks add: ``d_angle``
+    (Bt, H / SHARE, LP, S), by tanh(angle) but for pi; ``d_turns`` (Bt, K, H, S), by the angle before the chunk; and
+    ``d_delta`` (TURNED, Bt, H, LP). Grid (blocks H / SHARE, K, Bt).
     """
     BLOCKS: tl.constexpr = NN // (2 * BS)
     TURNED: tl.constexpr = (S + BS - 1) // BS
     block, share = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS).to(tl.int64)
     chunk, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     t, p, i, here = tl.arange(0, T), tl.arange(0, BP), block * BS + tl.arange(0, BS), chunk * T
-    n, c, rest, of_all = block * 2 * BS + tl.arange(0, 2 * BS), tl.arange(0, 2 * BS), L - here, tl.num_programs(2) * K * H
+    n, c, rest, of_all = (
+        block * 2 * BS + tl.arange(0, 2 * BS),
+        tl.arange(0, 2 * BS),
+        L - here,
+        tl.num_programs(2) * K * H,
+    )
     pi = 3.141592653589793
     dk, dq = tl.zeros([T, 2 * BS], tl.float32), tl.zeros([T, 2 * BS], tl.float32)
     tanh_angle = load_tile(tanh_ptr + (batch * K * T + here) * S, S, t, T, i, S)

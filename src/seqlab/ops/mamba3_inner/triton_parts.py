@@ -1,4 +1,4 @@
-"""Mamba-3's block on a GPU, device code that its kernels share: tiles, decays, the gate. Symbols as in ``triton.py``."""
+"""Mamba-3's block on a GPU, device code that its kernels share: tiles, decays, gates. Symbols as in ``triton.py``."""
 
 import triton
 import triton.language as tl
