@@ -54,14 +54,20 @@ def results(layer: Mamba3, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "length", "settings"),
+    ("sizes", "length", "keeps", "settings"),
     [
-        ((6, 2, 10), 65, {"n_groups": 2}),  # a second chunk, which is a segment of its own
-        ((3, 1, 71), 3, {"rope_fraction": 1.0, "act": "softplus"}),  # two blocks of channels, the last of one pair
+        ((6, 2, 10), 65, False, {"n_groups": 2}),  # a second chunk, which is a segment of its own
+        (
+            (3, 1, 71),
+            3,
+            True,
+            {"rope_fraction": 1.0, "act": "softplus"},
+        ),  # two blocks of channels, the last of one pair
     ],
     ids=str,
 )
-def test_a_layer_by_the_operation_is_the_layer_by_parts(sizes, length, settings, monkeypatch, nan_memory):
+def test_a_layer_by_the_operation_is_the_layer_by_parts(sizes, length, keeps, settings, monkeypatch, nan_memory):
+    monkeypatch.setattr("seqlab.ops.mamba3_inner.operator.KEEPS", keeps)
     monkeypatch.setattr(f"{KERNELS}.PROGRAMS", 1000)
     monkeypatch.setattr(f"{KERNELS}.LEAST_SEGMENT", 1)
     layer = drawn(*sizes, **settings)

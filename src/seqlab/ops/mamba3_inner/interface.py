@@ -31,6 +31,14 @@ class Inputs(NamedTuple):
     D: Tensor  # (H,)
 
 
+class Kept(NamedTuple):
+    """What both directions need, in the layouts of ``triton.py``."""
+
+    keys: Tensor  # k and q
+    rotations: Tensor | None  # cosines and sines
+    before: Tensor  # the states before every chunk
+
+
 class Gradients(NamedTuple):
     """The gradients of the parameters, and the gated output again."""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seqlab.ops import launch
 from seqlab.ops.launch import Call
-from seqlab.ops.mamba3_inner.interface import Gradients, Inputs, Settings
+from seqlab.ops.mamba3_inner.interface import Gradients, Inputs, Kept, Settings
 from seqlab.ops.triton_support import ceil, multiprocessors
 from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
@@ -43,6 +43,7 @@ class Tile(NamedTuple):
     width: int  # channels of the state, at most: BN; of a walk for heads of 64 channels
     warps: int
     stages: int = 1
+    registers: int | None = None  # of a thread at most
 
 
 LEAST_CHANNELS = 32
@@ -129,6 +130,7 @@ class _Staged:
             "PRECISION": PRECISION,
             "num_warps": tile.warps,
             "num_stages": tile.stages,
+            **({} if tile.registers is None else {"maxnreg": tile.registers}),
         } | ({"BS": self.block} if kernel == "maps" else {"BN": width})
 
     def _steps(self) -> None:
@@ -144,7 +146,16 @@ class _Staged:
             N=self.d_state, S=pairs, T=CHUNK, BN=_power(self.d_state), BS=_power(pairs),
         )  # fmt: skip
 
-    def keys(self, rotations: Tensor | None = None) -> Tensor:
+    def kept(self, rotate: bool) -> Kept:
+        """Keys and queries, their rotations, if they are wanted, and the states before every chunk."""
+        rotations = None
+        if rotate:
+            dtype = torch.float16 if self.narrow else torch.float32
+            rotations = self.new(*self.of_chunks, self.turned, CHUNK, 2 * self.block, dtype=dtype)
+        keys = self.keys(rotations)
+        return Kept(keys, rotations, self.walk(self.given.x, keys, back=False))
+
+    def keys(self, rotations: Tensor | None) -> Tensor:
         """k and q (2, Bt, K, H, T, NN); cosines, then sines, into ``rotations`` (Bt, K, H, TURNED, T, 2 BS)."""
         given, pairs = self.given, self.settings.n_pairs
         sums = self.new(*self.of_chunks, pairs, dtype=torch.int32)
@@ -157,7 +168,7 @@ class _Staged:
             triton_angles.keys_kernel, (self.blocks * self.n_heads // self.share, self.chunks, self.batch),
             given.maps, self.tanh, self.root, given.norm_weight, given.map_bias, self.delta,
             self.before(sums, back=False), keys, rotations, *self.sizes, self.heads, *self.strides,
-            N=self.d_state, NN=self.width, S=pairs, T=CHUNK, BS=self.block, SHARE=self.share, num_warps=4,
+            N=self.d_state, NN=self.width, S=pairs, T=CHUNK, BS=self.block, SHARE=self.share, num_warps=8,
         )  # fmt: skip
         return keys
 
@@ -203,30 +214,32 @@ class _Staged:
         return result
 
 
-def forward(inputs: Inputs, settings: Settings) -> Tensor:
-    """y silu(z) (Bt, L, E) in x's dtype."""
-    return launch.run(_forward, inputs, settings)[0]
+def forward(inputs: Inputs, settings: Settings, keep: bool = False) -> tuple[Tensor, Kept | None]:
+    """y silu(z) (Bt, L, E) in x's dtype; with ``keep`` what ``backward`` would compute again."""
+    out, *kept = launch.run(_forward, inputs, settings, keep)
+    return out, Kept(*kept) if keep else None
 
 
-def _forward(call: Call, settings: Settings) -> tuple[Tensor]:
+def _forward(call: Call, settings: Settings, keep: bool) -> tuple[Tensor, ...]:
     a = _Staged(call, Inputs(*call.tensors), settings)
-    keys, x = a.keys(), a.given.x
-    before = a.walk(x, keys, back=False)
+    kept, x = a.kept(rotate=keep), a.given.x
     out = call.empty_like(x)
     call.launch(
         triton_chunks.outputs_kernel, (a.n_heads, a.chunks, a.batch),
-        x, a.given.z, keys, a.given.D, a.gamma, a.scale, a.high, a.low, before, out,
+        x, a.given.z, kept.keys, a.given.D, a.gamma, a.scale, a.high, a.low, kept.before, out,
         *a.sizes, *a.strides, *out.stride()[:2], **a.constants("outputs"),
     )  # fmt: skip
-    return (out,)
+    return out, *(kept if keep else ())
 
 
-def backward(inputs: Inputs, settings: Settings, d_out: Tensor, into: tuple[Tensor, ...]) -> Gradients:
+def backward(
+    inputs: Inputs, settings: Settings, d_out: Tensor, into: tuple[Tensor, ...], kept: Kept | None = None
+) -> Gradients:
     """The gradients for that of the gated output (Bt, L, E), contiguous; those of the projection are written ``into``.
 
     Without atomics: bitwise reproducible.
     """
-    out, *shares = launch.run(_backward, (*inputs, d_out, *into), settings)
+    out, *shares = launch.run(_backward, (*inputs, d_out, *into, *(kept or ())), settings)
     d_bias, d_norm, d_map, dD = (share.sum(dim=0) for share in shares)
     d_map = d_map.transpose(-1, -2).flatten(2)[..., : inputs.map_bias.shape[2]]  # (2, H, N), of (2, H, blocks, 2, BS)
     found = d_bias, d_norm, d_map, dD
@@ -236,16 +249,16 @@ def backward(inputs: Inputs, settings: Settings, d_out: Tensor, into: tuple[Tens
 def _backward(call: Call, settings: Settings) -> tuple[Tensor, ...]:
     """The gated output, and each chunk's share of the gradients of the parameters (Bt K, ...)."""
     a = _Staged(call, Inputs(*call.tensors[:9]), settings)
-    d_out, dz, dx, d_maps, d_heads, d_angle = call.tensors[9:]
+    d_out, dz, dx, d_maps, d_heads, d_angle = call.tensors[9:15]
+    kept = Kept(*call.tensors[15:]) if call.tensors[15:] else a.kept(rotate=True)
     grid, x, gate, pairs = (a.n_heads, a.chunks, a.batch), a.given.x, a.given.z, settings.n_pairs
-    rotations = a.new(*a.of_chunks, a.turned, CHUNK, 2 * a.block, dtype=torch.float16 if a.narrow else torch.float32)
-    keys = a.keys(rotations)
+    keys, rotations, before = kept
     dy, width = call.empty_like(d_out), min(_power(a.d_inner), 256)
     call.launch(
         triton_chunks.gates_kernel, (ceil(a.length, 16), ceil(a.d_inner, width), a.batch),
         d_out, gate, dy, a.length, *a.strides, *dy.stride()[:2], E=a.d_inner, T=16, BE=width,
     )  # fmt: skip
-    before, after = a.walk(x, keys, back=False), a.walk(dy, keys, back=True)
+    after = a.walk(dy, keys, back=True)
     out, by_products = call.empty_like(d_out), a.new(*a.of_chunks, CHUNK, CHUNK, dtype=a.dot)
     d_log, d_scale, d_gamma = (a.new(*a.delta.shape) for _ in range(3))
     dD = a.new(a.batch * a.chunks, a.n_heads)
