@@ -139,8 +139,8 @@ def test_a_layer_that_is_no_longer_the_block_calls_its_parts(change, monkeypatch
 
 def test_not_on_a_cpu():
     layer = Mamba3(8, n_heads=2, d_state=4)
-    assert not can_run(torch.zeros(1, 2, 43), layer.block, layer.settings)
-    assert not can_run(torch.zeros(1, 2, 43, device="meta"), layer.block, layer.settings)
+    assert not can_run(torch.zeros(1, 2, 47), layer.block, layer.settings)
+    assert not can_run(torch.zeros(1, 2, 47, device="meta"), layer.block, layer.settings)
 
 
 class TestOnAGPU:
@@ -199,7 +199,7 @@ class TestOnAGPU:
 
     def test_where_it_runs(self):
         layer = Mamba3(8, n_heads=2, d_state=4).cuda()
-        projected = torch.zeros(1, 2, 43, device="cuda")
+        projected = torch.zeros(1, 2, 47, device="cuda")
         rest = layer.block, layer.settings
         assert can_run(projected, *rest) and can_run(projected, *rest, "triton")
         assert not can_run(projected, *rest, "parallel")
@@ -210,4 +210,4 @@ class TestOnAGPU:
         with pytest.raises(ValueError, match="projected has shape"):
             can_run(projected[..., 1:], *rest)
         with pytest.raises(ValueError, match="2 heads in n_groups=3 do not divide 16 channels"):
-            can_run(torch.zeros(1, 2, 59, device="cuda"), layer.block, layer.settings._replace(n_groups=3))
+            can_run(torch.zeros(1, 2, 63, device="cuda"), layer.block, layer.settings._replace(n_groups=3))

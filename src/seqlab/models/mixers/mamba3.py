@@ -14,6 +14,9 @@ A MIMO head of rank R has R maps B_r and C_r, and from its P channels makes R in
 Symbols, the paper's: B batch, L length, D model width, E = expand D inner width, H heads, P = E / H channels of a head,
 G groups of heads that share B and C, N state size, S pairs of its channels that are rotated, R rank; z gate, x input,
 B and C (B, L, R, G, N) input and output maps, dd_dt, dd_A and trap (B, L, H), angle (B, L, S). There is no convolution.
+
+On a GPU all between the two projections of SISO is one operation, ``ops/mamba3_inner``; with a state in or out, and of
+MIMO, it is made of the parts here.
 """
 
 import math

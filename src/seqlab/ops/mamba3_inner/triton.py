@@ -46,8 +46,8 @@ class Tile(NamedTuple):
     registers: int | None = None  # of a thread at most
 
 
-LEAST_CHANNELS = 32
-"""Least BP: ptxas 12.8 makes wrong code of ``outputs_kernel`` with 16 (docs/lab_log.md, 2026-11-30)."""
+LEAST_CHANNELS = 64
+"""Least BP. With 16 and 32, ptxas 12.8 reads uniform registers that nothing wrote (docs/lab_log.md, 2026-11-30)."""
 
 NARROW = {"walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(64, 4, 2)}
 WIDE = {"walk": Tile(64, 8), "outputs": Tile(32, 8), "inputs": Tile(32, 8), "maps": Tile(64, 8)}
