@@ -129,7 +129,7 @@ def keys_kernel(
     block, share = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS).to(tl.int64)
     chunk, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     groups, group, here = H // HEADS, share * SHARE // HEADS, chunk * T
-    t, j, rest, of_all = tl.arange(0, T), tl.arange(0, BS), L - here, tl.num_programs(2) * K * H
+    t, j, rest, of_all = tl.arange(0, T), tl.arange(0, BS), L - here, tl.num_programs(2).to(tl.int64) * K * H
     i = block * BS + j
     maps_ptr += batch * sb + here * st + group * N
     root_ptr += (batch * 2 * groups + group) * K * T + here

@@ -29,7 +29,7 @@ def outputs_kernel(
     t, p, here, number = tl.arange(0, T), tl.arange(0, BP), chunk * T, (batch * K + chunk) * H + head
     rest, rows, at = L - here, batch * sb + here * st + head * P, (batch * H + head) * K * T + here
     keys_ptr += number * T * NN
-    queries_ptr = keys_ptr + tl.num_programs(2) * K * H * T * NN
+    queries_ptr = keys_ptr + tl.num_programs(2).to(tl.int64) * K * H * T * NN
     products = tl.zeros([T, T], tl.float32)  # W
     y = tl.zeros([T, BP], tl.float32)
     for first in tl.static_range(0, NN, BN):
@@ -77,7 +77,7 @@ def inputs_kernel(
     t, p, here, number = tl.arange(0, T), tl.arange(0, BP), chunk * T, (batch * K + chunk) * H + head
     rest, rows, at = L - here, batch * sb + here * st + head * P, (batch * H + head) * K * T + here
     keys_ptr += number * T * NN
-    queries_ptr = keys_ptr + tl.num_programs(2) * K * H * T * NN
+    queries_ptr = keys_ptr + tl.num_programs(2).to(tl.int64) * K * H * T * NN
     products = tl.zeros([T, T], tl.float32)  # W
     y = tl.zeros([T, BP], tl.float32)
     for first in tl.static_range(0, NN, BN):

@@ -41,7 +41,7 @@ def maps_kernel(
         block * 2 * BS + tl.arange(0, 2 * BS),
         tl.arange(0, 2 * BS),
         L - here,
-        tl.num_programs(2) * K * H,
+        tl.num_programs(2).to(tl.int64) * K * H,
     )
     pi = 3.141592653589793
     dk, dq = tl.zeros([T, 2 * BS], tl.float32), tl.zeros([T, 2 * BS], tl.float32)

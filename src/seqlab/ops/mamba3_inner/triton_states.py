@@ -28,7 +28,7 @@ def walk_kernel(
     state = tl.zeros([BP, BN], tl.float32)
     whole = ((batch * tl.num_programs(2) + segment) * H + head) * P * NN
     if BACK:
-        keys_ptr += tl.num_programs(1) * K * H * T * NN  # of queries
+        keys_ptr += tl.num_programs(1).to(tl.int64) * K * H * T * NN  # of queries
     if start_ptr is not None:
         state += load_tile(start_ptr + whole, NN, p, P, n, NN)
     for step in range(segment * PER, tl.minimum(segment * PER + PER, K)):

@@ -87,7 +87,9 @@ def heads_kernel(
         d_angle = tl.dot(delta, later, acc=d_angle, input_precision=PRECISION)
         d_delta = tl.dot(tanh_angle * pi, tl.trans(later), input_precision=PRECISION)
         for block in tl.static_range(BLOCKS):
-            d_delta += tl.load(d_delta_ptr + block * tl.num_programs(1) * H * K * T + at, mask=exists, other=0.0)
+            d_delta += tl.load(
+                d_delta_ptr + block * tl.num_programs(1).to(tl.int64) * H * K * T + at, mask=exists, other=0.0
+            )
         dt, decay, trap = load_heads(heads_ptr, bias_ptr, here + t, h, L, H, sb, st, batch)
         right, positive = sigmoid(trap), activated(decay, RATIONAL)
         d_log = tl.load(d_log_ptr + at, mask=exists, other=0.0)
