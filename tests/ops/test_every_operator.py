@@ -32,7 +32,7 @@ import seqlab.ops
 
 NOT_OVER_POSITIONS = {"cross_entropy", "decoding", "linear_cross_entropy", "rms_norm", "routed_experts"}
 """Each has tests of its own."""
-OF_OTHERS = {"mamba2_inner", "mamba_inner"}
+OF_OTHERS = {"mamba2_inner", "mamba3_inner", "mamba_inner"}
 """Put together from these, with tests of its own."""
 
 

@@ -14,6 +14,9 @@ A MIMO head of rank R has R maps B_r and C_r, and from its P channels makes R in
 Symbols, the paper's: B batch, L length, D model width, E = expand D inner width, H heads, P = E / H channels of a head,
 G groups of heads that share B and C, N state size, S pairs of its channels that are rotated, R rank; z gate, x input,
 B and C (B, L, R, G, N) input and output maps, dd_dt, dd_A and trap (B, L, H), angle (B, L, S). There is no convolution.
+
+On a GPU all between the two projections of SISO is one operation, ``ops/mamba3_inner``; with a state in or out, and of
+MIMO, it is made of the parts here.
 """
 
 import math
@@ -25,12 +28,13 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
-from seqlab.models.linear import Linear
+from seqlab.models.linear import Linear, is_plain
 from seqlab.models.mixers.mamba import check_range, log_uniform_step_bias
 from seqlab.models.mixers.mamba2 import check_divides
 from seqlab.models.mixers.trapezoid import Inputs, ScanState, trapezoidal_scan, trapezoidal_update
 from seqlab.ops import ssd_flops
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.mamba3_inner import Block, Settings, can_run, mamba3_inner
 from seqlab.ops.ssd import resolve_backend
 
 LEAST_DECAY = 1e-4
@@ -114,13 +118,13 @@ class Mamba3(nn.Module):
             self.mimo_z = nn.Parameter(per_channel)
         self.out_proj = Linear(d_inner, d_model, bias=False)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Of (..., D) the gate z (..., E), B and C for each head (..., 2, R, H, N), how far a step turns (..., H, S).
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """The gate z (..., E), B and C for each head (..., 2, R, H, N), how far a step turns (..., H, S).
 
-        And x (..., R, H, P), delta, A and lam (..., H) of the scan.
+        And x (..., R, H, P), delta, A and lam (..., H) of the scan, all of what the first projection gives.
         """
-        z, u, maps, per_head, angle = self.in_proj(x).split(self.widths, dim=-1)
-        dtype = accumulation_dtype(x.dtype)
+        z, u, maps, per_head, angle = projected.split(self.widths, dim=-1)
+        dtype = accumulation_dtype(projected.dtype)
         dt, A, trap = per_head.to(dtype).chunk(3, dim=-1)  # (..., H) each
         delta = F.softplus(dt + self.dt_bias)
         A = -_ACTS[self.act](A).clamp(min=LEAST_DECAY)
@@ -143,12 +147,12 @@ class Mamba3(nn.Module):
         rotated = turn(maps, (2 * math.pi * turns).to(maps.dtype)[..., None, None, :, :])  # (..., 2, R, H, N)
         return Inputs(*scanned, *rotated.unbind(-4), self.D)
 
-    def _scan(self, x: Tensor, state: State | None, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
-        """(B, L, D) to (B, L, D), and the state after it; zeros before it if None.
+    def _scan(self, projected: Tensor, state: State | None, seq_idx: Tensor | None = None) -> tuple[Tensor, State]:
+        """What the first projection gives to (B, L, D), and the state after it; zeros before it if None.
 
         Turns go on over the beginning of a sequence: it is by their differences alone that they act.
         """
-        z, maps, turned, scanned = self._project(x)
+        z, maps, turned, scanned = self._split(projected)
         turns = turned.cumsum(dim=1, dtype=torch.float64)  # (B, L, H, S)
         if state is not None:
             turns = turns + state.turns.unsqueeze(1)
@@ -168,7 +172,27 @@ class Mamba3(nn.Module):
 
     def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
-        return self._scan(x, None, seq_idx)[0]
+        projected = self.in_proj(x)
+        if seq_idx is None and self._is_whole() and can_run(projected, self.block, self.settings, self.scan_backend):
+            return mamba3_inner(projected, self.block, self.settings)
+        return self._scan(projected, None, seq_idx)[0]
+
+    def _is_whole(self) -> bool:
+        """Whether an operation on the whole block computes what its parts would, and nobody looks on as they do.
+
+        Not of a subclass, with several ranks, or once a projection has been replaced.
+        """
+        return type(self) is Mamba3 and self.mimo_rank == 1 and is_plain(self.in_proj) and is_plain(self.out_proj)
+
+    @property
+    def block(self) -> Block:
+        """The parameters as an operation on the whole block takes them."""
+        return Block(self.dt_bias, self.norm_weight, self.map_bias, self.D, self.out_proj.weight)
+
+    @property
+    def settings(self) -> Settings:
+        """What that operation has to know besides."""
+        return Settings(self.n_groups, self.n_pairs, self.norm_eps, self.act)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""
@@ -181,14 +205,14 @@ class Mamba3(nn.Module):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, D) to (B, D)."""
-        z, maps, turned, scanned = self._project(x)
+        z, maps, turned, scanned = self._split(self.in_proj(x))
         turns = _fraction(state.turns + turned)  # (B, H, S)
         y, scan = trapezoidal_update(self._inputs(scanned, maps, turns), state.scan)
         return self._leave(y, z), State(turns, scan)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D)."""
-        return self._scan(x, state)
+        return self._scan(self.in_proj(x), state)
 
     def uncounted_flops(self, batch_size: int, length: int) -> int:
         """Forward FLOPs of the scan as one recurrence of ``ssd``, and of what each position adds to its own output.
