@@ -24,7 +24,6 @@ from seqlab.ops import launch
 from seqlab.ops.launch import Call
 from seqlab.ops.mamba3_inner.interface import Gradients, Inputs, Kept, Settings
 from seqlab.ops.triton_support import ceil, multiprocessors
-from seqlab.ops.triton_support import why_unavailable as why_unavailable
 
 try:
     import triton
