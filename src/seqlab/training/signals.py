@@ -1,9 +1,12 @@
 """SIGTERM, Ctrl-C and a closed terminal as a request to stop, checked between steps and pieces of an evaluation.
 
+So is SIGUSR2 where somebody handles it: submitit does, and SLURM sends it when a job's time is up.
+
 Python handles a signal between two calls into PyTorch and never within one. So computations that could take minutes are
 cut into many calls: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
 """
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -22,12 +25,16 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # handlers can only be set there
             heard = [n for n in self.SIGNALS if n != getattr(signal, "SIGHUP", None) or not ignored(n)]
+            heard += [n for n in (getattr(signal, "SIGUSR2", None),) if n and callable(signal.getsignal(n))]
             self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if (
+            "TORCHELASTIC_RUN_ID" not in os.environ
+        ):  # torchrun passes on what a cluster has sent to all processes already
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
