@@ -46,9 +46,9 @@ SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
-NodeName=node[1-2] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 1))-$((port + 2)) CPUs=$(nproc) Gres=gpu:2
-PartitionName=low Nodes=node[1-2] Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
-PartitionName=high Nodes=node[1-2] MaxTime=60 PriorityTier=2 PreemptMode=OFF
+NodeName=node[1-2] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 1))-$((port + 2)) CPUs=$(nproc) RealMemory=$(free --mebi | awk '/^Mem/ { print $2 }') Gres=gpu:2
+PartitionName=low Nodes=node[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high Nodes=node[1-2] PriorityTier=2 PreemptMode=OFF
 CONF
   touch "$folder/made_up_gpu0" "$folder/made_up_gpu1"
   echo "Name=gpu File=$folder/made_up_gpu[0-1]" >"$folder/gres.conf"

@@ -196,7 +196,9 @@ def in_processes(cfg: DictConfig, entry: Entry) -> float:
 
 
 def leave(number: int) -> NoReturn:
-    """End this process as a signal asked it to; whoever handles SIGUSR2, as submitit does, queues the job again."""
-    if number == signal.SIGUSR2:
-        signal.raise_signal(number)
+    """End this process as a signal asked it to; submitit, which handles SIGUSR2, queues the job again."""
+    from seqlab.sweep.launchers.on_slurm import preempted
+
+    if number == signal.SIGUSR2 or preempted():
+        signal.raise_signal(signal.SIGUSR2)
     sys.exit(128 + number)

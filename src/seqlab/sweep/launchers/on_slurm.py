@@ -7,6 +7,7 @@ and gives up the others at the first job that died.
 import getpass
 import json
 import logging
+import os
 import shutil
 import subprocess
 import time
@@ -47,14 +48,16 @@ def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> lis
         raise UserError("launcher", "slurm", "there is no SLURM here (sbatch and squeue)", remedy)
     packed = [composed(launcher, overrides, first + place) for place, overrides in enumerate(jobs)]
     file = Path(launcher.settings["submitit_folder"].partition("%")[0]) / QUEUED
-    known, queue = load(file), listed() or set()
-    ids = {key: known[key] for key in map(json.dumps, map(list, jobs)) if known.get(key) in queue}
-    new = [(place, job) for place, job in enumerate(jobs) if json.dumps(list(job)) not in ids]
+    known, keys = load(file), [json.dumps(list(job)) for job in jobs]
+    queue = {number for number in listed() or () if not result(file.parent, number).exists()}
+    ids = {key: known[key] for key in keys if known.get(key) in queue}
     if ids:
         log.warning("With SLURM from before, and not submitted again: %s.", counted(len(ids), "job"))
+        packed = [job.shown() if key in ids else job for key, job in zip(keys, packed, strict=True)]
+    new = [place for place, key in enumerate(keys) if key not in ids]
     if new:
-        submitted = submit(launcher, [job for _, job in new], [first + place for place, _ in new])
-        ids |= {json.dumps(list(job)): number for (_, job), number in zip(new, submitted, strict=True)}
+        submitted = submit(launcher, [jobs[place] for place in new], [first + place for place in new])
+        ids |= zip((keys[place] for place in new), submitted, strict=True)
     dump(file, known | ids)
     wait(ids.values(), file.parent)
     return [job.over(file.parent) for job in packed]
@@ -103,7 +106,7 @@ def wait(ids: Iterable[str], folder: Path) -> None:
     left, asked = set(ids), time.monotonic()
     try:
         while left:
-            left -= {number for number in left if (folder / number / f"{number}_0_result.pkl").exists()}
+            left -= {number for number in left if result(folder, number).exists()}
             if left and time.monotonic() - asked > PATIENCE:
                 present, asked = listed(), time.monotonic()
                 left &= left if present is None else present
@@ -115,8 +118,25 @@ def wait(ids: Iterable[str], folder: Path) -> None:
             log.warning("%s left with SLURM, which goes on; scancel %s ends it.", counted(len(left), "job"), arrays)
 
 
+def result(folder: Path, number: str) -> Path:
+    """The file with which submitit ends a job, whatever became of it."""
+    return folder / number / f"{number}_0_result.pkl"
+
+
 def listed() -> set[str] | None:
     """SLURM's ids of this user's jobs that wait or run, ``None`` if it does not answer now."""
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"]
     answer: Any = subprocess.run(command, capture_output=True, text=True, check=False)
     return set(answer.stdout.split()) if answer.returncode == 0 else None
+
+
+def preempted() -> bool:
+    """Whether this process is in a job of SLURM's that has to make place for another.
+
+    SLURM queues it again if it has to kill it; one that ends by itself within its time of grace has failed.
+    """
+    if "SLURM_JOB_ID" not in os.environ or shutil.which("scontrol") is None:
+        return False
+    command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"], "--oneliner"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return " PreemptTime=" in answer and " PreemptTime=None" not in answer

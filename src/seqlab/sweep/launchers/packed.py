@@ -5,7 +5,7 @@ import os
 import pickle
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -60,6 +60,13 @@ class Packed:
         Hydra's own launchers send all of its global state, which plain pickle cannot: resolvers are functions in it.
         """
         return pickle.dumps((self.config, GlobalHydra.instance().hydra, JobRuntime.instance().get("name")))
+
+    def shown(self) -> "Packed":
+        """The same job, which has begun already: its entry is made new, so that the table of this sweep shows it."""
+        path = self.entry.path(Path(self.config.hydra.sweep.dir))
+        if path.exists():
+            path.touch()
+        return replace(self, written=modified(path))
 
     def over(self, log: Path | None = None) -> JobReturn:
         """What Hydra is told when the job's process has ended; how it did, sweepers read from the files that it left.
