@@ -1,9 +1,14 @@
 """The jobs of a sweep as tasks of a Ray cluster, or of one that is started on this machine for the sweep."""
 
+import contextlib
 import logging
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,8 @@ from omegaconf import OmegaConf
 
 from seqlab.errors import UserError
 from seqlab.invocation import TYPED
+from seqlab.runs.lock import PATIENCE
+from seqlab.sweep.launchers.local_gpus import INTERVAL, stop
 from seqlab.sweep.launchers.packed import COMMAND, Packed, composed, environment
 from seqlab.sweep.orphans import SWEEP
 
@@ -34,17 +41,25 @@ def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> lis
     ray = connected(launcher.settings["address"])
     packed = [composed(launcher, overrides, first + place) for place, overrides in enumerate(jobs)]
     work = ray.remote(in_a_process)
-    own = {name: os.environ[name] for name in (TYPED, "SEQLAB_DATA_DIR", "SEQLAB_CACHE_DIR") if name in os.environ}
-    own["PYTHONPATH"] = environment()["PYTHONPATH"]
     tasks = []
     for job in packed:
         needs = needs_of(job, launcher.settings, ray)
-        tasks.append(work.options(**needs).remote(job.pack(), own, Path.cwd(), job.log))
-    for task in tasks:
-        try:
-            ray.get(task)
-        except ray.exceptions.RayError as error:  # of this job alone; its table shows it as cut off
-            log.warning("Ray lost a job: %s", str(error).splitlines()[0])
+        tasks.append(work.options(**needs).remote(job.pack(), Path.cwd(), job.log))
+    left = tasks
+    try:
+        while left:
+            ended, left = ray.wait(left, num_returns=len(left), timeout=0)
+            for task in ended:
+                try:
+                    ray.get(task)
+                except ray.exceptions.RayError as error:  # of this job alone; its table shows it as cut off
+                    log.warning("Ray lost a job: %s", str(error).splitlines()[-1])
+            time.sleep(INTERVAL)  # here, and not in Ray, signals have their usual effect
+    except BaseException:
+        for task in left:
+            ray.cancel(task)
+        ray.wait(left, num_returns=len(left), timeout=PATIENCE)  # for their checkpoints
+        raise
     return [job.over() for job in packed]
 
 
@@ -61,12 +76,19 @@ def connected(address: str | None) -> Any:
         remedy = "Install it with pip install 'seqlab[ray]'"
         raise UserError("launcher", "ray", "Ray is not installed", remedy) from None
     if not ray.is_initialized():
+        own = {name: os.environ[name] for name in (TYPED, "SEQLAB_DATA_DIR", "SEQLAB_CACHE_DIR") if name in os.environ}
+        own["PYTHONPATH"] = environment()["PYTHONPATH"]
+        before = signal.getsignal(signal.SIGTERM)
         try:
+            if found := re.fullmatch(r"([\w.-]+):(\d+)", address or ""):  # Ray would try for minutes, and say much
+                socket.create_connection((found[1], int(found[2])), timeout=10).close()
             ray.init(address=address or "local", include_dashboard=False if address is None else None,
-                     log_to_driver=False, logging_level=logging.ERROR)  # fmt: skip
-        except (ConnectionError, RuntimeError, ValueError) as error:
+                     log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": own})  # fmt: skip
+        except (OSError, RuntimeError, ValueError) as error:
             remedy = "Name the address that ray start printed, or null for a cluster of this machine alone"
             raise UserError("hydra.launcher.address", address, str(error).splitlines()[0], remedy) from error
+        if callable(before):
+            signal.signal(signal.SIGTERM, before)  # Ray has put its own in the place of the sweep's
     return ray
 
 
@@ -97,10 +119,18 @@ def needs_of(job: Packed, settings: dict[str, Any], ray: Any) -> dict[str, Any]:
     }
 
 
-def in_a_process(packed: bytes, own: dict[str, str], folder: Path, log: Path) -> int:
-    """Run a packed job in a process that ends with Ray's worker. Returns its exit status."""
-    variables = {**os.environ, **own, SWEEP: str(os.getpid())}
-    command = [sys.executable, *COMMAND]
+def in_a_process(packed: bytes, folder: Path, log: Path) -> int:
+    """Run a packed job in a process that ends with Ray's worker and its machine's Ray. Returns its exit status."""
+    variables = {**os.environ, SWEEP: str(os.getppid())}
     with log.open("ab") as file:
-        streams = {"stdout": file, "stderr": file}
-        return subprocess.run(command, input=packed, env=variables, cwd=folder, check=False, **streams).returncode
+        streams = {"stdin": subprocess.PIPE, "stdout": file, "stderr": file}
+        process = subprocess.Popen([sys.executable, *COMMAND], env=variables, cwd=folder, **streams)
+    try:
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # it may have died at once
+            process.stdin.write(packed)
+        while process.poll() is None:
+            time.sleep(INTERVAL)  # Ray cannot interrupt a wait in the system
+    except BaseException:  # the task is cancelled
+        stop([process])
+        raise
+    return process.returncode

@@ -79,6 +79,7 @@ class Packed:
         hydra, entry = self.config.hydra, self.entry
         sweep = Path(hydra.sweep.dir)
         if modified(entry.path(sweep)) == self.written:
+            Path(hydra.runtime.output_dir).mkdir(parents=True, exist_ok=True)  # by which it keeps its name
             entry.end(sweep, "failed", f"Its process ended before the job began; what it said is in {log or self.log}")
         config = OmegaConf.create({"hydra": hydra})
         return JobReturn(entry.overrides, hydra_cfg=config, status=JobStatus.COMPLETED, _return_value=math.nan)
