@@ -6,7 +6,6 @@ Python handles a signal between two calls into PyTorch and never within one. So 
 cut into many calls: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
 """
 
-import os
 import signal
 import threading
 from types import FrameType
