@@ -30,10 +30,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        if (
-            "TORCHELASTIC_RUN_ID" not in os.environ
-        ):  # torchrun passes on what a cluster has sent to all processes already
-            self._restore()
+        self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
