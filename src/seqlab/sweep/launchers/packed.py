@@ -57,9 +57,12 @@ class Packed:
     def pack(self) -> bytes:
         """What ``run`` takes: the configuration, and the process's Hydra, which knows the folders of configurations.
 
-        Hydra's own launchers send all of its global state, which plain pickle cannot: resolvers are functions in it.
+        Plain pickle takes neither all of Hydra's global state, which its own launchers send and which has functions in it,
+        nor the types of a plugin's settings, as Hydra imports plugins twice. So the folder's name is settled here.
         """
-        return pickle.dumps((self.config, GlobalHydra.instance().hydra, JobRuntime.instance().get("name")))
+        plain, hydra = OmegaConf.to_container(self.config), self.config.hydra
+        plain["hydra"]["sweep"] |= {"dir": hydra.sweep.dir, "subdir": self.entry.folder}
+        return pickle.dumps((plain, GlobalHydra.instance().hydra, JobRuntime.instance().get("name")))
 
     def shown(self) -> "Packed":
         """The same job, which has begun already: its entry is made new, so that the table of this sweep shows it."""
@@ -117,13 +120,13 @@ def run(packed: bytes, task: TaskFunction) -> None:
 
     Of several processes that torchrun started, the first alone writes ``train.log``; ``.hydra`` is there already.
     """
-    config, hydra, name = pickle.loads(packed)
+    plain, hydra, name = pickle.loads(packed)
+    config = OmegaConf.create(plain)
     GlobalHydra.instance().initialize(hydra)
     JobRuntime.instance().set("name", name)
     setup_globals()
     if "RANK" in os.environ:
-        with read_write(config.hydra), open_dict(config.hydra):
-            config.hydra.output_subdir = None
+        config.hydra.output_subdir = None
     result = run_job(
         task_function=task,
         config=config,
