@@ -1,5 +1,6 @@
 """A job of a sweep, packed to run in a process of its own: composed here, run there by ``seqlab.commands.job``."""
 
+import copy
 import math
 import os
 import pickle
@@ -10,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from seqlab.config import CONFIG_FOLDER
 from seqlab.sweep.callback import hydra_of
 from seqlab.sweep.entries import ENTRIES, Entry
 
@@ -55,14 +58,16 @@ class Packed:
         return path.absolute()
 
     def pack(self) -> bytes:
-        """What ``run`` takes: the configuration, and the process's Hydra, which knows the folders of configurations.
+        """What ``run`` takes: the configuration, in which the folder's name is settled.
 
-        Plain pickle takes neither all of Hydra's global state, which its own launchers send and which has functions in it,
-        nor the types of a plugin's settings, as Hydra imports plugins twice. So the folder's name is settled here.
+        The types of a plugin's settings cannot be pickled plainly, since Hydra imports plugins twice.
         """
-        plain, hydra = OmegaConf.to_container(self.config), self.config.hydra
-        plain["hydra"]["sweep"] |= {"dir": hydra.sweep.dir, "subdir": self.entry.folder}
-        return pickle.dumps((plain, GlobalHydra.instance().hydra, JobRuntime.instance().get("name")))
+        config = copy.deepcopy(self.config)
+        with read_write(config.hydra), open_dict(config.hydra):
+            for part in ("launcher", "sweeper"):
+                config.hydra[part] = OmegaConf.to_container(config.hydra[part])
+            config.hydra.sweep.dir, config.hydra.sweep.subdir = config.hydra.sweep.dir, self.entry.folder
+        return pickle.dumps(config)
 
     def shown(self) -> "Packed":
         """The same job, which has begun already: its entry is made new, so that the table of this sweep shows it."""
@@ -120,13 +125,13 @@ def run(packed: bytes, task: TaskFunction) -> None:
 
     Of several processes that torchrun started, the first alone writes ``train.log``; ``.hydra`` is there already.
     """
-    plain, hydra, name = pickle.loads(packed)
-    config = OmegaConf.create(plain)
-    GlobalHydra.instance().initialize(hydra)
-    JobRuntime.instance().set("name", name)
+    config = pickle.loads(packed)
     setup_globals()
+    hydra = hydra_for(config)
+    JobRuntime.instance().set("name", config.hydra.job.name)
     if "RANK" in os.environ:
-        config.hydra.output_subdir = None
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.output_subdir = None
     result = run_job(
         task_function=task,
         config=config,
@@ -136,6 +141,15 @@ def run(packed: bytes, task: TaskFunction) -> None:
         configure_logging=os.environ.get("RANK", "0") == "0",
     )
     _ = result.return_value  # raises what the task did
+
+
+def hydra_for(config: DictConfig) -> Hydra:
+    """A Hydra that looks where the sweep's does, for a job that composes another configuration beside its own."""
+    places = create_config_search_path(str(CONFIG_FOLDER))
+    for source in config.hydra.runtime.config_sources:
+        if source.provider == "command-line":  # the user's own folder (--config-dir)
+            places.append(source.provider, f"{source.schema}://{source.path}")
+    return Hydra.create_main_hydra2(config.hydra.job.name, places)
 
 
 def environment(**own: str) -> dict[str, str]:
