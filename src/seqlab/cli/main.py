@@ -24,6 +24,7 @@ from seqlab.config.exceptions import message_of, report, translate
 from seqlab.config.options import help_text
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
 from seqlab.invocation import remember
+from seqlab.jsonio import load
 from seqlab.runs import leftovers
 from seqlab.sweep import orphans, watch
 from seqlab.sweep.entries import Entry
@@ -137,6 +138,8 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
     """
     if not watch.watching():
         rich.get_console().quiet = True  # the screen belongs to the process that shows the sweep
+    from seqlab.runs import torchrun  # imports torch, which the job's task has done by now
+
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     folder = os.path.relpath(hydra.runtime.output_dir, sweep)
@@ -144,6 +147,8 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
     try:
         with orphans.ends_with_sweep(hydra.launcher._target_):
             entry.write(sweep)
+            if torchrun.wanted(cfg):
+                return in_processes(cfg, entry)
             value = best_loss(task(cfg, reporter))
         entry.end(sweep, "completed")
         return value
@@ -156,7 +161,7 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
         if isinstance(ending, Interrupted):
             log.warning("Stopped at step %d; the checkpoint is written.", ending.step)
             entry.end(sweep, "interrupted")
-            sys.exit(ending.exit_status)
+            leave(ending.signal)
         report(error, debug=cfg.debug is True)
         entry.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
         return math.nan
@@ -164,3 +169,36 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
         from seqlab.runs.process import free_memory  # imports torch, which the job has done by now
 
         free_memory()
+
+
+def in_processes(cfg: DictConfig, entry: Entry) -> float:
+    """Have torchrun run a job of a sweep. Each of its processes comes to ``swept_job``; the first writes the entry.
+
+    Returns:
+        The best validation loss; NaN if the job failed, or this is not its first node.
+    """
+    from seqlab.runs import torchrun
+    from seqlab.sweep.launchers.packed import Packed
+
+    hydra = HydraConfig.get()
+    job, sweep = Packed(OmegaConf.merge(HydraConfig.instance().cfg, cfg)), Path(hydra.sweep.dir)
+    status, stopped_by = torchrun.run(job.pack(), cfg, job.log)
+    if stopped_by is not None:
+        leave(stopped_by)
+    if torchrun.node() > 0:
+        return math.nan
+    if status and entry.now(sweep).outcome not in ("failed", "diverged", "pruned", "completed"):
+        rule = f"torchrun ended with status {status}, and the run had not"
+        error = UserError("sweep.processes", cfg.sweep.processes, rule, f"{job.log} says what its processes did")
+        log.error("%s", error)
+        entry.end(sweep, "failed", str(error))
+    return best_loss({"best_validation_loss": None} | load(Path(hydra.runtime.output_dir) / "summary.json"))
+
+
+def leave(number: int) -> NoReturn:
+    """End this process as a signal asked it to; submitit, which handles SIGUSR2, queues the job again."""
+    from seqlab.sweep.launchers.on_slurm import preempted
+
+    if number == signal.SIGUSR2 or preempted():
+        signal.raise_signal(signal.SIGUSR2)
+    sys.exit(128 + number)

@@ -33,6 +33,7 @@ TOP_LEVEL: dict[str, Any] = {
     "trust": str | list[str] | None,
     "debug": bool,
     "sweep.resume": bool,
+    "sweep.processes": Annotated[int, Field(ge=1)] | None,
 }
 
 

@@ -41,11 +41,21 @@ class Entry:
     written: int = 0
 
     def write(self, sweep: Path) -> None:
-        """Write the entry's file whole or not at all."""
-        name = hashlib.sha256(self.folder.encode()).hexdigest()[:16]  # the folder's own may be too long for a suffix
+        """Write the entry's file whole or not at all; of a job's several processes, the first does."""
+        if os.environ.get("RANK", "0") != "0":
+            return
         values = asdict(self)
         del values["written"]
-        dump(sweep / ENTRIES / f"{name}.json", values)
+        dump(self.path(sweep), values)
+
+    def path(self, sweep: Path) -> Path:
+        """The entry's file."""
+        name = hashlib.sha256(self.folder.encode()).hexdigest()[:16]  # the folder's own may be too long for a suffix
+        return sweep / ENTRIES / f"{name}.json"
+
+    def now(self, sweep: Path) -> "Entry":
+        """The entry as its file has it, which another process may have written."""
+        return Entry(**(asdict(self) | load(self.path(sweep))))
 
     def end(self, sweep: Path, outcome: str, error: str | None = None) -> None:
         """Write how the job ended; where that cannot be written, the job will count as killed."""

@@ -15,10 +15,15 @@ from pathlib import Path
 from seqlab.runs.lock import GRACE
 
 SWEEP = "SEQLAB_SWEEP"
-"""Environment variable with the id of the process that shows the sweep."""
+"""Environment variable with the id of the process that a job ends with: the one that shows the sweep, Ray's worker,
+or, of a job in several processes, the one that started torchrun."""
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 LOCAL_PROCESSES = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"  # another process is between
+LOCAL_GPUS, RAY, SLURM = (f"hydra_plugins.seqlab_launchers.{name}Launcher" for name in ("LocalGpus", "Ray", "Slurm"))
+PARENTS = (JOBLIB, LOCAL_GPUS, RAY)
+"""Launchers whose jobs are in children of the process that they end with: of the sweep, or of Ray's worker."""
+
 PROC = Path("/proc")
 INTERVAL = 0.5  # seconds between two looks
 
@@ -36,7 +41,9 @@ def ends_with_sweep(launcher: str) -> Iterator[None]:
         launcher: the ``_target_`` of Hydra's; others than those of this machine's processes are left alone.
     """
     sweep = int(os.environ.get(SWEEP, 0))
-    watched = os.name == "posix" and (launcher == JOBLIB or (launcher == LOCAL_PROCESSES and (PROC / "self").exists()))
+    child = launcher in PARENTS
+    between = launcher == LOCAL_PROCESSES or "TORCHELASTIC_RUN_ID" in os.environ
+    watched = os.name == "posix" and (child or (between and (PROC / "self").exists()))
     if not watched or sweep in (0, os.getpid()):
         yield
         return

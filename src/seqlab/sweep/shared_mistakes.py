@@ -13,9 +13,9 @@ from seqlab.runs.build import built, choose_device
 from seqlab.runs.process import SEQUENTIAL
 from seqlab.runs.targets import check_targets, targets_of
 from seqlab.sweep.callback import hydra_of
-from seqlab.sweep.orphans import JOBLIB, LOCAL_PROCESSES
+from seqlab.sweep.orphans import JOBLIB, LOCAL_GPUS, LOCAL_PROCESSES
 
-OF_THIS_MACHINE = (SEQUENTIAL, JOBLIB, LOCAL_PROCESSES)
+OF_THIS_MACHINE = (SEQUENTIAL, JOBLIB, LOCAL_PROCESSES, LOCAL_GPUS)
 """Launchers whose jobs run on the machine that starts the sweep."""
 
 

@@ -1,5 +1,7 @@
 """SIGTERM, Ctrl-C and a closed terminal as a request to stop, checked between steps and pieces of an evaluation.
 
+So is SIGUSR2 where somebody handles it: submitit does, and SLURM sends it when a job's time is up.
+
 Python handles a signal between two calls into PyTorch and never within one. So computations that could take minutes are
 cut into many calls: long sequences into pieces (``evaluate``), attention on a CPU into blocks (``models.mixers``).
 """
@@ -22,6 +24,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # handlers can only be set there
             heard = [n for n in self.SIGNALS if n != getattr(signal, "SIGHUP", None) or not ignored(n)]
+            heard += [n for n in (getattr(signal, "SIGUSR2", None),) if n and callable(signal.getsignal(n))]
             self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 

@@ -1,0 +1,28 @@
+"""One job of a sweep in a process of its own, for launchers and torchrun; nobody types this."""
+
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from seqlab import cli
+from seqlab.sweep.launchers.packed import run
+
+
+def task(cfg: DictConfig) -> float:
+    """Train one model, as a job of a sweep; returns its best validation loss."""
+    with cli.importing():
+        from seqlab import experiment
+
+    return cli.job(experiment.run, cfg)
+
+
+def main() -> None:
+    """Run the job that is packed in the file of the first argument, or else comes by standard input."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    run(Path(sys.argv[1]).read_bytes() if sys.argv[1:] else sys.stdin.buffer.read(), task)
+
+
+if __name__ == "__main__":
+    main()
