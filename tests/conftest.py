@@ -5,22 +5,18 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
-import omegaconf
 import pytest
 import torch
-from hydra._internal.hydra import Hydra
-from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # Read when triton is first imported, which torch.utils.flop_counter does: its kernels then run on the CPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from quick_composition import quick_composition
 from seqlab.data.text import TextData
-from support import CONF, LINES, ROOT, SMALL, Job, run_sweep
+from support import LINES, ROOT, SMALL, Job, run_sweep
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,28 +34,7 @@ def _young_garbage_alone(_all_garbage_at_the_end) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quick_composition() -> Iterator[None]:
-    """Thousands of configurations are composed of the same texts: each text is parsed once.
-
-    For its mode alone Hydra would compose each once more, and nothing in conf/ but ``search`` has one.
-    """
-    load, get_mode = OmegaConf.load, Hydra.get_mode
-    content = cache(lambda path, modified: OmegaConf.to_container(load(path)))
-
-    def load_once(file) -> DictConfig | ListConfig:
-        path = Path(getattr(file, "name", file)).resolve()
-        if not path.is_relative_to(CONF):
-            return load(file)
-        return OmegaConf.create(content(path, path.stat().st_mtime_ns))
-
-    def mode(self, config_name: str, overrides: list[str]) -> RunMode | None:
-        given = any(override.startswith(("hydra.mode=", "search=")) for override in overrides)
-        return get_mode(self, config_name, overrides) if given else None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", staticmethod(load_once))
-        patch.setattr(Hydra, "get_mode", mode)
-        for module in (omegaconf.base, omegaconf._utils):
-            patch.setattr(module, "parse", cache(module.parse))
+    with quick_composition():
         yield
 
 

@@ -1,11 +1,11 @@
 """What every test of a kernel uses."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from quick_interpreter import quick_interpreter
 from scan_cases import set_chunk
 from torch import Tensor
 
@@ -49,21 +49,6 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _triton_prepared_once() -> Iterator[None]:
-    """Triton's interpreter puts its own functions into ``triton.language`` for a kernel, and again for each function
-    that the kernel calls: a third of its time, for what is there already."""
-    interpreter = sys.modules.get("triton.runtime.interpreter")
-    if not hasattr(interpreter, "_LangPatchScope"):  # another version, or no interpreter
+def _quick_interpreter() -> Iterator[None]:
+    with quick_interpreter():
         yield
-        return
-    language, prepare = interpreter.tl, interpreter._patch_lang
-
-    def prepare_once(function: Callable) -> object:
-        modules = [module for module in (language, language.core) if module in function.__globals__.values()]
-        if modules and not any(language.core.is_builtin(module.load) for module in modules):
-            return interpreter._LangPatchScope()  # with nothing to put back
-        return prepare(function)
-
-    interpreter._patch_lang = prepare_once
-    yield
-    interpreter._patch_lang = prepare
