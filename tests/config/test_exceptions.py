@@ -82,7 +82,9 @@ def test_a_job_in_a_process_of_its_own_knows_the_command(typed, monkeypatch):
 
 def test_a_refusal_of_no_path_is_a_full_disk_or_a_fault():
     assert message_of(OSError(errno.ENOSPC, "full")).startswith("disk=full: ")
+    assert message_of(Exception("I/O error: No space left on device (os error 28)")).startswith("disk=full: ")
     assert translate(OSError(errno.EPERM, "not permitted")) is None
+    assert translate(Exception("Not permitted (os error 1)")) is None
 
 
 @pytest.mark.parametrize("place", ["", "/within"])
