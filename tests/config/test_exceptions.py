@@ -78,6 +78,8 @@ def test_a_job_in_a_process_of_its_own_knows_the_command(typed, monkeypatch):
     typed("worker")
     monkeypatch.setenv("SEQLAB_COMMAND", "python train.py -m 'hydra.sweep.dir=my sweep'")
     assert message_of(OSError(errno.EROFS, "read-only", "my sweep/1")).startswith("hydra.sweep.dir=my sweep/1: ")
+    monkeypatch.setenv("SEQLAB_COMMAND", "python -m seqlab train model=mamba")  # this -m makes no sweep
+    assert message_of(OSError(errno.EROFS, "read-only", "outputs")).startswith("hydra.run.dir=outputs: ")
 
 
 def test_a_refusal_of_no_path_is_a_full_disk_or_a_fault():

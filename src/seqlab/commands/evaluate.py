@@ -51,7 +51,7 @@ from seqlab.commands.trained import OF_RUN, load_trained
 from seqlab.data.encoding import plain
 from seqlab.errors import UserError
 from seqlab.evaluation.perplexity import TextScore, carried, refuse_carrying, sliding
-from seqlab.evaluation.results import WINDOWS, add, earlier, figures_table, tasks_table
+from seqlab.evaluation.results import WINDOWS, add, check_place, figures_table, tasks_table
 from seqlab.evaluation.texts import (
     OfRun,
     OfTokenizer,
@@ -274,7 +274,7 @@ def run(settings: dict[str, Any]) -> int:
     check_precision(subject.model, device, settings["precision"])
     subject.model.to(DTYPES[settings["precision"]])
     path = Path(settings["out"] or subject.folder) / "evaluation.json"
-    earlier(path)  # what is there has to be what results can be added to, before they are computed
+    check_place(path)  # before there are results
     found = (of_tasks if settings["tasks"] else of_text)(settings, subject)
     facts = environment(device)
     facts["versions"] |= {name: package_version(name) for name in ("lm_eval", "datasets", "tokenizers")}

@@ -40,8 +40,8 @@ REFUSALS = {
 OF_RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust, safetensors and tokenizers, say the number of the system's error."""
 
-PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir")
-"""Settings that name a folder; ``run`` is that of ``scripts/generate.py``."""
+PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir", "out")
+"""Settings that name a folder; ``run`` and ``out`` are those of the commands that read a run."""
 
 NAMES = ("name", "data_name", "hydra.sweep.subdir")
 """Settings that a run's folder is named by."""
