@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from seqlab.data import documents, own_corpus
 from seqlab.data.documents import Record, TextPart, cut, documents_in, last_cut
 from seqlab.data.splitting import split_by_hash
-from seqlab.data.subwords import Subwords, train_bpe
+from seqlab.data.subwords import Subwords, interruptible, read_tokenizer, train_bpe
 from seqlab.errors import UserError
 from seqlab.inference.generate import pieces
 from support import LINES
@@ -361,3 +364,18 @@ def test_special_tokens_are_read_and_none_is_added(tmp_path):
     content = Path(tokenizer_json(tmp_path, end="</s>"), "tokenizer.json").read_text()
     tokens = Subwords(content, "it")
     assert tokens.encode("b</s>").tolist() == [1, 3] and tokens.decode([1, 3]) == "b"
+
+
+def test_work_can_be_interrupted_before_it_ends():
+    let, done = threading.Event(), []
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(let.wait(60))
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    assert not done
+    let.set()
+    with pytest.raises(UserError):
+        interruptible(lambda: read_tokenizer(Path("nowhere")))
