@@ -90,11 +90,11 @@ ROOMS = {
         "main resolvers result_table",
     ),
     "commands": (
-        "errors invocation formatting console config data ops models training inference evaluation runs pretrained "
-        "report benchmarks cli experiment",
+        "errors invocation formatting jsonio console config data ops models training inference evaluation runs "
+        "pretrained report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
         "benchmark_inference benchmark_scan benchmark_step_cpu benchmark_text compare evaluate export generate options "
-        "settings train",
+        "settings train trained",
     ),
     "api": (
         "errors invocation jsonio console config data runs report cli commands experiment",

@@ -47,6 +47,12 @@ def typed() -> list[str]:
     return shlex.split(os.environ.get(TYPED, "")) or ["python", *sys.argv]
 
 
+def arguments() -> list[str]:
+    """The words of the command after those that name it: the ``-m`` of ``python -m seqlab`` is no flag of it."""
+    words = typed()
+    return next((words[len(begin) :] for begin in INSTALLED if words[: len(begin)] == begin), words)
+
+
 def program(name: str = "train") -> str:
     """How to call a command in the manner of the present one: ``seqlab train`` or ``python train.py``."""
     words = typed()

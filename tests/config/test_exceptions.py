@@ -78,11 +78,15 @@ def test_a_job_in_a_process_of_its_own_knows_the_command(typed, monkeypatch):
     typed("worker")
     monkeypatch.setenv("SEQLAB_COMMAND", "python train.py -m 'hydra.sweep.dir=my sweep'")
     assert message_of(OSError(errno.EROFS, "read-only", "my sweep/1")).startswith("hydra.sweep.dir=my sweep/1: ")
+    monkeypatch.setenv("SEQLAB_COMMAND", "python -m seqlab train model=mamba")  # this -m makes no sweep
+    assert message_of(OSError(errno.EROFS, "read-only", "outputs")).startswith("hydra.run.dir=outputs: ")
 
 
 def test_a_refusal_of_no_path_is_a_full_disk_or_a_fault():
     assert message_of(OSError(errno.ENOSPC, "full")).startswith("disk=full: ")
+    assert message_of(Exception("I/O error: No space left on device (os error 28)")).startswith("disk=full: ")
     assert translate(OSError(errno.EPERM, "not permitted")) is None
+    assert translate(Exception("Not permitted (os error 1)")) is None
 
 
 @pytest.mark.parametrize("place", ["", "/within"])

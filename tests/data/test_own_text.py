@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from seqlab.data import documents, own_corpus
 from seqlab.data.documents import Record, TextPart, cut, documents_in, last_cut
 from seqlab.data.splitting import split_by_hash
-from seqlab.data.subwords import Subwords, train_bpe
+from seqlab.data.subwords import Subwords, interruptible, read_tokenizer, train_bpe
 from seqlab.errors import UserError
 from seqlab.inference.generate import pieces
 from support import LINES
@@ -68,11 +71,13 @@ def test_a_single_text_is_cut_by_position_at_the_ends_of_lines(own, tmp_path):
     assert len(parts["train"][0].encode()) / size == pytest.approx(0.7, abs=0.02)
 
 
-def test_a_line_without_an_end_is_cut_between_characters(tmp_path):
+@pytest.mark.parametrize("text", ["日" * 50000, "日" * 90 + "\n"])
+def test_a_line_without_an_end_is_cut_between_characters(tmp_path, text):
     path = tmp_path / "line.txt"
-    path.write_text("日" * 50000)
+    path.write_text(text)
     parts = ["".join(part) for part in cut(path, [0.5, 0.3, 0.2])]
-    assert "".join(parts) == "日" * 50000
+    assert all(parts)
+    assert "".join(parts) == text
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,15 @@ def test_files_that_are_named_for_splits_are_those(own, tmp_path, names, expecte
         path.write_text(f"this is {name}, which has words\n")
     data = own(str(tmp_path / "given"), tokens="byte")
     assert [documents_of(data, split) for split in SPLITS] == [[f"this is {n}, which has words\n"] for n in expected]
+
+
+def test_names_of_splits_that_are_not_taken_are_said(own, tmp_path, caplog):
+    (tmp_path / "given").mkdir()
+    for name in ("train.txt", "test.txt", "about.txt"):
+        (tmp_path / "given" / name).write_text("".join(map(text_of, range(20))) + name)
+    with pytest.raises(UserError, match="no document of it is in the"):
+        own(str(tmp_path / "given"), tokens="byte")
+    assert "about.txt is not named for a split" in caplog.text
 
 
 def test_what_is_not_given_is_cut_from_training(own, tmp_path):
@@ -257,9 +271,32 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "numbers": (record("a.jsonl", '{"text": 3}\n'), r"data\.field=text: in .*a\.jsonl it holds int and no text"),
     "no record": (
         record("a.jsonl", '{"text": "a"}\n[1]\n'),
-        r"data\.files=.*a\.jsonl: cannot be read \(line 2 is no re",
+        r"data\.files=.*a\.jsonl: cannot be read \(line 2: no record",
     ),
-    "broken": (record("a.jsonl", '{"text": \n'), r"data\.files=.*a\.jsonl: cannot be read \(Expecting value"),
+    "broken": (
+        record("a.jsonl", '\n{"text": \n'),
+        r"data\.files=.*a\.jsonl: cannot be read \(line 2: Expecting value, column",
+    ),
+    "half a surrogate pair": (
+        record("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n'),
+        r"data\.files=.*a\.jsonl: cannot be read \(line 2: .* surrogates not allowed",
+    ),
+    "an array": (record("a.json", '[\n{"text": "a"}]'), r"data\.files=.*a\.json: cannot be read \(line 1: Expecting"),
+    "a comma without quotes": (
+        record("a.csv", "text\nwell\nwell, well\n"),
+        r"data\.files=.*a\.csv: cannot be read \(line 3: more values than the first line names",
+    ),
+    "too few columns": (
+        record("a.csv", "id,text\n1\n"),
+        r"data\.files=.*a\.csv: cannot be read \(line 2: fewer values than the first line names",
+    ),
+    "a quote without an end": (
+        record("a.csv", 'text\n"a\nb\n'),
+        r"data\.files=.*a\.csv: cannot be read \(after line 1: unexpected end of data",
+    ),
+    "an empty name": (lambda _: {"files": ""}, r"data\.files=: a name in it is empty"),
+    "an empty list": (lambda _: {"files": []}, r"data\.files=\[\]: a name in it is empty"),
+    "too few for words": (lambda _: {"tokens": "word", "vocab_size": 2}, "data.vocab_size=2: a vocabulary of words"),
     "a broken parquet": (record("a.parquet", "PAR1"), r"data\.files=.*a\.parquet: cannot be read \("),
     "one document": (
         record("a.jsonl", '{"text": "a b c"}\n'),
@@ -327,3 +364,18 @@ def test_special_tokens_are_read_and_none_is_added(tmp_path):
     content = Path(tokenizer_json(tmp_path, end="</s>"), "tokenizer.json").read_text()
     tokens = Subwords(content, "it")
     assert tokens.encode("b</s>").tolist() == [1, 3] and tokens.decode([1, 3]) == "b"
+
+
+def test_work_can_be_interrupted_before_it_ends():
+    let, done = threading.Event(), []
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(let.wait(60))
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    assert not done
+    let.set()
+    with pytest.raises(UserError):
+        interruptible(lambda: read_tokenizer(Path("nowhere")))

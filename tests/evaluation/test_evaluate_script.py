@@ -88,6 +88,7 @@ MISTAKES = {
     "no text": (["text=greek"], "which is no text"),
     "a tokenizer": (["tokenizer=x"], "tokenizer=x: a run has the tokens of its data"),
     "other file": (["out=other"], "is there and holds no evaluations"),
+    "no place": (["out=short/deep"], "out=short/deep: nothing can be written in "),
 }
 
 

@@ -77,13 +77,19 @@ def test_a_carried_state_is_one_pass_over_the_whole_text(model, dtype, tolerance
     assert sliding(model, tokens, length=89, stride=1, batch_size=4).nats == pytest.approx(whole, rel=tolerance)
 
 
-@pytest.mark.parametrize("model", ["mamba", "transformer"])
-def test_windows_end_to_end_are_the_test_of_a_run(word_data, model):
+@pytest.mark.parametrize(("model", "apart"), [("mamba", False), ("transformer", False), ("mamba", True)])
+def test_windows_end_to_end_are_the_test_of_a_run(word_data, model, apart):
     model = built_model(f"model={model}", "size=tiny", d_input=word_data.d_input, length=word_data.length).eval()
+    if apart:
+        model.separate(word_data.vocabulary.index("<eos>"))
     own = evaluate(model, word_data, "test", batch_size=4, device=CPU, autocast=lambda: autocast(CPU, "float32"))
     tokens = tokens_of_split(word_data, "test")
     found = sliding(model, tokens, length=word_data.length, stride=word_data.length, batch_size=5)
     assert found.nats / found.predicted == pytest.approx(own.metrics["loss"], rel=1e-6)
+    assert found.context.endswith("none of another document") == apart
+    if apart:
+        with pytest.raises(UserError, match=r"^window=carried: nothing flows from one document to the next"):
+            carried(model, tokens, length=8)
 
 
 def test_figures_of_a_model_that_knows_nothing(word_data):

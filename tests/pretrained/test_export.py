@@ -234,10 +234,12 @@ def test_bytes_and_the_end_of_a_document(tmp_path):
     """Byte number i of UTF-8 is token i, and the last one ends a document."""
     data = SimpleNamespace(unit="byte", vocabulary=[*map(chr, range(256)), "<|endoftext|>"], end_of_document=256)
     model = built_model("model=mamba", *SIZE, d_input=257)
+    model.separate(256)
     trained = Trained(OmegaConf.create({}), data, model, 3)
     export.export(trained, tmp_path / "run", to := tmp_path / "out")
     tokenizer, text = AutoTokenizer.from_pretrained(to), TEXTS["character"]
     ids = tokenizer(text).input_ids
+    assert "| documents | apart in training" in (to / "README.md").read_text()
     assert ids == [*plain(text).encode()]
     assert tokenizer.decode([*ids, 256], skip_special_tokens=True) == plain(text)
     assert tokenizer.decode(ids[-1:] + [*"é".encode()][:1]) == "\r\ufffd"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqlab.commands import generate
+from seqlab.commands import evaluate, generate
 from support import LINES
 
 SMALLEST = ["trainer=smoke", "data=text", "data.length=16", "data.vocab_size=300", "size.d_model=8", "size.n_layers=1"]
@@ -15,7 +15,7 @@ def text(tmp_path):
     return tmp_path / "my.txt"
 
 
-def test_a_run_goes_on_with_its_own_tokenizer_wherever_the_text_is(train, text, capsys):
+def test_a_run_goes_on_with_its_own_tokenizer_wherever_the_text_is(train, text, tmp_path, capsys):
     given = [*SMALLEST, f"data.files={text}"]
     job = train(*given, "trainer.steps=2", small=False)
     assert job.status == 0
@@ -25,6 +25,8 @@ def test_a_run_goes_on_with_its_own_tokenizer_wherever_the_text_is(train, text, 
     moved = text.rename(text.with_name("moved.txt"))
     assert generate.main([f"run={job.folder}", "prompt=the cat", "max_new_tokens=9", "untrained=true"]) == 0
     assert "the cat" in capsys.readouterr().out
+    assert evaluate.main([f"run={job.folder}", f"text={moved}", "length=16", f"out={tmp_path}"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
     assert train(f"resume={job.folder}", "trainer.steps=4").status == 2
     assert "there is no such file" in capsys.readouterr().err
     assert train(f"resume={job.folder}", "trainer.steps=4", f"+data.files={moved}").status == 0

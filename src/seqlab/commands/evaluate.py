@@ -44,21 +44,30 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.table import Table
 from torch import Tensor, nn
 
-from seqlab import console, pretrained
+from seqlab import console, jsonio, pretrained
 from seqlab.commands.options import command
 from seqlab.commands.settings import Kinds, read_settings
+from seqlab.commands.trained import OF_RUN, load_trained
 from seqlab.data.encoding import plain
 from seqlab.errors import UserError
-from seqlab.evaluation.perplexity import TextScore, carried, refuse_growing_state, sliding
-from seqlab.evaluation.results import WINDOWS, add, earlier, figures_table, tasks_table
-from seqlab.evaluation.texts import OfRun, OfTokenizer, Texts, positions_of, tokenizer_folder, tokens_of_split
+from seqlab.evaluation.perplexity import TextScore, carried, refuse_carrying, sliding
+from seqlab.evaluation.results import WINDOWS, add, check_place, figures_table, tasks_table
+from seqlab.evaluation.texts import (
+    OfRun,
+    OfTokenizer,
+    Texts,
+    positions_of,
+    text_of_documents,
+    tokenizer_folder,
+    tokens_of_split,
+)
 from seqlab.formatting import counted
 from seqlab.models.counting import count_parameters
 from seqlab.runs.build import choose_device
 from seqlab.runs.environment import environment, package_version
-from seqlab.runs.load import load_run
+from seqlab.runs.load import refuse_no_text
 from seqlab.runs.process import reset_global_state
-from seqlab.runs.trust import packages, refuse_links
+from seqlab.runs.trust import refuse_links
 from seqlab.training.precision import DTYPES, Precision, check_precision
 
 EVALUATIONS = Path("outputs", "evaluations")
@@ -90,11 +99,7 @@ SETTINGS: Kinds = {
     "out": (str | None, None),
     "device": (Literal["auto", "cpu", "cuda"], "auto"),
     "precision": (Precision, "float32"),
-    "untrained": (bool, False),
-    "trust": (str | None, None),
-    "data.dir": (str | None, None),
-    "data.files": (str | None, None),
-    "data.cache_dir": (str | None, None),
+    **OF_RUN,
 }
 
 
@@ -144,17 +149,11 @@ def of_run(settings: dict[str, Any], device: torch.device) -> Subject:
     Raises:
         UserError: the folder is no run's, or the run was not trained on text.
     """
-    folder = Path(settings["run"])
-    elsewhere = {
-        key: settings[f"data.{key}"] for key in ("dir", "files", "cache_dir") if settings[f"data.{key}"] is not None
-    }
-    trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
-    trained = load_run(folder, device, data=elsewhere, **trust)
-    if not hasattr(trained.data, "decode"):
-        rule = f"was trained on {trained.data.description}, which is no text"
-        raise UserError("run", folder, rule, "Name a run on a corpus, for example data=tiny_shakespeare")
+    folder, trained = Path(settings["run"]), load_trained(settings, device)
+    refuse_no_text(trained, folder)
     refuse_links(folder)
-    facts = {"model": trained.cfg.name, "run": str(folder), "step": trained.step, "data": trained.data.description}
+    described = jsonio.load(folder / "summary.json").get("data_description") or trained.data.description
+    facts = {"model": trained.cfg.name, "run": str(folder), "step": trained.step, "data": described}
     return Subject(trained.model, OfRun(trained.data), trained.data, trained.model.max_length, folder, facts)
 
 
@@ -192,7 +191,7 @@ def text_of(settings: dict[str, Any], subject: Subject) -> Read:
         tokens = tokens_of_split(subject.data, "test")
         known = subject.data.text_bytes("test").per_token
         size = round(known * (len(tokens) - 1)) if math.isfinite(known) else None
-        return Read(f"test split of {subject.data.name}", tokens, subject.texts.decode(tokens.tolist()), size)
+        return Read(f"test split of {subject.data.name}", tokens, text_of_documents(subject.texts, tokens), size)
     try:
         text = plain(Path(name).expanduser().read_bytes().decode())
     except UnicodeDecodeError as error:
@@ -213,7 +212,7 @@ def of_text(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
     stride = settings["stride"] or max(1, length // 2)
     chosen = dict.fromkeys(settings["window"].split(","))
     if "carried" in chosen:
-        refuse_growing_state(subject.model, len(tokens) - 1)  # before hours of sliding windows
+        refuse_carrying(subject.model, tokens)  # before hours of sliding windows
     scores: dict[str, TextScore] = {}
     with console.progress() as progress:
         for window in chosen:
@@ -275,7 +274,7 @@ def run(settings: dict[str, Any]) -> int:
     check_precision(subject.model, device, settings["precision"])
     subject.model.to(DTYPES[settings["precision"]])
     path = Path(settings["out"] or subject.folder) / "evaluation.json"
-    earlier(path)  # what is there has to be what results can be added to, before they are computed
+    check_place(path)  # before there are results
     found = (of_tasks if settings["tasks"] else of_text)(settings, subject)
     facts = environment(device)
     facts["versions"] |= {name: package_version(name) for name in ("lm_eval", "datasets", "tokenizers")}

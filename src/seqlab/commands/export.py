@@ -21,21 +21,16 @@ import torch
 
 from seqlab import console
 from seqlab.commands.options import command
-from seqlab.commands.settings import read_settings
+from seqlab.commands.settings import Kinds, read_settings
+from seqlab.commands.trained import OF_RUN, load_trained
 from seqlab.errors import UserError
 from seqlab.models.counting import count_parameters
 from seqlab.pretrained.export import check_new, export
-from seqlab.runs.load import load_run
-from seqlab.runs.trust import packages
 
-SETTINGS: dict[str, tuple[Any, Any]] = {  # type and default
+SETTINGS: Kinds = {
     "run": (str, None),
     "to": (str, None),
-    "untrained": (bool, False),
-    "trust": (str | None, None),
-    "data.dir": (str | None, None),
-    "data.files": (str | None, None),
-    "data.cache_dir": (str | None, None),
+    **OF_RUN,
 }
 
 
@@ -58,11 +53,7 @@ def run(settings: dict[str, Any]) -> int:
     logging.basicConfig(handlers=[console.ConsoleHandler()], level=logging.WARNING, format="%(message)s")
     folder, to = Path(settings["run"]), Path(settings["to"])
     check_new(to)
-    elsewhere = {
-        key: settings[f"data.{key}"] for key in ("dir", "files", "cache_dir") if settings[f"data.{key}"] is not None
-    }
-    trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
-    trained = load_run(folder, torch.device("cpu"), data=elsewhere, **trust)
+    trained = load_trained(settings, torch.device("cpu"))
     found = export(trained, folder, to)
     parameters = count_parameters(trained.model)["parameters"]
     console.say(f"{to} has the {found.architecture} of step {trained.step:,}, of {parameters:,} parameters.")

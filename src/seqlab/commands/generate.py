@@ -28,7 +28,6 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -38,15 +37,15 @@ from torch import Tensor, nn
 from seqlab import console, pretrained
 from seqlab.commands.options import command
 from seqlab.commands.settings import Kinds, read_settings
+from seqlab.commands.trained import OF_RUN, load_trained
 from seqlab.errors import UserError, printable
 from seqlab.evaluation.texts import OfTokenizer, tokenizer_folder
 from seqlab.inference.generate import Text, generate_text
 from seqlab.inference.sampling import Sampling
 from seqlab.pretrained.files import ends_in, folder_of
 from seqlab.runs.build import choose_device
-from seqlab.runs.load import load_run, refuse_no_text
+from seqlab.runs.load import refuse_no_text
 from seqlab.runs.process import reset_global_state
-from seqlab.runs.trust import packages
 from seqlab.training.precision import DTYPES, Precision, check_precision
 
 SETTINGS: Kinds = {
@@ -63,11 +62,7 @@ SETTINGS: Kinds = {
     "seed": (Annotated[int, Field(ge=0, lt=2**63)], 0),
     "device": (Literal["auto", "cpu", "cuda"], "auto"),
     "precision": (Precision, "float32"),
-    "untrained": (bool, False),
-    "trust": (str | None, None),
-    "data.dir": (str | None, None),
-    "data.files": (str | None, None),
-    "data.cache_dir": (str | None, None),
+    **OF_RUN,
 }
 
 
@@ -143,11 +138,7 @@ def of_run(settings: dict[str, Any], device: torch.device) -> tuple[nn.Module, T
     Raises:
         UserError: the run was not trained on text.
     """
-    elsewhere = {
-        key: settings[f"data.{key}"] for key in ("dir", "files", "cache_dir") if settings[f"data.{key}"] is not None
-    }
-    trust = {"trust": packages(settings["trust"]), "untrained": settings["untrained"]}
-    trained = load_run(Path(settings["run"]), device, data=elsewhere, **trust)
+    trained = load_trained(settings, device)
     refuse_no_text(trained, settings["run"])
     return trained.model, trained.data
 

@@ -17,7 +17,7 @@ from seqlab.config.options import optional_groups, top_level_keys
 from seqlab.config.overrides import parse, parse_all
 from seqlab.config.suggestions import no_option
 from seqlab.errors import UserError, in_quotes
-from seqlab.invocation import program, typed
+from seqlab.invocation import arguments, program
 
 PATHS = ("init_from", "resume", "data.dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 """Settings that name a folder, whose name may contain = and a comma, as those of a sweep's jobs do."""
@@ -25,7 +25,7 @@ PATHS = ("init_from", "resume", "data.dir", "data.cache_dir", "hydra.run.dir", "
 
 def typed_settings() -> dict[str, str]:
     """The command line's settings as typed, by key; in the process of a sweep's job, those of the sweep's command."""
-    return parse_all(typed())
+    return parse_all(arguments())
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:

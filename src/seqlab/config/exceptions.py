@@ -37,8 +37,11 @@ REFUSALS = {
 }
 """Rule and remedy for each error number with which the system refuses a path."""
 
-PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir")
-"""Settings that name a folder; ``run`` is that of ``scripts/generate.py``."""
+OF_RUST = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust, safetensors and tokenizers, say the number of the system's error."""
+
+PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir", "out")
+"""Settings that name a folder; ``run`` and ``out`` are those of the commands that read a run."""
 
 NAMES = ("name", "data_name", "hydra.sweep.subdir")
 """Settings that a run's folder is named by."""
@@ -73,6 +76,8 @@ def translate_foreign(error: BaseException) -> UserError | None:
     """The error to report for a library's exception, if a setting or the machine causes it."""
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return refused_path(error)
+    if (number := OF_RUST.search(str(error))) and REFUSALS.get(int(number[1])) is FULL:
+        return UserError("disk", "full", *FULL)
     if found := out_of_memory(error):
         return found
     if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):  # packages that may not be here

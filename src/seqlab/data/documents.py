@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import sys
 from codecs import getincrementaldecoder
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from seqlab.data.encoding import plain
 from seqlab.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 PIECE = 2**16
@@ -138,25 +141,42 @@ def lines(path: Path, field: str) -> Rows:
     """The records of a file of JSON lines.
 
     Raises:
-        ValueError: a line is no JSON, or no record.
+        ValueError: a line is no JSON, or no record, or its text no Unicode.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"line {number:,} is no record")
-            yield list(record), record.get(field)
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("no record, of which each has a line of its own")
+                value = record.get(field)
+                str(value).encode()  # JSON may escape half of a surrogate pair
+            except (ValueError, RecursionError) as error:
+                why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                raise ValueError(f"line {number:,}: {why}") from error
+            yield list(record), value
 
 
 def rows(path: Path, field: str) -> Rows:
-    """The records of a CSV file, whose first line has the names."""
+    """The records of a CSV file, whose first line has the names.
+
+    Raises:
+        ValueError: a quote has no end, or a record has more or fewer values than there are names.
+    """
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for record in reader:
-            yield reader.fieldnames, record.get(field)
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for record in reader:
+                if None in record or None in record.values():
+                    more = "more" if None in record else "fewer"
+                    rule = f"{more} values than the first line names: has a text a comma, and no quotes?"
+                    raise ValueError(f"line {reader.line_num:,}: {rule}")
+                yield reader.fieldnames, record.get(field)
+        except csv.Error as error:
+            raise ValueError(f"after line {reader.line_num:,}: {error}") from error
 
 
 def columns(path: Path, field: str) -> Rows:
@@ -173,8 +193,9 @@ def columns(path: Path, field: str) -> Rows:
                 yield names, value
 
 
-READERS: dict[str, Callable[[Path, str], Rows]] = {".jsonl": lines, ".csv": rows, ".parquet": columns}
-SUFFIXES = (".txt", *READERS)
+READERS: dict[str, Callable[[Path, str], Rows]] = {".jsonl": lines, ".json": lines, ".csv": rows, ".parquet": columns}
+SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet")
+"""Of the files that are taken of a folder; a .json there may be anything."""
 
 
 def documents_in(path: Path, field: str) -> Iterator[Document]:
@@ -263,6 +284,9 @@ def by_role(given: str | list[str] | dict[str, str | list[str]]) -> dict[str, li
             return {
                 role: [p for p, r in zip(found, roles, strict=True) if r == role] for role in SPLITS if role in roles
             }
+        if {"train"} < set(roles) - {None}:
+            other = found[roles.index(None)].name
+            log.warning("%s is not named for a split, so all files of %s are cut into splits anew.", other, given)
     return {"train": found}
 
 
@@ -277,8 +301,10 @@ def files_of(given: str | list[str]) -> list[Path]:
     Raises:
         UserError: one does not exist, or a folder holds none.
     """
-    found = []
-    for name in [given] if isinstance(given, str) else given:
+    found, names = [], [given] if isinstance(given, str) else given
+    if not names or not all(names):
+        raise UserError("files", given, "a name in it is empty, or there is none", "Name a file or a folder")
+    for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
             inside = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in SUFFIXES and one.is_file()]
@@ -294,14 +320,18 @@ def files_of(given: str | list[str]) -> list[Path]:
 
 
 def cut(path: Path, shares: list[float]) -> list[TextPart]:
-    """A text file in parts of these shares of its bytes, cut at the next end of a line; all but the last end there."""
+    """A text file in parts of these shares of its bytes, cut at the next end of a line; all but the last end there.
+
+    Of a line that goes on for half of the smallest part, or for ``BLOCK`` bytes, the end is not waited for.
+    """
     size, total = path.stat().st_size, 0.0
+    longest = min(BLOCK, max(1, round(size * min(shares) / 2)))
     places = [0]
     with path.open("rb") as file:
         for share in shares[:-1]:
             total += share
             file.seek(max(0, round(size * total) - 1))
-            file.readline(BLOCK)
+            file.readline(longest)
             while (following := file.read(1)) and 0x80 <= following[0] < 0xC0:  # within a character
                 pass
             places.append(max(places[-1], file.tell() - len(following)))

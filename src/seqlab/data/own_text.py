@@ -128,6 +128,9 @@ class OwnText(TextWindows):
         return Subwords(read_tokenizer(self.tokenizer_file), str(self.tokenizer_file), size, self._end_token)
 
     def _check_size(self) -> None:
+        if self._kind == "word" and (self._size or 3) < 3:
+            rule = "a vocabulary of words has <unk> and the end of a document besides"
+            raise UserError("vocab_size", self._size, rule, "Give it 3 or more")
         if self._kind in ("character", "byte") and self._size is not None:
             rule = f"a vocabulary of {self._kind}s has the size that it has"
             raise UserError("vocab_size", self._size, rule, "Leave it out, or set tokens=bpe")

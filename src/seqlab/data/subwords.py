@@ -4,8 +4,10 @@ It is imported where it is used: only some texts need it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -113,8 +115,26 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = {"special_tokens": [END_OF_DOCUMENT], "initial_alphabet": alphabet, "show_progress": False}
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **special))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, **special)
+    interruptible(lambda: tokenizer.train_from_iterator(texts, trainer))
     return tokenizer.to_str(pretty=True)
+
+
+def interruptible(work: Callable[[], Any]) -> Any:
+    """The result of work in a thread of its own, so that Ctrl-C need not wait until a library returns.
+
+    The thread then works on until the process ends.
+    """
+    future = Future[Any]()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def file_of(path: Path) -> Path:

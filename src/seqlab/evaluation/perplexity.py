@@ -123,7 +123,14 @@ def sliding(
             losses, _ = token_losses(model, piece[:, :-1], ends.flatten().to(device), piece[:, -new:].flatten())
             total += losses.sum(dtype=torch.float64)
             on_tokens(new * len(some))
-    return TextScore(total.item(), len(tokens) - 1, _of_windows(every, length, stride))
+    apart = "; none of another document" if joins_documents(model, tokens) else ""
+    return TextScore(total.item(), len(tokens) - 1, _of_windows(every, length, stride) + apart)
+
+
+def joins_documents(model: nn.Module, tokens: Tensor) -> bool:
+    """Whether tokens (N,) are several documents for a model that keeps documents apart."""
+    separator = getattr(model, "separator", None)
+    return separator is not None and bool((tokens[1:-1] == separator).any())
 
 
 def _of_windows(every: list[Window], length: int, stride: int) -> str:
@@ -145,9 +152,9 @@ def carried(model: nn.Module, tokens: Tensor, *, length: int, on_tokens: Progres
         on_tokens: called after each window.
 
     Raises:
-        UserError: the state of the model grows with the text.
+        UserError: as ``refuse_carrying``.
     """
-    refuse_growing_state(model, len(tokens) - 1)
+    refuse_carrying(model, tokens)
     device = model.embed.weight.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     state = model.initial_state(1)
@@ -162,12 +169,16 @@ def carried(model: nn.Module, tokens: Tensor, *, length: int, on_tokens: Progres
     return TextScore(total.item(), predicted, context)
 
 
-def refuse_growing_state(model: nn.Module, count: int) -> None:
-    """Refuse to carry on a state that a text of ``count`` tokens keeps enlarging, as attention's cache does.
+def refuse_carrying(model: nn.Module, tokens: Tensor) -> None:
+    """Refuse to carry on a state that tokens (N,) enlarge, as attention's cache, or that documents begin anew.
 
     Raises:
-        UserError: it does.
+        UserError: they do.
     """
+    if joins_documents(model, tokens):
+        rule = "nothing flows from one document to the next in this model, and a state that is carried on would"
+        raise UserError("window", "carried", rule, "Set window=sliding")
+    count = len(tokens) - 1
     size = state_bytes(model, count)
     if size is None or size != state_bytes(model, 2 * count):
         rule = "the state of this model grows with the text, so that nothing of constant size can be carried on"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,18 @@ def add(path: Path, evaluation: dict[str, Any]) -> None:
     dump(path, {"evaluations": [*before, plain(evaluation)]})
 
 
+def check_place(path: Path) -> None:
+    """Check that evaluations can be added to a file, which need not exist, nor its folder.
+
+    Raises:
+        UserError: its folder cannot be written, or what is there is no file of evaluations.
+    """
+    earlier(path)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise UserError("out", path.parent, f"nothing can be written in {above}", "Set out=<another folder>")
+
+
 def earlier(path: Path) -> list[Any]:
     """The evaluations in a file, none where there is no file.
 
@@ -92,7 +105,7 @@ def earlier(path: Path) -> list[Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except ValueError:
         content = None

@@ -177,15 +177,18 @@ def positions_of(folder: Path) -> int:
     return next((value for value in named if isinstance(value, int) and value > 0), 2048)
 
 
+def text_of_documents(texts: Texts, tokens: Tensor) -> str:
+    """The text of tokens (N,), with white space between documents: the last word of one is not the next one's first."""
+    ends = (tokens == (-1 if texts.end is None else texts.end)).nonzero().flatten().tolist()
+    return " ".join(texts.decode(document.tolist()) for document in tokens.tensor_split(ends))
+
+
 def tokens_of_split(data: Any, split: str) -> Tensor:
     """The tokens of a run's split, (N,) int64, from the windows in which it is evaluated.
 
     Raises:
         UserError: they are not one text, from beginning to end.
     """
-    if getattr(data, "separator", None) is not None:
-        rule = "its documents are apart, and windows here go from one to the next"
-        raise UserError("run", split, rule, "Give text=<file>")
     batches = list(data.evaluation_batches(split, 64))
     inputs, targets = (torch.cat([batch[part].flatten() for batch in batches]) for part in (0, 1))  # (N - 1,)
     if not torch.equal(inputs[1:], targets[:-1]):

@@ -23,6 +23,7 @@ class Exported(NamedTuple):
     step: int  # of the weights
     origin: str | None  # the checkpoint that the run started from
     tokenizer: str | None  # the class of ``transformers`` that loads the tokenizer, if there is one
+    apart: bool = False  # nothing flowed from one document to the next in training
 
 
 def card(exported: Exported, summary: Summary) -> str:
@@ -53,6 +54,7 @@ def facts_of(exported: Exported, summary: Summary) -> dict[str, Any]:
     versions = ", ".join(f"{name} {version}" for name, version in (get("versions") or {}).items())
     return {
         "data": f"{get('data_description')} (fingerprint {get('data_fingerprint')})",
+        "documents": "apart in training: one at a time, after the token that ends one" if exported.apart else "",
         "started from": exported.origin,
         "parameters": f"{get('parameters', 0):,}",
         "budget": spent,

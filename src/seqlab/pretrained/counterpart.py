@@ -23,8 +23,8 @@ from seqlab.pretrained.sources import Values, stored
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 
-FREE = {"training", "scan_backend", "backend", "experts_backend", "balance_weight", "z_weight"}
-"""Attributes of a module that do not change what it computes once it is trained; nor does a ``Dropout``."""
+FREE = {"training", "scan_backend", "backend", "experts_backend", "balance_weight", "z_weight", "separator"}
+"""Attributes of a module that do not change what it computes of one document once trained; nor does a ``Dropout``."""
 
 REMEDY = "Export a model that is alike there, or use this one with seqlab generate"
 REMEDIES = {"head.bias": "Train it with +model.head_bias=false, or with model.tie_embeddings=true"}

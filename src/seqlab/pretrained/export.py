@@ -43,9 +43,12 @@ def export(trained: Trained, run: Path, folder: Path) -> Counterpart:
     with new_folder(folder) as temporary:
         write_model(trained.model, found, temporary)
         tokenizer = write_tokenizer(trained.data, trained.model, found, temporary)
-        exported = Exported(found.architecture, trained.step, trained.cfg.get("init_from"), tokenizer)
+        apart = trained.model.separator is not None
+        exported = Exported(found.architecture, trained.step, trained.cfg.get("init_from"), tokenizer, apart)
         text = card(exported, jsonio.load(run / "summary.json"))
         (temporary / "README.md").write_text(text, encoding="utf-8")
+    if apart:
+        log.warning("Documents were apart in training: give the model one at a time, after the token that ends one.")
     return found
 
 
