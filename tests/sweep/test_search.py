@@ -18,7 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa:
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
 
 from seqlab.errors import UserError  # noqa: E402
-from seqlab.sweep.search.space import dimension  # noqa: E402
+from seqlab.sweep.search.pruning import storage_in  # noqa: E402
+from seqlab.sweep.search.space import Arm, dimension  # noqa: E402
+from seqlab.sweep.search.studies import Study  # noqa: E402
 
 RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 LONG = ("trainer.steps=8", "trainer.evaluate_every=2", "schedule=constant", "schedule.warmup=0")
@@ -164,7 +166,41 @@ def test_workers_share_a_search(search):
         assert all(len(trial["validations"]) == 4 for trial in study["trials"])
 
 
+def test_two_searches_share_a_study_by_a_journal(search, tmp_path):
+    """Each has its folder and the trials that it made; the number of trials is that of both, and both know the best."""
+    shared = ("model=linear", RATES, f"hydra.sweeper.storage={tmp_path / 'journal'}")
+    first = search(*shared, trials=1, folder="one")
+    second = search(*shared, trials=2, folder="two")
+    assert (first.status, second.status) == (0, 0)
+    trials = second.studies["linear"]["trials"]
+    assert [Path(trial["folder"]).parent for trial in trials] == [first.folder, second.folder]
+    assert trials[0] == first.studies["linear"]["trials"][0]
+    assert trials[0]["settings"] != trials[1]["settings"]
+    losses = [Job(Path(trial["folder"]), 0).summary["best_validation_loss"] for trial in trials]
+    best = second.studies["linear"]["best"]
+    assert best["validation"] == min(losses)
+    assert best["test"] == Job(Path(best["folder"]), 0).summary["test"]
+    assert [len(list(found.folder.glob("*/summary.json"))) for found in (first, second)] == [1, 1]
+
+
+def test_a_search_leaves_the_running_trials_of_another_alone(tmp_path):
+    arm = Arm("linear", ["model=linear"], {"optimizer.lr": FloatDistribution(1e-4, 1e-1)})
+    settings = {"trials": 3, "seed": 1, "sampler": {"_target_": "optuna.samplers.RandomSampler"}}
+    storage = storage_in(tmp_path, str(tmp_path / "journal"))
+    ours, theirs = (Study(arm, storage, settings, search) for search in ("a", "b"))
+    begun = [ours.next(), theirs.next()]
+    assert [number for _, number, _ in begun] == [0, 1]
+    assert (ours.left, theirs.left) == (1, 1)
+    again = Study(arm, storage_in(tmp_path, str(tmp_path / "journal")), settings, "b")  # after a kill
+    assert [trial.number for trial in again.cut_off] == [1]
+    assert again.next()[2] == begun[1][2]
+
+
 REFUSED = {
+    "no such database": (
+        [RATES, "hydra.sweeper.storage=mysql://me:secret@nowhere/x"],
+        r"storage=mysql://me:\*\*\*@nowhere",
+    ),
     "several seeds": (["seed=1,2", RATES], r"seed=.*no setting to search"),
     "nothing to search": (["model=mlp,linear"], r"search=mlp: nothing is left to search"),
     "no trials": ([RATES, "hydra.sweeper.trials=0"], r"hydra\.sweeper\.trials=0: must be a whole number, 1 or more"),

@@ -1,5 +1,6 @@
 """The search in the process of a trial: its validation losses are reported, and the pruner may stop it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,24 +9,37 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 
-from seqlab.errors import Pruned
+from seqlab.errors import Pruned, UserError
 
 Report = Callable[[dict[str, Any]], None]
 
 
-def storage_in(folder: Path, url: str | None) -> Any:
+def storage_in(folder: Path, place: str | None) -> Any:
     """Optuna's storage of the search in a sweep's folder, which several processes may have open.
 
     Args:
         folder: the sweep's.
-        url: of another place, ``None`` for ``search.db`` in the folder.
-    """
-    from optuna.storages import RDBStorage
+        place: of a storage that several searches share, as ``hydra.sweeper.storage``: the URL of a database or the path
+            of a journal; ``None`` for ``search.db`` in the folder.
 
-    if url is not None:
-        return RDBStorage(url)
-    waiting = {"connect_args": {"timeout": 120}}  # seconds, while another process writes
-    return RDBStorage(f"sqlite:///{folder.resolve() / 'search.db'}", engine_kwargs=waiting)
+    Raises:
+        UserError: the database cannot be reached, or the journal not be written.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if place is None:
+        waiting = {"connect_args": {"timeout": 120}}  # seconds, while another process writes
+        return RDBStorage(f"sqlite:///{folder.resolve() / 'search.db'}", engine_kwargs=waiting)
+    try:
+        return RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(place))
+    except Exception as error:  # each database has errors of its own
+        shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", place)  # without the password
+        said = str(error.__cause__ or error).strip().splitlines()[0].replace(place, shown)
+        remedy = (
+            "Name a file on a shared file system, or a database: postgresql+psycopg://user@host/name (docs/clusters.md)"
+        )
+        raise UserError("hydra.sweeper.storage", shown, said, remedy) from error
 
 
 def reporter(evaluate_every: int, total: int) -> Report:
