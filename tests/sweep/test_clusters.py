@@ -148,7 +148,7 @@ def test_a_job_that_slurm_lists_no_more_is_over(tools, tmp_path, monkeypatch):
     on_slurm.wait(["1_0", "1_1", "1_2"], tmp_path)  # 1_1 has died
 
 
-LONG = ("model=mamba", "trainer.steps=20000", "trainer.evaluate_every=20000", "trainer.checkpoint_every=20000")
+LONG = ("model=mamba", "trainer.steps=6000", "trainer.evaluate_every=6000", "trainer.checkpoint_every=6000")
 
 
 def started(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen:
@@ -212,9 +212,9 @@ def test_a_job_of_slurm_is_preempted_queued_again_and_ends_as_if_it_never_was(sl
     subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)  # not in two minutes
     assert again.wait(500) == 1  # the other job is refused
     job = Job(good, 0)
-    assert (job.summary["status"], job.summary["steps"]) == ("completed", 20000)
-    assert [record["step"] for record in job.records if record["split"] == "train"] == list(range(1, 20001))
-    assert 300 < before < 20000
+    assert (job.summary["status"], job.summary["steps"]) == ("completed", 6000)
+    assert [record["step"] for record in job.records if record["split"] == "train"] == list(range(1, 6001))
+    assert 300 < before < 6000
     assert f"Continuing from {good}" in (good / "train.log").read_text()
     assert json.loads((bad / "summary.json").read_text())["status"] == "failed"
     assert "trainer.batch_size=64: must lie between" in (tmp_path / "said").read_text()
