@@ -51,6 +51,8 @@ def test_a_sweep_is_that_of_the_basic_launcher(train, capfd, tmp_path, launcher)
 def test_one_run_has_no_launcher(train, capsys):
     assert train("launcher=joblib").status == 2
     assert "launcher=joblib: starts the jobs of a sweep, and this is one run.\nAdd -m" in capsys.readouterr().err
+    assert train("sweep.processes=2").status == 2
+    assert "sweep.processes=2: is for the jobs of a sweep, and this is one run.\nStart" in capsys.readouterr().err
 
 
 def test_workers_share_the_cores(monkeypatch):
