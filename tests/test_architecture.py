@@ -53,7 +53,7 @@ ROOMS = {
     ),
     "runs": (
         "errors invocation formatting jsonio config models data training",
-        "build environment extra_tests folder leftovers load lock process resume summary targets trust",
+        "build environment extra_tests folder leftovers load lock process resume summary targets torchrun trust",
     ),
     "pretrained": (
         "errors formatting jsonio config data models runs",
@@ -69,8 +69,9 @@ ROOMS = {
     ),
     "sweep": (
         "errors invocation formatting jsonio console config runs",
-        "callback display duplicates entries jobs naming orphans points rates search/pruning search/space "
-        "search/studies shared_mistakes watch workers",
+        "callback display duplicates entries jobs launchers/local_gpus launchers/on_ray launchers/on_slurm "
+        "launchers/packed naming orphans points rates search/pruning search/space search/studies shared_mistakes watch "
+        "workers",
     ),
     "report": (
         "errors formatting config runs",
@@ -86,15 +87,15 @@ ROOMS = {
         "training_step",
     ),
     "cli": (
-        "errors invocation formatting console config runs sweep report",
+        "errors invocation formatting jsonio console config runs sweep report",
         "main resolvers result_table",
     ),
     "commands": (
         "errors invocation formatting jsonio console config data ops models training inference evaluation runs "
-        "pretrained report benchmarks cli experiment",
+        "pretrained sweep report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
-        "benchmark_inference benchmark_scan benchmark_step_cpu benchmark_text compare evaluate export generate options "
-        "settings train trained",
+        "benchmark_inference benchmark_scan benchmark_step_cpu benchmark_text compare evaluate export generate job "
+        "options settings train trained",
     ),
     "api": (
         "errors invocation jsonio console config data runs report cli commands experiment",

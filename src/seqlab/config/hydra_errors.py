@@ -17,7 +17,7 @@ from seqlab.errors import UserError
 from seqlab.invocation import program
 
 WRONG_FORM = "does not have the form that it takes"
-PLUGINS = ("basic", "joblib", "submitit_local", "submitit_slurm", "points", "seqlab")
+PLUGINS = ("basic", "joblib", "submitit_local", "submitit_slurm", "local_gpus", "seqlab_ray", "points", "seqlab")
 """Launchers and sweepers of this project."""
 
 

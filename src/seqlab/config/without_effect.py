@@ -24,7 +24,7 @@ def check_choice(cfg: DictConfig) -> None:
     """Refuse a job's settings that have no effect; log the size that its model chose, and a window without effect.
 
     Raises:
-        UserError: as ``refuse_without_effect``, or a launcher is given for one run.
+        UserError: as ``refuse_without_effect``, or a launcher or processes are given for one run.
     """
     hydra = HydraConfig.get()
     choices, overrides = hydra.runtime.choices, list(hydra.overrides.task)
@@ -32,6 +32,11 @@ def check_choice(cfg: DictConfig) -> None:
     if not swept and (launcher := choices.get("launcher")):
         rule = "starts the jobs of a sweep, and this is one run"
         raise UserError("launcher", launcher, rule, "Add -m, or leave it out")
+    if not swept and (processes := OmegaConf.select(cfg, "sweep.processes")):
+        rule = "is for the jobs of a sweep, and this is one run"
+        raise UserError(
+            "sweep.processes", processes, rule, f"Start it by torchrun --nproc-per-node={processes}, or add -m"
+        )
     refuse_without_effect(cfg, unused_mixers_too=not swept)
     if choices.get("size") == own_size(choices.model) and (note := size_note([choices.model], overrides)):
         log.info("%s", note)

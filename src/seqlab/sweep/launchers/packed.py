@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from seqlab.config import CONFIG_FOLDER
 from seqlab.sweep.callback import hydra_of
-from seqlab.sweep.entries import ENTRIES, Entry
+from seqlab.sweep.entries import ENTRIES, RUNNING, Entry
+from seqlab.sweep.jobs import INTERRUPTED
 
 COMMAND = ("-m", "seqlab.commands.job")
 """Arguments of Python that run a packed job: of the file that follows, or else of standard input."""
@@ -70,10 +71,11 @@ class Packed:
         return pickle.dumps(config)
 
     def shown(self) -> "Packed":
-        """The same job, which has begun already: its entry is made new, so that the table of this sweep shows it."""
-        path = self.entry.path(Path(self.config.hydra.sweep.dir))
-        if path.exists():
-            path.touch()
+        """The same job, which is queued or running: if it has begun, its entry says so, for the table of this sweep."""
+        sweep = Path(self.config.hydra.sweep.dir)
+        path = self.entry.path(sweep)
+        if path.exists() and self.entry.now(sweep).outcome in (RUNNING, INTERRUPTED):
+            self.entry.write(sweep)
         return replace(self, written=modified(path))
 
     def over(self, log: Path | None = None) -> JobReturn:
