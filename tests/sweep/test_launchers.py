@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from quick_composition import REPLACED
 from seqlab.cli import resolvers
-from seqlab.runs import process
+from seqlab.errors import UserError
+from seqlab.runs import process, torchrun
 from support import CONF, Job
 
 pytest.importorskip("joblib")
@@ -56,6 +58,12 @@ def test_one_run_has_no_launcher(train, capsys):
     assert "sweep.processes=2: is for the jobs of a sweep, and this is one run.\nStart" in capsys.readouterr().err
 
 
+def test_a_job_in_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(torchrun, "nodes", lambda: 2)
+    with pytest.raises(UserError, match=r"sweep\.processes=2: a run trains in one process, and each of 4 would"):
+        torchrun.wanted(OmegaConf.create({"sweep": {"processes": 2}}))
+
+
 def test_workers_share_the_cores(monkeypatch):
     monkeypatch.setattr(process, "DEFAULT_THREADS", 8)
     assert [resolvers.share_of_cores(workers) for workers in (None, 1, 3, 8, 99)] == [8, 8, 2, 1, 1]
@@ -72,7 +80,6 @@ def test_threads_are_a_jobs_own(train, monkeypatch):
 
 def test_the_jobs_of_a_sweep_take_the_gpus_in_turn(monkeypatch):
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
     taken = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
