@@ -19,6 +19,7 @@ from hydra._internal import config_loader_impl, config_repository
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import Overrides
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -78,7 +79,8 @@ def _once_a_choice(create_defaults_list: Callable, compose_config: Callable) -> 
         if not {source.full_path() for source in repo.get_sources()} <= OURS:
             return create_defaults_list(repo, *given)
         chosen = [one.input_line for one in overrides_list if repo.group_exists(one.key_or_group)]
-        key = (config_name, *chosen, prepend_hydra, skip_missing)
+        launchers = ConfigStore.instance().repo["hydra"]["launcher"]  # those that are installed
+        key = (config_name, *chosen, prepend_hydra, skip_missing, *launchers)
         if key not in lists:
             lists[key] = create_defaults_list(repo, *given)
             whole[id(lists[key].defaults)] = None
