@@ -121,7 +121,8 @@ def needs_of(job: Packed, settings: dict[str, Any], ray: Any) -> dict[str, Any]:
 
 def in_a_process(packed: bytes, folder: Path, log: Path) -> int:
     """Run a packed job in a process that ends with Ray's worker and its machine's Ray. Returns its exit status."""
-    variables = {**os.environ, SWEEP: str(os.getppid())}
+    its_ray = os.getppid()
+    variables = {**os.environ, SWEEP: str(its_ray)}
     with log.open("ab") as file:
         streams = {"stdin": subprocess.PIPE, "stdout": file, "stderr": file}
         process = subprocess.Popen([sys.executable, *COMMAND], env=variables, cwd=folder, **streams)
@@ -133,4 +134,6 @@ def in_a_process(packed: bytes, folder: Path, log: Path) -> int:
     except BaseException:  # the task is cancelled
         stop([process])
         raise
+    if os.getppid() != its_ray:
+        os._exit(1)  # which Ray takes for what it is, a lost machine, and begins the job elsewhere
     return process.returncode
