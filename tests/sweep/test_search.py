@@ -194,6 +194,13 @@ def test_a_search_leaves_the_running_trials_of_another_alone(tmp_path):
     again = Study(arm, storage_in(tmp_path, str(tmp_path / "journal")), settings, "b")  # after a kill
     assert [trial.number for trial in again.cut_off] == [1]
     assert again.next()[2] == begun[1][2]
+    ours.optuna.ask()  # where a search was killed, or is at this moment: no values yet, and nobody's trial
+    assert (ours.left, Study(arm, storage, settings, "a").left, len(Study(arm, storage, settings, None).cut_off)) == (
+        1,
+        2,
+        0,
+    )
+    assert ours.results(tmp_path)["trials"][-1]["settings"] == {}
 
 
 REFUSED = {

@@ -1,6 +1,7 @@
 """The search in the process of a trial: its validation losses are reported, and the pruner may stop it."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def storage_in(folder: Path, place: str | None) -> Any:
         waiting = {"connect_args": {"timeout": 120}}  # seconds, while another process writes
         return RDBStorage(f"sqlite:///{folder.resolve() / 'search.db'}", engine_kwargs=waiting)
     try:
-        return RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(place))
+        return database(place) if "://" in place else JournalStorage(JournalFileBackend(place))
     except Exception as error:  # each database has errors of its own
         shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", place)  # without the password
         said = str(error.__cause__ or error).strip().splitlines()[0].replace(place, shown)
@@ -40,6 +41,18 @@ def storage_in(folder: Path, place: str | None) -> Any:
             "Name a file on a shared file system, or a database: postgresql+psycopg://user@host/name (docs/clusters.md)"
         )
         raise UserError("hydra.sweeper.storage", shown, said, remedy) from error
+
+
+def database(url: str) -> Any:
+    """Optuna's storage in a database. The second try finds the tables that another search has made during the first."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return RDBStorage(url)
+    except SQLAlchemyError:
+        time.sleep(1)
+        return RDBStorage(url)
 
 
 def reporter(evaluate_every: int, total: int) -> Report:

@@ -41,8 +41,11 @@ class Arm:
     dimensions: dict[str, BaseDistribution]
 
     def settings(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A trial's values as its job has them: floats to four significant digits, which people can read."""
-        trial = {key: values[key] for key in self.dimensions}
+        """A trial's values as its job has them: floats to four significant digits, which people can read.
+
+        Those of another search's trial may not all be known yet.
+        """
+        trial = {key: values[key] for key in self.dimensions if key in values}
         return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in trial.items()}
 
     def overrides(self, values: dict[str, Any]) -> list[str]:

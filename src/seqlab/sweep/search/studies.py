@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from seqlab.errors import UserError
 from seqlab.jsonio import dump, load
@@ -55,14 +55,19 @@ class Study:
             key, where = ("hydra.sweep.dir", "this folder") if search is None else ("hydra.sweeper.storage", "this one")
             raise UserError(key, where, rule, remedy)
         self.optuna.set_user_attr(SPACE, arm.fingerprint)
-        running = self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         self.failed = 0  # of this search's since it began; the same command again replaces them
-        self.cut_off = [trial for trial in running if trial.user_attrs.get(SEARCH) == search]
+        self.cut_off = [trial for trial in self.begun() if trial.user_attrs.get(SEARCH) == search]
+
+    def begun(self) -> list[FrozenTrial]:
+        """The trials that run or were cut off; one that was, or is, still being asked for has no job."""
+        running = self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        asked = [trial for trial in running if trial.params.keys() >= self.arm.dimensions.keys()]
+        return [trial for trial in asked if self.search is None or SEARCH in trial.user_attrs]
 
     @property
     def spent(self) -> int:
         """Trials that count: finished, running or cut off ones, of other searches too, and our failed ones."""
-        return len(self.optuna.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))) + self.failed
+        return len(self.optuna.get_trials(deepcopy=False, states=FINISHED)) + len(self.begun()) + self.failed
 
     @property
     def left(self) -> int:
