@@ -52,8 +52,8 @@ class Block(NamedTuple):
 def can_run(projected: Tensor, block: Block, settings: Settings, backend: str = "auto") -> bool:
     """Whether ``mamba3_inner`` is to take these; where not, the parts are called one after the other.
 
-    It is for a GPU, with or without a backward pass: in eager mode, with products in the dtype of ``projected``, which
-    is float32 or bfloat16, under autocast or without, and for heads of up to 128 channels and 256 states.
+    It is for a GPU, with or without a backward pass: in eager mode, with products in the dtype of ``projected``, under
+    autocast or without, and for heads of up to 128 channels and 256 states.
 
     Args:
         projected: (Bt, L, 2 E + 2 G N + 3 H + S).
@@ -67,8 +67,7 @@ def can_run(projected: Tensor, block: Block, settings: Settings, backend: str = 
     if torch.compiler.is_compiling() or not projected.is_cuda or other_derivatives():
         return False
     products = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else block.out_weight.dtype
-    if projected.dtype != products or projected.dtype == torch.float16:
-        # Until a GPU has held float16 to the parts: where its test failed, values left float16's range
+    if projected.dtype != products:
         return False
     return checked(_check, {"projected": projected, **block._asdict()}, settings, backend) == "triton"
 
@@ -104,8 +103,8 @@ def mamba3_inner(projected: Tensor, block: Block, settings: Settings) -> Tensor:
     exactly. Other sums are in float32, and the factors of matrix products rounded as ``ssd`` rounds them.
 
     Args:
-        projected: (Bt, L, 2 E + 2 G N + 3 H + S) gates, inputs, B and C, dd_dt with dd_A and trap, angles; float32 or
-            bfloat16.
+        projected: (Bt, L, 2 E + 2 G N + 3 H + S) gates, inputs, B and C, dd_dt with dd_A and trap, angles; float32,
+            bfloat16 or float16.
         block: the parameters, each in a dtype of its own.
         settings: as ``can_run`` takes them.
     """
