@@ -17,6 +17,7 @@ ROOT_MODULES = {
     "jsonio": set(),
     "invocation": set(),
     "errors": {"formatting", "invocation"},
+    "places": {"errors"},
     "console": {"errors"},
     "__main__": {"errors", "invocation", "console", "cli"},
     "experiment": {"errors", "jsonio", "config", "models", "data", "training", "runs", "match", "pretrained"},
@@ -48,7 +49,7 @@ ROOMS = {
         "trainer update",
     ),
     "config": (
-        "errors invocation",
+        "errors places invocation",
         "command_line exceptions hydra_errors influence options overrides renamed schema suggestions without_effect",
     ),
     "runs": (
@@ -56,11 +57,11 @@ ROOMS = {
         "build environment extra_tests folder leftovers load lock process resume summary targets torchrun trust",
     ),
     "pretrained": (
-        "errors formatting jsonio config data models runs",
+        "errors places formatting jsonio config data models runs",
         "card checkpoint counterpart export fields files sources start state_spaces tokenizer",
     ),
     "evaluation": (
-        "errors jsonio models inference",
+        "errors places jsonio data models inference",
         "harness perplexity results scoring texts",
     ),
     "match": (
@@ -68,7 +69,7 @@ ROOMS = {
         "flops overlay parameters width_search",
     ),
     "sweep": (
-        "errors invocation formatting jsonio console config runs",
+        "errors invocation formatting jsonio console config pretrained runs",
         "callback display duplicates entries jobs launchers/local_gpus launchers/on_ray launchers/on_slurm "
         "launchers/packed naming orphans points rates search/pruning search/space search/studies shared_mistakes watch "
         "workers",
@@ -81,7 +82,7 @@ ROOMS = {
         "power_law print_tables rows runs statistics tables write_tables",
     ),
     "benchmarks": (
-        "errors formatting jsonio console ops data models inference training config runs pretrained report",
+        "errors places formatting jsonio console ops data models inference training config runs pretrained report",
         "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
         "peer_tasks report results roofline run_trees scan scan_contestants scan_shapes session step text timing "
         "training_step",
@@ -91,7 +92,7 @@ ROOMS = {
         "main resolvers result_table",
     ),
     "commands": (
-        "errors invocation formatting jsonio console config data ops models training inference evaluation runs "
+        "errors places invocation formatting jsonio console config data ops models training inference evaluation runs "
         "pretrained sweep report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
         "benchmark_inference benchmark_scan benchmark_step_cpu benchmark_text compare evaluate export generate job "

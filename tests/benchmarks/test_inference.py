@@ -276,9 +276,9 @@ class TestTheScript:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--models", "mambo"], "--model=mambo: is no option of model.\nDid you mean 'mamba'"),
+            (["--models", "mambo"], "--models=mambo: is no option of model.\nDid you mean 'mamba'"),
             (["--size", "huge"], "--size=huge: is no option of size"),
-            (["--models", "outputs/nothing"], "outputs/nothing"),
+            (["--models", "outputs/nothing"], "--models=outputs/nothing: there is no such folder, and the hub"),
             (["--contexts", "8:4"], "--contexts=8:4: ends before it begins"),
             (["--contexts", "8:x"], "--contexts=x: has to be a whole number from 1 on"),
             (["--contexts", "0,4"], "--contexts=0: has to be a whole number from 1 on"),
@@ -287,7 +287,7 @@ class TestTheScript:
             (["--dtype", "int8"], "invalid choice: 'int8'"),
             (["--vocabulary", "0"], "--vocabulary=0: has to be a whole number from 1 on"),
             (["--device", "tpu"], "invalid choice: 'tpu'"),
-            (["--out", str(SCRIPT)], "cannot be a folder"),
+            (["--out", str(SCRIPT)], "no file can be written there (File exists)"),
         ],
     )
     def test_mistakes(self, benchmark, capsys, arguments, message):

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from seqlab.data import documents, own_corpus
 from seqlab.data.documents import Record, TextPart, cut, documents_in, last_cut
 from seqlab.data.splitting import split_by_hash
-from seqlab.data.subwords import Subwords, interruptible, read_tokenizer, train_bpe
+from seqlab.data.subwords import Subwords, interruptible, train_bpe
 from seqlab.errors import UserError
 from seqlab.inference.generate import pieces
 from support import LINES
@@ -314,11 +314,11 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "no json": (lambda folder: {"tokens": str(folder / "my.txt")}, r"data\.tokens=.*my\.txt: is no tokenizer\.json \("),
     "too small a vocabulary": (
         lambda folder: {"tokens": tokenizer_json(folder, end="</s>"), "vocab_size": 3},
-        r"data\.vocab_size=3: .*tokenizer\.json has 4 tokens.\n.*data\.tokens=.*data\.vocab_size=4",
+        r"data\.tokens=.*tokenizer\.json: has 4 tokens, and the model 3 .*\n.*leave out data\.vocab_size=3",
     ),
     "another vocabulary": (
         lambda folder: {"tokens": tokenizer_json(folder, end="</s>"), "vocab_size": 50280},
-        r"data\.vocab_size=50280: .*tokenizer\.json has 4 tokens",
+        r"data\.tokens=.*tokenizer\.json: has 4 tokens, and the model 50,280 ",
     ),
     "no end": (lambda folder: {"tokens": tokenizer_json(folder)}, r"data\.end_token=null: .*json has none of"),
     "another end": (
@@ -361,8 +361,7 @@ def test_a_kept_tokenizer_needs_no_text(own, tmp_path):
 
 
 def test_special_tokens_are_read_and_none_is_added(tmp_path):
-    content = Path(tokenizer_json(tmp_path, end="</s>"), "tokenizer.json").read_text()
-    tokens = Subwords(content, "it")
+    tokens = Subwords(Path(tokenizer_json(tmp_path, end="</s>"), "tokenizer.json"))
     assert tokens.encode("b</s>").tolist() == [1, 3] and tokens.decode([1, 3]) == "b"
 
 
@@ -378,4 +377,4 @@ def test_work_can_be_interrupted_before_it_ends():
     assert not done
     let.set()
     with pytest.raises(UserError):
-        interruptible(lambda: read_tokenizer(Path("nowhere")))
+        interruptible(lambda: Subwords(Path("nowhere")))

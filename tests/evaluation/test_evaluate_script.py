@@ -88,7 +88,8 @@ MISTAKES = {
     "no text": (["text=greek"], "which is no text"),
     "a tokenizer": (["tokenizer=x"], "tokenizer=x: a run has the tokens of its data"),
     "other file": (["out=other"], "is there and holds no evaluations"),
-    "no place": (["out=short/deep"], "out=short/deep: nothing can be written in "),
+    "no place anyone can write": (["out=/proc/x"], "out=/proc/x: no file can be written there ("),
+    "no place": (["out=short/deep"], "out=short/deep: no file can be written there (Not a directory)"),
 }
 
 

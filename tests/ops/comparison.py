@@ -47,10 +47,17 @@ def assert_all_close(
         assert difference <= tolerance * norm, f"{name}: relative error {difference / (norm or 1):.1e}"
 
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of an element."""
+
+
 def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Hold each tensor to the same bits: NaN is equal to itself, and 0 is not -0."""
     assert actual.keys() == expected.keys()
     for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
+        assert actual[name].dtype == expected[name].dtype, name
+        bits = (tensor.detach().view(INTEGERS[tensor.element_size()]) for tensor in (actual[name], expected[name]))
+        assert torch.equal(*bits), name
 
 
 def drawn_as(

@@ -196,7 +196,8 @@ def test_the_tokenizer_is_the_vocabulary(unit, tmp_path):
         ("run=here to=new into=x", "arguments=into=x: is no setting."),
         ("run=here to=full", "to=full: something is there already."),
         ("run=here to=full/file", "to=full/file: something is there already."),
-        ("run=here to=full/file/new", "to=full/file/new: no folder can be made in "),
+        ("run=here to=full/file/new", "to=full/file/new: no file can be written there ("),
+        ("run=here to=/proc/x", "to=/proc/x: no file can be written there ("),
         ("run=here to=new", "run=here: is no run folder: there is no such folder."),
     ],
 )

@@ -119,9 +119,9 @@ def test_the_sheet_of_differences_counts_the_intervals_that_there_are(tmp_path):
 def test_content_and_split_that_differ_alike_are_told_once(tmp_path):
     write_seeds(tmp_path, "mamba", {1: 1.0})
     write_seeds(tmp_path, "lstm", {1: 1.0}, data_fingerprint="another", data_description="longer")
-    assert list(comparison_of(tmp_path).mismatches) == ["split and windows"]
+    assert list(comparison_of(tmp_path).mismatches) == ["data as described"]
     write_seeds(tmp_path, "mlp", {1: 1.0}, data_fingerprint="another")
-    assert list(comparison_of(tmp_path).mismatches) == ["data content (fingerprint)", "split and windows"]
+    assert list(comparison_of(tmp_path).mismatches) == ["data content (fingerprint)", "data as described"]
 
 
 def test_only_runs_on_the_same_data_are_held_against_each_other(tmp_path):
@@ -146,7 +146,7 @@ def test_many_groups_are_compared_with_the_best_by_validation(tmp_path):
     ("name", "changes", "values"),
     [
         ("data content (fingerprint)", {"data_fingerprint": "x"}, ("bc137cedff9a", "x")),
-        ("split and windows", {"data_description": "90/10"}, ("synthetic: 2,048 + 512 + 512 samples of 32", "90/10")),
+        ("data as described", {"data_description": "90/10"}, ("synthetic: 2,048 + 512 + 512 samples of 32", "90/10")),
         ("tokens seen", {"tokens": 1234567}, ("25,600", "1,234,567")),
         ("precision", {"precision": "bf16"}, ("float32", "bf16")),
         ("device", {"device": "cuda", "device_name": "NVIDIA H100"}, ("x86_64, 2 threads", "NVIDIA H100")),

@@ -80,10 +80,10 @@ def test_runs_that_are_not_alike_are_named_and_strict_refuses_them(compare, tmp_
     write_run(tmp_path / "b", model="lstm", tokens=1)
     status, out, _ = compare(".", "--out", "here")
     assert status == 0
-    assert out.index("Not alike: tokens seen. ") < out.index("synthetic: results")
+    assert out.index("The runs differ in tokens seen. ") < out.index("synthetic: results")
     status, out, errors = compare(".", "--out", "there", "--strict")
     assert (status, out) == (2, "")
-    assert errors.startswith("folder=.: the runs there are not alike in tokens seen. ")
+    assert errors.startswith("folder=.: the runs there differ in tokens seen. ")
     assert "--strict" in errors and "1: lstm" in errors
     assert len(errors.splitlines()) <= 2
     assert not Path("there").exists()
@@ -115,6 +115,7 @@ def test_mistakes_are_a_line_or_two(compare, tmp_path):
         (["good", "--at", "params=1e30"], "--at=params=1e+30: no architecture can be read there"),
         (["good", "--sideways"], "unrecognized arguments: --sideways"),
         (["good", "--out", "file"], "--out=file"),
+        (["good", "--out", "/proc/x"], "--out=/proc/x: no file can be written there ("),
     ):
         status, out, errors = compare(*arguments)
         assert (status, out) == (2, "")

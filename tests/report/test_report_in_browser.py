@@ -59,7 +59,7 @@ def shown(browser: Browser, page: Path) -> Iterator[Browser]:
 
 def test_the_page_shows_what_was_compared(shown):
     assert shown.find("#count").text == "11 of 11 rows"
-    assert "Not alike: data" in shown.find("#warnings").text
+    assert "The runs differ in data" in shown.find("#warnings").text
     shown.click("#skipped summary")
     assert "outputs/broken" in shown.find("#skipped").text
     assert shown.run("return document.querySelectorAll('figure:not([hidden]) .main-svg').length") >= 5

@@ -39,7 +39,7 @@ def shown(comparison, width=250):
 
 def test_the_screen_shows_every_column_and_what_is_not_alike_first(comparison):
     text = shown(comparison)
-    assert text.startswith("Not alike: tokens seen. 1,000,000,000: a|b_&%$#{x}~^\\*<i>; 25,600: mamba\n")
+    assert text.startswith("The runs differ in tokens seen. 1,000,000,000: a|b_&%$#{x}~^\\*<i>; 25,600: mamba\n")
     for heading in (
         *("model", "seeds", "parameters", "best validation loss", "test loss", "95 % interval", "perplexity"),
         *("parameters without embeddings", "state of a sequence", "training FLOPs", "tokens", "wall time"),
@@ -141,7 +141,7 @@ def test_markdown_rows_have_as_many_cells_as_headings(comparison):
             assert len(set(table)) == 1
             assert len(table) > 2
             table = []
-    assert text.startswith("- **Not alike: tokens seen")
+    assert text.startswith("- **The runs differ in tokens seen")
     assert r"a\|b\_&amp;%$#{x}~^\\\*&lt;i&gt;" in text
     assert r"\_d\_: empty" in text
 
@@ -162,7 +162,7 @@ def test_latex_rows_have_as_many_cells_as_columns_and_nothing_is_left_unescaped(
             assert bare.count("{") == bare.count("}")
             assert bare.count("$") % 2 == 0
     assert r"a\textbar{}b\_\&\%\$\#\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}*" in text
-    assert r"Not alike: tokens seen" in text
+    assert r"The runs differ in tokens seen" in text
     assert r"2.023 $\pm$ 0.015" in text
 
 

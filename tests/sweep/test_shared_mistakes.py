@@ -24,6 +24,13 @@ from seqlab.sweep.shared_mistakes import mistake_in, refuse_shared_mistake
         (("seed=0,1", "trainer.steps=1", "trainer.epochs=5"), "trainer.steps, trainer.epochs=1, 5: the budget is"),
         (("seed=0,1", "+target.test.loss=1"), "target.test="),
         (("seed=0,1", "resume=outputs/a"), "resume=outputs/a: continues one run and cannot be swept."),
+        (("model=mamba,mlp", "data=text", "data.files=/nowhere"), "data.files=/nowhere: there is no such file or"),
+        (
+            ("seed=0,1", "data=text", f"data.files={__file__}", "data.tokens=no.json"),
+            "data.tokens=no.json: there is no such",
+        ),
+        (("seed=0,1", "data=ptb", "data.dir=/nowhere", "data.download=null"), "data.dir=/nowhere: ptb/ptb.train.txt, "),
+        (("seed=0,1", "init_from=/nowhere"), "init_from=/nowhere: there is no such folder."),
         (("seed=range(0,150)", "optimizer.lr=-1", "launcher=joblib"), "optimizer.lr=-1: "),
     ],
 )

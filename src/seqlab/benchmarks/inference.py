@@ -23,6 +23,7 @@ from seqlab.benchmarks.report import Line, Panel, number, table
 from seqlab.benchmarks.results import dtype_name, facts, settings
 from seqlab.benchmarks.timing import captured, in_turn, seconds, synchronize
 from seqlab.config.exceptions import is_out_of_memory
+from seqlab.errors import UserError
 from seqlab.models import SequenceModel, state_bytes
 from seqlab.models.counting import scan_backend, tensors_of
 from seqlab.models.sequence_model import ModelState, chunk_length
@@ -217,17 +218,25 @@ def contestant(name: str, args: argparse.Namespace) -> tuple[str, str, SequenceM
     """A model by name with random weights, which take the same time, or that of a run folder or a checkpoint.
 
     Returns its name in tables, its architecture, and the model on the device, in evaluation mode.
+
+    Raises:
+        UserError: there is none.
     """
-    if is_checkpoint(name):
-        label = kind = shortened(Path(name).name)
-        model = pretrained.load(name)
-    elif Path(name).is_dir():
-        trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
-        label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model
-    else:
-        longest = args.contexts[-1] + LAST_STEPS
-        label, kind = name, name
-        model = fresh_model(name, args.size, vocabulary=args.vocabulary, max_length=longest)
+    try:
+        if is_checkpoint(name):
+            label = kind = shortened(Path(name).name)
+            model = pretrained.load(name)
+        elif Path(name).is_dir():
+            trained = load_run(Path(name), torch.device("cpu"), trust=args.trust, untrained=True)
+            label, kind, model = f"{trained.cfg.name} ({shortened(Path(name).name)})", trained.cfg.name, trained.model
+        else:
+            longest = args.contexts[-1] + LAST_STEPS
+            label, kind = name, name
+            model = fresh_model(name, args.size, vocabulary=args.vocabulary, max_length=longest)
+    except UserError as error:
+        if error.key in ("init_from", "run", "--model"):  # as other commands name it
+            error.key = "--models"
+        raise
     return label, kind, model.to(args.device, args.dtype)
 
 

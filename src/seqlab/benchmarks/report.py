@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from seqlab import console
-from seqlab.errors import UserError
 from seqlab.jsonio import dump
+from seqlab.places import check_place
 
 COLOURS = {"met": "green", "missed": "red", "grows": "red"}
 """Of cells, by their last word."""
@@ -165,10 +165,8 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: it cannot be made.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError("--out", path, f"cannot be a folder ({error.strerror})", "Name another folder") from error
+    check_place("--out", path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def finish(

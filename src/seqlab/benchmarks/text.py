@@ -147,9 +147,9 @@ def measured(path: str, cache: str, vocabulary: int) -> None:
     """Encode a file and read from it; print what that took as JSON."""
     corpus = OwnCorpus(Files(path, "text"), FRACTIONS, Path(cache))
     before = time.perf_counter()
-    content = corpus.bpe(vocabulary).read_text(encoding="utf-8")
+    tokenizer = corpus.bpe(vocabulary)
     trained = time.perf_counter()
-    corpus.by(Subwords(content, path))
+    corpus.by(Subwords(tokenizer))
     encoded = time.perf_counter()
     found = {
         "bpe_seconds": trained - before,
@@ -179,7 +179,7 @@ def beside_the_library(work: Path, args: argparse.Namespace) -> dict[str, dict[s
     path = work / "sample.txt"
     write_text(path, args.sample * MB, args.text)
     corpus = OwnCorpus(Files(str(path), "text"), FRACTIONS, work / "sample")
-    tokens = Subwords(corpus.bpe(args.vocabulary).read_text(encoding="utf-8"), "it")
+    tokens = Subwords(corpus.bpe(args.vocabulary))
     pieces = list(TextPart(path))
 
     def library(encode: Callable[..., Any]) -> None:

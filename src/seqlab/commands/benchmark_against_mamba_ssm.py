@@ -32,7 +32,7 @@ import torch
 
 from seqlab.benchmarks import peer
 from seqlab.benchmarks.peer_tasks import LENGTHS, SIZES, TOKENS
-from seqlab.commands.options import Parser, command, names_of, whole, wholes
+from seqlab.commands.options import Parser, command, file_to_write, names_of, whole, wholes
 from seqlab.errors import UserError
 
 
@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", or_none(wholes), default=[1, 64], help="sequences that are generated at a time; or none")
     add("--new", whole, default=128, help="tokens that are generated; default 128")
     plain("--merge", nargs="+", type=Path, metavar="FILE", help="show these results in place of measuring")
-    plain("--out", type=Path, help="a JSON file for the results; table (Markdown) and picture (PNG, SVG) go beside it")
+    add("--out", file_to_write, help="a JSON file for the results; table and picture go beside it")
     args = parser.parse_args(argv)
     if args.merge:
         return args

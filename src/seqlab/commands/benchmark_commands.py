@@ -35,7 +35,7 @@ from rich.table import Table
 from seqlab import console
 from seqlab.benchmarks.report import finish, table
 from seqlab.benchmarks.run_trees import write_many
-from seqlab.commands.options import Parser, command, names_of, whole
+from seqlab.commands.options import Parser, command, file_to_write, names_of, whole
 from seqlab.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -243,7 +243,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.option("--before", checkout, metavar="CHECKOUT", help="another checkout, to compare this one with")
     parser.option("--cases", names_of(CASES), default=list(CASES), help="default: all")
     parser.option("--rounds", whole, default=5, help="default 5")
-    parser.add_argument("--out", type=Path, help="a JSON file for the results; the table goes beside it in Markdown")
+    parser.option("--out", file_to_write, help="a JSON file for the results; the table goes beside it in Markdown")
     return parser.parse_args(argv)
 
 

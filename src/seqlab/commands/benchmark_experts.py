@@ -16,10 +16,9 @@ CUDA graph where that can be, which a loop that waits for the device is not.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from seqlab.benchmarks import experts
-from seqlab.commands.options import Parser, command, whole
+from seqlab.commands.options import Parser, command, file_to_write, whole
 from seqlab.training.precision import DTYPES
 
 
@@ -39,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     plain("--size", help="of conf/size, for --model")
     add("--rounds", whole, default=7)
     plain("--least", type=float, default=0.2, help="seconds for each layer in each round, at least; default 0.2")
-    plain("--out", type=Path, help="a JSON file for the results; the table goes beside it in Markdown")
+    add("--out", file_to_write, help="a JSON file for the results; the table goes beside it in Markdown")
     return parser.parse_args(argv)
 
 

@@ -14,10 +14,9 @@ as fill --least seconds), so that other load on the machine affects all alike; t
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from seqlab.benchmarks import step
-from seqlab.commands.options import Parser, command, names_of, whole
+from seqlab.commands.options import Parser, command, file_to_write, names_of, whole
 from seqlab.ops.selective_scan import BACKENDS
 
 
@@ -35,7 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", whole, default=7)
     plain("--least", type=float, default=0.5, help="seconds for each model in each round, at least; default 0.5")
     plain("--profile", action="store_true", help="show where the time goes, in place of measuring it")
-    plain("--out", type=Path, help="a JSON file for the results; the table goes beside it in Markdown")
+    add("--out", file_to_write, help="a JSON file for the results; the table goes beside it in Markdown")
     return parser.parse_args(argv)
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from seqlab.benchmarks import text
-from seqlab.commands.options import Parser, command, whole, wholes
+from seqlab.commands.options import Parser, command, file_to_write, whole, wholes
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sample", whole, default=20, help="MB of the comparison with the library; default 20")
     add("--rounds", partial(whole, least=0), default=5, help="of that comparison; 0 leaves it out; default 5")
     plain("--work", type=Path, help="folder for temporary files; default: the system's")
-    plain("--out", type=Path, help="a JSON file for the results; the tables go beside it in Markdown")
+    add("--out", file_to_write, help="a JSON file for the results; the tables go beside it in Markdown")
     return parser.parse_args(argv)
 
 

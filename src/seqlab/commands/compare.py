@@ -20,7 +20,7 @@ from typing import NoReturn
 import rich
 
 from seqlab import console
-from seqlab.commands.options import Parser, command
+from seqlab.commands.options import Parser, command, folder_to_write
 from seqlab.errors import UserError
 from seqlab.invocation import program
 from seqlab.report import print_tables
@@ -43,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("paths", nargs="*", type=Path, metavar="folder", help="run folders, sweeps, globs; default: outputs/")
     add("--at", type=parse_at, metavar="AXIS[=BUDGET]", help=f"an equal budget of {', '.join(UNITS)}")
     add("--strict", action="store_true", help="refuse runs that differ in data, split, tokens, precision or device")
-    add("--out", type=Path, help="folder for the results; default: outputs/comparisons/<time>")
+    parser.option("--out", folder_to_write, help="folder for the results; default: outputs/comparisons/<time>")
     args = parser.parse_args(argv)
     if not args.paths:
         if not OUTPUTS.is_dir():
@@ -72,9 +72,9 @@ def refuse_mismatches(comparison: Comparison, paths: Sequence[Path]) -> NoReturn
     Raises:
         UserError: always, with what they differ in.
     """
-    differ = "; ".join(line.removeprefix("Not alike: ") for line in mismatches_in_words(comparison, most=3))
-    remedy = "Name runs that are alike, or leave out --strict, which refuses others"
-    raise UserError("folder", first_few(paths, 3, ", "), f"the runs there are not alike in {differ}", remedy)
+    differ = "; ".join(line.removeprefix("The runs differ in ") for line in mismatches_in_words(comparison, most=3))
+    remedy = "Name runs that do not, or leave out --strict, which refuses such"
+    raise UserError("folder", first_few(paths, 3, ", "), f"the runs there differ in {differ}", remedy)
 
 
 def write(comparison: Comparison, folder: Path, show: Callable[[str], None]) -> list[Path]:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from seqlab import console
 from seqlab.errors import UserError
 from seqlab.invocation import as_typed, program
+from seqlab.places import check_place
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,6 +102,23 @@ def names_of(allowed: Iterable[str]) -> Callable[[str, str], list[str]]:
         return chosen
 
     return names
+
+
+def folder_to_write(key: str, text: str) -> Path:
+    """A folder for results, in which files can be written; it need not exist."""
+    check_place(key, Path(text))
+    return Path(text)
+
+
+def file_to_write(key: str, text: str) -> Path:
+    """A file for results, in such a folder.
+
+    Raises:
+        UserError: it is a folder.
+    """
+    if Path(text).is_dir():
+        raise UserError(key, text, "is a folder", f"Name a file, for example {key} results.json")
+    return folder_to_write(key, str(Path(text).parent)) / Path(text).name
 
 
 def results_folder(name: str) -> Path:

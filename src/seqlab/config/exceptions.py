@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seqlab.config.command_line import typed_settings
 from seqlab.config.hydra_errors import composition_error
 from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.places import check_place
 
 log = logging.getLogger("seqlab")
 
@@ -24,6 +25,7 @@ FULL = (
     "and any other is started again",
 )
 REFUSALS = {
+    errno.ENOENT: ("nothing can be made there", "Name another place"),
     errno.EACCES: DENIED,
     errno.EPERM: DENIED,
     errno.EROFS: ("that file system is read-only", "Name another place, or go on in a copy of the folder"),
@@ -40,8 +42,8 @@ REFUSALS = {
 OF_RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust, safetensors and tokenizers, say the number of the system's error."""
 
-PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir", "out")
-"""Settings that name a folder; ``run`` and ``out`` are those of the commands that read a run."""
+PLACES = ("resume", "run", "hydra.sweep.dir", "hydra.run.dir", "data.cache_dir", "data.dir", "out", "to")
+"""Settings that name a folder; ``run``, ``out`` and ``to`` are those of the commands that read a run."""
 
 NAMES = ("name", "data_name", "hydra.sweep.subdir")
 """Settings that a run's folder is named by."""
@@ -74,7 +76,7 @@ def translate(error: BaseException) -> UserError | Diverged | Interrupted | None
 
 def translate_foreign(error: BaseException) -> UserError | None:
     """The error to report for a library's exception, if a setting or the machine causes it."""
-    if isinstance(error, OSError) and error.errno in REFUSALS:
+    if isinstance(error, OSError) and error.errno in REFUSALS and not is_only_missing(error):
         return refused_path(error)
     if (number := OF_RUST.search(str(error))) and REFUSALS.get(int(number[1])) is FULL:
         return UserError("disk", "full", *FULL)
@@ -90,6 +92,17 @@ def translate_foreign(error: BaseException) -> UserError | None:
     ):
         return composition_error(str(error))
     return None
+
+
+def is_only_missing(error: OSError) -> bool:
+    """Whether a path does not exist, and could; ``/proc`` refuses a new one in the same words."""
+    if error.errno != errno.ENOENT or not isinstance(error.filename, str | os.PathLike):
+        return error.errno == errno.ENOENT
+    try:
+        check_place("file", Path(error.filename).parent)
+    except UserError:
+        return False
+    return True
 
 
 def refused_path(error: OSError) -> UserError | None:

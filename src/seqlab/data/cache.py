@@ -27,7 +27,7 @@ import numpy as np
 from seqlab.errors import UserError
 
 SUM_LENGTH = hashlib.sha256().digest_size
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,16 @@ class Corpus:
             encoded = load(entry) or encoded
         return key, encoded, {split: predicted_bytes(text, self.unit) for split, text in texts.items()}
 
+    def find(self) -> None:
+        """Download the files, unless they are in ``dir`` or were downloaded before.
+
+        Raises:
+            UserError: that fails.
+        """
+        roots = [self.cache / "files", *([] if self.dir is None else [self.dir])]
+        if not any(all(path.is_file() for path in self._paths(root).values()) for root in roots):
+            self._contents()
+
     def _contents(self) -> dict[str, bytes]:
         """The bytes of each file, by role: from ``dir``, from an earlier download or from the network."""
         given = None if self.dir is None else self._read(self.dir)

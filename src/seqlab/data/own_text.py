@@ -3,6 +3,7 @@
 Symbols: N tokens.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,16 @@ from seqlab.data.hub_documents import Hub
 from seqlab.data.own_corpus import OwnCorpus
 from seqlab.data.protocol import TextBytes
 from seqlab.data.splitting import Source, parse_fractions
-from seqlab.data.subwords import LEAST, Subwords, file_of, read_tokenizer
+from seqlab.data.subwords import LEAST, Subwords, file_of
 from seqlab.data.token_files import EncodedText
 from seqlab.data.windows import TextWindows, Tokens
 from seqlab.errors import UserError, under
 
 SETTINGS = ("files", "hub", "config", "revision", "streaming", "field", "fractions")
 """Those of which the text is made, by which errors name them."""
+
+MADE_HERE = ("auto", "bpe", "character", "byte", "word")
+"""Tokens of no file."""
 
 USUAL_SIZE = 4096
 """Of a vocabulary of words or of BPE."""
@@ -91,7 +95,7 @@ class OwnText(TextWindows):
         tokenizer: str | None = None,
     ):
         self._where = {"files": files, "hub": hub, "field": field}
-        self._hub = {"config": config, "revision": revision, "streaming": streaming}
+        self._where |= {"config": config, "revision": revision, "streaming": streaming}
         self._fractions, self._cache = parse_fractions(fractions), cache_folder(cache_dir)
         self._kind, self._size, self._end_token = "bpe" if tokens == "auto" else tokens, vocab_size, end_token
         self._separate = separate_documents
@@ -103,17 +107,18 @@ class OwnText(TextWindows):
 
     @cached_property
     def _corpus(self) -> OwnCorpus:
-        return OwnCorpus(self._source(**self._where), self._fractions, self._cache)
+        return OwnCorpus(source_of(**self._where), self._fractions, self._cache)
 
-    def _source(self, files: Any, hub: str | None, field: str) -> Source:
-        if hub is None and (useless := next((key for key, value in self._hub.items() if value is not None), None)):
-            rule = "is of a data set on the hub, and there is none"
-            raise UserError(useless, self._hub[useless], rule, "Leave it out, or name one with hub=...")
-        if (files is None) == (hub is None):
-            rule = "is the text to train on" if hub is None else f"is a text, and so is hub={hub}"
-            remedy = "Give files=my.txt, a folder, or hub=... of a data set" if hub is None else "Leave one of them out"
-            raise UserError("files", "null" if files is None else files, rule, remedy)
-        return Files(files, field) if hub is None else Hub(hub, field=field, **self._hub)
+    @staticmethod
+    def find(settings: Mapping[str, Any]) -> None:
+        """Find what would be read, with these settings, without reading the text.
+
+        Raises:
+            UserError: a file, a data set or a tokenizer is not there.
+        """
+        _ = source_of(**{key: settings.get(key) for key in SETTINGS if key != "fractions"}).paths
+        if (tokens := settings.get("tokens", "auto")) not in MADE_HERE:
+            Subwords(file_of(Path(tokens)), settings.get("vocab_size"), settings.get("end_token"))
 
     def _chosen(self) -> Tokens:
         """What ``tokens`` or ``tokenizer`` names."""
@@ -125,7 +130,7 @@ class OwnText(TextWindows):
         size = None if self._kind == "bpe" else self._size
         path = self._given or (self._corpus.bpe(self._size or USUAL_SIZE) if self._kind == "bpe" else Path(self._kind))
         self.tokenizer_file = file_of(path)
-        return Subwords(read_tokenizer(self.tokenizer_file), str(self.tokenizer_file), size, self._end_token)
+        return Subwords(self.tokenizer_file, size, self._end_token)
 
     def _check_size(self) -> None:
         if self._kind == "word" and (self._size or 3) < 3:
@@ -175,3 +180,19 @@ class OwnText(TextWindows):
             if not fact.documents:
                 remedy = "Give more text, or files={train: ..., validation: ..., test: ...}"
                 raise UserError("files", self.name, f"no document of it is in the {split} split", remedy)
+
+
+def source_of(files: Any, hub: str | None, field: str, **of_hub: Any) -> Source:
+    """Where the documents are; the arguments are those of ``OwnText``.
+
+    Raises:
+        UserError: there is no such file, or settings do not go together.
+    """
+    if hub is None and (useless := next((key for key, value in of_hub.items() if value is not None), None)):
+        rule = "is of a data set on the hub, and there is none"
+        raise UserError(useless, of_hub[useless], rule, "Leave it out, or name one with hub=...")
+    if (files is None) == (hub is None):
+        rule = "is the text to train on" if hub is None else f"is a text, and so is hub={hub}"
+        remedy = "Give files=my.txt, a folder, or hub=... of a data set" if hub is None else "Leave one of them out"
+        raise UserError("files", "null" if files is None else files, rule, remedy)
+    return Files(files, field) if hub is None else Hub(hub, field=field, **of_hub)

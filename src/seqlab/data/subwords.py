@@ -8,12 +8,15 @@ from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seqlab.data.encoding import END_OF_DOCUMENT
 from seqlab.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ENDS = (
     *(END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
@@ -32,8 +35,7 @@ class Subwords:
     """The tokens of a ``tokenizer.json``; its special tokens are read where a text holds them, and none is added.
 
     Args:
-        content: of the file.
-        origin: what the file is, for messages.
+        path: of the file.
         size: ids that a model has for them, at least as many; None for as many.
         end: the token that ends a document; None for the usual one.
 
@@ -43,26 +45,18 @@ class Subwords:
 
     unit = "token"
 
-    def __init__(self, content: str, origin: str, size: int | None = None, end: str | None = None):
-        from tokenizers import Tokenizer
-
-        try:
-            self._tokenizer = Tokenizer.from_str(content)
-        except Exception as error:  # the library has no class of its own
-            why = str(error).splitlines()[0]
-            raise UserError("tokens", origin, f"is no tokenizer.json ({why})", "Name one of Hugging Face's") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.content, self._ids = content, self._tokenizer.get_vocab()
-        self.size = max(self._ids.values()) + 1
+    def __init__(self, path: Path, size: int | None = None, end: str | None = None):
+        remedy = "Take character, byte, word or bpe, or the path of a tokenizer.json of Hugging Face's"
+        self.content, self._tokenizer = read_tokenizer(path, "tokens", remedy)
+        self._ids, self.size = self._tokenizer.get_vocab(), size_of(self._tokenizer)
         if size is not None and not self.size <= size < self.size + PADDING:
-            rule = f"{origin} has {self.size:,} tokens"
-            remedy = f"Name the tokenizer of this vocabulary with tokens=..., or set vocab_size={self.size}"
-            raise UserError("vocab_size", size, rule, remedy)
+            rule = f"has {self.size:,} tokens, and the model {size:,} (by vocab_size or init_from)"
+            remedy = f"With init_from, name the tokenizer of that checkpoint; without it, leave out vocab_size={size}"
+            raise UserError("tokens", path, rule, remedy)
         self.size = size or self.size
-        self.end = self._id_of_end(end, origin)
+        self.end = self._id_of_end(end, path)
 
-    def _id_of_end(self, end: str | None, origin: str) -> int:
+    def _id_of_end(self, end: str | None, origin: Path) -> int:
         for name in ENDS if end is None else (end,):
             if name in self._ids:
                 return self._ids[name]
@@ -143,15 +137,34 @@ def file_of(path: Path) -> Path:
     return path / "tokenizer.json" if path.is_dir() else path
 
 
-def read_tokenizer(path: Path) -> str:
-    """The content of a ``tokenizer.json``.
+def read_tokenizer(path: Path, key: str, remedy: str) -> tuple[str, "Tokenizer"]:
+    """The content of a ``tokenizer.json``, and the library's tokenizer of it, which neither cuts nor pads a text.
+
+    Args:
+        path: of the file.
+        key: the setting that names it.
+        remedy: what to name in its place.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is no such file.
     """
+    from tokenizers import Tokenizer
+
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        remedy = "Take character, byte, word or bpe, or the path of a tokenizer.json"
-        raise UserError("tokens", path, why, remedy) from error
+        raise UserError(key, path, why, remedy) from error
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # the library has no class of its own
+        why = str(error).partition("\n")[0]
+        raise UserError(key, path, f"is no tokenizer.json ({why})", remedy) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return content, tokenizer
+
+
+def size_of(tokenizer: "Tokenizer") -> int:
+    """How many ids a model has to have for a tokenizer: one more than the largest, as some may have no token."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1

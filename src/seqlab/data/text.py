@@ -1,5 +1,7 @@
 """Language modelling of a published corpus, whose files and sizes are known."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 from pydantic import PositiveInt
@@ -65,6 +67,16 @@ class TextData(TextWindows):
         self._splits, self._bytes = encoded.splits, sizes
         super().__init__(name, Vocabulary(encoded.vocabulary, unit), length, windows, metrics)
         self.check_sizes()
+
+    @staticmethod
+    def find(settings: Mapping[str, Any]) -> None:
+        """Find the files that would be read, with these settings; those that are not there are downloaded.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+        given = {**settings, "source": settings.get("download")}
+        Corpus(**{one.name: given.get(one.name) for one in fields(Corpus)}).find()
 
     @property
     def fingerprint(self) -> str:

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from seqlab import places
 from seqlab.errors import UserError
 from seqlab.jsonio import dump, finite
 
@@ -92,9 +92,7 @@ def check_place(path: Path) -> None:
         UserError: its folder cannot be written, or what is there is no file of evaluations.
     """
     earlier(path)
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-        raise UserError("out", path.parent, f"nothing can be written in {above}", "Set out=<another folder>")
+    places.check_place("out", path.parent)
 
 
 def earlier(path: Path) -> list[Any]:

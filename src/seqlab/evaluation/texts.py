@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqlab.data.subwords import read_tokenizer, size_of
 from seqlab.errors import UserError
 
 TOKENIZER, ITS_CONFIG, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
@@ -89,26 +89,16 @@ class OfTokenizer:
         vocabulary: how many tokens the model knows.
 
     Raises:
-        UserError: there is none that can be read, it has more tokens than the model, or ``tokenizers`` is missing.
+        UserError: there is none that can be read, or it has more tokens than the model.
     """
 
     def __init__(self, folder: Path, vocabulary: int):
-        if find_spec("tokenizers") is None:
-            raise UserError("tokenizer", folder, "tokenizers is not installed", "pip install 'seqlab[evaluate]'")
-        from tokenizers import Tokenizer
-
         path = folder / TOKENIZER
         if not path.is_file():
             remedy = "Name the folder, or the repository on the hub, of the one that it was trained with: tokenizer=..."
             raise UserError("tokenizer", folder, f"holds no {TOKENIZER}", remedy)
-        try:
-            self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no class of its own
-            rule = f"cannot be read ({str(error).partition(chr(10))[0]})"
-            raise UserError("tokenizer", path, rule, "Get it again") from error
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        if (size := self.tokenizer.get_vocab_size()) > vocabulary:
+        _, self.tokenizer = read_tokenizer(path, "tokenizer", "Get it again, or name another")
+        if (size := size_of(self.tokenizer)) > vocabulary:
             rule = f"has {size:,} tokens, and the model's vocabulary {vocabulary:,}"
             raise UserError("tokenizer", path, rule, "Name the tokenizer that the model was trained with")
         self.end = self._special(folder, "eos_token")

@@ -11,6 +11,7 @@ from seqlab import jsonio
 from seqlab.data.protocol import DataSet
 from seqlab.errors import UserError
 from seqlab.models import SequenceModel
+from seqlab.places import check_place
 from seqlab.pretrained.card import Exported, card
 from seqlab.pretrained.counterpart import Counterpart, counterpart
 from seqlab.pretrained.files import CONFIG
@@ -58,12 +59,10 @@ def check_new(folder: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    remedy = "Name a folder that does not exist, or is empty"
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        remedy = "Name a folder that does not exist, or is empty"
         raise UserError("to", folder, "something is there already", remedy)
-    above = next(path for path in folder.absolute().parents if path.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-        raise UserError("to", folder, f"no folder can be made in {above}", remedy)
+    check_place("to", folder.absolute().parent if folder.exists() else folder)  # it is replaced
 
 
 @contextmanager

@@ -79,7 +79,8 @@ def refuse_other_data(checkpoint: Checkpoint, data: Widths) -> None:
     if not data.tokens or {data.d_input, data.d_output} != {checkpoint.vocabulary}:
         has = f"have {data.d_input:,}" if data.tokens else f"are {data.d_input} features a position and no tokens"
         rule = f"its vocabulary has {checkpoint.vocabulary:,} tokens, and the data {has}"
-        raise UserError("init_from", checkpoint.folder, rule, "Choose data of the checkpoint's vocabulary")
+        remedy = "Take data=text; its tokens are the checkpoint's unless data.tokens or data.vocab_size is set"
+        raise UserError("init_from", checkpoint.folder, rule, remedy)
     longest = checkpoint.model.get("max_length")
     if longest is not None and data.length > longest:
         rule = f"the model in {checkpoint.folder} has learned {longest} positions"

@@ -211,7 +211,7 @@ def difference(
     return Difference(first, second, metric, seeds, estimated, more_is_better)
 
 
-CONTENT, SPLIT = "data content (fingerprint)", "split and windows"
+CONTENT, SPLIT = "data content (fingerprint)", "data as described"
 FACTS: dict[str, Callable[[Run], str]] = {
     CONTENT: lambda run: str(run.summary.get("data_fingerprint") or "unknown"),
     SPLIT: lambda run: str(run.summary.get("data_description") or "unknown"),
@@ -264,7 +264,7 @@ def mismatches_in_words(comparison: Comparison, most: int = 8) -> list[str]:
         each = max(2, 12 // len(holders))
         values = "; ".join(f"{value}: {first_few(labels, each, ' / ')}" for value, labels in holders[:most])
         rest = f"; and {counted(len(holders) - most, 'more value')}" if len(holders) > most else ""
-        lines.append(f"Not alike: {name}. {values}{rest}")
+        lines.append(f"The runs differ in {name}. {values}{rest}")
     return lines
 
 

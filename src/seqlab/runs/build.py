@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
@@ -67,6 +67,21 @@ def build_data(cfg: DictConfig, folder: Path | None = None) -> DataSet:
     kept = folder is not None and (folder / TOKENIZER).is_file()
     with under("data", cfg.data):
         return completed(built(cfg, "data", **({"tokenizer": str(folder / TOKENIZER)} if kept else {})))
+
+
+def find_data(cfg: DictConfig) -> None:
+    """Check that the files of the data are there, if their class has a ``find`` that says so without reading them.
+
+    Args:
+        cfg: resolved or not.
+
+    Raises:
+        UserError: they are not.
+    """
+    find = getattr(get_class(cfg.data._target_), "find", None)
+    if find is not None:
+        with under("data", cfg.data):
+            find(OmegaConf.to_container(cfg.data, resolve=True))
 
 
 def keep_tokenizer(data: DataSet, folder: Path) -> None:

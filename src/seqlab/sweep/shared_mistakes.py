@@ -9,7 +9,8 @@ from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import refuse_without_effect
 from seqlab.errors import UserError
-from seqlab.runs.build import built, choose_device
+from seqlab.pretrained.start import with_architecture
+from seqlab.runs.build import built, choose_device, find_data
 from seqlab.runs.process import SEQUENTIAL
 from seqlab.runs.targets import check_targets, targets_of
 from seqlab.sweep.callback import hydra_of
@@ -39,8 +40,9 @@ def refuse_shared_mistake(jobs: Iterable[DictConfig]) -> None:
 def mistake_in(job: DictConfig) -> UserError | None:
     """The mistake in a job's composed configuration that shows without running it, ``None`` if there is none.
 
-    A job on another machine checks for itself what depends on the machine: its devices, cores and packages.
+    A job on another machine checks for itself what depends on the machine: its devices, cores, packages and files.
     """
+    here = job.hydra.launcher._target_ in OF_THIS_MACHINE
     with open_dict(job):
         job.hydra.job.num = 0  # which the launcher sets
     cfg = up_to_date(OmegaConf.masked_copy(job, [key for key in job if key != "hydra"]))
@@ -51,9 +53,11 @@ def mistake_in(job: DictConfig) -> UserError | None:
             refuse_without_effect(cfg)
             choose_device(cfg.device)
             built(cfg, "trainer")
+            if here:
+                find_data(with_architecture(cfg))
     except UserError as error:
         of_a_machine = error.key in MOVABLE or error.key.endswith("_target_")
-        return None if of_a_machine and job.hydra.launcher._target_ not in OF_THIS_MACHINE else error
+        return None if of_a_machine and not here else error
     except Exception:  # what resolves only within the job, such as its folder
         return None
     return None
