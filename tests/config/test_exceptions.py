@@ -39,8 +39,9 @@ def typed(monkeypatch):
 
 @pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
 def test_each_refusal_of_the_system_is_two_lines(number, typed):
-    typed("hydra.run.dir=there")
-    message = message_of(OSError(number, os.strerror(number), "there/summary.json"))
+    place = "/proc/seqlab" if number == errno.ENOENT else "there"  # where that is no file which somebody forgot
+    typed(f"hydra.run.dir={place}")
+    message = message_of(OSError(number, os.strerror(number), f"{place}/summary.json"))
     key, path = message.partition(":")[0].split("=")
     assert (key, Path(path).name) == ("hydra.run.dir", "summary.json")
     assert len(message.splitlines()) == 2
@@ -86,6 +87,8 @@ def test_a_refusal_of_no_path_is_a_full_disk_or_a_fault():
     assert message_of(OSError(errno.ENOSPC, "full")).startswith("disk=full: ")
     assert message_of(Exception("I/O error: No space left on device (os error 28)")).startswith("disk=full: ")
     assert translate(OSError(errno.EPERM, "not permitted")) is None
+    assert translate(OSError(errno.ENOENT, "no such file", str(Path(__file__).parent / "nowhere"))) is None
+    assert translate(OSError(errno.ENOENT, "no such file")) is None
     assert translate(Exception("Not permitted (os error 1)")) is None
 
 
