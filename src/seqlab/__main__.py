@@ -1,6 +1,7 @@
 """``seqlab`` and ``python -m seqlab``: the commands from anywhere, each a line here."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -75,7 +76,17 @@ def complete(query: Sequence[str]) -> None:
         import_module("seqlab.commands.train").main()
     else:
         names = {(): COMMANDS, ("benchmark",): BENCHMARKS}.get(tuple(before), ())  # none: the shell's, of files
+        if not names and "query=fish" in query:  # which is told to offer no files of its own
+            names = paths("" if line.endswith(" ") else line.split()[-1])
         print("\n".join(names))
+
+
+def paths(word: str) -> list[str]:
+    """What a word, or what follows its equals sign, may go on as if it begins a path."""
+    before, above, name = re.fullmatch(r"(.*=)?(.*/)?(.*)", word).groups(default="")
+    found = sorted(Path(above).expanduser().glob("*"))
+    shown = [path for path in found if path.name.startswith(name) and (name or not path.name.startswith("."))]
+    return [f"{before}{above}{path.name}{'/' if path.is_dir() else ''}" for path in shown]
 
 
 def config_dirs(arguments: Sequence[str]) -> list[str]:

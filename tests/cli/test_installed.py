@@ -160,6 +160,28 @@ def test_models_of_ones_own_are_listed_suggested_and_completed(monkeypatch, caps
     assert capsys.readouterr().out.split() == ["model=running_mean"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_completion_in_fish(environment, tmp_path):
+    """What its own ``complete -C`` offers after the line that the README has for it."""
+    (script := tmp_path / "seqlab").write_text(f"#!{sys.executable}\nfrom seqlab.__main__ import main\nmain()\n")
+    script.chmod(0o755)
+    (tmp_path / "outputs").mkdir()
+    environment |= {"PATH": f"{tmp_path}:{environment['PATH']}"}
+    install = re.search(r"in fish `([^`]+)`", (ROOT / "README.md").read_text())[1]
+    lines = [
+        "seqlab comp",
+        "seqlab benchmark sc",
+        "seqlab train schedule=co",
+        "seqlab compare out",
+        "seqlab export to=o",
+    ]
+    asked = "; ".join([install, *(f"complete -C '{line}'" for line in lines)])
+    done = subprocess.run(["fish", "-c", asked], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    offered = ["compare", "scan", "schedule=constant", "schedule=cosine", "outputs/", "to=outputs/"]
+    assert (done.stdout.split(), done.stderr) == (offered, "")
+
+
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
