@@ -160,7 +160,6 @@ def test_models_of_ones_own_are_listed_suggested_and_completed(monkeypatch, caps
     assert capsys.readouterr().out.split() == ["model=running_mean"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
 def test_completion_in_fish(environment, tmp_path):
     """What its own ``complete -C`` offers after the line that the README has for it."""

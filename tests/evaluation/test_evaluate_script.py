@@ -80,6 +80,8 @@ MISTAKES = {
     "both": (["init_from=x"], "either run or init_from"),
     "windows": (["window=sliding,round"], "window=round: is none"),
     "text and tasks": (["text=a", "tasks=b"], "text=a: is read apart from tasks"),
+    "of tasks": (["limit=3"], "limit=3.0: is of tasks.\n"),
+    "of a text": (["tasks=x", "stride=4"], "stride=4: is of the perplexity of a text, and tasks are given.\n"),
     "no such setting": (["strid=4"], "Did you mean 'stride'?"),
     "no such file": (["text=none.txt"], "text=none.txt: cannot be read (No such file or directory)"),
     "binary": (["text=binary"], "text=binary: is not UTF-8 text (byte 0)"),

@@ -131,6 +131,11 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     if settings["init_from"] and not settings["tasks"] and not settings["text"]:
         rule = "a checkpoint brings no test split"
         raise UserError("init_from", settings["init_from"], rule, "Give text=<file> or tasks=<names>")
+    for key in ("window", "stride") if settings["tasks"] else ("tasks.dir", "fewshot", "limit", "bootstrap"):
+        if settings[key] != SETTINGS[key][1]:
+            rule = "is of the perplexity of a text, and tasks are given" if settings["tasks"] else "is of tasks"
+            remedy = "Leave it out" if settings["tasks"] else "Leave it out, or name tasks=..."
+            raise UserError(key, settings[key], rule, remedy)
     if settings["tokenizer"] and settings["run"]:
         rule = "a run has the tokens of its data"
         raise UserError("tokenizer", settings["tokenizer"], rule, "Leave it out, or name a checkpoint with init_from=")
