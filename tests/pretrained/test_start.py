@@ -117,7 +117,11 @@ def larger(folder: Path) -> None:
 
 NO_TEXT: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "holds no tokenizer.json"),
-    "a broken one": (lambda folder: (folder / "tokenizer.json").write_text("{"), [], "tokenizer.json: cannot be read"),
+    "a broken one": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        [],
+        "tokenizer.json: is no tokenizer.json (",
+    ),
     "a larger one": (larger, [], f"has {VOCABULARY + 1} tokens, and the model's vocabulary {VOCABULARY}"),
     "no such character": (
         lambda _: None,
@@ -163,7 +167,8 @@ def test_text_takes_the_checkpoints_tokenizer(gpt2, train, tmp_path, capsys):
     tokenizer.add_tokens([f"more{i}" for i in range(20)])
     tokenizer.save(str(gpt2 / "tokenizer.json"))
     assert train(*given, small=False, folder="more").status == 2
-    assert f"data.vocab_size={VOCABULARY}: {gpt2}/tokenizer.json has {len(words) + 20} tok" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"data.tokens={gpt2}/tokenizer.json: has {len(words) + 20} tokens, and the model {VOCABULARY} (by" in said
 
 
 def damaged(folder: Path) -> list[str]:

@@ -102,6 +102,8 @@ SETTINGS: Kinds = {
     **OF_RUN,
 }
 
+OF_TASKS, OF_TEXT = ("tasks.dir", "fewshot", "limit", "bootstrap"), ("window", "stride")
+
 
 class Subject(NamedTuple):
     """What is evaluated."""
@@ -131,11 +133,10 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     if settings["init_from"] and not settings["tasks"] and not settings["text"]:
         rule = "a checkpoint brings no test split"
         raise UserError("init_from", settings["init_from"], rule, "Give text=<file> or tasks=<names>")
-    for key in ("window", "stride") if settings["tasks"] else ("tasks.dir", "fewshot", "limit", "bootstrap"):
-        if settings[key] != SETTINGS[key][1]:
-            rule = "is of the perplexity of a text, and tasks are given" if settings["tasks"] else "is of tasks"
-            remedy = "Leave it out" if settings["tasks"] else "Leave it out, or name tasks=..."
-            raise UserError(key, settings[key], rule, remedy)
+    others, of = (OF_TEXT, "the perplexity of a text") if settings["tasks"] else (OF_TASKS, "tasks")
+    if useless := next((key for key in others if settings[key] != SETTINGS[key][1]), None):
+        rule = f"says how {of} would be measured, and that is not asked for"
+        raise UserError(useless, settings[useless], rule, "Leave it out")
     if settings["tokenizer"] and settings["run"]:
         rule = "a run has the tokens of its data"
         raise UserError("tokenizer", settings["tokenizer"], rule, "Leave it out, or name a checkpoint with init_from=")

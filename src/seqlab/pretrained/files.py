@@ -56,9 +56,8 @@ def folder_of(name: str) -> Path:
     if folder.exists():
         refuse(name, "is a file", f"Name the folder that holds it and {CONFIG}")
     if not HUB_NAME.fullmatch(name):
-        refuse(
-            name, "there is no such folder", f"Name one that holds {CONFIG} and {WEIGHTS}, or <owner>/<name> of the hub"
-        )
+        remedy = f"Name one that holds {CONFIG} and {WEIGHTS}, or <owner>/<name> of the hub"
+        refuse(name, "there is no such folder", remedy)
     return downloaded(name)
 
 
