@@ -51,9 +51,7 @@ class Subwords:
         self._ids, self.size = self._tokenizer.get_vocab(), size_of(self._tokenizer)
         if size is not None and not self.size <= size < self.size + PADDING:
             rule = f"has {self.size:,} tokens, and the model {size:,} (by vocab_size or init_from)"
-            remedy = (
-                f"With init_from, name that of the checkpoint by tokens=...; without it, leave out vocab_size={size}"
-            )
+            remedy = f"Name that of the checkpoint with tokens=...; a fresh model needs no vocab_size={size}"
             raise UserError("tokens", path, rule, remedy)
         self.size = size or self.size
         self.end = self._id_of_end(end, path)
