@@ -99,7 +99,7 @@ ROOMS = {
         "options settings train trained",
     ),
     "api": (
-        "errors invocation jsonio console config data runs report cli commands experiment",
+        "errors places invocation jsonio console config data runs report cli commands experiment",
         "comparison run train",
     ),
 }

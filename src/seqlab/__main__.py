@@ -8,6 +8,7 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
+import seqlab
 from seqlab.errors import UserError, nearest
 from seqlab.invocation import INSTALLED, remember
 
@@ -110,6 +111,9 @@ def main() -> None:
     if arguments[:1] == ["-sc"] and "COMP_LINE" in os.environ:
         complete(arguments)
         return
+    if arguments == ["--version"]:
+        print(f"seqlab {seqlab.__version__}")
+        sys.exit(0)
     try:
         words = command_of(arguments)
     except UserError as error:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import seqlab
 from seqlab import __main__ as program
 from seqlab import invocation
 from seqlab.config.options import describe_options
@@ -90,6 +91,7 @@ def test_every_command_has_its_module_and_in_a_clone_its_script():
     [
         ("", 0, "\n  seqlab compare    "),
         ("--help", 0, "\n  seqlab train      "),
+        ("--version", 0, f"seqlab {seqlab.__version__}\n"),
         ("benchmark", 0, "\n  seqlab benchmark scan   "),
         ("benchmark --help", 0, "\n  seqlab benchmark coordinates   "),
         ("trian model=mlp", 2, "command=trian: is no command of seqlab.\nDid you mean 'train'?\n"),

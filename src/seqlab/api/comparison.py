@@ -9,6 +9,7 @@ import pandas as pd
 from seqlab.api.run import Run
 from seqlab.commands.compare import refuse_nothing, write
 from seqlab.invocation import typed_as
+from seqlab.places import check_place
 from seqlab.report import compare as of_report
 from seqlab.report.budgets import parse_at
 from seqlab.report.inline import html
@@ -68,6 +69,7 @@ class Comparison:
         Raises:
             UserError: the folder cannot be made or written to.
         """
+        check_place("folder", Path(folder))
         return write(self._content, Path(folder), lambda doing: None)
 
     def __repr__(self) -> str:
