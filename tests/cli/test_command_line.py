@@ -61,6 +61,27 @@ def test_a_path_reaches_hydra_as_it_was_typed(path):
     assert quoted_path("data.dir=one,two", swept=True) == "data.dir=one,two"
 
 
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("data.files=my, text=1.txt", 'data.files="my, text=1.txt"'),
+        ("data.files={train:my.txt}", "data.files={train:my.txt}"),
+        ("data.files=[~/a.txt,b.txt]", "data.files=[/home/me/a.txt,b.txt]"),
+        ("data.dir=~/corpora", "data.dir=/home/me/corpora"),
+        ("hydra.run.dir=a~/b", "hydra.run.dir=a~/b"),
+        ("data.end_token=<|end|>", 'data.end_token="<|end|>"'),
+        ("data.end_token=[SEP]", 'data.end_token="[SEP]"'),
+        ("data.end_token='</s>'", "data.end_token='</s>'"),
+        ("data.end_token=null", "data.end_token=null"),
+    ],
+)
+def test_names_are_quoted_and_home_is_found_where_no_shell_does_it(monkeypatch, tmp_path, typed, taken):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "my, text=1.txt").touch()
+    assert quoted_path(typed) == taken
+
+
 def test_the_folder_of_a_sweeps_job_is_typed_as_it_is_called(train):
     first = train("model=linear", folder="model=linear,seed=1")
     assert first.status == 0

@@ -22,6 +22,12 @@ from seqlab.invocation import arguments, program
 PATHS = ("init_from", "resume", "data.dir", "data.cache_dir", "hydra.run.dir", "hydra.sweep.dir")
 """Settings that name a folder, whose name may contain = and a comma, as those of a sweep's jobs do."""
 
+OR_ELSE = ("data.files", "data.tokens", "data.end_token")
+"""Settings that may be a path or a token with such characters in it, and may be several or something else."""
+
+HOME = re.compile(r"(?<![^,\[:])~(?=/)")
+"""A home folder, which a shell leaves as it is after an equals sign."""
+
 
 def typed_settings() -> dict[str, str]:
     """The command line's settings as typed, by key; in the process of a sweep's job, those of the sweep's command."""
@@ -81,13 +87,17 @@ def quoted_path(argument: str, *, swept: bool = False) -> str:
     """The argument with the path that it sets in quotes, which Hydra's grammar asks for where it has = or , in it.
 
     A value that is in quotes already or refers to another setting is left as it is. So are several values of a sweep,
-    unless they are together the name of a path that exists.
+    unless they are together the name of a path that exists, and what may be no path, unless it is a token.
     """
-    key, path = parse(argument)
-    plain = not re.search(r"[=,()\[\]{}:\s]", path) or path[0] in "'\"" or "${" in path
-    if key not in PATHS or plain or (swept and not Path(path).exists()):
+    key, value = parse(argument)
+    if key not in (*PATHS, *OR_ELSE) or value[:1] in ("'", '"') or "${" in value:
         return argument
-    return f"{argument.partition('=')[0]}={in_quotes(path)}"
+    path = HOME.sub(str(Path.home()), value)
+    special = re.search(r"[=,()\[\]{}:\s]", path)
+    several = (swept or key in OR_ELSE) and not Path(path).exists()
+    token = key == "data.end_token" and re.search(r"[<>\[\]]", path)
+    path = in_quotes(path) if token or (special and not several) else path
+    return f"{argument.partition('=')[0]}={path}" if "=" in argument else argument
 
 
 def refuse_empty_path(setting: str) -> None:

@@ -178,7 +178,7 @@ class OwnText(TextWindows):
     def _refuse_empty(self) -> None:
         for split, fact in self._encoded.facts.items():
             if not fact.documents:
-                remedy = "Give more text, or files={train: ..., validation: ..., test: ...}"
+                remedy = "Give more documents, one text alone (which is cut), or files={train: ..., test: ...}"
                 raise UserError("files", self.name, f"no document of it is in the {split} split", remedy)
 
 
