@@ -65,6 +65,7 @@ def test_a_path_reaches_hydra_as_it_was_typed(path):
     ("typed", "taken"),
     [
         ("data.files=my, text=1.txt", 'data.files="my, text=1.txt"'),
+        (f"data.files=[{'a,' * 200}]", f"data.files=[{'a,' * 200}]"),
         ("data.files={train:my.txt}", "data.files={train:my.txt}"),
         ("data.files=[~/a.txt,b.txt]", "data.files=[/home/me/a.txt,b.txt]"),
         ("data.dir=~/corpora", "data.dir=/home/me/corpora"),

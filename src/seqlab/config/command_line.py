@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def quoted_path(argument: str, *, swept: bool = False) -> str:
         return argument
     path = HOME.sub(str(Path.home()), value)
     special = re.search(r"[=,()\[\]{}:\s]", path)
-    several = (swept or key in OR_ELSE) and not Path(path).exists()
+    several = (swept or key in OR_ELSE) and not os.path.lexists(path)  # of a long name no error
     token = key == "data.end_token" and re.search(r"[<>\[\]]", path)
     path = in_quotes(path) if token or (special and not several) else path
     return f"{argument.partition('=')[0]}={path}" if "=" in argument else argument
