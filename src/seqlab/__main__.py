@@ -52,7 +52,9 @@ def chosen(beginning: str, commands: dict[str, str], arguments: Sequence[str]) -
         print(listed(beginning, commands))
         sys.exit(0)
     if arguments[0] not in commands:
-        raise UserError("command", arguments[0], f"is no command of {beginning}", nearest(arguments[0], commands))
+        setting = "=" in arguments[0] and commands is COMMANDS
+        remedy = f"Did you mean seqlab train {arguments[0]}?" if setting else nearest(arguments[0], commands)
+        raise UserError("command", arguments[0], f"is no command of {beginning}", remedy)
     return arguments[0]
 
 

@@ -95,6 +95,7 @@ def test_every_command_has_its_module_and_in_a_clone_its_script():
         ("benchmark", 0, "\n  seqlab benchmark scan   "),
         ("benchmark --help", 0, "\n  seqlab benchmark coordinates   "),
         ("trian model=mlp", 2, "command=trian: is no command of seqlab.\nDid you mean 'train'?\n"),
+        ("model=mlp seed=1", 2, "command=model=mlp: is no command of seqlab.\nDid you mean seqlab train model=mlp?\n"),
         ("benchmark scam", 2, "command=scam: is no command of seqlab benchmark.\nDid you mean 'scan'?\n"),
     ],
 )
