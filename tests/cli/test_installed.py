@@ -6,6 +6,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,15 +35,18 @@ def follow_guide(here: Path) -> None:
 
 @pytest.fixture
 def installed(tmp_path) -> Path:
-    """What pip makes of a wheel of this source, which it builds without network."""
-    source, folder = tmp_path / "source", tmp_path / "installed"
+    """A new environment with what pip makes of a wheel of this source, without network; other packages are this one's."""
+    source, environment = tmp_path / "source", tmp_path / "environment"
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
+    venv.create(environment, symlinks=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))  # whose own .pth, of this clone, is not read
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", "-q", *offline, "--target", folder, source]
+    command = [environment / "bin" / "python", "-m", "pip", "install", "-q", *offline, "--ignore-installed", source]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    return folder
+    return environment
 
 
 def files_in(folder: Path) -> set[Path]:
@@ -54,7 +59,7 @@ def files_in(folder: Path) -> set[Path]:
 def test_the_wheel_works_in_an_empty_folder(installed, environment, tmp_path):
     here = tmp_path / "here"
     follow_guide(here)
-    environment |= {"PYTHONPATH": str(installed)}
+    environment.pop("PYTHONPATH", None)
 
     def seqlab(*arguments: str) -> str:
         command = [installed / "bin" / "seqlab", *arguments]
@@ -71,9 +76,13 @@ def test_the_wheel_works_in_an_empty_folder(installed, environment, tmp_path):
     assert summary["git_commit"] is None  # it came from no clone
     assert "running_mean" in seqlab(*compare.split()[1:])
 
-    ours = {path for path in files_in(installed) if path.parts[0] in ("seqlab", "hydra_plugins")}
+    (packages,) = installed.glob("lib/python*/site-packages")
+    ours = {path for path in files_in(packages) if path.parts[0] in ("seqlab", "hydra_plugins")}
     assert ours == files_in(ROOT / "src")  # conf among them, and nothing of tests
-    assert {path.parts[0] for path in files_in(installed) - ours} <= {"bin", next(installed.glob("*.dist-info")).name}
+    assert {path.parts[0] for path in files_in(packages) - ours} == {
+        "others.pth",
+        next(packages.glob("*.dist-info")).name,
+    }
 
 
 def test_every_command_has_its_module_and_in_a_clone_its_script():
