@@ -35,7 +35,7 @@ def follow_guide(here: Path) -> None:
 
 @pytest.fixture
 def installed(tmp_path) -> Path:
-    """A new environment with what pip makes of a wheel of this source, without network; other packages are this one's."""
+    """A new environment with a wheel of this source as pip installs it, offline; other packages are this one's."""
     source, environment = tmp_path / "source", tmp_path / "environment"
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md"):
