@@ -23,6 +23,7 @@ from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
 from seqlab.errors import NoResult, under
+from seqlab.invocation import processes
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
@@ -43,6 +44,7 @@ from seqlab.runs.summary import Summary
 from seqlab.training.evaluate import Evaluation
 from seqlab.training.loggers import NoLogger
 from seqlab.training.metrics_file import MetricsFile
+from seqlab.training.parallel import ALONE, World, joined
 from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Trainer
@@ -71,28 +73,49 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
     """
     hydra, cfg = HydraConfig.get(), up_to_date(cfg)
     folder, in_sweep = Path(hydra.runtime.output_dir), hydra.mode is RunMode.MULTIRUN
-    with only_process_in(folder, patience=PATIENCE if in_sweep else 0):
-        if in_sweep:
-            with facts.failure_written(cfg, folder):
+    with joined(*processes()) as world, only_process_in(folder, patience=PATIENCE if in_sweep else 0):
+        with world.agreed():
+            if in_sweep:
+                with facts.failure_written(cfg, folder):
+                    check(cfg)
+                if not cfg.sweep.resume:
+                    resume.refuse_used_folder(folder)
+                cfg, data = settled(cfg, folder)
+                if done := resume.result_of(cfg, folder):
+                    return done
+                if goes_on := resume.can_go_on(folder):
+                    cfg = resume.as_begun(cfg, folder)
+            elif cfg.resume is not None:
+                cfg, data = resume.continued(cfg, list(hydra.overrides.task)), None
                 check(cfg)
-            if not cfg.sweep.resume:
+                goes_on = not resume.never_began(folder)
+            else:
+                check(cfg)
                 resume.refuse_used_folder(folder)
-            cfg, data = settled(cfg, folder)
-            if done := resume.result_of(cfg, folder):
-                return done
-            if goes_on := resume.can_go_on(folder):
-                cfg = resume.as_begun(cfg, folder)
-        elif cfg.resume is not None:
-            cfg, data = resume.continued(cfg, list(hydra.overrides.task)), None
-            check(cfg)
-            goes_on = not resume.never_began(folder)
-        else:
-            check(cfg)
-            resume.refuse_used_folder(folder)
-            goes_on = False
-            cfg, data = settled(cfg, folder)
-        trainer, logger = prepare(cfg, folder, data, goes_on=goes_on)
+                goes_on = False
+                cfg, data = settled(cfg, folder)
+        world.once(lambda: (cfg, folder, goes_on))  # ``follow`` is told
+        trainer, logger = prepare(cfg, folder, data, goes_on=goes_on, world=world)
         return execute(cfg, trainer, logger, folder, reporter)
+
+
+def follow() -> None:
+    """Take part, in another process of torchrun than the first, in the run that the first one makes, and write nothing.
+
+    Raises:
+        Exception: as ``run``; those that the first process raises too, as well.
+    """
+    with joined(*processes()) as world:
+        with world.agreed():
+            pass  # the first process reads the configuration and its run folder
+        cfg, folder, goes_on = world.once(lambda: None)
+        trainer = assembled(cfg, folder, None, goes_on=goes_on, world=world)
+        with world.agreed():
+            pass  # and writes to that
+        with StopRequest(patient=True) as stop:
+            trainer.run(lambda values: None, stop)
+            refuse_no_result(trainer, trainer.test())
+            extra_tests.measure(trainer)
 
 
 def check(cfg: DictConfig) -> None:
@@ -111,7 +134,9 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), data
 
 
-def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: bool) -> tuple[Trainer, NoLogger]:
+def prepare(
+    cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: bool, world: World = ALONE
+) -> tuple[Trainer, NoLogger]:
     """Build model and trainer, and the data unless given; start the logger and write ``config.yaml``.
 
     Args:
@@ -119,37 +144,50 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         folder: the run's.
         data: if it is built already.
         goes_on: continue from the newest checkpoint in the folder.
+        world: the processes that train together.
     """
     with facts.failure_written(cfg, folder):
+        trainer = assembled(cfg, folder, data, goes_on=goes_on, world=world)
+        trainer.origin = {"settings": resume.pinned(cfg), "data_fingerprint": trainer.data.fingerprint}
+        with world.agreed():
+            if goes_on:
+                resume.refuse_empty_changes(cfg, folder, trainer)
+            else:
+                with under("schedule", cfg.schedule):
+                    check_fits(trainer.config.schedule, trainer.total)
+            logger = instantiate(cfg.logger)
+            with under("logger", cfg.logger):
+                logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
+            resume.keep(cfg, folder)
+            keep_tokenizer(trainer.data, folder)
+        return trainer, logger
+
+
+def assembled(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: bool, world: World) -> Trainer:
+    """The trainer with its data, unless given, and its model, restored if the run goes on."""
+    with world.agreed():
         device = choose_device(cfg.device)
         reset_global_state(cfg.seed)
         take_share(device, OmegaConf.select(cfg, "threads"))
+        world.take(device)
         if device.type == "cpu":
             keep_memory()
+    with world.agreed(), world.one_goes_ahead():
         data = data or build_data(cfg, folder if goes_on else None)
-        if goes_on:
-            resume.refuse_other_data(data, folder)
-        targets.check_names(targets.targets_of(cfg), data, cfg.name)
         checkpoint = None if goes_on else checkpoint_for(cfg, data)
+    with world.agreed():
+        if goes_on:
+            world.once(lambda: resume.refuse_other_data(data, folder))
+        targets.check_names(targets.targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
         if checkpoint is not None:
             checkpoint.put_weights(model)
         with under("model", cfg.model):
             backends(model, device)  # refuses one that cannot run before anything else is done
-        trainer = build_trainer(cfg, model, data, device=device, folder=folder)
-        trainer.origin = {"settings": resume.pinned(cfg), "data_fingerprint": data.fingerprint}
-        if goes_on:
-            trainer.restore()
-            resume.refuse_empty_changes(cfg, folder, trainer)
-        else:
-            with under("schedule", cfg.schedule):
-                check_fits(trainer.config.schedule, trainer.total)
-        logger = instantiate(cfg.logger)
-        with under("logger", cfg.logger):
-            logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
-        resume.keep(cfg, folder)
-        keep_tokenizer(data, folder)
-        return trainer, logger
+    trainer = build_trainer(cfg, model, data, device=device, folder=folder, world=world)
+    if goes_on:
+        trainer.restore()
+    return trainer
 
 
 def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, reporter: Reporter | None) -> Summary:
@@ -163,7 +201,7 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
     if budgets := resume.earlier_budgets(folder, first, trainer.total, trainer.config.schedule):
         summary["earlier_budgets"] = budgets
     report = reporter(trainer.evaluate_every, trainer.total) if reporter else lambda values: None
-    status = "failed"
+    status, patient = "failed", trainer.world.size > 1
 
     def record(values: dict[str, Any]) -> None:
         metrics_file.log(values)
@@ -173,7 +211,10 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
     try:
         if not (completed and trainer.is_over):
             facts.write(folder, summary | {"status": "running", "steps": first})
-        with MetricsFile(folder / "metrics.jsonl", keep=trainer.is_settled) as metrics_file, StopRequest() as stop:
+        with (
+            MetricsFile(folder / "metrics.jsonl", keep=trainer.is_settled) as metrics_file,
+            StopRequest(patient=patient) as stop,
+        ):
             trainer.run(record, stop)
             test = trainer.test()
             summary |= facts.progress_of(trainer) | facts.results_of(trainer, test)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from seqlab.config.command_line import in_order, parse_flags
 from seqlab.config.exceptions import message_of, report, translate
 from seqlab.config.options import help_text
 from seqlab.errors import Diverged, Interrupted, Pruned, UserError
-from seqlab.invocation import remember
+from seqlab.invocation import processes, remember
 from seqlab.jsonio import load
 from seqlab.runs import leftovers
 from seqlab.sweep import orphans, watch
@@ -45,11 +46,11 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
     os.environ[orphans.SWEEP] = str(os.getpid())
     status: Any = 0
     try:
-        refuse_copies()
         sys.argv[1:] = in_order(sys.argv[1:])
         if parse_flags(sys.argv[1:]).help:
             print(help_text(), flush=True)  # Hydra would list all groups of its own twice first
         else:
+            refuse_sweep()
             main()
     except SystemExit as ending:
         status = ending.code or 0
@@ -67,20 +68,43 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
     sys.exit(status)
 
 
-def refuse_copies() -> None:
-    """Refuse to run under torchrun with several processes: each would train the whole run by itself.
+def followed(follow: Callable[[], None]) -> NoReturn:
+    """Take part in a run as another process of torchrun than the first, which alone says what happens.
+
+    What it does not see as well, an error of this process's own, is said here.
+
+    Args:
+        follow: ``experiment.follow``.
+    """
+    logging.disable()
+    warnings.simplefilter("ignore")
+    rich.get_console().quiet = True
+    try:
+        follow()
+    except Exception as error:
+        ending = translate(error)
+        if ending is None:
+            print(f"Process {processes()[0]}: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1 if ending is None else ending.exit_status)
+    sys.exit(0)
+
+
+def refuse_sweep() -> None:
+    """Refuse a sweep under torchrun: its processes train one run together.
 
     Raises:
-        UserError: in the process of rank 0; the others exit with the same status and no message.
+        UserError: in the first process; the others exit with the same status and no message.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" not in os.environ or processes == "1":
+    rank, size = processes()
+    typed = parse_flags(sys.argv[1:])
+    swept = typed.multirun or any(setting.startswith(("search=", "hydra.mode=")) for setting in typed.overrides)
+    if size == 1 or not swept:
         return
-    if os.environ.get("RANK") != "0":
+    if rank:
         sys.exit(UserError.exit_status)
-    rule = "a run trains in one process, and each of these would train a copy of it"
-    remedy = "Start it with python; -m launcher=joblib runs the jobs of a sweep side by side, on several GPUs too"
-    raise UserError("torchrun", f"{processes} processes", rule, remedy)
+    rule = "they train one run together, and this is a sweep"
+    remedy = "Start it with python; -m launcher=joblib runs its jobs side by side, on several GPUs too"
+    raise UserError("torchrun", f"{size} processes", rule, remedy)
 
 
 @contextmanager

@@ -144,6 +144,8 @@ def take_share(device: torch.device, threads: int | None) -> None:
         threads: of torch and of the CPU kernels; ``None`` for the number that this process started with.
     """
     torch.set_num_threads(threads or DEFAULT_THREADS)
+    if not HydraConfig.initialized():  # in a process beside the one that composed the configuration
+        return
     hydra = HydraConfig.get()
     side_by_side = hydra.mode is RunMode.MULTIRUN and hydra.launcher._target_ != SEQUENTIAL
     if device.type == "cuda" and side_by_side:
