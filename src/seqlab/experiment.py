@@ -201,7 +201,7 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
     if budgets := resume.earlier_budgets(folder, first, trainer.total, trainer.config.schedule):
         summary["earlier_budgets"] = budgets
     report = reporter(trainer.evaluate_every, trainer.total) if reporter else lambda values: None
-    status, patient = "failed", trainer.world.size > 1
+    status = "failed"
 
     def record(values: dict[str, Any]) -> None:
         metrics_file.log(values)
@@ -211,10 +211,8 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
     try:
         if not (completed and trainer.is_over):
             facts.write(folder, summary | {"status": "running", "steps": first})
-        with (
-            MetricsFile(folder / "metrics.jsonl", keep=trainer.is_settled) as metrics_file,
-            StopRequest(patient=patient) as stop,
-        ):
+        kept = MetricsFile(folder / "metrics.jsonl", keep=trainer.counters.is_settled)
+        with kept as metrics_file, StopRequest(patient=trainer.world.size > 1) as stop:
             trainer.run(record, stop)
             test = trainer.test()
             summary |= facts.progress_of(trainer) | facts.results_of(trainer, test)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,7 @@ def refuse_sweep() -> None:
     if size == 1 or not swept:
         return
     if rank:
+        time.sleep(5)  # torchrun stops all as soon as one fails, and the first has to say why
         sys.exit(UserError.exit_status)
     rule = "they train one run together, and this is a sweep"
     remedy = "Start it with python; -m launcher=joblib runs its jobs side by side, on several GPUs too"

@@ -80,7 +80,7 @@ def random_states(device: torch.device, world: World) -> dict[str, Any]:
 
 
 def set_random_states(saved: dict[str, Any], device: torch.device, world: World) -> None:
-    """Restore what ``random_states`` returned; of more processes than those were, the others keep the state they have."""
+    """Restore what ``random_states`` returned; processes that are new since keep the state that they have."""
     states = [saved["rng"], *saved.get("rng_of_others", [])]
     if world.rank < len(states):
         set_random_state(states[world.rank], device)

@@ -5,15 +5,18 @@ the gradients up: with ``DistributedDataParallel`` every process holds all weigh
 (FSDP2). The first process alone writes.
 """
 
+import contextlib
 import inspect
 import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, TypeVar
+from datetime import timedelta
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from seqlab.data import Batch
 from seqlab.errors import Foreseen, UserError
@@ -21,6 +24,9 @@ from seqlab.training.sharding import shard
 
 Parallel = Literal["auto", "ddp", "fsdp"]
 """How several processes hold the weights: all of them, which is ``auto`` too, or a part each."""
+
+PATIENCE = 30
+"""Seconds that the first process has, after an error, to say what it was."""
 
 Value = TypeVar("Value")
 
@@ -97,6 +103,7 @@ class Processes(World):
         self.rank, self.size = rank, size
         self.place = int(os.environ["LOCAL_RANK"])  # among the processes of this machine
 
+    @override
     def take(self, device: torch.device) -> None:
         if device.type != "cuda":
             return
@@ -109,24 +116,29 @@ class Processes(World):
             raise UserError("torchrun", f"{self.place + 1} processes or more", rule, remedy)
         torch.cuda.set_device(self.place)
 
+    @override
     def share(self, batch: Batch) -> Batch:
         return Batch(*(part.tensor_split(self.size)[self.rank] for part in batch))
 
+    @override
     def mean(self, value: Tensor) -> Tensor:
         total = value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
         torch.distributed.all_reduce(total)
         return total / self.size
 
+    @override
     def gather(self, value: Value) -> list[Value]:
         found = [None] * self.size
         torch.distributed.all_gather_object(found, value)
         return found
 
+    @override
     def largest(self, value: int) -> int:
         found = torch.tensor(value)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return int(found)
 
+    @override
     def once(self, make: Callable[[], Value]) -> Value:
         result, error = None, None
         if self.rank == 0:
@@ -141,6 +153,7 @@ class Processes(World):
             raise error or refusal
         return result if self.rank == 0 else theirs
 
+    @override
     @contextmanager
     def agreed(self) -> Iterator[None]:
         error = None
@@ -152,6 +165,7 @@ class Processes(World):
         if error or any(refusals):
             raise error or next(filter(None, refusals))
 
+    @override
     @contextmanager
     def one_goes_ahead(self) -> Iterator[None]:
         if self.place:
@@ -162,9 +176,11 @@ class Processes(World):
             if not self.place:
                 self.gather(None)
 
+    @override
     def shard(self, model: nn.Module, parallel: Parallel) -> nn.Module:
         return shard(model, self.size) if parallel == "fsdp" else model
 
+    @override
     def wrap(self, objective: nn.Module, parallel: Parallel) -> nn.Module:
         if parallel == "fsdp":
             return objective
@@ -173,6 +189,7 @@ class Processes(World):
         sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before 2.13
         return kind(objective, gradient_as_bucket_view=True, **{sync_buffers: False})
 
+    @override
     def adds_up(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[None]:
         return nullcontext() if now or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
@@ -198,5 +215,16 @@ def joined(rank: int, size: int) -> Iterator[World]:
         return
     gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    yield Processes(rank, size)
+    try:
+        yield Processes(rank, size)
+    except Exception:
+        if rank:
+            wait_for_first()
+        raise
     torch.distributed.destroy_process_group()  # not after an error, when the others may be gone
+
+
+def wait_for_first() -> None:
+    """Wait for the end of the first process: torchrun stops all as soon as one fails, and it has yet to say why."""
+    with contextlib.suppress(RuntimeError):  # which its end raises here
+        torch.distributed.irecv(torch.empty(1), src=0).wait(timedelta(seconds=PATIENCE))

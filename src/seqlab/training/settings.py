@@ -108,8 +108,18 @@ class TrainerConfig:
             return math.ceil(self.epochs * data.train_size / self.batch_size)
         return math.ceil(self.tokens / (self.batch_size * data.length))
 
+    def check(self, data: DataSet, world: World) -> None:
+        """Check the settings against the data and the processes that train together.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        data.check_batch_size(self.batch_size)
+        self.check_shares(world)
+        self.check_stop_above(data)
+
     def check_shares(self, world: World) -> None:
-        """Check that processes that train together can have equal shares of a batch, and can train as these settings say.
+        """Check that processes can have equal shares of a batch, and can train together as these settings say.
 
         Raises:
             UserError: they cannot.

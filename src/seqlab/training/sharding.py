@@ -4,6 +4,7 @@ torch.distributed is imported where it is needed: a process that trains alone ne
 """
 
 import copy
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ def shard(model: nn.Module, size: int) -> nn.Module:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     before = copy.deepcopy(model).to("meta")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of what is written in place, which nothing here is
     marks = {name: vars(p).copy() for name, p in model.named_parameters()}
     mesh = init_device_mesh(next(model.parameters()).device.type, (size,))
     for layer in getattr(model, "layers", ()):

@@ -64,9 +64,7 @@ class Trainer:
     ):
         self.config, self.model, self.data, self.device, self.seed = config, model, data, device, seed
         self.folder, self.checkpoints, self.world = folder, folder / "checkpoints", world
-        data.check_batch_size(config.batch_size)
-        config.check_shares(world)
-        config.check_stop_above(data)
+        config.check(data, world)
         check_precision(model, device, config.precision)
         self.total = config.total_steps(data)
         self.evaluate_every = config.evaluate_every or -(-data.train_size // config.batch_size)
@@ -75,9 +73,7 @@ class Trainer:
         self.cuda_graph = captures(config, model, device, world)
         self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph, world=world)
         self.model = self.update.evaluated
-        self.flops_per_step = config.batch_size * training_flops(
-            self.update.counted, data
-        )  # of what the update leaves to train
+        self.flops_per_step = config.batch_size * training_flops(self.update.counted, data)
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
@@ -97,11 +93,6 @@ class Trainer:
         self._saved = dataclasses.replace(self.counters)
         checkpoint.set_random_states(state, self.device, self.world)
         log.info("Continuing from %s.", path)
-
-    def is_settled(self, record: dict[str, Any]) -> bool:
-        """Whether a record of metrics is part of the restored state, so that training will not write it again."""
-        last = {"train": self.counters.step, "validation": self.counters.evaluated_step}
-        return record["step"] <= last.get(record["split"], -1)
 
     def run(self, record: Callable[[dict[str, Any]], None], stop: StopRequest) -> None:
         """Train to the end of the budget, then load the best weights by validation into the model.
@@ -179,8 +170,8 @@ class Trainer:
         Raises:
             Diverged: it is the last of too many that were not taken.
         """
-        counters = self.counters
-        made = updates(self.update, self.batches, self._rate, counters.step, self._pauses_after)
+        counters, at = self.counters, self.config.schedule
+        made = updates(self.update, self.batches, lambda step: at(step, self.total), counters.step, self._pauses_after)
         for outcome, seconds, waited in made:
             counters.updated(outcome, seconds, waited, starting=counters.step < self._first_step + STARTING)
             if counters.step % self.config.log_every == 0 or counters.step == self.total:
@@ -190,9 +181,6 @@ class Trainer:
             bar.step(counters.step, outcome.loss, counters.best_loss)
             if counters.skipped_in_a_row >= self.config.max_skipped:
                 raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
-
-    def _rate(self, step: int) -> float:
-        return self.config.schedule(step, self.total)
 
     def _pauses_after(self, step: int) -> bool:
         """Whether something follows that needs the weights and counters of this step, such as a record."""
