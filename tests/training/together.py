@@ -1,6 +1,5 @@
 """Two processes that train together, as torchrun would start them, and what they compute in the tests."""
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -8,22 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import forks
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from fits import config_of
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+import forks
 from seqlab.data import Batch, DataSet
 from seqlab.invocation import processes
 from seqlab.models import SequenceModel, expert_load
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 from seqlab.training import checkpoint, evaluate, metrics
-from seqlab.training.optim import adamw
 from seqlab.training.parallel import ALONE, World, joined
-from seqlab.training.schedule import constant
-from seqlab.training.settings import TrainerConfig
 from seqlab.training.sharding import whole
 from seqlab.training.update import Update
 
@@ -88,7 +85,7 @@ class Words(DataSet):
         return nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
 
 
-def built(model: DictConfig) -> SequenceModel:
+def built(model: dict[str, Any]) -> SequenceModel:
     """A model in float64, without dropout, whose masks are each process's own."""
     torch.manual_seed(0)
     built = build_model(OmegaConf.create({"model": model}), TokenWidths(VOCABULARY, VOCABULARY, LENGTH, True), CPU)
@@ -98,32 +95,28 @@ def built(model: DictConfig) -> SequenceModel:
     return built.double()
 
 
-def trained(model: DictConfig, world: World = ALONE, **settings: Any) -> dict[str, Any]:
-    """The gradient of a batch, then two updates with clipping, and an evaluation: all that two ways may differ in."""
+def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALONE) -> dict[str, Any]:
+    """The gradient of a batch, an evaluation in pieces, and two updates with clipping: all that processes share."""
     net, data = built(model), Words()
-    config = TrainerConfig(
-        optimizer=adamw, schedule=constant, steps=2, batch_size=ROWS, clip_norm=0.1, **settings
-    )  # fmt: skip
+    config = config_of(batch_size=ROWS, clip_norm=0.1, **settings)
     config.check(data, world)
     update = Update(config, net, data, device=CPU, world=world)
     values = update._gradient(*world.share(data.train_batch(0, ROWS, 1)))
     found = {"values": values, "gradients": {name: whole(p.grad) for name, p in net.named_parameters()}}
     update.release()
     given = {"batch_size": 5, "device": CPU, "autocast": nullcontext, "world": world}
-    found["evaluation"] = evaluate.evaluate(net, data, "test", **given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "LONG", LENGTH - 1)
+        patch.setattr(evaluate, "PIECE_ON_CPU", 15)  # positions of three rows
+        found["evaluation"] = evaluate.evaluate(net, data, "test", **given)
     found["losses"] = [update(world.share(data.train_batch(step, ROWS, 1)), 1.0).loss for step in (1, 2)]
     found["weights"] = checkpoint.weights_of(net)
     found["load"] = expert_load(net)
     return found
 
 
-def train_all(models: dict[str, DictConfig], ways: dict[str, dict[str, Any]], folder: Path) -> None:
-    """``trained`` for every model in every way, by the processes of one world; what each found is in ``folder``."""
+def train_all(cases: dict[str, tuple[dict[str, Any], dict[str, Any]]], folder: Path) -> None:
+    """``trained`` for every case, a model and settings, by the processes of one world; results go to ``folder``."""
     torch.set_num_threads(1)
     with joined(*processes()) as world:
-        found = {(name, way): trained(models[name], world, **ways[way]) for name in models for way in ways}
-        torch.save(found, folder / f"{world.rank}.pt")
-
-
-def end(status: int) -> None:
-    os._exit(status)
+        torch.save({name: trained(*case, world) for name, case in cases.items()}, folder / f"{world.rank}.pt")

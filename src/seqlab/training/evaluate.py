@@ -17,6 +17,7 @@ from seqlab.models.protocols import Prefills
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.training.metrics import Metrics, Slices, SliceTable
 from seqlab.training.parallel import ALONE, World
+from seqlab.training.sharding import whole
 
 LONG = 8192
 """The longest sequences that go through the model at once, in positions. Longer ones go in pieces, with the model's
@@ -188,7 +189,7 @@ def pieces(
         yield 0, places, outputs
         return
     model.check_length(length)  # before half of it is computed
-    state = model.initial_state(len(inputs))
+    state = whole(model.initial_state(len(inputs)))  # made like the weights, of which a process may have parts
     for start in range(0, length, size):
         places = places_of(mask[:, start : start + size], inputs.device)
         with autocast():

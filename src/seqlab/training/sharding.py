@@ -37,9 +37,14 @@ def shard(model: nn.Module, size: int) -> nn.Module:
 
 
 def whole(value: Any) -> Any:
-    """A tensor, or all tensors in dictionaries and lists, put together from their parts; all processes call it."""
+    """A tensor, or all tensors in dictionaries, lists and tuples, put together from their parts.
+
+    All processes that have parts call it together.
+    """
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
+    if hasattr(value, "_fields"):  # of a named tuple
+        return type(value)(*map(whole, value))
     if isinstance(value, list | tuple):
         return type(value)(map(whole, value))
     return value.full_tensor() if is_part(value) else value
