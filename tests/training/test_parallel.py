@@ -5,8 +5,9 @@ from functools import cache
 import pytest
 import torch
 from omegaconf import OmegaConf
-from together import started, train_all, trained
+from together import train_all, trained
 
+from forks import as_torchrun
 from seqlab.models.pattern import names_in
 from support import architectures, composed
 
@@ -44,7 +45,8 @@ CASES = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    ended = started(folder, train_all, {name: (make(), settings) for name, (make, settings) in CASES.items()}, folder)
+    cases = {name: (make(), settings) for name, (make, settings) in CASES.items()}
+    ended = as_torchrun(folder, train_all, cases, folder)
     assert [status for status, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 

@@ -1,7 +1,6 @@
-"""Two processes that train together, as torchrun would start them, and what they compute in the tests."""
+"""What processes compute together in the tests, and one alone."""
 
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ from fits import config_of
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-import forks
 from seqlab.data import Batch, DataSet
 from seqlab.invocation import processes
 from seqlab.models import SequenceModel, expert_load
@@ -26,25 +24,6 @@ from seqlab.training.update import Update
 
 CPU = torch.device("cpu")
 ROWS, LENGTH, VOCABULARY = 8, 12, 7
-
-
-def started(folder: Path, task: Callable[..., None], *arguments: Any, size: int = 2) -> list[tuple[int, str]]:
-    """Call ``task(*arguments)`` in processes of one world; for each its exit status and what it wrote."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    same = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    begun = []
-    for rank in range(size):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in (same | {"RANK": rank, "LOCAL_RANK": rank}).items():
-                patch.setenv(name, str(value))
-            screen = folder / f"screen{rank}"
-            screen.unlink(missing_ok=True)
-            begun.append((forks.start(screen, task, *arguments), screen))
-    for process, _ in begun:
-        process.join(120)
-    return [(process.exitcode, screen.read_text()) for process, screen in begun]
 
 
 class Words(DataSet):

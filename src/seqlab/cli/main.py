@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from seqlab import console
 from seqlab.cli import result_table
 from seqlab.config.command_line import in_order, parse_flags
-from seqlab.config.exceptions import message_of, report, translate
+from seqlab.config.exceptions import is_out_of_touch, message_of, report, translate
 from seqlab.config.options import help_text
-from seqlab.errors import Diverged, Interrupted, Pruned, UserError
+from seqlab.errors import Diverged, Foreseen, Interrupted, Pruned, UserError
 from seqlab.invocation import processes, remember
 from seqlab.jsonio import load
 from seqlab.runs import leftovers
@@ -70,9 +70,9 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
 
 
 def followed(follow: Callable[[], None]) -> NoReturn:
-    """Take part in a run as another process of torchrun than the first, which alone says what happens.
+    """Take part in a run as another process of torchrun than the first, which says what happens in all.
 
-    What it does not see as well, an error of this process's own, is said here.
+    An error that only this process has is said here.
 
     Args:
         follow: ``experiment.follow``.
@@ -82,11 +82,12 @@ def followed(follow: Callable[[], None]) -> NoReturn:
     rich.get_console().quiet = True
     try:
         follow()
+    except Foreseen as error:
+        sys.exit(getattr(error, "exit_status", 1))
     except Exception as error:
-        ending = translate(error)
-        if ending is None:
-            print(f"Process {processes()[0]}: {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1 if ending is None else ending.exit_status)
+        if not is_out_of_touch(error):
+            print(f"Process {processes()[0]} of {processes()[1]}: {message_of(error)}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
 
 

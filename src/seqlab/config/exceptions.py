@@ -82,6 +82,9 @@ def translate_foreign(error: BaseException) -> UserError | None:
         return UserError("disk", "full", *FULL)
     if found := out_of_memory(error):
         return found
+    if is_out_of_touch(error):
+        rule = "another process of this run has ended or cannot be reached, and this one cannot go on without it"
+        return UserError("torchrun", "a process", rule, "resume=<run folder> goes on, with any number of processes")
     if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):  # packages that may not be here
         rule = "a job's process ended without a result, killed perhaps because memory ran out"
         return UserError("launcher", type(error).__name__, rule, "The same command goes on with what is left")
@@ -103,6 +106,12 @@ def is_only_missing(error: OSError) -> bool:
     except UserError:
         return False
     return True
+
+
+def is_out_of_touch(error: BaseException) -> bool:
+    """Whether gloo or NCCL says that another process is gone."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or ("gloo" in said and "onnection" in said)
 
 
 def refused_path(error: OSError) -> UserError | None:

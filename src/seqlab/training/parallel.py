@@ -204,12 +204,16 @@ def portable(error: Exception | None, rank: int) -> Exception | None:
             return pickle.loads(pickle.dumps(error))
     except Exception:  # its constructor takes something else than it keeps
         pass
-    return error and RuntimeError(f"process {rank}: {type(error).__name__}: {error}")
+    return error and Foreseen(f"process {rank}: {type(error).__name__}: {error}")
 
 
 @contextmanager
 def joined(rank: int, size: int) -> Iterator[World]:
-    """The processes that torchrun started, of which this is number ``rank`` of ``size``, until the end of training."""
+    """The processes that torchrun started, of which this is number ``rank`` of ``size``, until the end of training.
+
+    Raises:
+        Foreseen: what the body raises, in the other processes when the first has ended.
+    """
     if size == 1:
         yield ALONE
         return
@@ -217,7 +221,7 @@ def joined(rank: int, size: int) -> Iterator[World]:
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
         yield Processes(rank, size)
-    except Exception:
+    except Foreseen:
         if rank:
             wait_for_first()
         raise

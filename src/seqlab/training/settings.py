@@ -127,10 +127,10 @@ class TrainerConfig:
         if world.size == 1:
             return
         if self.batch_size % (parts := world.size * self.accumulate):
-            each = f"{world.size} processes" + (f" in {self.accumulate} parts each" if self.accumulate > 1 else "")
-            rule = f"is the batch of all together, and does not divide evenly among {each}"
-            above = -(-self.batch_size // parts) * parts
-            raise UserError("batch_size", self.batch_size, rule, f"Set batch_size={above}, or start others than these")
+            split = f"{world.size} processes" + (f" in {self.accumulate} parts each" if self.accumulate > 1 else "")
+            rule = f"is the batch of all together, and does not divide evenly among {split}"
+            remedy = f"Set batch_size={-(-self.batch_size // parts) * parts}, or start another number of processes"
+            raise UserError("batch_size", self.batch_size, rule, remedy)
         sharded = self.parallel == "fsdp"
         for name, value, refused in (
             ("lora", self.lora, self.lora is not None),
