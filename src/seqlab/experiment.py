@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -22,7 +23,7 @@ from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
-from seqlab.errors import NoResult, under
+from seqlab.errors import NoResult, UserError, under
 from seqlab.invocation import processes
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
@@ -74,6 +75,7 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
     hydra, cfg = HydraConfig.get(), up_to_date(cfg)
     folder, in_sweep = Path(hydra.runtime.output_dir), hydra.mode is RunMode.MULTIRUN
     with joined(*processes()) as world, only_process_in(folder, patience=PATIENCE if in_sweep else 0):
+        done, data = None, None
         with world.agreed():
             if in_sweep:
                 with facts.failure_written(cfg, folder):
@@ -81,12 +83,11 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
                 if not cfg.sweep.resume:
                     resume.refuse_used_folder(folder)
                 cfg, data = settled(cfg, folder)
-                if done := resume.result_of(cfg, folder):
-                    return done
-                if goes_on := resume.can_go_on(folder):
+                done = resume.result_of(cfg, folder)
+                if goes_on := not done and resume.can_go_on(folder):
                     cfg = resume.as_begun(cfg, folder)
             elif cfg.resume is not None:
-                cfg, data = resume.continued(cfg, list(hydra.overrides.task)), None
+                cfg = resume.continued(cfg, list(hydra.overrides.task))
                 check(cfg)
                 goes_on = not resume.never_began(folder)
             else:
@@ -94,7 +95,8 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
                 resume.refuse_used_folder(folder)
                 goes_on = False
                 cfg, data = settled(cfg, folder)
-        world.once(lambda: (cfg, folder, goes_on))  # ``follow`` is told
+        if world.once(lambda: None if done else (cfg, folder, goes_on)) is None:  # ``follow`` is told
+            return done
         trainer, logger = prepare(cfg, folder, data, goes_on=goes_on, world=world)
         return execute(cfg, trainer, logger, folder, reporter)
 
@@ -108,7 +110,9 @@ def follow() -> None:
     with joined(*processes()) as world:
         with world.agreed():
             pass  # the first process reads the configuration and its run folder
-        cfg, folder, goes_on = world.once(lambda: None)
+        if (told := world.once(lambda: None)) is None:
+            return  # the run has its result already
+        cfg, folder, goes_on = told
         trainer = assembled(cfg, folder, None, goes_on=goes_on, world=world)
         with world.agreed():
             pass  # and writes to that
@@ -175,6 +179,7 @@ def assembled(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: b
     with world.agreed(), world.one_goes_ahead():
         data = data or build_data(cfg, folder if goes_on else None)
         checkpoint = None if goes_on else checkpoint_for(cfg, data)
+    refuse_unlike_data(data, world)
     with world.agreed():
         if goes_on:
             world.once(lambda: resume.refuse_other_data(data, folder))
@@ -185,9 +190,23 @@ def assembled(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: b
         with under("model", cfg.model):
             backends(model, device)  # refuses one that cannot run before anything else is done
     trainer = build_trainer(cfg, model, data, device=device, folder=folder, world=world)
+    if world.rank:
+        torch.manual_seed(cfg.seed + (world.rank << 32))  # the model was drawn alike by all; dropout is each one's own
     if goes_on:
         trainer.restore()
     return trainer
+
+
+def refuse_unlike_data(data: DataSet, world: World) -> None:
+    """Refuse data that is not the same in all processes, of which several machines may have files of their own.
+
+    Raises:
+        UserError: it is not.
+    """
+    unlike = [rank for rank, found in enumerate(world.gather(data.fingerprint)) if found != data.fingerprint]
+    if unlike:
+        rule = f"is other data in process {unlike[0]}, perhaps of another machine, than in process {world.rank}"
+        raise UserError("data", data.fingerprint, rule, "Let data.dir be the same files everywhere")
 
 
 def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, reporter: Reporter | None) -> Summary:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
 def followed(follow: Callable[[], None]) -> NoReturn:
     """Take part in a run as another process of torchrun than the first, which says what happens in all.
 
-    An error that only this process has is said here.
+    An error that the first process cannot know of is said here.
 
     Args:
         follow: ``experiment.follow``.
@@ -83,10 +84,12 @@ def followed(follow: Callable[[], None]) -> NoReturn:
     try:
         follow()
     except Foreseen as error:
+        if error.__cause__ is not None and translate(error.__cause__) is None:  # a fault of ours, in this process
+            traceback.print_exception(error.__cause__)
         sys.exit(getattr(error, "exit_status", 1))
     except Exception as error:
         if not is_out_of_touch(error):
-            print(f"Process {processes()[0]} of {processes()[1]}: {message_of(error)}", file=sys.stderr)
+            print(f"Rank {processes()[0]} failed, and with it the run: {message_of(error)}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 

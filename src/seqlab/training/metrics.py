@@ -45,7 +45,8 @@ class Sums:
 
     def sums(self) -> dict[str, Any]:
         """The sums by name, on the CPU."""
-        return {name: torch.as_tensor(getattr(self, name)).cpu() for name in self.names}
+        values = {name: getattr(self, name) for name in self.names}
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()}
 
     def put(self, sums: dict[str, Any]) -> None:
         """Set the sums."""
@@ -90,14 +91,17 @@ class BitsPerByte(MeanLoss):
     the tokens' share of the split's.
     """
 
+    names = *MeanLoss.names, "bytes", "unknown"
+
     def update(self, loss: Tensor, text_bytes: TextBytes) -> None:
         """Add losses (P,) of a split's tokens."""
         super().update(loss)
-        self.bytes = text_bytes
+        self.bytes += loss.numel() * text_bytes.per_token
+        self.unknown += loss.numel() * text_bytes.per_token * text_bytes.unknown
 
     @override
     def compute(self) -> Tensor:
-        return super().compute() / (math.log(2) * self.bytes.per_token) + 8 * self.bytes.unknown
+        return (self.total / math.log(2) + 8 * self.unknown) / self.bytes
 
 
 class MeanSquaredError(MeanLoss):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from seqlab.data import Batch
-from seqlab.errors import Foreseen, UserError
+from seqlab.errors import FailedElsewhere, Foreseen, UserError
 from seqlab.training.sharding import shard
 
 Parallel = Literal["auto", "ddp", "fsdp"]
@@ -161,9 +161,11 @@ class Processes(World):
             yield
         except Exception as raised:
             error = raised
-        refusals = self.gather(portable(error, self.rank))
-        if error or any(refusals):
-            raise error or next(filter(None, refusals))
+        refusals = [refusal for refusal in self.gather(portable(error, self.rank)) if refusal]
+        if error and self.rank == 0:
+            raise error
+        if refusals:
+            raise refusals[0] from error
 
     @override
     @contextmanager
@@ -204,7 +206,7 @@ def portable(error: Exception | None, rank: int) -> Exception | None:
             return pickle.loads(pickle.dumps(error))
     except Exception:  # its constructor takes something else than it keeps
         pass
-    return error and Foreseen(f"process {rank}: {type(error).__name__}: {error}")
+    return error and FailedElsewhere(rank, f"{type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -218,7 +220,14 @@ def joined(rank: int, size: int) -> Iterator[World]:
         yield ALONE
         return
     gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    try:
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    except (RuntimeError, ValueError) as error:
+        rule = f"the processes cannot join ({str(error).splitlines()[0]})"
+        remedy = "Choose a free port (--master-port), or let torchrun do so (--standalone), and see that hosts reach it"
+        raise UserError(
+            "torchrun", f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", rule, remedy
+        ) from error
     try:
         yield Processes(rank, size)
     except Foreseen:

@@ -133,14 +133,13 @@ class TrainerConfig:
             raise UserError("batch_size", self.batch_size, rule, remedy)
         sharded = self.parallel == "fsdp"
         for name, value, refused in (
-            ("lora", self.lora, self.lora is not None),
+            ("lora", self.lora, sharded and self.lora is not None),
             ("ema", self.ema, sharded and self.ema is not None),
             ("precision", self.precision, sharded and self.precision == "fp16"),
         ):
             if refused:
-                rule = f"is not made for weights that are {'shared out' if sharded else 'trained by several processes'}"
-                remedy = "Leave it out, or train in one process" + (", or with parallel=ddp" if name != "lora" else "")
-                raise UserError(name, value, rule, remedy)
+                rule = "needs whole weights in each process, and parallel=fsdp shares them out"
+                raise UserError(name, value, rule, "Set parallel=ddp, or leave it out")
 
     def check_stop_above(self, data: DataSet) -> None:
         """Check ``stop_above``.

@@ -61,6 +61,7 @@ class Update:
     Attributes:
         late: whether ``launch`` returns before the device is done.
         counted: the model, or a copy of it to count operations on where this one has parts of the weights.
+        own_loss: of the last batch, from this process's rows: a scalar on the device.
         evaluated: the model whose weights are evaluated and kept: the given one, or one with averaged weights.
     """
 
@@ -95,7 +96,7 @@ class Update:
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if config.compile else model
         self.objective = Objective(self.model, data, device, config.precision)
-        self.wrapped = world.wrap(self.objective, config.parallel)
+        self.wrapped = self.objective if self.lora else world.wrap(self.objective, config.parallel)
         plain = device.type == "cuda" and not (self.scaler.is_enabled() or config.compile)
         plain = plain and not any(map(is_part, self.parameters))
         self.late = plain and all(map(can_step, self.optimizers))
@@ -178,8 +179,12 @@ class Update:
                 self.scaler.scale(part_loss).backward()
         for part, share in self._of_all(visits).items():
             part.expert_share.copy_(share)  # instead of the last part's
+        if self.lora:  # whose gradients are not those of the model's parameters, which torch adds up
+            for p in self.parameters:
+                p.grad = self.world.mean(p.grad)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
+        self.own_loss = loss
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
         return self.world.mean(torch.stack((loss, norm) if added is None else (loss, norm, added)))
 
