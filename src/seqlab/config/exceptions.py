@@ -83,9 +83,7 @@ def translate_foreign(error: BaseException) -> UserError | None:
     if found := out_of_memory(error):
         return found
     if is_out_of_touch(error):
-        rule = (
-            "it has ended or cannot be reached, and the run cannot go on without it; torchrun says below which it was"
-        )
+        rule = "it has ended or cannot be reached, and the run cannot go on without it; torchrun says which it was"
         remedy = "resume=<run folder> goes on from its last checkpoint, with any number of processes"
         return UserError("torchrun", "a process of this run", rule, remedy)
     if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):  # packages that may not be here

@@ -214,6 +214,7 @@ def joined(rank: int, size: int) -> Iterator[World]:
     """The processes that torchrun started, of which this is number ``rank`` of ``size``, until the end of training.
 
     Raises:
+        UserError: they cannot join.
         Foreseen: what the body raises, in the other processes when the first has ended.
     """
     if size == 1:
@@ -225,9 +226,8 @@ def joined(rank: int, size: int) -> Iterator[World]:
     except (RuntimeError, ValueError) as error:
         rule = f"the processes cannot join ({str(error).splitlines()[0]})"
         remedy = "Choose a free port (--master-port), or let torchrun do so (--standalone), and see that hosts reach it"
-        raise UserError(
-            "torchrun", f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", rule, remedy
-        ) from error
+        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise UserError("torchrun", place, rule, remedy) from error
     try:
         yield Processes(rank, size)
     except Foreseen:
