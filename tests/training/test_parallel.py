@@ -4,11 +4,14 @@ from functools import cache
 
 import pytest
 import torch
+from fits import config_of
 from omegaconf import OmegaConf
-from together import train_all, trained
+from together import resumed, train_all, trained
 
 from forks import as_torchrun
+from seqlab.errors import UserError
 from seqlab.models.pattern import names_in
+from seqlab.training.parallel import World
 from support import architectures, composed
 
 
@@ -32,34 +35,50 @@ def every_mixer():
     return model | {"mixers": mixers, "pattern": pattern, "n_layers": len(pattern), "feedforward": experts}
 
 
+@cache
+def hybrid():
+    return settings_of("hybrid", "size.n_layers=2", "model.pattern=[mamba,attention]")
+
+
 CASES = {
     "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2}),
     "fsdp": (every_mixer, {"parallel": "fsdp"}),
-    "fsdp in pieces": (
-        lambda: settings_of("hybrid", "size.n_layers=2", "model.pattern=[mamba,attention]"),
-        {"parallel": "fsdp"},
-    ),
+    "fsdp in pieces": (hybrid, {"parallel": "fsdp", "freeze": ["embed", "layers.1"]}),
+    "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
+    "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
 }
+
+
+def own(settings):
+    """Of one process: what changes the result."""
+    return {name: value for name, value in settings.items() if name not in ("parallel", "accumulate")}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
+    """What both processes found; those of the small model go on from what one process has saved, too."""
     folder = tmp_path_factory.mktemp("together")
-    cases = {name: (make(), settings) for name, (make, settings) in CASES.items()}
+    cases = {
+        name: (make(), settings, by_one(name) if make is hybrid else None) for name, (make, settings) in CASES.items()
+    }
     ended = as_torchrun(folder, train_all, cases, folder)
     assert [status for status, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 @cache
-def by_one(make):
-    return trained(make(), {})
+def by_one(name):
+    """The first two cases differ in nothing that changes the result."""
+    if name == "fsdp":
+        return by_one("ddp")
+    make, settings = CASES[name]
+    return trained(make(), own(settings))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(case, found):
     first, second = (results[case] for results in found)
-    one = by_one(CASES[case][0])
+    one = by_one(case)
     torch.testing.assert_close(first["values"], one["values"], rtol=1e-6, atol=0)
     for kind in ("gradients", "weights"):
         assert first[kind].keys() == one[kind].keys()
@@ -74,3 +93,43 @@ def test_two_processes_are_one(case, found):
     assert first["evaluation"] == second["evaluation"]
     for ours, theirs in zip(first["evaluation"], one["evaluation"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("case", [name for name, (make, _) in CASES.items() if make is hybrid])
+def test_a_run_goes_on_with_another_number_of_processes(case, found):
+    """From what one has saved, two go on as one does, and the other way round.
+
+    A state that is read, before the first step too, is the state that was there: torch's ``get_optimizer_state_dict``
+    makes a step to fill a fresh optimizer, which with AdamW moves the weights.
+    """
+    settings = own(CASES[case][1])
+    expected = resumed(hybrid(), settings, by_one(case))
+    by_two, back = found[0][case]["resumed"], resumed(hybrid(), settings, found[0][case])
+    for one, saved in ((expected, by_one(case)), (by_two, by_one(case)), (back, found[0][case])):
+        exactly = {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(one["fresh"]["weights"], expected["fresh"]["weights"], **exactly)
+        torch.testing.assert_close(one["fresh again"], one["fresh"], **exactly)
+        for kind in ("weights", "state"):
+            torch.testing.assert_close(one["read"][kind], saved[kind], **exactly)
+    for other in (by_two, back):
+        assert other["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        torch.testing.assert_close(other["weights"], expected["weights"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 9}, "batch_size=9: is the batch of all together, and does not divide evenly among 2 processes"),
+        ({"accumulate": 3, "batch_size": 9}, "Set batch_size=12, or start another number of processes"),
+        ({"parallel": "fsdp", "ema": 0.5}, "ema=0.5: needs whole weights"),
+        ({"parallel": "fsdp", "lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj"]}}, "lora="),
+        ({"parallel": "fsdp", "precision": "fp16"}, "precision=fp16: needs whole weights"),
+    ],
+)
+def test_what_processes_cannot_do_together(settings, said):
+    world = World()
+    world.size = 2
+    with pytest.raises(UserError) as refusal:
+        config_of(**settings).check_shares(world)
+    assert said in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 2

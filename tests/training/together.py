@@ -1,5 +1,6 @@
 """What processes compute together in the tests, and one alone."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -74,28 +75,60 @@ def built(model: dict[str, Any]) -> SequenceModel:
     return built.double()
 
 
-def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALONE) -> dict[str, Any]:
-    """The gradient of a batch, an evaluation in pieces, and two updates with clipping: all that processes share."""
-    net, data = built(model), Words()
+def update_of(model: dict[str, Any], settings: dict[str, Any], world: World) -> Update:
+    data = Words()
     config = config_of(batch_size=ROWS, clip_norm=0.1, **settings)
     config.check(data, world)
-    update = Update(config, net, data, device=CPU, world=world)
-    values = update._gradient(*world.share(data.train_batch(0, ROWS, 1)))
-    found = {"values": values, "gradients": {name: whole(p.grad) for name, p in net.named_parameters()}}
+    return Update(config, built(model), data, device=CPU, world=world)
+
+
+def stepped(update: Update, number: int) -> float:
+    """Update with a batch, of which this process takes its share; the loss."""
+    return update(update.world.share(update.data.train_batch(number, ROWS, 1)), 1.0).loss
+
+
+def saved_of(update: Update) -> dict[str, Any]:
+    """What a checkpoint has, of which later updates change nothing."""
+    return copy.deepcopy({"weights": checkpoint.weights_of(update.evaluated), "state": update.state_dict()})
+
+
+def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALONE) -> dict[str, Any]:
+    """The gradient of a batch, an evaluation in pieces, and two updates with clipping: all that processes share."""
+    update = update_of(model, settings, world)
+    found = {"values": update._gradient(*world.share(update.data.train_batch(0, ROWS, 1)))}
+    found["gradients"] = {str(number): whole(p.grad) for number, p in enumerate(update.parameters)}
     update.release()
     given = {"batch_size": 5, "device": CPU, "autocast": nullcontext, "world": world}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "LONG", LENGTH - 1)
         patch.setattr(evaluate, "PIECE_ON_CPU", 15)  # positions of three rows
-        found["evaluation"] = evaluate.evaluate(net, data, "test", **given)
-    found["losses"] = [update(world.share(data.train_batch(step, ROWS, 1)), 1.0).loss for step in (1, 2)]
-    found["weights"] = checkpoint.weights_of(net)
-    found["load"] = expert_load(net)
+        found["evaluation"] = evaluate.evaluate(update.evaluated, update.data, "test", **given)
+    found["losses"] = [stepped(update, number) for number in (1, 2)]
+    found |= saved_of(update)
+    found["load"] = expert_load(update.model)
     return found
 
 
-def train_all(cases: dict[str, tuple[dict[str, Any], dict[str, Any]]], folder: Path) -> None:
-    """``trained`` for every case, a model and settings, by the processes of one world; results go to ``folder``."""
+def resumed(
+    model: dict[str, Any], settings: dict[str, Any], saved: dict[str, Any], world: World = ALONE
+) -> dict[str, Any]:
+    """One more update, by another number of processes than those that ``trained`` with the same settings.
+
+    Besides, what a checkpoint would have before that, and before any step.
+    """
+    update, saved = update_of(model, settings, world), copy.deepcopy(saved)
+    found = {"fresh": saved_of(update), "fresh again": saved_of(update)}
+    checkpoint.put_weights(saved["weights"], update.evaluated)
+    update.load_state_dict(saved["state"])
+    return found | {"read": saved_of(update), "loss": stepped(update, 3), "weights": saved_of(update)["weights"]}
+
+
+def train_all(cases: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]], folder: Path) -> None:
+    """``trained`` for every case, a model and settings, and ``resumed`` from what is given; ``folder`` gets results."""
     torch.set_num_threads(1)
     with joined(*processes()) as world:
-        torch.save({name: trained(*case, world) for name, case in cases.items()}, folder / f"{world.rank}.pt")
+        found = {}
+        for name, (model, settings, saved) in cases.items():
+            found[name] = trained(model, settings, world)
+            found[name]["resumed"] = resumed(model, settings, saved, world) if saved else None
+        torch.save(found, folder / f"{world.rank}.pt")

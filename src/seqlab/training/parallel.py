@@ -66,6 +66,11 @@ class World:
         """The largest of the processes' values."""
         return value
 
+    def the_one_not_finite(self, value: Tensor) -> int | None:
+        """The rank of the only process whose value, a scalar, is not finite; None if there is none, or another."""
+        found = [rank for rank, finite in enumerate(self.gather(bool(value.isfinite()))) if not finite]
+        return found[0] if len(found) == 1 < self.size else None
+
     def once(self, make: Callable[[], Value]) -> Value:
         """What the first process makes; if it raises an exception, all do."""
         return make()

@@ -7,7 +7,6 @@ without interruption. Batch number ``step`` depends on the seed alone, so the st
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -181,10 +180,8 @@ class Trainer:
                 self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
             bar.step(counters.step, outcome.loss, counters.best_loss)
             if counters.skipped_in_a_row >= self.config.max_skipped:
-                losses = self.world.gather(self.update.own_loss.item())
-                bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-                alone = bad[0] if 0 < len(bad) < len(losses) else None
-                raise Diverged(counters.step, counters.skipped_in_a_row, self.folder, alone)
+                rank = self.world.the_one_not_finite(self.update.own_loss)
+                raise Diverged(counters.step, counters.skipped_in_a_row, self.folder, rank)
 
     def _pauses_after(self, step: int) -> bool:
         """Whether something follows that needs the weights and counters of this step, such as a record."""
@@ -192,7 +189,6 @@ class Trainer:
         return step >= self.total or self._signal() or any(step % interval == 0 for interval in every)
 
     def _record(self, split: str, **values: float) -> None:
-        """Have a record written; what comes of that in the first process, such as the end of a trial, comes to all."""
         self.world.once(lambda: self.record({"step": self.counters.step, "split": split} | self.spent | values))
 
     def _evaluate_if_due(self, bar: ProgressBar) -> None:
