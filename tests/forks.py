@@ -67,6 +67,7 @@ def free_port() -> str:
 def as_torchrun(folder: Path, task: Callable[..., None], *arguments: object) -> list[tuple[int, str]]:
     """``finish`` two processes, as torchrun starts them; for each its exit status and what was written."""
     same = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    folder.mkdir(exist_ok=True)
     started = []
     for rank in ("0", "1"):
         with pytest.MonkeyPatch.context() as patch:

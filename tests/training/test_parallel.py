@@ -97,11 +97,7 @@ def test_two_processes_are_one(case, found):
 
 @pytest.mark.parametrize("case", [name for name, (make, _) in CASES.items() if make is hybrid])
 def test_a_run_goes_on_with_another_number_of_processes(case, found):
-    """From what one has saved, two go on as one does, and the other way round.
-
-    A state that is read, before the first step too, is the state that was there: torch's ``get_optimizer_state_dict``
-    makes a step to fill a fresh optimizer, which with AdamW moves the weights.
-    """
+    """From what one has saved, two go on as one does, and the other way round; reading a state changes nothing."""
     settings = own(CASES[case][1])
     expected = resumed(hybrid(), settings, by_one(case))
     by_two, back = found[0][case]["resumed"], resumed(hybrid(), settings, found[0][case])
