@@ -11,6 +11,7 @@ from together import resumed, train_all, trained
 from forks import as_torchrun
 from seqlab.errors import UserError
 from seqlab.models.pattern import names_in
+from seqlab.training.optim import sgd
 from seqlab.training.parallel import World
 from support import architectures, composed
 
@@ -41,8 +42,8 @@ def hybrid():
 
 
 CASES = {
-    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2}),
-    "fsdp": (every_mixer, {"parallel": "fsdp"}),
+    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd}),
+    "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd}),
     "fsdp in pieces": (hybrid, {"parallel": "fsdp", "freeze": ["embed", "layers.1"]}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
     "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
