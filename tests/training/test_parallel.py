@@ -1,18 +1,20 @@
 """Two processes give what one does with the same batch: every kind of mixer, weights whole and shared out."""
 
+import socket
 from functools import cache
 
 import pytest
 import torch
 from fits import config_of
 from omegaconf import OmegaConf
-from together import resumed, train_all, trained
+from together import Words, resumed, train_all, trained
 
 from forks import as_torchrun
 from seqlab.errors import UserError
+from seqlab.experiment import refuse_unlike_data
 from seqlab.models.pattern import names_in
 from seqlab.training.optim import sgd
-from seqlab.training.parallel import World
+from seqlab.training.parallel import Processes, World, joined
 from support import architectures, composed
 
 
@@ -130,3 +132,46 @@ def test_what_processes_cannot_do_together(settings, said):
         config_of(**settings).check_shares(world)
     assert said in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 2
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """The second of two processes, which have not joined."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    return Processes(1, 2)
+
+
+def test_more_processes_than_gpus(second, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    with pytest.raises(
+        UserError, match=r"torch sees 1 on this machine\.\nStart as many \(torchrun --nproc-per-node=1\)"
+    ):
+        second.take(torch.device("cuda"))
+
+
+def test_torch_without_nccl(second, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(
+        UserError, match=r"device=cuda: processes exchange tensors on GPUs through NCCL.*\.\nSet device=cpu"
+    ):
+        second.take(torch.device("cuda"))
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=rf"torchrun=127\.0\.0\.1:{port}: the processes cannot join"), joined(0, 2):
+            pass
+
+
+def test_data_that_is_not_the_same_everywhere():
+    world = World()
+    world.gather = lambda value: [value, "another"]
+    with pytest.raises(UserError, match="is other data in process 1, perhaps of another machine, than in process 0"):
+        refuse_unlike_data(Words(), world)
