@@ -93,12 +93,12 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 
 def weights_bytes(weights: dict[str, Tensor]) -> Buffer:
-    """Weights as safetensors, each from storage of its own (cuDNN's LSTM weights share one)."""
+    """Weights as safetensors, of all shapes, each from storage of its own (cuDNN's LSTM weights share one)."""
     return safetensors_bytes({name: value.to("cpu", copy=True).contiguous() for name, value in weights.items()})
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state, each tensor once and whole: all processes that hold parts of it call this."""
+    """A model's state, each tensor once and of its whole shape: all processes that hold parts of it call this."""
     state = model.state_dict()
     return {name: whole(state[name]) for name in dict.fromkeys(first_names(model).values())}
 
@@ -119,7 +119,7 @@ def save(
     Args:
         folder: of all checkpoints.
         step: updates made so far.
-        weights: of the model (``weights_of``).
+        weights: of the model, in its shapes (``weights_of``).
         state: the rest, for ``torch.save``.
         best_step: the step of the best checkpoint by validation, if there is one.
         origin: plain values for the manifest that say what the run was made from.

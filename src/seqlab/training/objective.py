@@ -33,5 +33,5 @@ class Objective(nn.Module):
         return self.data.loss(outputs, targets).sum() / count
 
     def skips_logits(self, inputs: Tensor) -> bool:
-        """Whether the loss is computed without holding all logits (``head_loss``)."""
+        """Whether the loss of inputs (B, L) is computed without holding all logits (``head_loss``)."""
         return getattr(self.data.loss, "is_cross_entropy", False) and skips_logits(self.model, inputs)

@@ -55,7 +55,7 @@ class World:
         return batch
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of the processes' values, on the device."""
+        """The mean of the processes' values, which have one shape, on the device."""
         return value
 
     def gather(self, value: Value) -> list[Value]:

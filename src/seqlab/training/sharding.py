@@ -56,7 +56,7 @@ def is_part(value: Any) -> bool:
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor that all of them have, if ``like`` is one of parts."""
+    """This process's part of a whole tensor that all of them have, if ``like``, of its shape, is one of parts."""
     if not is_part(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
