@@ -31,9 +31,11 @@ def main() -> None:
 
         cli.followed(experiment.follow)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    loss = run(Path(sys.argv[1]).read_bytes() if sys.argv[1:] else sys.stdin.buffer.read(), task)
-    if size > 1 and math.isnan(loss):
-        sys.exit(1)  # torchrun then ends those that still wait for this one
+    try:
+        loss = run(Path(sys.argv[1]).read_bytes() if sys.argv[1:] else sys.stdin.buffer.read(), task)
+    except SystemExit as ending:
+        cli.end(ending.code)
+    cli.end(1 if size > 1 and math.isnan(loss) else 0)  # torchrun then ends those that still wait for this one
 
 
 if __name__ == "__main__":
