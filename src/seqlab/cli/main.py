@@ -73,8 +73,8 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
 def end(status: Any) -> NoReturn:
     """Exit; one of several processes does so without Python's finalisation.
 
-    A thread of gloo may ask for the interpreter then, which ends the process by SIGABRT: on a busy machine once in eight
-    times.
+    A thread of gloo may ask for the interpreter then, which ends the process by SIGABRT: once in eight times on a busy
+    machine.
     """
     if processes()[1] > 1:
         atexit._run_exitfuncs()
