@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +20,7 @@ IMPORTED = [
     *("seqlab.experiment", "seqlab.cli.main", "seqlab.models.mixers", "seqlab.data.synthetic"),
     *("hydra_plugins.hydra_joblib_launcher.joblib_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
     *("seqlab.ops.selective_scan.cpu_kernels", "seqlab.ops.causal_conv1d.cpu_kernels", "seqlab.sweep.callback"),
-    *("support", "torch.utils.flop_counter", "sympy"),
+    *("support", "torch.utils.flop_counter", "sympy", "torch.distributed.fsdp"),
 ]
 """Before the first fork, once; a part that is not installed is passed over. Nothing here imports torch's compiler."""
 
@@ -54,6 +55,29 @@ def finish(screen: Path, task: Callable[..., None], *arguments: object) -> tuple
     process.join(300)
     assert process.exitcode is not None, screen.read_text()
     return process.exitcode, screen.read_text()
+
+
+def free_port() -> str:
+    """The number of a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def as_torchrun(folder: Path, task: Callable[..., None], *arguments: object) -> list[tuple[int, str]]:
+    """``finish`` two processes, as torchrun starts them; for each its exit status and what was written."""
+    same = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    folder.mkdir(exist_ok=True)
+    server()  # which would keep the environment of below for all that are forked from it later
+    started = []
+    for rank in ("0", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (same | {"RANK": rank, "LOCAL_RANK": rank}).items():
+                patch.setenv(name, value)
+            started.append((start(folder / f"screen{rank}", task, *arguments), folder / f"screen{rank}"))
+    for process, _ in started:
+        process.join(120)
+    return [(process.exitcode, screen.read_text()) for process, screen in started]
 
 
 def _begin(screen: Path, environment: dict[str, str], folder: Path, task: Callable[..., None], given: tuple) -> None:

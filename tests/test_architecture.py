@@ -20,7 +20,18 @@ ROOT_MODULES = {
     "places": {"errors"},
     "console": {"errors"},
     "__main__": {"errors", "invocation", "console", "cli"},
-    "experiment": {"errors", "jsonio", "config", "models", "data", "training", "runs", "match", "pretrained"},
+    "experiment": {
+        "errors",
+        "invocation",
+        "jsonio",
+        "config",
+        "models",
+        "data",
+        "training",
+        "runs",
+        "match",
+        "pretrained",
+    },
 }
 # Every room: what it may use besides itself, and its modules. Only the families of FAMILIES may grow unnamed.
 ROOMS = {
@@ -45,8 +56,8 @@ ROOMS = {
     "training": (
         "errors jsonio console models data ops",
         "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
-        "loggers lora metrics metrics_file muon_of_stacks optim precision prefetch progress schedule settings signals "
-        "trainer update",
+        "loggers lora metrics metrics_file muon_of_stacks objective optim parallel precision prefetch progress "
+        "schedule settings sharding signals trainer update",
     ),
     "config": (
         "errors places invocation",

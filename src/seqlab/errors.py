@@ -109,18 +109,19 @@ def under(path: str, names: Container[str]) -> Iterator[None]:
 
 
 class Diverged(Foreseen):
-    """The loss or gradient was not finite in several steps in a row."""
+    """The loss or gradient was not finite in several steps in a row; the loss of one rank alone, if that is given."""
 
     exit_status = 1
 
-    def __init__(self, step: int, steps_in_a_row: int, folder: Path):
-        super().__init__(step, steps_in_a_row, folder)
-        self.step, self.steps_in_a_row, self.folder = step, steps_in_a_row, folder
+    def __init__(self, step: int, steps_in_a_row: int, folder: Path, rank: int | None = None):
+        super().__init__(step, steps_in_a_row, folder, rank)
+        self.step, self.steps_in_a_row, self.folder, self.rank = step, steps_in_a_row, folder, rank
 
     def __str__(self) -> str:
+        alone = "" if self.rank is None else f", on rank {self.rank} alone"
         return (
             f"The loss or its gradient was not finite in {counted(self.steps_in_a_row, 'step')} in a row, "
-            f"up to step {self.step}; "
+            f"up to step {self.step}{alone}; "
             f"the last good checkpoint is kept in {self.folder / 'checkpoints'}.\n"
             "Lower optimizer.lr, lengthen schedule.warmup, or use trainer.precision=float32."
         )
@@ -134,6 +135,19 @@ class NoResult(Diverged):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+class FailedElsewhere(Foreseen):
+    """Another process of the run failed, which has written its traceback."""
+
+    exit_status = 1
+
+    def __init__(self, rank: int, message: str):
+        super().__init__(rank, message)
+        self.rank, self.message = rank, message
+
+    def __str__(self) -> str:
+        return f"Rank {self.rank} failed, and with it the run: {self.message}"
 
 
 class Interrupted(Foreseen):

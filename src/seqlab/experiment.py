@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -22,7 +23,8 @@ from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
-from seqlab.errors import NoResult, under
+from seqlab.errors import NoResult, UserError, under
+from seqlab.invocation import processes
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
@@ -43,6 +45,7 @@ from seqlab.runs.summary import Summary
 from seqlab.training.evaluate import Evaluation
 from seqlab.training.loggers import NoLogger
 from seqlab.training.metrics_file import MetricsFile
+from seqlab.training.parallel import ALONE, World, joined
 from seqlab.training.schedule import check_fits
 from seqlab.training.signals import StopRequest
 from seqlab.training.trainer import Trainer
@@ -71,28 +74,52 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
     """
     hydra, cfg = HydraConfig.get(), up_to_date(cfg)
     folder, in_sweep = Path(hydra.runtime.output_dir), hydra.mode is RunMode.MULTIRUN
-    with only_process_in(folder, patience=PATIENCE if in_sweep else 0):
-        if in_sweep:
-            with facts.failure_written(cfg, folder):
+    with joined(*processes()) as world, only_process_in(folder, patience=PATIENCE if in_sweep else 0):
+        done, data = None, None
+        with world.agreed():
+            if in_sweep:
+                with facts.failure_written(cfg, folder):
+                    check(cfg)
+                if not cfg.sweep.resume:
+                    resume.refuse_used_folder(folder)
+                cfg, data = settled(cfg, folder)
+                done = resume.result_of(cfg, folder)
+                if goes_on := not done and resume.can_go_on(folder):
+                    cfg = resume.as_begun(cfg, folder)
+            elif cfg.resume is not None:
+                cfg = resume.continued(cfg, list(hydra.overrides.task))
                 check(cfg)
-            if not cfg.sweep.resume:
+                goes_on = not resume.never_began(folder)
+            else:
+                check(cfg)
                 resume.refuse_used_folder(folder)
-            cfg, data = settled(cfg, folder)
-            if done := resume.result_of(cfg, folder):
-                return done
-            if goes_on := resume.can_go_on(folder):
-                cfg = resume.as_begun(cfg, folder)
-        elif cfg.resume is not None:
-            cfg, data = resume.continued(cfg, list(hydra.overrides.task)), None
-            check(cfg)
-            goes_on = not resume.never_began(folder)
-        else:
-            check(cfg)
-            resume.refuse_used_folder(folder)
-            goes_on = False
-            cfg, data = settled(cfg, folder)
-        trainer, logger = prepare(cfg, folder, data, goes_on=goes_on)
+                goes_on = False
+                cfg, data = settled(cfg, folder)
+        if world.once(lambda: None if done else (cfg, folder, goes_on)) is None:  # ``follow`` is told
+            return done
+        trainer, logger = prepare(cfg, folder, data, goes_on=goes_on, world=world)
         return execute(cfg, trainer, logger, folder, reporter)
+
+
+def follow() -> None:
+    """Take part, in another process of torchrun than the first, in the run that the first one makes, and write nothing.
+
+    Raises:
+        Exception: as ``run``; those that the first process raises too, as well.
+    """
+    with joined(*processes()) as world:
+        with world.agreed():
+            pass  # the first process reads the configuration and its run folder
+        if (told := world.once(lambda: None)) is None:
+            return  # the run has its result already
+        cfg, folder, goes_on = told
+        trainer = assembled(cfg, folder, None, goes_on=goes_on, world=world)
+        with world.agreed():
+            pass  # and writes to that
+        with StopRequest(patient=True) as stop:
+            trainer.run(lambda values: None, stop)
+            refuse_no_result(trainer, trainer.test())
+            extra_tests.measure(trainer)
 
 
 def check(cfg: DictConfig) -> None:
@@ -111,7 +138,9 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, DataSet | None]:
         return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), data
 
 
-def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: bool) -> tuple[Trainer, NoLogger]:
+def prepare(
+    cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: bool, world: World = ALONE
+) -> tuple[Trainer, NoLogger]:
     """Build model and trainer, and the data unless given; start the logger and write ``config.yaml``.
 
     Args:
@@ -119,37 +148,65 @@ def prepare(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: boo
         folder: the run's.
         data: if it is built already.
         goes_on: continue from the newest checkpoint in the folder.
+        world: the processes that train together.
     """
     with facts.failure_written(cfg, folder):
+        trainer = assembled(cfg, folder, data, goes_on=goes_on, world=world)
+        trainer.origin = {"settings": resume.pinned(cfg), "data_fingerprint": trainer.data.fingerprint}
+        with world.agreed():
+            if goes_on:
+                resume.refuse_empty_changes(cfg, folder, trainer)
+            else:
+                with under("schedule", cfg.schedule):
+                    check_fits(trainer.config.schedule, trainer.total)
+            logger = instantiate(cfg.logger)
+            with under("logger", cfg.logger):
+                logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
+            resume.keep(cfg, folder)
+            keep_tokenizer(trainer.data, folder)
+        return trainer, logger
+
+
+def assembled(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: bool, world: World) -> Trainer:
+    """The trainer with its data, unless given, and its model, restored if the run goes on."""
+    with world.agreed():
         device = choose_device(cfg.device)
         reset_global_state(cfg.seed)
         take_share(device, OmegaConf.select(cfg, "threads"))
+        world.take(device)
         if device.type == "cpu":
             keep_memory()
+    with world.agreed(), world.one_goes_ahead():
         data = data or build_data(cfg, folder if goes_on else None)
-        if goes_on:
-            resume.refuse_other_data(data, folder)
-        targets.check_names(targets.targets_of(cfg), data, cfg.name)
         checkpoint = None if goes_on else checkpoint_for(cfg, data)
+    refuse_unlike_data(data, world)
+    with world.agreed():
+        if goes_on:
+            world.once(lambda: resume.refuse_other_data(data, folder))
+        targets.check_names(targets.targets_of(cfg), data, cfg.name)
         model = build_model(cfg, data, device)
         if checkpoint is not None:
             checkpoint.put_weights(model)
         with under("model", cfg.model):
             backends(model, device)  # refuses one that cannot run before anything else is done
-        trainer = build_trainer(cfg, model, data, device=device, folder=folder)
-        trainer.origin = {"settings": resume.pinned(cfg), "data_fingerprint": data.fingerprint}
-        if goes_on:
-            trainer.restore()
-            resume.refuse_empty_changes(cfg, folder, trainer)
-        else:
-            with under("schedule", cfg.schedule):
-                check_fits(trainer.config.schedule, trainer.total)
-        logger = instantiate(cfg.logger)
-        with under("logger", cfg.logger):
-            logger.start(folder, OmegaConf.to_container(cfg), trainer.counters.step)
-        resume.keep(cfg, folder)
-        keep_tokenizer(data, folder)
-        return trainer, logger
+    trainer = build_trainer(cfg, model, data, device=device, folder=folder, world=world)
+    if world.rank:
+        torch.manual_seed(cfg.seed + (world.rank << 32))  # the model was drawn alike by all; dropout is each one's own
+    if goes_on:
+        trainer.restore()
+    return trainer
+
+
+def refuse_unlike_data(data: DataSet, world: World) -> None:
+    """Refuse data that is not the same in all processes, of which several machines may have files of their own.
+
+    Raises:
+        UserError: it is not.
+    """
+    unlike = [rank for rank, found in enumerate(world.gather(data.fingerprint)) if found != data.fingerprint]
+    if unlike:
+        rule = f"is other data in process {unlike[0]}, perhaps of another machine, than in process {world.rank}"
+        raise UserError("data", data.fingerprint, rule, "Let data.dir be the same files everywhere")
 
 
 def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, reporter: Reporter | None) -> Summary:
@@ -173,7 +230,8 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
     try:
         if not (completed and trainer.is_over):
             facts.write(folder, summary | {"status": "running", "steps": first})
-        with MetricsFile(folder / "metrics.jsonl", keep=trainer.is_settled) as metrics_file, StopRequest() as stop:
+        kept = MetricsFile(folder / "metrics.jsonl", keep=trainer.counters.is_settled)
+        with kept as metrics_file, StopRequest(patient=trainer.world.size > 1) as stop:
             trainer.run(record, stop)
             test = trainer.test()
             summary |= facts.progress_of(trainer) | facts.results_of(trainer, test)

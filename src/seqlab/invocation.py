@@ -53,6 +53,13 @@ def arguments() -> list[str]:
     return next((words[len(begin) :] for begin in INSTALLED if words[: len(begin)] == begin), words)
 
 
+def processes() -> tuple[int, int]:
+    """The number of this process and that of all, under torchrun; 0 and 1 without it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # WORLD_SIZE alone may be another program's
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def program(name: str = "train") -> str:
     """How to call a command in the manner of the present one: ``seqlab train`` or ``python train.py``."""
     words = typed()

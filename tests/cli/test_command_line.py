@@ -111,11 +111,13 @@ def test_sweep(train, environment, tmp_path):
     }
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", "torchrun=2 processes: a run trains in one process"), ("1", "")])
-def test_copies_of_torchrun_are_refused(rank, said, train, monkeypatch, caplog):
+@pytest.mark.parametrize(("rank", "said"), [("0", "torchrun=2 processes: they train one run together"), ("1", "")])
+@pytest.mark.parametrize("swept", [["-m", "seed=1,2"], ["search=rates"]])
+def test_a_sweep_under_torchrun_is_refused(rank, said, swept, train, monkeypatch, caplog):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": rank}.items():
         monkeypatch.setenv(name, value)
-    job = train()
+    job = train(*swept)
     told = [record.getMessage() for record in caplog.records]
     assert job.status == 2
     assert not job.folder.exists()

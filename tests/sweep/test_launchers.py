@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 
 from quick_composition import REPLACED
 from seqlab.cli import resolvers
-from seqlab.errors import UserError
-from seqlab.runs import process, torchrun
+from seqlab.runs import process
 from support import CONF, Job
 
 pytest.importorskip("joblib")
@@ -56,12 +55,6 @@ def test_one_run_has_no_launcher(train, capsys):
     assert "launcher=joblib: starts the jobs of a sweep, and this is one run.\nAdd -m" in capsys.readouterr().err
     assert train("sweep.processes=2").status == 2
     assert "sweep.processes=2: is for the jobs of a sweep, and this is one run.\nStart" in capsys.readouterr().err
-
-
-def test_a_job_in_several_processes_is_refused(monkeypatch):
-    monkeypatch.setattr(torchrun, "nodes", lambda: 2)
-    with pytest.raises(UserError, match=r"sweep\.processes=2: a run trains in one process, and each of 4 would"):
-        torchrun.wanted(OmegaConf.create({"sweep": {"processes": 2}}))
 
 
 def test_workers_share_the_cores(monkeypatch):

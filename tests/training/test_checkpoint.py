@@ -19,7 +19,7 @@ def model():
 
 
 def save(folder, step, model, best=None):
-    checkpoint.save(folder, step, model, {"step": step}, best_step=best)
+    checkpoint.save(folder, step, checkpoint.weights_of(model), {"step": step}, best_step=best)
 
 
 def steps(folder):

@@ -152,7 +152,7 @@ class TestWhere:
 
         smoothed = object.__new__(Smoothed)
         update = Update(config_of(), model(), smoothed, device=CPU)
-        assert not update._skips_logits(batch().inputs)
+        assert not update.objective.skips_logits(batch().inputs)
 
     def test_not_an_output_that_somebody_else_defines(self):
         class Tempered(SequenceModel):

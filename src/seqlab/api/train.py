@@ -20,7 +20,7 @@ from seqlab.config.command_line import in_order
 from seqlab.config.exceptions import translate
 from seqlab.config.overrides import as_override
 from seqlab.errors import UserError, in_quotes
-from seqlab.invocation import typed_as
+from seqlab.invocation import processes, typed_as
 from seqlab.runs import leftovers
 from seqlab.runs.process import free_memory, process_state_kept
 from seqlab.runs.trust import named_packages
@@ -57,7 +57,8 @@ def train(
         The completed run.
 
     Raises:
-        UserError: a setting, file or folder cannot be used, or another run trains in this process.
+        UserError: a setting, file or folder cannot be used, another run trains in this process, or torchrun started it
+            as one of several.
         Diverged: the loss or gradient was not finite in too many steps.
         Interrupted: a signal asked the run to stop.
     """
@@ -72,6 +73,9 @@ def train(
             remedy = "Write settings as key=value; a folder of your own configurations is config_dir=..."
             raise UserError("overrides", setting, "is a flag of the command line", remedy)
     typed += own_folder(config_dir)
+    if (size := processes()[1]) > 1:
+        remedy = "Use the command: torchrun ... -m seqlab train"
+        raise UserError("torchrun", f"{size} processes", "a call from Python trains in one process", remedy)
     if not _training.acquire(blocking=False):
         remedy = "Wait for its end, or train side by side in processes: seqlab train -m launcher=joblib"
         raise UserError("train", "running", "another run trains in this process, whose state both would change", remedy)

@@ -7,6 +7,9 @@ import math
 import os
 import signal
 import sys
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from seqlab import console
 from seqlab.cli import result_table
 from seqlab.config.command_line import in_order, parse_flags
-from seqlab.config.exceptions import message_of, report, translate
+from seqlab.config.exceptions import is_out_of_touch, message_of, report, translate
 from seqlab.config.options import help_text
-from seqlab.errors import Diverged, Interrupted, Pruned, UserError
-from seqlab.invocation import remember
+from seqlab.errors import Diverged, Foreseen, Interrupted, Pruned, UserError
+from seqlab.invocation import processes, remember
 from seqlab.jsonio import load
 from seqlab.runs import leftovers
 from seqlab.sweep import orphans, watch
@@ -45,11 +48,11 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
     os.environ[orphans.SWEEP] = str(os.getpid())
     status: Any = 0
     try:
-        refuse_copies()
         sys.argv[1:] = in_order(sys.argv[1:])
         if parse_flags(sys.argv[1:]).help:
             print(help_text(), flush=True)  # Hydra would list all groups of its own twice first
         else:
+            refuse_sweep()
             main()
     except SystemExit as ending:
         status = ending.code or 0
@@ -64,23 +67,64 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
         status = 130
     status = watch.finish(status)
     leftovers.clear(refused=status not in (0, 1))  # a fault of ours is left as it is
+    end(status)
+
+
+def end(status: Any) -> NoReturn:
+    """Exit; one of several processes does so without Python's finalisation.
+
+    A thread of gloo may ask for the interpreter then, which ends the process by SIGABRT: once in eight times on a busy
+    machine.
+    """
+    if processes()[1] > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
     sys.exit(status)
 
 
-def refuse_copies() -> None:
-    """Refuse to run under torchrun with several processes: each would train the whole run by itself.
+def followed(follow: Callable[[], None]) -> NoReturn:
+    """Take part in a run as another process of torchrun than the first, which says what happens in all.
+
+    An error that the first process cannot know of is said here.
+
+    Args:
+        follow: ``experiment.follow``.
+    """
+    logging.disable()
+    warnings.simplefilter("ignore")
+    rich.get_console().quiet = True
+    try:
+        follow()
+    except Foreseen as error:
+        if error.__cause__ is not None and translate(error.__cause__) is None:  # a fault of ours, in this process
+            traceback.print_exception(error.__cause__)
+        end(getattr(error, "exit_status", 1))
+    except Exception as error:
+        if not is_out_of_touch(error):
+            print(f"Rank {processes()[0]} failed, and with it the run: {message_of(error)}", file=sys.stderr)
+        end(1)
+    end(0)
+
+
+def refuse_sweep() -> None:
+    """Refuse a sweep under torchrun: its processes train one run together.
 
     Raises:
-        UserError: in the process of rank 0; the others exit with the same status and no message.
+        UserError: in the first process; the others exit with the same status and no message.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" not in os.environ or processes == "1":
+    rank, size = processes()
+    typed = parse_flags(sys.argv[1:])
+    swept = typed.multirun or any(setting.startswith(("search=", "hydra.mode=")) for setting in typed.overrides)
+    if size == 1 or not swept:
         return
-    if os.environ.get("RANK") != "0":
+    if rank:
+        time.sleep(5)  # torchrun stops all as soon as one fails, and the first has to say why
         sys.exit(UserError.exit_status)
-    rule = "a run trains in one process, and each of these would train a copy of it"
-    remedy = "Start it with python; -m launcher=joblib runs the jobs of a sweep side by side, on several GPUs too"
-    raise UserError("torchrun", f"{processes} processes", rule, remedy)
+    rule = "they train one run together, and this is a sweep"
+    remedy = "Start it with python; -m launcher=joblib runs its jobs side by side, on several GPUs too"
+    raise UserError("torchrun", f"{size} processes", rule, remedy)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config.command_line import typed_settings
 from seqlab.config.hydra_errors import composition_error
-from seqlab.errors import Diverged, Interrupted, UserError
+from seqlab.errors import Diverged, FailedElsewhere, Interrupted, UserError
 from seqlab.places import check_place
 
 log = logging.getLogger("seqlab")
@@ -65,12 +65,12 @@ def report(error: Exception, *, debug: bool) -> int:
     return 1 if ending is None else ending.exit_status
 
 
-def translate(error: BaseException) -> UserError | Diverged | Interrupted | None:
+def translate(error: BaseException) -> UserError | Diverged | Interrupted | FailedElsewhere | None:
     """The user's mistake or other foreseen ending that caused an exception; ``None`` if there is none."""
     chain = [error]
     while (error := error.__cause__ or error.__context__) is not None:
         chain.append(error)
-    endings = [e for e in chain if isinstance(e, UserError | Diverged | Interrupted)]
+    endings = [e for e in chain if isinstance(e, UserError | Diverged | Interrupted | FailedElsewhere)]
     return endings[0] if endings else next(filter(None, map(translate_foreign, chain)), None)
 
 
@@ -82,6 +82,10 @@ def translate_foreign(error: BaseException) -> UserError | None:
         return UserError("disk", "full", *FULL)
     if found := out_of_memory(error):
         return found
+    if is_out_of_touch(error):
+        rule = "it has ended or cannot be reached, and the run cannot go on without it; torchrun says which it was"
+        remedy = "resume=<run folder> goes on from its last checkpoint, with any number of processes"
+        return UserError("torchrun", "a process of this run", rule, remedy)
     if type(error).__module__.partition(".")[0] in ("submitit", "joblib"):  # packages that may not be here
         rule = "a job's process ended without a result, killed perhaps because memory ran out"
         return UserError("launcher", type(error).__name__, rule, "The same command goes on with what is left")
@@ -103,6 +107,12 @@ def is_only_missing(error: OSError) -> bool:
     except UserError:
         return False
     return True
+
+
+def is_out_of_touch(error: BaseException) -> bool:
+    """Whether gloo or NCCL says that another process is gone."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or ("gloo" in said and "onnection" in said)
 
 
 def refused_path(error: OSError) -> UserError | None:

@@ -9,11 +9,11 @@ CHANGEABLE = frozenset(
         *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
         *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
         *("data.files", "data.tests", "data.n_further"),
-        *("trainer.further_tests", "target", "trainer.cuda_graph"),
+        *("trainer.further_tests", "target", "trainer.cuda_graph", "trainer.parallel"),
     }
 )
-"""Settings that a resumed run may change: the budget, how kernels are launched, where its text is, and what is
-measured after training."""
+"""Settings that a resumed run may change: the budget, how kernels are launched and weights held, where its text is, and
+what is measured after training."""
 
 OF_STEPS = tuple(
     f"trainer.{name}"
@@ -22,6 +22,7 @@ OF_STEPS = tuple(
         "stop_above",
         "max_skipped",
         "cuda_graph",
+        "parallel",
         "evaluate_every",
         "checkpoint_every",
         "log_every",
@@ -37,6 +38,6 @@ UNNAMED = (*WITHOUT_INFLUENCE, "device")
 
 NOT_COMPARED = frozenset(
     {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
-    | {"data.tests", "data.n_further", "trainer.further_tests"}
+    | {"data.tests", "data.n_further", "trainer.further_tests", "trainer.parallel"}
 )
 """Settings by which the runs of a report are not told apart: places, intervals of logging, further tests."""

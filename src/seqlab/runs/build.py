@@ -21,6 +21,7 @@ from seqlab.jsonio import write_whole
 from seqlab.models.parametrisation import parametrise
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.runs.folder import TOKENIZER
+from seqlab.training.parallel import ALONE, World
 from seqlab.training.trainer import Trainer
 
 
@@ -166,8 +167,10 @@ def shared_settings(cfg: DictConfig) -> Iterator[None]:
         raise
 
 
-def build_trainer(cfg: DictConfig, model: nn.Module, data: DataSet, *, device: torch.device, folder: Path) -> Trainer:
+def build_trainer(
+    cfg: DictConfig, model: nn.Module, data: DataSet, *, device: torch.device, folder: Path, world: World = ALONE
+) -> Trainer:
     """The trainer of a model on a device, whose checkpoints go into the run folder."""
     config = built(cfg, "trainer")
     with under("trainer", cfg.trainer.keys() - {"optimizer", "schedule"}):  # groups of their own
-        return Trainer(config, model, data, device=device, seed=cfg.seed, folder=folder)
+        return Trainer(config, model, data, device=device, seed=cfg.seed, folder=folder, world=world)

@@ -41,6 +41,8 @@ def measured(trainer: Trainer, name: str, bar: ProgressBar, place: str) -> dict[
         foreseen = translate(error)
         if not isinstance(foreseen, UserError) and not isinstance(error, RuntimeError):
             raise
+        if trainer.world.size > 1 and not isinstance(error, UserError):
+            raise  # the other processes may not have it, and wait
         why = " ".join(str(foreseen or error).splitlines())
     log.warning("Further test %s cannot be measured: %s", name, why)
     if trainer.device.type == "cuda":

@@ -17,6 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from seqlab.invocation import processes
 from seqlab.models.mixers.rotary import kept_turns
 from seqlab.runs.environment import reset_peak_memory
 
@@ -144,6 +145,8 @@ def take_share(device: torch.device, threads: int | None) -> None:
         threads: of torch and of the CPU kernels; ``None`` for the number that this process started with.
     """
     torch.set_num_threads(threads or DEFAULT_THREADS)
+    if processes()[0]:  # of several, the first alone has composed a configuration
+        return
     hydra = HydraConfig.get()
     side_by_side = hydra.mode is RunMode.MULTIRUN and hydra.launcher._target_ != SEQUENTIAL
     if device.type == "cuda" and side_by_side:

@@ -11,7 +11,6 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.errors import UserError
 from seqlab.training.signals import StopRequest
 
 JOB = "seqlab.commands.job"
@@ -19,20 +18,9 @@ INTERVAL = 0.2  # seconds between two looks
 PORTS = range(10_000, 30_000)  # below those that systems give out themselves; a job of SLURM has that of its id
 
 
-TRAINS_IN_SEVERAL = False  # until the trainer shares a batch out among processes
-
-
 def wanted(cfg: DictConfig) -> bool:
-    """Whether a job has several processes, and this is none of them.
-
-    Raises:
-        UserError: it has several, and each would train a copy.
-    """
-    together = processes(cfg) * nodes()
-    if together > 1 and not TRAINS_IN_SEVERAL:
-        rule = f"a run trains in one process, and each of {together} would train a copy of it"
-        raise UserError("sweep.processes", processes(cfg), rule, "Leave it out, and ask for one node and one GPU a job")
-    return "TORCHELASTIC_RUN_ID" not in os.environ and together > 1
+    """Whether a job has several processes, and this is none of them."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ and processes(cfg) * nodes() > 1
 
 
 def processes(cfg: DictConfig) -> int:

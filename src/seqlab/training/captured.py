@@ -16,6 +16,7 @@ from seqlab.models.mixture_of_experts import balances
 from seqlab.models.protocols import WaitsForDevice, parts
 from seqlab.ops.cuda_graph import capture, on_side_stream
 from seqlab.training.optim import trainable
+from seqlab.training.parallel import ALONE, World
 from seqlab.training.settings import TrainerConfig
 
 EAGER = 3
@@ -30,7 +31,7 @@ It may also step the optimizers and leave no gradient.
 REMEDY = "Use trainer.cuda_graph=false"
 
 
-def captures(config: TrainerConfig, model: nn.Module, device: torch.device) -> bool:
+def captures(config: TrainerConfig, model: nn.Module, device: torch.device, world: World = ALONE) -> bool:
     """Whether to capture; ``auto`` does so wherever it is possible.
 
     Raises:
@@ -38,6 +39,8 @@ def captures(config: TrainerConfig, model: nn.Module, device: torch.device) -> b
     """
     if device.type != "cuda":
         obstacle = "CUDA graphs need a CUDA device"
+    elif world.size > 1:
+        obstacle = "the processes exchange gradients within a step"
     elif config.precision == "fp16":
         obstacle = "fp16's loss scale is decided in Python within a step"
     elif config.compile:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from typing_extensions import Buffer
 
 from seqlab.errors import UserError
+from seqlab.training.parallel import ALONE, World
+from seqlab.training.sharding import part_of, whole
 
 log = logging.getLogger(__name__)
 
@@ -71,22 +73,40 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def random_states(device: torch.device, world: World) -> dict[str, Any]:
+    """The random state of each process, to be saved: ``rng`` of the first, ``rng_of_others`` if there are any."""
+    first, *others = world.gather(random_state(device))
+    return {"rng": first} | ({"rng_of_others": others} if others else {})
+
+
+def set_random_states(saved: dict[str, Any], device: torch.device, world: World) -> None:
+    """Restore what ``random_states`` returned; processes that are new since keep the state that they have."""
+    states = [saved["rng"], *saved.get("rng_of_others", [])]
+    if world.rank < len(states):
+        set_random_state(states[world.rank], device)
+
+
 def first_names(model: nn.Module) -> dict[str, str]:
     """For each name in a model's state the first name of the same tensor, which is another where weights are tied."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
 
 
-def weights_bytes(model: nn.Module) -> Buffer:
-    """A model's state as safetensors: each tensor once, from storage of its own (cuDNN's LSTM weights share one)."""
-    state, names = model.state_dict(), dict.fromkeys(first_names(model).values())
-    return safetensors_bytes({name: state[name].to("cpu", copy=True).contiguous() for name in names})
+def weights_bytes(weights: dict[str, Tensor]) -> Buffer:
+    """Weights as safetensors, of all shapes, each from storage of its own (cuDNN's LSTM weights share one)."""
+    return safetensors_bytes({name: value.to("cpu", copy=True).contiguous() for name, value in weights.items()})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state, each tensor once and of its whole shape: all processes that hold parts of it call this."""
+    state = model.state_dict()
+    return {name: whole(state[name]) for name in dict.fromkeys(first_names(model).values())}
 
 
 def save(
     folder: Path,
     step: int,
-    model: nn.Module,
+    weights: dict[str, Tensor],
     state: dict[str, Any],
     *,
     best_step: int | None,
@@ -99,7 +119,7 @@ def save(
     Args:
         folder: of all checkpoints.
         step: updates made so far.
-        model: whose weights to save.
+        weights: of the model, in its shapes (``weights_of``).
         state: the rest, for ``torch.save``.
         best_step: the step of the best checkpoint by validation, if there is one.
         origin: plain values for the manifest that say what the run was made from.
@@ -108,7 +128,9 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        sums = _write_summed(temporary, [(WEIGHTS, lambda: weights_bytes(model)), (STATE, lambda: state_bytes(state))])
+        sums = _write_summed(
+            temporary, [(WEIGHTS, lambda: weights_bytes(weights)), (STATE, lambda: state_bytes(state))]
+        )
         manifest = {"step": step, "best_step": best_step, "sha256": sums, "origin": origin or {}}
         write_through(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
         shutil.rmtree(target, ignore_errors=True)
@@ -229,18 +251,23 @@ def whole_weights(path: Path) -> dict[str, Tensor]:
 
 
 def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
-    """Copy a checkpoint's weights into a model of the same shapes, on any device."""
-    model.load_state_dict({name: saved[first] for name, first in first_names(model).items()})
+    """Copy a checkpoint's weights into a model of the same shapes, on any device; into its parts, if it has those."""
+    state = model.state_dict()
+    model.load_state_dict({name: part_of(saved[first], state[name]) for name, first in first_names(model).items()})
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Copy the weights of a checkpoint into a model.
+def load_weights(path: Path, model: nn.Module, world: World = ALONE) -> None:
+    """Copy the weights of a checkpoint into a model; the first of several processes reads it for all.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    whole_file(path, STATE)
-    put_weights(whole_weights(path), model)
+
+    def read() -> dict[str, Tensor]:
+        whole_file(path, STATE)
+        return whole_weights(path)
+
+    put_weights(world.once(read), model)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from seqlab.ops.compiling import only_compiled
 from seqlab.ops.cuda_graph import on_side_stream
 from seqlab.ops.triton_support import why_unavailable
 from seqlab.training.evaluate import PIECE, measured, piece_size
+from seqlab.training.objective import Objective
 from seqlab.training.precision import autocast
 from seqlab.training.progress import ProgressBar
 from seqlab.training.settings import TrainerConfig
@@ -51,6 +52,7 @@ def rehearse(update: Update, batch: Batch, config: TrainerConfig) -> None:
     ):
         update = copy.copy(update)
         update.model = model = copy.deepcopy(update.model)
+        update.objective = Objective(model, data, device, config.precision)
         update.differentiate(batch)  # first, since backward kernels take longest to compile
         model.eval()
         with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STARTING = 5
 """The first updates of a process, in which kernels are compiled and caches filled."""
@@ -76,6 +76,11 @@ class Counters:
             self.skipped += 1
             self.skipped_in_a_row += outcome.hopeless
             self.hopeless += outcome.hopeless
+
+    def is_settled(self, record: dict[str, Any]) -> bool:
+        """Whether a record of metrics is part of this state, so that training will not write it again."""
+        last = {"train": self.step, "validation": self.evaluated_step}
+        return record["step"] <= last.get(record["split"], -1)
 
     @property
     def steps_per_second(self) -> float | None:

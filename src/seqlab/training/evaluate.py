@@ -16,6 +16,8 @@ from seqlab.data import Batch, DataSet
 from seqlab.models.protocols import Prefills
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.training.metrics import Metrics, Slices, SliceTable
+from seqlab.training.parallel import ALONE, World
+from seqlab.training.sharding import whole
 
 LONG = 8192
 """The longest sequences that go through the model at once, in positions. Longer ones go in pieces, with the model's
@@ -53,6 +55,14 @@ class LossByPosition:
         self.total[start:end] += loss.sum(dim=0, dtype=torch.float64)
         self.count[start:end] += mask.sum(dim=0)
 
+    def add_up(self, world: World) -> None:
+        """Take in what the other processes have added."""
+        found = world.gather((self.total.cpu(), self.count))
+        longest = max(len(count) for _, count in found)
+        self.total, self.count = (
+            sum(nn.functional.pad(one[i], (0, longest - len(one[i]))) for one in found) for i in (0, 1)
+        )
+
     def compute(self) -> list[float]:
         """The mean losses, NaN where the mask was always false."""
         return (self.total.cpu() / self.count).tolist()
@@ -70,8 +80,11 @@ def evaluate(
     autocast: Callable[[], Any],
     on_batch: Callable[[], None] = lambda: None,
     on_piece: Callable[[], None] = lambda: None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Measure a model on a split, once and in order, in evaluation mode; its mode is restored afterwards.
+
+    Of several processes, each takes its share of every batch's rows, and all return the metrics of all rows.
 
     Args:
         model: maps inputs to outputs, on ``device``.
@@ -83,26 +96,37 @@ def evaluate(
         autocast: makes the context of the precision.
         on_batch: called after each batch, for a progress bar.
         on_piece: called after each piece of a batch, or each whole batch; may raise to stop early.
+        world: the processes that evaluate together.
     """
     training = model.training
     model.eval()
     metrics = Metrics(data.metrics, device)
     by_position, slices = LossByPosition(device), Slices()
     try:
-        for batch in islice(data.evaluation_batches(split, batch_size), most):
+        for every in islice(data.evaluation_batches(split, batch_size), most):
+            batch = world.share(every)
+            idle = not len(batch.inputs)
+            if idle:  # it goes along with the others, which may need it to gather weights, and counts nothing
+                batch = Batch(*(part[:1] for part in every))
             mask = data.mask(batch.targets)  # (B, L), on the CPU
-            size = piece_size(model, *mask.shape, data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
+            most_rows, length = -(-len(every.inputs) // world.size), mask.shape[1]
+            size = piece_size(model, most_rows, length, data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
             seen = []
             for here, loss, answers in measured(model, data, batch, mask, size, device=device, autocast=autocast):
-                by_position.update(loss, mask[:, here], here.start)
-                seen.append(answers)
+                if not idle:
+                    by_position.update(loss, mask[:, here], here.start)
+                    seen.append(answers)
                 on_piece()
+            on_batch()
+            if idle:
+                continue
             answers = seen[0] if len(seen) == 1 else {k: torch.cat([part[k] for part in seen]) for k in seen[0]}
             sequence = in_answers(numbered(mask), mask, size).to(device, non_blocking=True)
             metrics.update(**answers, sequence=sequence, text_bytes=data.text_bytes(split))
             values = {name: in_answers(value, mask, size) for name, value in data.slices(batch).items()}
             slices.update(values, **answers)
-            on_batch()
+        for sums in (metrics, by_position, slices) if world.size > 1 else ():
+            sums.add_up(world)
     finally:
         model.train(training)
     return Evaluation(metrics.compute(), by_position.compute(), slices.compute())
@@ -165,7 +189,7 @@ def pieces(
         yield 0, places, outputs
         return
     model.check_length(length)  # before half of it is computed
-    state = model.initial_state(len(inputs))
+    state = whole(model.initial_state(len(inputs)))  # made like the weights, of which a process may have parts
     for start in range(0, length, size):
         places = places_of(mask[:, start : start + size], inputs.device)
         with autocast():

@@ -27,6 +27,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from seqlab.data.protocol import TextBytes
+from seqlab.training.parallel import World
 
 SliceTable = dict[str, dict[str, dict[str, float]]]
 """``{difficulty: {value: {loss, accuracy, count}}}``; difficulties are distance, number of pairs, ..."""
@@ -34,11 +35,27 @@ SliceTable = dict[str, dict[str, dict[str, float]]]
 PositionFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-class MeanLoss:
-    """The mean loss, summed in float64 for the precision of long splits."""
+class Sums:
+    """A metric whose state is sums over positions, ``names``, so that those of several processes can be added."""
+
+    names: tuple[str, ...] = ("total", "count")
 
     def __init__(self) -> None:
-        self.total, self.count = 0, 0
+        self.put(dict.fromkeys(self.names, 0))
+
+    def sums(self) -> dict[str, Any]:
+        """The sums by name, on the CPU."""
+        values = {name: getattr(self, name) for name in self.names}
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()}
+
+    def put(self, sums: dict[str, Any]) -> None:
+        """Set the sums."""
+        for name, value in sums.items():
+            setattr(self, name, value)
+
+
+class MeanLoss(Sums):
+    """The mean loss, summed in float64 for the precision of long splits."""
 
     def update(self, loss: Tensor) -> None:
         """Add losses (P,)."""
@@ -74,14 +91,17 @@ class BitsPerByte(MeanLoss):
     the tokens' share of the split's.
     """
 
+    names = *MeanLoss.names, "bytes", "unknown"
+
     def update(self, loss: Tensor, text_bytes: TextBytes) -> None:
         """Add losses (P,) of a split's tokens."""
         super().update(loss)
-        self.bytes = text_bytes
+        self.bytes += loss.numel() * text_bytes.per_token
+        self.unknown += loss.numel() * text_bytes.per_token * text_bytes.unknown
 
     @override
     def compute(self) -> Tensor:
-        return super().compute() / (math.log(2) * self.bytes.per_token) + 8 * self.bytes.unknown
+        return (self.total / math.log(2) + 8 * self.unknown) / self.bytes
 
 
 class MeanSquaredError(MeanLoss):
@@ -108,11 +128,10 @@ class MeanAbsoluteError(MeanLoss):
         super().update((preds - target).abs())
 
 
-class R2Score:
+class R2Score(Sums):
     """The coefficient of determination: 1 - squared error / squared distance of the targets from their mean."""
 
-    def __init__(self) -> None:
-        self.error, self.total, self.squares, self.count = 0, 0, 0, 0
+    names = "error", "total", "squares", "count"
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add predictions (P,) and targets (P,)."""
@@ -126,15 +145,18 @@ class R2Score:
         return 1 - self.error / (self.squares - self.total**2 / self.count)
 
 
-class CalibrationError:
+class CalibrationError(Sums):
     """Expected calibration error of the top-1 prediction (Guo et al. 2017, equation 3), in ``n_bins`` equal bins.
 
     The loss is cross-entropy, so it gives, with the target's logit, the log of the softmax's denominator, whose
     computation over a vocabulary would be the expensive part.
     """
 
+    names = "gaps", "count"
+
     def __init__(self, n_bins: int = 15):
-        self.n_bins, self.gaps, self.count = n_bins, 0, 0
+        super().__init__()
+        self.n_bins = n_bins
 
     def update(self, preds: Tensor, target: Tensor, loss: Tensor) -> None:
         """Add logits (P, V), targets (P,) and losses (P,)."""
@@ -152,11 +174,10 @@ class CalibrationError:
         return self.gaps.abs().sum() / self.count
 
 
-class ExactSequences:
+class ExactSequences(Sums):
     """The share of sequences whose answers are all right, of those that have an answer."""
 
-    def __init__(self) -> None:
-        self.exact, self.count = 0, 0
+    names = "exact", "count"
 
     def update(self, preds: Tensor, target: Tensor, sequence: Tensor) -> None:
         """Add logits (P, V), targets (P,) and the sequences (P,) that they are in."""
@@ -217,6 +238,13 @@ class Metrics:
             wanted = inspect.signature(metric.update).parameters
             metric.update(**{name: value for name, value in answers.items() if name in wanted})
 
+    def add_up(self, world: World) -> None:
+        """Take in what the other processes have added; a class of torchmetrics does so itself in ``compute``."""
+        ours = {name: metric for name, metric in self.metrics.items() if isinstance(metric, Sums)}
+        found = world.gather({name: metric.sums() for name, metric in ours.items()})
+        for name, metric in ours.items():
+            metric.put({part: sum(one[name][part] for one in found) for part in metric.names})
+
     def compute(self) -> dict[str, float]:
         """Each metric's value by its name; one with several values names them itself."""
         found: dict[str, Any] = {}
@@ -247,6 +275,12 @@ class Slices:
             sums = torch.zeros(len(found), 2, dtype=torch.float64, device=loss.device)
             sums.index_add_(0, place.to(loss.device, non_blocking=True), measured)
             self.parts[name].append((found, count, sums))
+
+    def add_up(self, world: World) -> None:
+        """Take in what the other processes have added."""
+        own = {name: [tuple(part.cpu() for part in one) for one in parts] for name, parts in self.parts.items()}
+        found = world.gather(own)
+        self.parts = {name: [one for other in found for one in other.get(name, [])] for name in found[0]}
 
     def compute(self) -> SliceTable:
         """For each difficulty and each of its values, as text in ascending order: mean loss, accuracy, answers."""

@@ -13,6 +13,7 @@ from seqlab.data import DataSet
 from seqlab.errors import UserError, nearest
 from seqlab.training.counters import Counters
 from seqlab.training.lora import LoraSettings
+from seqlab.training.parallel import Parallel, World
 from seqlab.training.precision import Precision
 
 BUDGETS = ("steps", "epochs", "tokens")
@@ -32,6 +33,8 @@ class TrainerConfig:
             that balances experts this takes a second forward pass, which counts the whole batch's visits of experts.
         clip_norm: largest norm of the gradient; ``None`` does not clip.
         precision: of the model's computations; parameters are always float32.
+        parallel: how the processes that torchrun starts hold the weights: all of them each (``ddp``, which is ``auto``
+            too), or a part each (``fsdp``). Without torchrun it has no effect. ``batch_size`` is that of all together.
         compile: train through ``torch.compile``.
         cuda_graph: capture the kernels of a step once and replay them, which makes small models faster on a GPU;
             ``auto`` does so on CUDA in float32 and bf16 without ``compile``.
@@ -64,6 +67,7 @@ class TrainerConfig:
     accumulate: PositiveInt = 1
     clip_norm: PositiveFloat | None = 1.0
     precision: Precision = "float32"
+    parallel: Parallel = "auto"
     compile: bool = False
     cuda_graph: bool | Literal["auto"] = "auto"
     evaluate_every: PositiveInt | None = None
@@ -103,6 +107,39 @@ class TrainerConfig:
         if self.epochs is not None:
             return math.ceil(self.epochs * data.train_size / self.batch_size)
         return math.ceil(self.tokens / (self.batch_size * data.length))
+
+    def check(self, data: DataSet, world: World) -> None:
+        """Check the settings against the data and the processes that train together.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        data.check_batch_size(self.batch_size)
+        self.check_shares(world)
+        self.check_stop_above(data)
+
+    def check_shares(self, world: World) -> None:
+        """Check that processes can have equal shares of a batch, and can train together as these settings say.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if world.size == 1:
+            return
+        if self.batch_size % (parts := world.size * self.accumulate):
+            split = f"{world.size} processes" + (f" in {self.accumulate} parts each" if self.accumulate > 1 else "")
+            rule = f"is the batch of all together, and does not divide evenly among {split}"
+            remedy = f"Set batch_size={-(-self.batch_size // parts) * parts}, or start another number of processes"
+            raise UserError("batch_size", self.batch_size, rule, remedy)
+        sharded = self.parallel == "fsdp"
+        for name, value, refused in (
+            ("lora", self.lora, sharded and self.lora is not None),
+            ("ema", self.ema, sharded and self.ema is not None),
+            ("precision", self.precision, sharded and self.precision == "fp16"),
+        ):
+            if refused:
+                rule = "needs whole weights in each process, and parallel=fsdp shares them out"
+                raise UserError(name, value, rule, "Set parallel=ddp, or leave it out")
 
     def check_stop_above(self, data: DataSet) -> None:
         """Check ``stop_above``.

@@ -13,12 +13,17 @@ from typing import Self
 
 
 class StopRequest:
-    """A context manager that stores the number of the first signal in ``signal``; a second one has its usual effect."""
+    """A context manager that stores the number of the first signal in ``signal``; a second one has its usual effect.
+
+    Args:
+        patient: further ones have no effect either: on Ctrl-C torchrun repeats to its processes what they have heard.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.signal: int | None = None
+        self.patient = patient
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -30,7 +35,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if not self.patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

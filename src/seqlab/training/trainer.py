@@ -24,6 +24,7 @@ from seqlab.training.captured import captures
 from seqlab.training.compile_ahead import can_compile, compile_ahead
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
+from seqlab.training.parallel import ALONE, World
 from seqlab.training.precision import autocast, check_precision
 from seqlab.training.prefetch import Prefetch
 from seqlab.training.progress import ProgressBar
@@ -44,6 +45,7 @@ class Trainer:
         device: where to train.
         seed: of the order of the data.
         folder: the run folder; checkpoints are written to ``checkpoints/`` in it.
+        world: the processes that train together, each with its rows of a batch; the first alone uses the folder.
 
     Raises:
         UserError: a setting does not fit the data, the model or the device.
@@ -58,20 +60,20 @@ class Trainer:
         device: torch.device,
         seed: int,
         folder: Path,
+        world: World = ALONE,
     ):
         self.config, self.model, self.data, self.device, self.seed = config, model, data, device, seed
-        self.folder, self.checkpoints = folder, folder / "checkpoints"
-        data.check_batch_size(config.batch_size)
-        config.check_stop_above(data)
+        self.folder, self.checkpoints, self.world = folder, folder / "checkpoints", world
+        config.check(data, world)
         check_precision(model, device, config.precision)
         self.total = config.total_steps(data)
         self.evaluate_every = config.evaluate_every or -(-data.train_size // config.batch_size)
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.tokens_per_step = config.batch_size * data.length
-        self.cuda_graph = captures(config, model, device)
-        self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph)
+        self.cuda_graph = captures(config, model, device, world)
+        self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph, world=world)
         self.model = self.update.evaluated
-        self.flops_per_step = config.batch_size * training_flops(model, data)  # of what the update leaves to train
+        self.flops_per_step = config.batch_size * training_flops(self.update.counted, data)
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
@@ -83,19 +85,14 @@ class Trainer:
         Raises:
             UserError: there is none.
         """
-        path = checkpoint.latest(self.checkpoints)
-        checkpoint.load_weights(path, self.model)
-        state = checkpoint.load_state(path)
+        path = self.world.once(lambda: checkpoint.latest(self.checkpoints))
+        checkpoint.load_weights(path, self.model, self.world)
+        state = self.world.once(lambda: checkpoint.load_state(path))
         self.update.load_state_dict(state["update"])
         self.counters = Counters(**state["counters"])
         self._saved = dataclasses.replace(self.counters)
-        checkpoint.set_random_state(state["rng"], self.device)
+        checkpoint.set_random_states(state, self.device, self.world)
         log.info("Continuing from %s.", path)
-
-    def is_settled(self, record: dict[str, Any]) -> bool:
-        """Whether a record of metrics is part of the restored state, so that training will not write it again."""
-        last = {"train": self.counters.step, "validation": self.counters.evaluated_step}
-        return record["step"] <= last.get(record["split"], -1)
 
     def run(self, record: Callable[[dict[str, Any]], None], stop: StopRequest) -> None:
         """Train to the end of the budget, then load the best weights by validation into the model.
@@ -113,7 +110,7 @@ class Trainer:
         first = self._first_step = self.counters.step
         batches = Prefetch(self._batch, first, self.total, device=self.device)
         with self.progress("training") as bar, batches as self.batches:
-            if can_compile(self.device) and not (self.config.compile or self.is_over):
+            if can_compile(self.device) and not (self.config.compile or self.is_over or self.world.size > 1):
                 compile_ahead(self.update, self._batch(first), self.config, bar)
             while True:
                 self._evaluate_if_due(bar)
@@ -124,7 +121,7 @@ class Trainer:
                 self._stop_if_asked()
         self.update.release()
         if self.counters.best_step != self.counters.step:
-            checkpoint.load_weights(self.best_checkpoint, self.model)
+            checkpoint.load_weights(self.best_checkpoint, self.model, self.world)
 
     def test(self) -> Evaluation:
         """Measure the model on the test split, once, after training, and record it."""
@@ -165,7 +162,7 @@ class Trainer:
         return {"tokens": tokens, "flops": flops, "seconds": self.counters.seconds}
 
     def _batch(self, step: int) -> Batch:
-        return self.data.train_batch(step, self.config.batch_size, self.seed)
+        return self.world.share(self.data.train_batch(step, self.config.batch_size, self.seed))
 
     def _train_step(self, bar: ProgressBar) -> None:
         """Make one update; where outcomes come late (``ahead``), several, to the next pause.
@@ -173,8 +170,8 @@ class Trainer:
         Raises:
             Diverged: it is the last of too many that were not taken.
         """
-        counters = self.counters
-        made = updates(self.update, self.batches, self._rate, counters.step, self._pauses_after)
+        counters, at = self.counters, self.config.schedule
+        made = updates(self.update, self.batches, lambda step: at(step, self.total), counters.step, self._pauses_after)
         for outcome, seconds, waited in made:
             counters.updated(outcome, seconds, waited, starting=counters.step < self._first_step + STARTING)
             if counters.step % self.config.log_every == 0 or counters.step == self.total:
@@ -183,18 +180,16 @@ class Trainer:
                 self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
             bar.step(counters.step, outcome.loss, counters.best_loss)
             if counters.skipped_in_a_row >= self.config.max_skipped:
-                raise Diverged(counters.step, counters.skipped_in_a_row, self.folder)
-
-    def _rate(self, step: int) -> float:
-        return self.config.schedule(step, self.total)
+                rank = self.world.the_one_not_finite(self.update.own_loss)
+                raise Diverged(counters.step, counters.skipped_in_a_row, self.folder, rank)
 
     def _pauses_after(self, step: int) -> bool:
         """Whether something follows that needs the weights and counters of this step, such as a record."""
         every = self.config.log_every, self.evaluate_every, self.checkpoint_every
-        return step >= self.total or self.stop.signal is not None or any(step % interval == 0 for interval in every)
+        return step >= self.total or self._signal() or any(step % interval == 0 for interval in every)
 
     def _record(self, split: str, **values: float) -> None:
-        self.record({"step": self.counters.step, "split": split} | self.spent | values)
+        self.world.once(lambda: self.record({"step": self.counters.step, "split": split} | self.spent | values))
 
     def _evaluate_if_due(self, bar: ProgressBar) -> None:
         counters = self.counters
@@ -222,6 +217,7 @@ class Trainer:
             autocast=lambda: autocast(self.device, self.config.precision),
             on_batch=bar.evaluated_batch,
             on_piece=self._stop_if_asked,
+            world=self.world,
         )
         bar.end_evaluation()
         self._stop_if_asked()  # a signal may have come during the wait for the device
@@ -237,14 +233,18 @@ class Trainer:
         """Write a checkpoint of the present step."""
         counters = self.counters
         counters.wall_seconds = self.wall_seconds
-        rng = checkpoint.random_state(self.device)
-        state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters), "rng": rng}
-        what = {"best_step": counters.best_step, "origin": self.origin}
-        checkpoint.save(self.checkpoints, counters.step, self.model, state, **what)
+        state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters)}
+        state |= checkpoint.random_states(self.device, self.world)
+        weights, what = checkpoint.weights_of(self.model), {"best_step": counters.best_step, "origin": self.origin}
+        self.world.once(lambda: checkpoint.save(self.checkpoints, counters.step, weights, state, **what))
         self._saved = dataclasses.replace(counters)
 
     def _stop_if_asked(self) -> None:
-        if self.stop.signal is not None:
+        if signal := self._signal():
             if self.counters != self._saved:
                 self.save()
-            raise Interrupted(self.stop.signal, self.counters.step, self.folder)
+            raise Interrupted(signal, self.counters.step, self.folder)
+
+    def _signal(self) -> int:
+        """The number of a signal to stop that some process has received; 0 without one."""
+        return self.world.largest(self.stop.signal or 0)

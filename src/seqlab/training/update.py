@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
-from seqlab.models.head_loss import head_loss, skips_logits
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts
 from seqlab.training.average import Average
@@ -22,9 +21,12 @@ from seqlab.training.counters import Outcome
 from seqlab.training.device_step import DeviceStep, can_step
 from seqlab.training.freezing import freeze
 from seqlab.training.lora import Lora
+from seqlab.training.objective import Objective
 from seqlab.training.optim import trainable
+from seqlab.training.parallel import ALONE, World
 from seqlab.training.precision import autocast
 from seqlab.training.settings import TrainerConfig
+from seqlab.training.sharding import is_part, parts_of_state, whole
 
 Visits = dict[nn.Module, Tensor]
 """The share of each expert in a batch's visits (choices of an expert by a token), (E,), for each mixture of experts."""
@@ -47,27 +49,40 @@ class Update:
 
     Args:
         config: the settings. With several parts of a batch, the shares of the whole batch's visits, which are factors
-            of the loss that balances experts, are counted in a forward pass before.
+            of the loss that balances experts, are counted in a forward pass before; of several processes, each computes
+            its share of the rows.
         model: on ``device``, in float32.
         data: has the loss and the mask.
         device: where to train.
         cuda_graph: whether a step's kernels are captured once and replayed (``captures``); without those of the
             optimizers if these cannot leave it to the device whether to step (``can_step``).
+        world: the processes that train together.
 
     Attributes:
         late: whether ``launch`` returns before the device is done.
+        counted: the model, or a copy of it to count operations on where this one has parts of the weights.
+        own_loss: of the last batch, from this process's rows: a scalar on the device.
         evaluated: the model whose weights are evaluated and kept: the given one, or one with averaged weights.
     """
 
     def __init__(
-        self, config: TrainerConfig, model: nn.Module, data: DataSet, *, device: torch.device, cuda_graph: bool = False
+        self,
+        config: TrainerConfig,
+        model: nn.Module,
+        data: DataSet,
+        *,
+        device: torch.device,
+        cuda_graph: bool = False,
+        world: World = ALONE,
     ):
-        self.data, self.device, self.precision = data, device, config.precision
+        self.data, self.device, self.precision, self.world = data, device, config.precision, world
         self.accumulate, self.clip_norm = config.accumulate, config.clip_norm or math.inf
-        self.experts = parts(model, MixtureOfExperts) if config.accumulate > 1 else []
+        in_parts = config.accumulate * world.size > 1
+        self.experts = parts(model, MixtureOfExperts) if in_parts else []
         self.counts_first = config.accumulate > 1 and balances(model)
         freeze(model, config.freeze)
         self.lora = Lora(model, config.lora) if config.lora else None
+        self.counted = world.shard(model, config.parallel)
         self.parameters = trainable(model)
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
@@ -80,7 +95,10 @@ class Update:
         if config.compile:  # a hint to use TensorFloat32, which is less exact
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if config.compile else model
+        self.objective = Objective(self.model, data, device, config.precision)
+        self.wrapped = self.objective if self.lora else world.wrap(self.objective, config.parallel)
         plain = device.type == "cuda" and not (self.scaler.is_enabled() or config.compile)
+        plain = plain and not any(map(is_part, self.parameters))
         self.late = plain and all(map(can_step, self.optimizers))
         self.device_step = DeviceStep(self.optimizers, device) if self.late else None
         change = self._gradient_and_step if self.device_step else self._gradient
@@ -142,45 +160,39 @@ class Update:
             The mean loss, the norm before clipping, and the auxiliary loss if there is one: (2,) or (3,) float32.
         """
         inputs, targets = (part.to(self.device, non_blocking=True) for part in (inputs, targets))
-        count = self.data.mask(targets).sum()
+        count = self.world.mean(self.data.mask(targets).sum())
         loss, added = torch.zeros((), device=self.device), None
         shares = self._count_visits(inputs) if self.counts_first else None
         visits = self._no_visits()
-        for part_inputs, part_targets in zip(
-            inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True
-        ):
-            part_loss = self._loss(part_inputs, part_targets, count)
-            loss += part_loss.detach()
-            weight = len(part_inputs) / len(inputs)
-            add_visits(visits, weight)
-            auxiliary = auxiliary_losses(self.model, shares)
-            if auxiliary is not None:
-                auxiliary = auxiliary * weight
-                part_loss = part_loss + auxiliary
-                added = auxiliary.detach() if added is None else added + auxiliary.detach()
-            self.scaler.scale(part_loss).backward()
-        for part, share in visits.items():
+        pieces = list(zip(inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True))
+        for number, piece in enumerate(pieces, start=1):
+            with self.world.adds_up(self.wrapped, number == len(pieces)):
+                part_loss = self.wrapped(*piece, count)
+                loss += part_loss.detach()
+                weight = len(piece[0]) / len(inputs)
+                add_visits(visits, weight)
+                auxiliary = auxiliary_losses(self.model, shares or self._of_all(visits))
+                if auxiliary is not None:
+                    auxiliary = auxiliary * weight
+                    part_loss = part_loss + auxiliary
+                    added = auxiliary.detach() if added is None else added + auxiliary.detach()
+                self.scaler.scale(part_loss).backward()
+        for part, share in self._of_all(visits).items():
             part.expert_share.copy_(share)  # instead of the last part's
+        if self.lora:  # whose gradients are not those of the model's parameters, which torch adds up
+            for p in self.parameters:
+                p.grad = self.world.mean(p.grad)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        return torch.stack((loss, norm) if added is None else (loss, norm, added))
-
-    def _loss(self, inputs: Tensor, targets: Tensor, count: Tensor) -> Tensor:
-        """The sum of the losses of a part of the batch, divided by the whole batch's count."""
-        with autocast(self.device, self.precision):
-            if self._skips_logits(inputs):
-                return head_loss(self.model, inputs, targets, count.reciprocal().expand(targets.shape))
-            outputs = self.model(inputs)
-        return self.data.loss(outputs, targets).sum() / count
-
-    def _skips_logits(self, inputs: Tensor) -> bool:
-        return getattr(self.data.loss, "is_cross_entropy", False) and skips_logits(self.model, inputs)
+        self.own_loss = loss
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+        return self.world.mean(torch.stack((loss, norm) if added is None else (loss, norm, added)))
 
     def differentiate(self, batch: Batch) -> None:
         """Add the gradient of the first part of a batch to the parameters', as a step does for each, and no more."""
         inputs, targets = (part.to(self.device).chunk(self.accumulate)[0] for part in batch)
-        loss, auxiliary = self._loss(inputs, targets, self.data.mask(targets).sum()), auxiliary_losses(self.model)
+        loss = self.objective(inputs, targets, self.data.mask(targets).sum())
+        auxiliary = auxiliary_losses(self.model)
         (loss if auxiliary is None else loss + auxiliary).backward()
 
     def _count_visits(self, inputs: Tensor) -> Visits:
@@ -193,10 +205,14 @@ class Update:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
             for part in inputs.chunk(self.accumulate):
                 with autocast(self.device, self.precision):
-                    (self.model.hidden if self._skips_logits(part) else self.model)(part)
+                    (self.model.hidden if self.objective.skips_logits(part) else self.model)(part)
                 auxiliary_losses(self.model)  # removes them, so that no autograd graph stays
                 add_visits(visits, len(part) / len(inputs))
-        return visits
+        return self._of_all(visits)
+
+    def _of_all(self, visits: Visits) -> Visits:
+        """The shares in the visits of all processes' rows, from this process's."""
+        return {part: self.world.mean(share) for part, share in visits.items()}
 
     def _no_visits(self) -> Visits:
         return {part: torch.zeros_like(part.expert_share) for part in self.experts}
@@ -217,7 +233,7 @@ class Update:
     def state_dict(self) -> dict[str, Any]:
         """The state of the optimizers and the loss scale, and of weights that are not those of ``evaluated``."""
         return {
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             **{name: part.state() for name, part in self._beside().items()},
         }
@@ -226,7 +242,7 @@ class Update:
         """Restore what ``state_dict`` returned; ``evaluated`` has its weights already."""
         self.release()  # captured kernels would go on with the state that is replaced here
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(parts_of_state(saved, optimizer))
         self.scaler.load_state_dict(state["scaler"])
         for name, part in self._beside().items():
             part.load_state(state[name])

@@ -122,10 +122,10 @@ def modified(path: Path) -> int:
         return 0
 
 
-def run(packed: bytes, task: TaskFunction) -> None:
-    """Run a packed job as Hydra's launchers run theirs.
+def run(packed: bytes, task: TaskFunction) -> float:
+    """Run a packed job as Hydra's launchers run theirs, and return what ``task`` does, its best validation loss.
 
-    Of several processes that torchrun started, the first alone writes ``train.log``; ``.hydra`` is there already.
+    Of several processes that torchrun started, the first alone comes here; ``.hydra`` is there already.
     """
     config = pickle.loads(packed)
     setup_globals()
@@ -140,9 +140,8 @@ def run(packed: bytes, task: TaskFunction) -> None:
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
         hydra_context=HydraContext(hydra.config_loader, Callbacks(config)),
-        configure_logging=os.environ.get("RANK", "0") == "0",
     )
-    _ = result.return_value  # raises what the task did
+    return result.return_value  # or raises what the task did
 
 
 def hydra_for(config: DictConfig) -> Hydra:

@@ -1,0 +1,75 @@
+"""Weights of which each process holds a part, by torch's ``fully_shard`` (FSDP2), and the way back to whole ones.
+
+torch.distributed is imported where it is needed: a process that trains alone need not wait for it.
+"""
+
+import copy
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def shard(model: nn.Module, size: int) -> nn.Module:
+    """Leave this process of ``size`` its part of each parameter, in place; layers are gathered one at a time.
+
+    The attributes of parameters, by which optimizers group them, stay.
+
+    Returns:
+        A copy of the model as it was, on the ``meta`` device.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    before = copy.deepcopy(model).to("meta")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of what is written in place, which nothing here is
+    marks = {name: vars(p).copy() for name, p in model.named_parameters()}
+    mesh = init_device_mesh(next(model.parameters()).device.type, (size,))
+    for layer in getattr(model, "layers", ()):
+        fully_shard(layer, mesh=mesh)
+        register_fsdp_forward_method(layer, "advance")
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "prefill")
+    for name, p in model.named_parameters():
+        vars(p).update(marks[name])
+    return before
+
+
+def whole(value: Any) -> Any:
+    """A tensor, or all tensors in dictionaries, lists and tuples, put together from their parts.
+
+    All processes that have parts call it together.
+    """
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if hasattr(value, "_fields"):  # of a named tuple
+        return type(value)(*map(whole, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(whole, value))
+    return value.full_tensor() if is_part(value) else value
+
+
+def is_part(value: Any) -> bool:
+    """Whether this is a tensor of which the process holds a part (torch's ``DTensor``)."""
+    return hasattr(value, "full_tensor")
+
+
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor that all of them have, if ``like``, of its shape, is one of parts."""
+    if not is_part(like) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    device = like.to_local().device
+    return distribute_tensor(value.to(device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def parts_of_state(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state with whole tensors, as that of an optimizer whose parameters may be parts."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {name: part_of(value, parameters[number]) for name, value in of_one.items()}
+        for number, of_one in saved["state"].items()
+    }
+    return saved | {"state": state}

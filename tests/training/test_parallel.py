@@ -1,0 +1,177 @@
+"""Two processes give what one does with the same batch: every kind of mixer, weights whole and shared out."""
+
+import socket
+from functools import cache
+
+import pytest
+import torch
+from fits import config_of
+from omegaconf import OmegaConf
+from together import Words, resumed, train_all, trained
+
+from forks import as_torchrun
+from seqlab.errors import UserError
+from seqlab.experiment import refuse_unlike_data
+from seqlab.models.pattern import names_in
+from seqlab.training.optim import sgd
+from seqlab.training.parallel import Processes, World, joined
+from support import architectures, composed
+
+
+def settings_of(name, *overrides):
+    sizes = "size.d_model=16", "size.n_heads=2", "size.d_ff=32"
+    return OmegaConf.to_container(composed(f"model={name}", *sizes, *overrides).model)
+
+
+@cache
+def every_mixer():
+    """One model with a layer of each mixer that some model has, and experts after every other one."""
+    mixers = {}
+    for name in architectures():
+        model = settings_of(name)
+        for mixer in (mixer for entry in model["pattern"] for mixer in names_in(entry)):
+            if model["mixers"][mixer] not in mixers.values():
+                mixers[f"{mixer}_of_{name}"] = model["mixers"][mixer]
+    model, last = settings_of("transformer_moe"), list(mixers)[-1]
+    pattern = [*list(mixers)[:-1], f"{last}+mamba_of_hybrid"]
+    experts = [None, model["feedforward"]]
+    return model | {"mixers": mixers, "pattern": pattern, "n_layers": len(pattern), "feedforward": experts}
+
+
+@cache
+def hybrid():
+    return settings_of("hybrid", "size.n_layers=2", "model.pattern=[mamba,attention]")
+
+
+CASES = {
+    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd}),
+    "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd}),
+    "fsdp in pieces": (hybrid, {"parallel": "fsdp", "freeze": ["embed", "layers.1"]}),
+    "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
+    "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
+}
+
+
+def own(settings):
+    """Of one process: what changes the result."""
+    return {name: value for name, value in settings.items() if name not in ("parallel", "accumulate")}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What both processes found; those of the small model go on from what one process has saved, too."""
+    folder = tmp_path_factory.mktemp("together")
+    cases = {
+        name: (make(), settings, by_one(name) if make is hybrid else None) for name, (make, settings) in CASES.items()
+    }
+    ended = as_torchrun(folder, train_all, cases, folder)
+    assert [status for status, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@cache
+def by_one(name):
+    """The first two cases differ in nothing that changes the result."""
+    if name == "fsdp":
+        return by_one("ddp")
+    make, settings = CASES[name]
+    return trained(make(), own(settings))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case, found):
+    first, second = (results[case] for results in found)
+    one = by_one(case)
+    torch.testing.assert_close(first["values"], one["values"], rtol=1e-6, atol=0)
+    for kind in ("gradients", "weights"):
+        assert first[kind].keys() == one[kind].keys()
+        for name, expected in one[kind].items():
+            assert torch.equal(first[kind][name], second[kind][name])
+            assert (first[kind][name] - expected).norm() <= 1e-9 * expected.norm(), name
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-6)
+    assert first["load"] == second["load"]
+    assert (first["load"] is None) == (one["load"] is None)
+    if one["load"]:
+        torch.testing.assert_close(first["load"].shares, one["load"].shares, rtol=1e-12, atol=0)
+    assert first["evaluation"] == second["evaluation"]
+    for ours, theirs in zip(first["evaluation"], one["evaluation"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("case", [name for name, (make, _) in CASES.items() if make is hybrid])
+def test_a_run_goes_on_with_another_number_of_processes(case, found):
+    """From what one has saved, two go on as one does, and the other way round; reading a state changes nothing."""
+    settings = own(CASES[case][1])
+    expected = resumed(hybrid(), settings, by_one(case))
+    by_two, back = found[0][case]["resumed"], resumed(hybrid(), settings, found[0][case])
+    for one, saved in ((expected, by_one(case)), (by_two, by_one(case)), (back, found[0][case])):
+        exactly = {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(one["fresh"]["weights"], expected["fresh"]["weights"], **exactly)
+        torch.testing.assert_close(one["fresh again"], one["fresh"], **exactly)
+        for kind in ("weights", "state"):
+            torch.testing.assert_close(one["read"][kind], saved[kind], **exactly)
+    for other in (by_two, back):
+        assert other["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        torch.testing.assert_close(other["weights"], expected["weights"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 9}, "batch_size=9: is the batch of all together, and does not divide evenly among 2 processes"),
+        ({"accumulate": 3, "batch_size": 9}, "Set batch_size=12, or start another number of processes"),
+        ({"parallel": "fsdp", "ema": 0.5}, "ema=0.5: needs whole weights"),
+        ({"parallel": "fsdp", "lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj"]}}, "lora="),
+        ({"parallel": "fsdp", "precision": "fp16"}, "precision=fp16: needs whole weights"),
+    ],
+)
+def test_what_processes_cannot_do_together(settings, said):
+    world = World()
+    world.size = 2
+    with pytest.raises(UserError) as refusal:
+        config_of(**settings).check_shares(world)
+    assert said in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 2
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """The second of two processes, which have not joined."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    return Processes(1, 2)
+
+
+def test_more_processes_than_gpus(second, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    with pytest.raises(
+        UserError, match=r"torch sees 1 on this machine\.\nStart as many \(torchrun --nproc-per-node=1\)"
+    ):
+        second.take(torch.device("cuda"))
+
+
+def test_torch_without_nccl(second, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(
+        UserError, match=r"device=cuda: processes exchange tensors on GPUs through NCCL.*\.\nSet device=cpu"
+    ):
+        second.take(torch.device("cuda"))
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=rf"torchrun=127\.0\.0\.1:{port}: the processes cannot join"), joined(0, 2):
+            pass
+
+
+def test_data_that_is_not_the_same_everywhere():
+    world = World()
+    world.gather = lambda value: [value, "another"]
+    with pytest.raises(UserError, match="is other data in process 1, perhaps of another machine, than in process 0"):
+        refuse_unlike_data(Words(), world)

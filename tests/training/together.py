@@ -1,0 +1,138 @@
+"""What processes compute together in the tests, and one alone."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fits import config_of
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from seqlab.data import Batch, DataSet
+from seqlab.invocation import processes
+from seqlab.models import SequenceModel, expert_load
+from seqlab.runs.build import build_model
+from seqlab.runs.load import TokenWidths
+from seqlab.training import checkpoint, evaluate, metrics
+from seqlab.training.parallel import ALONE, World, joined
+from seqlab.training.sharding import whole
+from seqlab.training.update import Update
+
+CPU = torch.device("cpu")
+ROWS, LENGTH, VOCABULARY = 8, 12, 7
+
+
+class Words(DataSet):
+    """Random tokens; how many positions of a row count differs, and a split ends in a batch of one row."""
+
+    tokens, d_input, d_output, length, train_size = True, VOCABULARY, VOCABULARY, LENGTH, 64
+    fingerprint, description = "0" * 12, "words"
+
+    def __init__(self) -> None:
+        self.metrics = {
+            "accuracy": partial(metrics.top_k_accuracy, k=1),
+            "calibration": metrics.CalibrationError(),
+            "exact": metrics.ExactSequences(),
+            "perplexity": metrics.Perplexity(),
+        }
+
+    def _batch(self, seed: int, rows: int) -> Batch:
+        draw = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(VOCABULARY, (rows, LENGTH), generator=draw)
+        asked = torch.rand(rows, LENGTH, generator=draw) < torch.rand(rows, 1, generator=draw)
+        return Batch(tokens, tokens.roll(1, dims=1).where(asked | (torch.arange(LENGTH) == 3), -100))
+
+    def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
+        return self._batch(1000 * seed + index, batch_size)
+
+    def evaluation_size(self, split: str, batch_size: int) -> int:
+        return 3
+
+    def evaluation_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        return (self._batch(-1 - number, rows) for number, rows in enumerate((batch_size, batch_size, 1)))
+
+    def slices(self, batch: Batch) -> dict[str, Tensor]:
+        return {"token": batch.inputs}
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            outputs = outputs.float()  # as the contract has it; gradients are compared more closely
+        return nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+
+
+def built(model: dict[str, Any]) -> SequenceModel:
+    """A model in float64, without dropout, whose masks are each process's own."""
+    torch.manual_seed(0)
+    built = build_model(OmegaConf.create({"model": model}), TokenWidths(VOCABULARY, VOCABULARY, LENGTH, True), CPU)
+    for part in built.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return built.double()
+
+
+def update_of(model: dict[str, Any], settings: dict[str, Any], world: World) -> Update:
+    data = Words()
+    config = config_of(batch_size=ROWS, clip_norm=0.1, **settings)
+    config.check(data, world)
+    return Update(config, built(model), data, device=CPU, world=world)
+
+
+def stepped(update: Update, number: int) -> float:
+    """Update with a batch, of which this process takes its share; the loss."""
+    return update(update.world.share(update.data.train_batch(number, ROWS, 1)), 1.0).loss
+
+
+def saved_of(update: Update) -> dict[str, Any]:
+    """What a checkpoint has, of which later updates change nothing."""
+    return copy.deepcopy({"weights": checkpoint.weights_of(update.evaluated), "state": update.state_dict()})
+
+
+def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALONE) -> dict[str, Any]:
+    """The gradient of a batch, an evaluation in pieces, and updates with clipping: all that processes share.
+
+    A model of many layers is there for their gradients: one update, and no evaluation.
+    """
+    deep = model["n_layers"] > 2
+    update = update_of(model, settings, world)
+    found = {"values": update._gradient(*world.share(update.data.train_batch(0, ROWS, 1)))}
+    found["gradients"] = {str(number): whole(p.grad) for number, p in enumerate(update.parameters)}
+    update.release()
+    given = {"batch_size": 5, "device": CPU, "autocast": nullcontext, "world": world}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "LONG", LENGTH - 1)
+        patch.setattr(evaluate, "PIECE_ON_CPU", 15)  # positions of three rows
+        found["evaluation"] = () if deep else evaluate.evaluate(update.evaluated, update.data, "test", **given)
+    found["losses"] = [stepped(update, number) for number in ((1,) if deep else (1, 2))]
+    found |= saved_of(update)
+    found["load"] = expert_load(update.model)
+    return found
+
+
+def resumed(
+    model: dict[str, Any], settings: dict[str, Any], saved: dict[str, Any], world: World = ALONE
+) -> dict[str, Any]:
+    """One more update, by another number of processes than those that ``trained`` with the same settings.
+
+    Besides, what a checkpoint would have before that, and before any step.
+    """
+    update, saved = update_of(model, settings, world), copy.deepcopy(saved)
+    found = {"fresh": saved_of(update), "fresh again": saved_of(update)}
+    checkpoint.put_weights(saved["weights"], update.evaluated)
+    update.load_state_dict(saved["state"])
+    return found | {"read": saved_of(update), "loss": stepped(update, 3), "weights": saved_of(update)["weights"]}
+
+
+def train_all(cases: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]], folder: Path) -> None:
+    """``trained`` for every case, a model and settings, and ``resumed`` from what is given; ``folder`` gets results."""
+    torch.set_num_threads(1)
+    with joined(*processes()) as world:
+        found = {}
+        for name, (model, settings, saved) in cases.items():
+            found[name] = trained(model, settings, world)
+            found[name]["resumed"] = resumed(model, settings, saved, world) if saved else None
+        torch.save(found, folder / f"{world.rank}.pt")
