@@ -37,7 +37,7 @@ ROOT_MODULES = {
 ROOMS = {
     "ops": (
         "",
-        "backends compiling contract cpu_threads cuda_graph derivatives launch recent triton_support",
+        "backends compiling context contract cpu_threads cuda_graph derivatives launch recent triton_support",
     ),
     "data": (
         "errors ops",

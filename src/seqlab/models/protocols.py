@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from seqlab.ops.context import ContextGroup
+
 Factory = Callable[[int], nn.Module]
 """Builds a part, given the model's width D."""
 
@@ -56,6 +58,14 @@ class Prefills(Protocol):
 
     def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """L positions, (B, L, D) to (B, L, D), and the state after them: what as many calls of ``step`` give."""
+
+
+@runtime_checkable
+class SharesPositions(Protocol):
+    """A mixer that several processes can train together, each with a slice of the positions."""
+
+    def share_positions(self, context: ContextGroup) -> None:
+        """From now on ``forward`` gets, in training mode, this process's slice, and passes on what the next needs."""
 
 
 @runtime_checkable

@@ -19,8 +19,9 @@ from seqlab.models.mixers.parallel import Parallel, side_by_side
 from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern, names_in
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
-from seqlab.models.protocols import Factory, packs
+from seqlab.models.protocols import Factory, SharesPositions, packs
 from seqlab.ops import decoding
+from seqlab.ops.context import ContextGroup
 
 CHUNK = 4096
 """Positions that ``prefill`` takes at a time on a CPU, which bounds the memory for activations."""
@@ -77,6 +78,7 @@ class SequenceModel(nn.Module):
     """
 
     separator: int | None = None
+    context: ContextGroup | None = None
 
     def __init__(
         self,
@@ -173,6 +175,28 @@ class SequenceModel(nn.Module):
             raise UserError("data.separate_documents", True, rule, remedy)
         self.separator = token
 
+    def share_positions(self, context: ContextGroup) -> None:
+        """From now on ``forward`` and ``hidden`` get, in training mode, a slice of the positions of each sequence.
+
+        All slices are equally long, and the loss and gradients of this process are those of its slice: their sums over
+        the processes are those of whole sequences. In evaluation mode every process is given whole sequences.
+
+        Raises:
+            UserError: a mixer cannot be shared so, or documents are to be kept apart.
+        """
+        key = "trainer.context_parallel"
+        mixers = [part for layer in self.layers for part in side_by_side(layer.mixer.inner)]
+        unable = [part for part in mixers if not isinstance(part, SharesPositions)]
+        if unable:
+            rule = f"{type(unable[0]).__name__} in this model does not pass its state from process to process"
+            raise UserError(key, context.size, rule, "Set it to 1, or choose a model of mamba and mamba2 alone")
+        if self.separator is not None:
+            rule = "processes that share a sequence do not keep its documents apart"
+            raise UserError(key, context.size, rule, "Set it to 1, or data.separate_documents=false")
+        for mixer in mixers:
+            mixer.share_positions(context)
+        self.context = context
+
     def check_length(self, length: int) -> None:
         """Check that the model has positions for a sequence of ``length``.
 
@@ -199,7 +223,9 @@ class SequenceModel(nn.Module):
 
     def hidden(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
         """What ``forward`` gives to the head: (B, L, D), or (P, D) with ``places``."""
-        x, update = self._embed(inputs, 0, inputs.shape[1]), None  # (B, L, D)
+        length = inputs.shape[1]
+        start = self.context.rank * length if self.context is not None and self.training else 0
+        x, update = self._embed(inputs, start, start + length), None  # (B, L, D)
         seq_idx = None if self.separator is None else (inputs == self.separator).cumsum(dim=1)  # (B, L)
         for layer in self.layers:
             x, update = layer(x, update, seq_idx)

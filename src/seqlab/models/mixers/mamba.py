@@ -23,6 +23,7 @@ from seqlab.ops import (
     selective_scan_flops,
     selective_state_update,
 )
+from seqlab.ops.context import ContextGroup
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.mamba_inner import can_run, mamba_inner
 from seqlab.ops.selective_scan import resolve_backend
@@ -51,6 +52,17 @@ def check_range(name: str, smallest: float, largest: float) -> None:
     if smallest > largest:
         rule = f"is above the largest, {name}_max={largest}"
         raise UserError(f"{name}_min", smallest, rule, f"Lower it, or set {name}_max={smallest} or more")
+
+
+def check_shares_positions(mixer: nn.Module) -> None:
+    """Check that processes can share the positions of a mixer whose state decays by factors of one sign.
+
+    Raises:
+        UserError: ``negative_eigenvalues`` is set.
+    """
+    if mixer.negative_eigenvalues:
+        rule = "processes that share a sequence (trainer.context_parallel) do not pass on the signs of its decays"
+        raise UserError("negative_eigenvalues", True, rule, "Set context_parallel=1, or negative_eigenvalues=false")
 
 
 def decay(A_log: Tensor) -> Tensor:
@@ -85,6 +97,7 @@ class Mamba(nn.Module):
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
     steps_alike = True
     rounds_input = True
+    context: ContextGroup | None = None
 
     def __init__(
         self,
@@ -205,10 +218,27 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         xz = self.in_proj(x)  # (B, L, 2 E)
+        if self.context is not None and self.training:
+            return self._sliced(xz, self.context)
         if seq_idx is None and self._is_whole() and can_run(xz, self.block, self.scan_backend):
             return mamba_inner(xz, self.block)
         u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scan(self._convolve(u, seq_idx=seq_idx), z, seq_idx=seq_idx))
+
+    def share_positions(self, context: ContextGroup) -> None:
+        """As ``SharesPositions`` has it.
+
+        Raises:
+            UserError: decays may be negative.
+        """
+        check_shares_positions(self)
+        self.context = context
+
+    def _sliced(self, xz: Tensor, context: ContextGroup) -> Tensor:
+        """``forward`` of a slice of the positions, after the first projection."""
+        u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
+        u = self._convolve(u, initial_state=context.inputs_before(u, self.conv_weight.shape[1] - 1))
+        return self.out_proj(self._scan(u, z, context=context))
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

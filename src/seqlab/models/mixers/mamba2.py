@@ -16,9 +16,10 @@ from typing_extensions import override
 from seqlab.errors import UserError
 from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear, is_plain
-from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
+from seqlab.models.mixers.mamba import check_range, check_shares_positions, decay, log_uniform_step_bias
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
 from seqlab.ops import causal_conv1d, causal_conv1d_update, gated_rms_norm, ssd, ssd_flops, ssd_update
+from seqlab.ops.context import ContextGroup
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.mamba2_inner import Block, can_run, mamba2_inner
 from seqlab.ops.ssd import resolve_backend
@@ -91,6 +92,7 @@ class Mamba2(nn.Module):
 
     steps_alike = True
     rounds_input = True
+    context: ContextGroup | None = None
 
     def __init__(
         self,
@@ -201,6 +203,8 @@ class Mamba2(nn.Module):
     def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         zxBCdt = self.in_proj(x)  # (B, L, 2 E + 2 G N + H)
+        if self.context is not None and self.training:
+            return self._sliced(zxBCdt, self.context)
         if seq_idx is None and self._is_whole() and can_run(zxBCdt, self.block, self.n_groups, self.scan_backend):
             return mamba2_inner(zxBCdt, self.block, self.n_groups, self.norm.eps)
         z, mixed, dt = self._split(zxBCdt)
@@ -222,6 +226,21 @@ class Mamba2(nn.Module):
         """The parameters as an operation on the whole block takes them."""
         parameters = self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D
         return Block(*parameters, self.norm.weight, self.out_proj.weight)
+
+    def share_positions(self, context: ContextGroup) -> None:
+        """As ``SharesPositions`` has it.
+
+        Raises:
+            UserError: decays may be negative.
+        """
+        check_shares_positions(self)
+        self.context = context
+
+    def _sliced(self, zxBCdt: Tensor, context: ContextGroup) -> Tensor:
+        """``forward`` of a slice of the positions, after the first projection."""
+        z, mixed, dt = self._split(zxBCdt)
+        before = context.inputs_before(mixed, self.conv_weight.shape[1] - 1)
+        return self._leave(self._scan(self._convolve(mixed, initial_state=before), dt, context=context), z)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

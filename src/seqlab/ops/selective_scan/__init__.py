@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
+from seqlab.ops.context import ContextGroup, check_alone
 from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_shapes, check_state, checked
 from seqlab.ops.selective_scan.flops import selective_scan_flops
 from seqlab.ops.selective_scan.interface import Inputs
 from seqlab.ops.selective_scan.operator import FUSED, fused_scan
+from seqlab.ops.selective_scan.sliced import SlicedScan
 from seqlab.ops.selective_scan.step import selective_state_update
 
 __all__ = ["BACKENDS", "resolve_backend", "selective_scan", "selective_scan_flops", "selective_state_update"]
@@ -73,6 +75,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
     seq_idx: Tensor | None = None,
+    context: ContextGroup | None = None,
     deterministic: bool | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -102,6 +105,9 @@ def selective_scan(
             of its own, whose output is 0 where its input is, as after ``causal_conv1d``. Infinity and NaN do not leave
             their sequence with any backend, forward and backward (except into the gradients of A, D and delta_bias,
             which all sequences share).
+        context: the processes that share these sequences, of which each has a slice, all equally long; without the
+            three before, and with any backend but "reference". The gradients of A, D and delta_bias are those of this
+            slice's positions: their sums over the processes are those of whole sequences.
         deterministic: whether gradients must be bitwise reproducible, which may cost time and memory; None for the
             setting of ``torch.use_deterministic_algorithms``.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
@@ -110,7 +116,8 @@ def selective_scan(
         y (batch, length, d_inner) in u's dtype, or (y, final state) with the state as ``initial_state``.
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit, or a backend that does not exist or cannot run.
+        ValueError: a shape, dtype or device that does not fit, a backend that does not exist or cannot run, or what
+            ``context`` does not go with.
     """
     tensors = {
         "u": u,
@@ -127,6 +134,9 @@ def selective_scan(
     chosen = checked(_check, tensors, backend)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
+    if context is not None:
+        check_alone(chosen, FUSED, initial_state, seq_idx, return_final_state)
+        return SlicedScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, context, deterministic, chosen)
     if chosen in FUSED:
         inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus)
         y, final_state = fused_scan(inputs, initial_state, deterministic, chosen)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
+from seqlab.ops.context import ContextGroup, check_alone
 from seqlab.ops.contract import check_dtypes, check_given, check_seq_idx, check_shapes, check_state, checked
 from seqlab.ops.ssd.flops import ssd_flops
 from seqlab.ops.ssd.interface import Inputs, check_groups
 from seqlab.ops.ssd.operator import FUSED, fused_ssd
+from seqlab.ops.ssd.sliced import SlicedSSD
 from seqlab.ops.ssd.step import ssd_update
 
 __all__ = ["BACKENDS", "resolve_backend", "ssd", "ssd_flops", "ssd_update"]
@@ -72,6 +74,7 @@ def ssd(
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
     seq_idx: Tensor | None = None,
+    context: ContextGroup | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the scan over a sequence; differentiable, once, in every tensor but ``seq_idx``.
@@ -99,16 +102,23 @@ def ssd(
             of position 0, the final state to the last one. Negative numbers are no exception: padding is a sequence
             of its own, whose output is 0 where its input is, as after ``causal_conv1d``. Infinity and NaN do not leave
             their sequence.
+        context: the processes that share these sequences, of which each has a slice, all equally long; without the
+            three before, and with any backend but "reference". The gradients of A, D and dt_bias are those of this
+            slice's positions: their sums over the processes are those of whole sequences.
         backend: "auto" for the fastest that can run, or a name in ``BACKENDS``.
 
     Returns:
         y (batch, length, n_heads, d_head) in x's dtype, or (y, final state) with the state as ``initial_state``.
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit, or a backend that does not exist or cannot run.
+        ValueError: a shape, dtype or device that does not fit, a backend that does not exist or cannot run, or what
+            ``context`` does not go with.
     """
     inputs = Inputs(x, dt, A, B, C, D, dt_bias, seq_idx, dt_softplus)
     chosen = checked(_check, {**inputs._asdict(), "initial_state": initial_state, "dt_softplus": None}, backend)
+    if context is not None:
+        check_alone(chosen, FUSED, initial_state, seq_idx, return_final_state)
+        return SlicedSSD.apply(x, dt, A, B, C, D, dt_bias, dt_softplus, context, chosen)
     if chosen in FUSED:
         y, final_state = fused_ssd(inputs, initial_state, chosen)
     else:
