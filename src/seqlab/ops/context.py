@@ -41,7 +41,8 @@ class ContextGroup:
     def gather(self, tensor: Tensor) -> Tensor:
         """The processes' tensors of one shape, (W, ...)."""
         found = tensor.new_empty(self.size, *tensor.shape)
-        torch.distributed.all_gather_into_tensor(found.flatten(0, 1), tensor.contiguous(), group=self.group)
+        if tensor.numel():
+            torch.distributed.all_gather(list(found), tensor.contiguous(), group=self.group)
         return found
 
     def enter(self, decay: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,16 +80,24 @@ class ContextGroup:
 
         They may come from several slices where these are shorter.
         """
-        return _InputsBefore.apply(x[:, max(x.shape[1] - count, 0) :], count, self) if count else x[:, :0]
+        return _InputsBefore.apply(x[:, max(x.shape[1] - count, 0) :], count, self)
 
-    def gather_before(self, tail: Tensor, count: int) -> Tensor:
-        """``inputs_before`` of each slice's last inputs, ``count`` or all there are: (Bt, n, D), n up to ``count``."""
-        none = tail.new_zeros(len(tail), count, tail.shape[2])
-        return torch.cat((none, *self.gather(tail)[: self.rank]), dim=1)[:, -count:]
+    def gather_before(self, x: Tensor, count: int) -> Tensor:
+        """``inputs_before``, which autograd does not see through."""
+        tail = x[:, max(x.shape[1] - count, 0) :]
+        none = x.new_zeros(len(x), count, x.shape[2])
+        seen = torch.cat((none, *self.gather(tail)[: self.rank]), dim=1)
+        return seen[:, seen.shape[1] - count :]
 
     def gradient_of_tail(self, before: Tensor, length: int) -> Tensor:
-        """The gradient of this slice's last inputs (Bt, n, D), n = ``length``, from that of ``gather_before``'s."""
+        """The gradient through ``gather_before``, which reaches the last inputs (Bt, n, D) of this slice alone.
+
+        Args:
+            before: that of the inputs before this slice (Bt, count, D).
+            length: L, or ``count`` where that is less; then n is the smaller.
+        """
         found, count = self.gather(before), before.shape[1]
+        length = min(length, count)
         gradient = before.new_zeros(len(before), length, before.shape[2])
         for slice_ in range(self.rank + 1, self.size):
             end = count - (slice_ - self.rank - 1) * length  # behind this slice's inputs in what that one looked at
@@ -97,6 +106,11 @@ class ContextGroup:
             seen = found[slice_, :, max(end - length, 0) : end]
             gradient[:, length - seen.shape[1] :] += seen
         return gradient
+
+    def add_to_tail(self, gradient: Tensor, before: Tensor) -> None:
+        """Add to the gradient of this slice's inputs (Bt, L, D), in place, that through ``gather_before``."""
+        tail = self.gradient_of_tail(before, gradient.shape[1])
+        gradient[:, gradient.shape[1] - tail.shape[1] :] += tail
 
 
 def check_alone(

@@ -218,10 +218,11 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         xz = self.in_proj(x)  # (B, L, 2 E)
-        if self.context is not None and self.training:
-            return self._sliced(xz, self.context)
+        context = self.context if self.training else None
         if seq_idx is None and self._is_whole() and can_run(xz, self.block, self.scan_backend):
-            return mamba_inner(xz, self.block)
+            return mamba_inner(xz, self.block, context)
+        if context is not None:
+            return self._sliced(xz, context)
         u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scan(self._convolve(u, seq_idx=seq_idx), z, seq_idx=seq_idx))
 

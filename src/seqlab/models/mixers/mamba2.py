@@ -203,10 +203,11 @@ class Mamba2(nn.Module):
     def forward(self, x: Tensor, seq_idx: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); ``seq_idx`` (B, L) as ``Packs`` has it."""
         zxBCdt = self.in_proj(x)  # (B, L, 2 E + 2 G N + H)
-        if self.context is not None and self.training:
-            return self._sliced(zxBCdt, self.context)
+        context = self.context if self.training else None
         if seq_idx is None and self._is_whole() and can_run(zxBCdt, self.block, self.n_groups, self.scan_backend):
-            return mamba2_inner(zxBCdt, self.block, self.n_groups, self.norm.eps)
+            return mamba2_inner(zxBCdt, self.block, self.n_groups, self.norm.eps, context)
+        if context is not None:
+            return self._sliced(zxBCdt, context)
         z, mixed, dt = self._split(zxBCdt)
         return self._leave(self._scan(self._convolve(mixed, seq_idx=seq_idx), dt, seq_idx=seq_idx), z)
 

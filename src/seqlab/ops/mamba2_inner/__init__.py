@@ -17,6 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from seqlab.ops.causal_conv1d import resolve_backend as conv_backend
+from seqlab.ops.context import ContextGroup
 from seqlab.ops.contract import check_dtypes, check_given, check_shapes, checked
 from seqlab.ops.mamba2_inner.operator import Mamba2Inner
 from seqlab.ops.mamba_inner import trains_by_products
@@ -94,7 +95,9 @@ def _check(tensors: dict[str, Tensor | None], n_groups: int, backend: str) -> st
     return next((part for part in parts if part != "triton"), "triton")
 
 
-def mamba2_inner(zxBCdt: Tensor, block: Block, n_groups: int, eps: float) -> Tensor:
+def mamba2_inner(
+    zxBCdt: Tensor, block: Block, n_groups: int, eps: float, context: ContextGroup | None = None
+) -> Tensor:
     """The block's output (Bt, L, M) in the dtype of zxBCdt (Bt, L, 2 E + 2 G N + H), for arguments that ``can_run``.
 
     It is differentiable once. The output is what the parts give, bit by bit, each by "triton" and the product in
@@ -105,6 +108,7 @@ def mamba2_inner(zxBCdt: Tensor, block: Block, n_groups: int, eps: float) -> Ten
         block: the parameters, each in a dtype of its own; both biases and D may be None.
         n_groups: G, of the scan and of the norm.
         eps: added to the norm's mean square.
+        context: the processes that share these sequences, as ``ssd`` takes it.
     """
     block = block._replace(out_weight=block.out_weight.to(zxBCdt.dtype))
-    return Mamba2Inner.apply(zxBCdt, *block, n_groups, float(eps), "triton")
+    return Mamba2Inner.apply(zxBCdt, *block, n_groups, float(eps), context, "triton")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from seqlab.ops.causal_conv1d import resolve_backend as conv_backend
+from seqlab.ops.context import ContextGroup
 from seqlab.ops.contract import check_dtypes, check_given, check_shapes, checked
 from seqlab.ops.decoding import Block
 from seqlab.ops.derivatives import needs_gradient, other_derivatives
@@ -91,7 +92,7 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
     return conv_backend("auto", *where) if chosen == "triton" else chosen
 
 
-def mamba_inner(xz: Tensor, block: Block) -> Tensor:
+def mamba_inner(xz: Tensor, block: Block, context: ContextGroup | None = None) -> Tensor:
     """The block's output (Bt, L, M) in the dtype of xz (Bt, L, 2 E), for arguments that ``can_run``.
 
     It is differentiable once. The output is what the parts give, bit by bit, convolution and scan by "triton" and the
@@ -102,7 +103,8 @@ def mamba_inner(xz: Tensor, block: Block) -> Tensor:
     Args:
         xz: the inputs of the convolution and the gates, float32, bfloat16 or float16.
         block: the parameters, each in a dtype of its own; both biases and D may be None.
+        context: the processes that share these sequences, as ``selective_scan`` takes it.
     """
     x_weight, dt_weight, out_weight = (w.to(xz.dtype) for w in (block.x_weight, block.dt_weight, block.out_weight))
     given = xz, block.conv_weight, block.conv_bias, x_weight, dt_weight, block.dt_bias, block.A_log, block.D, out_weight
-    return MambaInner.apply(*given, torch.are_deterministic_algorithms_enabled(), "triton")
+    return MambaInner.apply(*given, context, torch.are_deterministic_algorithms_enabled(), "triton")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqlab.ops import launch
@@ -159,12 +160,39 @@ def _stage(call: Call, inputs: Inputs, saved: Saved, plan: Plan) -> None:
 
 
 def _chunk_tensors(call: Call, inputs: Inputs, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-    """Buffers for what each chunk adds (Bt, K, D, N), its time (Bt, K, D) and its cut (Bt, K); unused if K is 1."""
-    if plan.n_chunks == 1:
-        return inputs.A, inputs.A, inputs.A
+    """Buffers for what each chunk adds (Bt, K, D, N), its time (Bt, K, D) and its cut (Bt, K)."""
     batch, _, d_inner = inputs.u.shape
     shape = (batch, plan.n_chunks, d_inner, inputs.A.shape[1])
     return tuple(call.empty(*shape[:n]) for n in (4, 3, 2))
+
+
+def _chunk_states(call: Call, inputs: Inputs, staged: _Staged, cut: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """What each chunk adds, its time and its cut, as in ``_chunk_tensors``."""
+    batch, _, d_inner = inputs.u.shape
+    chunks, saved = _chunk_tensors(call, inputs, cut), staged.saved
+    call.launch(
+        triton_forward.chunk_states_kernel, (cut.channel_tiles(d_inner), cut.n_chunks, batch),
+        staged.u, staged.delta, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *staged.sizes(cut),
+        *_strides(staged.u, staged.delta), STAGES=staged.ring("forward", cut).stages, **staged.flags(cut, inputs),
+    )  # fmt: skip
+    return chunks
+
+
+def ends(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """What all positions multiply the state by, and what they add: (Bt, D, N) float32 each; without ``seq_idx``."""
+    added, time = launch.run(_ends, inputs._replace(z=None)[:9], inputs.delta_softplus)
+    later = F.pad(time, (0, 0, 0, 1))[:, 1:].flip(1).cumsum(dim=1).flip(1)  # (Bt, K, D), of the chunks after each
+    A = inputs.A.float()
+    return torch.exp(time.sum(dim=1).unsqueeze(2) * A), (torch.exp(later.unsqueeze(3) * A) * added).sum(dim=1)
+
+
+def _ends(call: Call, delta_softplus: bool) -> tuple[Tensor, Tensor]:
+    inputs = Inputs(*call.tensors[:9], delta_softplus)
+    cut = plan(inputs.u, inputs.A.shape[1], "forward")
+    saved = Saved.within(call, call.empty(*saved_shape(inputs, False)), inputs, False)
+    staged = _Staged.of(call, inputs, saved, cut)
+    _stage(call, inputs, saved, cut)
+    return _chunk_states(call, inputs, staged, cut)[:2]
 
 
 def forward(inputs: Inputs, initial_state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,17 +209,13 @@ def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tens
     saved = Saved.within(call, flat, inputs, keep)
     staged = _Staged.of(call, inputs, saved, cut)
     _stage(call, inputs, saved, cut)
-    chunks = _chunk_tensors(call, inputs, cut)
+    chunks = (inputs.A,) * 3  # unused if there is one
     y, final = call.empty_like(inputs.u), call.empty(batch, d_inner, d_state)
     grid = (cut.channel_tiles(d_inner), cut.n_chunks, batch)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
     ring = staged.ring("forward", cut)
     if cut.n_chunks > 1:
-        call.launch(
-            triton_forward.chunk_states_kernel, grid,
-            staged.u, staged.delta, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
-            *_strides(staged.u, staged.delta), STAGES=ring.stages, **flags,
-        )  # fmt: skip
+        chunks = _chunk_states(call, inputs, staged, cut)
     call.launch(
         triton_forward.forward_kernel, grid,
         staged.u, staged.delta, staged.z, staged.A, saved.BC, staged.D, staged.bias,
@@ -225,6 +249,33 @@ def backward(
     return Gradients(*launch.run(_backward, tensors, inputs.delta_softplus, deterministic))
 
 
+def _chunk_gradients(call: Call, inputs: Inputs, staged: _Staged, cut: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """Each chunk's gradient of the state before it (Bt, K, D, N), its time and its cut, as in ``_chunk_tensors``."""
+    batch, _, d_inner = inputs.u.shape
+    chunks, saved = _chunk_tensors(call, inputs, cut), staged.saved
+    call.launch(
+        triton_backward.chunk_gradients_kernel, (cut.channel_tiles(d_inner), cut.n_chunks, batch),
+        staged.u, staged.delta, staged.z, staged.dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks,
+        *staged.sizes(cut), *_strides(staged.delta, staged.z, staged.dy), HAS_Z=inputs.z is not None,
+        STAGES=staged.ring("forward", cut).stages, **staged.flags(cut, inputs),
+    )  # fmt: skip
+    return chunks
+
+
+def start_gradient(inputs: Inputs, saved: Tensor, dy: Tensor) -> Tensor:
+    """The gradient (Bt, D, N) of the state before all positions, as ``backward`` has it without d_final_state."""
+    gradients, time = launch.run(_start_gradient, (*inputs[:9], saved, dy), inputs.delta_softplus)
+    earlier = F.pad(time, (0, 0, 1, 0))[:, :-1].cumsum(dim=1)  # (Bt, K, D), of the chunks before each
+    return (torch.exp(earlier.unsqueeze(3) * inputs.A.float()) * gradients).sum(dim=1)
+
+
+def _start_gradient(call: Call, delta_softplus: bool) -> tuple[Tensor, Tensor]:
+    inputs, (flat, dy) = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9:]
+    cut = plan(inputs.u, inputs.A.shape[1], "backward")
+    staged = _Staged.of(call, inputs, Saved.within(call, flat, inputs, True), cut, dy)
+    return _chunk_gradients(call, inputs, staged, cut)[:2]
+
+
 def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradients:
     inputs, (flat, dy, d_final_state, y, *out) = Inputs(*call.tensors[:9], delta_softplus), call.tensors[9:]
     cut = plan(inputs.u, inputs.A.shape[1], "backward")
@@ -232,17 +283,12 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
     d_state = inputs.A.shape[1]
     saved = Saved.within(call, flat, inputs, True)
     staged = _Staged.of(call, inputs, saved, cut, dy)
-    chunks = _chunk_tensors(call, inputs, cut)
+    chunks = (inputs.A,) * 3
     tiles = cut.channel_tiles(d_inner)
     sizes, flags = staged.sizes(cut), staged.flags(cut, inputs)
     gpu = device_of(dy)
     if cut.n_chunks > 1:
-        call.launch(
-            triton_backward.chunk_gradients_kernel, (tiles, cut.n_chunks, batch),
-            staged.u, staged.delta, staged.z, staged.dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks, *sizes,
-            *_strides(staged.delta, staged.z, staged.dy), HAS_Z=inputs.z is not None,
-            STAGES=staged.ring("forward", cut).stages, **flags,
-        )  # fmt: skip
+        chunks = _chunk_gradients(call, inputs, staged, cut)
 
     work = tiles * cut.n_chunks * batch
     together = 3 if work > THREE_FROM * gpu.multiprocessors else 2

@@ -245,6 +245,26 @@ def _forward(call: Call, dt_softplus: bool) -> tuple[Tensor, Tensor, Tensor]:
     return y, final, before
 
 
+def final_state(inputs: Inputs) -> Tensor:
+    """The state (Bt, H, P, N) after all positions from zeros, without y."""
+    return launch.run(_final_state, inputs[:8], inputs.dt_softplus)[0]
+
+
+def _final_state(call: Call, dt_softplus: bool) -> tuple[Tensor]:
+    a = _Staged(call, Inputs(*call.tensors[:8], dt_softplus))
+    return (a.walk(a.x, a.B, None, back=False)[1],)
+
+
+def start_gradient(inputs: Inputs, dy: Tensor) -> Tensor:
+    """The gradient (Bt, H, P, N) of the state before all positions, as ``backward`` has it without d_final_state."""
+    return launch.run(_start_gradient, (*inputs[:8], dy), inputs.dt_softplus)[0]
+
+
+def _start_gradient(call: Call, dt_softplus: bool) -> tuple[Tensor]:
+    a = _Staged(call, Inputs(*call.tensors[:8], dt_softplus))
+    return (a.walk(call.converted(call.tensors[8], unit_stride), a.C, None, back=True)[1],)
+
+
 def backward(
     inputs: Inputs,
     initial_state: Tensor | None,
