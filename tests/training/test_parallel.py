@@ -43,10 +43,20 @@ def hybrid():
     return settings_of("hybrid", "size.n_layers=2", "model.pattern=[mamba,attention]")
 
 
+@cache
+def mambas():
+    model = settings_of("mamba")
+    mixers = model["mixers"] | settings_of("mamba2")["mixers"]
+    pattern = ["mamba", "mamba2", "mamba+mamba2"]
+    return model | {"mixers": mixers, "pattern": pattern, "n_layers": 3, "positions": "learned"}
+
+
 CASES = {
     "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd}),
     "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd}),
     "fsdp in pieces": (hybrid, {"parallel": "fsdp", "freeze": ["embed", "layers.1"]}),
+    "slices": (mambas, {"context_parallel": 2, "accumulate": 2}),
+    "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
     "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
 }
@@ -54,7 +64,9 @@ CASES = {
 
 def own(settings):
     """Of one process: what changes the result."""
-    return {name: value for name, value in settings.items() if name not in ("parallel", "accumulate")}
+    return {
+        name: value for name, value in settings.items() if name not in ("parallel", "context_parallel", "accumulate")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +83,9 @@ def found(tmp_path_factory):
 
 @cache
 def by_one(name):
-    """The first two cases differ in nothing that changes the result."""
-    if name == "fsdp":
-        return by_one("ddp")
+    """Some cases differ in nothing that changes the result."""
+    if name in (same := {"fsdp": "ddp", "slices and fsdp": "slices"}):
+        return by_one(same[name])
     make, settings = CASES[name]
     return trained(make(), own(settings))
 

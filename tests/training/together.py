@@ -84,7 +84,7 @@ def update_of(model: dict[str, Any], settings: dict[str, Any], world: World) -> 
 
 def stepped(update: Update, number: int) -> float:
     """Update with a batch, of which this process takes its share; the loss."""
-    return update(update.world.share(update.data.train_batch(number, ROWS, 1)), 1.0).loss
+    return update(update.share(update.data.train_batch(number, ROWS, 1)), 1.0).loss
 
 
 def saved_of(update: Update) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALON
     """
     deep = model["n_layers"] > 2
     update = update_of(model, settings, world)
-    found = {"values": update._gradient(*world.share(update.data.train_batch(0, ROWS, 1)))}
+    found = {"values": update._gradient(*update.share(update.data.train_batch(0, ROWS, 1)))}
     found["gradients"] = {str(number): whole(p.grad) for number, p in enumerate(update.parameters)}
     update.release()
     given = {"batch_size": 5, "device": CPU, "autocast": nullcontext, "world": world}

@@ -9,7 +9,7 @@ CHANGEABLE = frozenset(
         *(f"trainer.{name}" for name in ("steps", "epochs", "tokens", "patience", "stop_above", "max_skipped")),
         *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
         *("data.files", "data.tests", "data.n_further"),
-        *("trainer.further_tests", "target", "trainer.cuda_graph", "trainer.parallel"),
+        *("trainer.further_tests", "target", "trainer.cuda_graph", "trainer.parallel", "trainer.context_parallel"),
     }
 )
 """Settings that a resumed run may change: the budget, how kernels are launched and weights held, where its text is, and
@@ -23,6 +23,7 @@ OF_STEPS = tuple(
         "max_skipped",
         "cuda_graph",
         "parallel",
+        "context_parallel",
         "evaluate_every",
         "checkpoint_every",
         "log_every",
@@ -38,6 +39,6 @@ UNNAMED = (*WITHOUT_INFLUENCE, "device")
 
 NOT_COMPARED = frozenset(
     {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
-    | {"data.tests", "data.n_further", "trainer.further_tests", "trainer.parallel"}
+    | {"data.tests", "data.n_further", "trainer.further_tests", "trainer.parallel", "trainer.context_parallel"}
 )
 """Settings by which the runs of a report are not told apart: places, intervals of logging, further tests."""

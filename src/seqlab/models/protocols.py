@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from seqlab.errors import UserError
 from seqlab.ops.context import ContextGroup
 
 Factory = Callable[[int], nn.Module]
@@ -62,10 +63,14 @@ class Prefills(Protocol):
 
 @runtime_checkable
 class SharesPositions(Protocol):
-    """A mixer that several processes can train together, each with a slice of the positions."""
+    """A mixer, or a model, that several processes can train together, each with a slice of the positions."""
 
     def share_positions(self, context: ContextGroup) -> None:
-        """From now on ``forward`` gets, in training mode, this process's slice, and passes on what the next needs."""
+        """From now on ``forward`` gets, in training mode, this process's slice, and passes on what the next needs.
+
+        Raises:
+            UserError: settings do not allow it.
+        """
 
 
 @runtime_checkable
@@ -122,6 +127,19 @@ class Scans(Protocol):
         Raises:
             ValueError: it cannot run there.
         """
+
+
+def share_positions(model: nn.Module, context: ContextGroup) -> None:
+    """Let processes train a model together, each with a slice of the positions (``SharesPositions``).
+
+    Raises:
+        UserError: it cannot be trained so.
+    """
+    if not isinstance(model, SharesPositions):
+        rule = f"{type(model).__name__} does not pass its state from process to process"
+        remedy = "Set context_parallel=1, or choose a model of mamba and mamba2 alone"
+        raise UserError("context_parallel", context.size, rule, remedy)
+    model.share_positions(context)
 
 
 Kind = TypeVar("Kind")

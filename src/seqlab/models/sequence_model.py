@@ -19,7 +19,7 @@ from seqlab.models.mixers.parallel import Parallel, side_by_side
 from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern, names_in
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
-from seqlab.models.protocols import Factory, SharesPositions, packs
+from seqlab.models.protocols import Factory, packs, share_positions
 from seqlab.ops import decoding
 from seqlab.ops.context import ContextGroup
 
@@ -184,17 +184,13 @@ class SequenceModel(nn.Module):
         Raises:
             UserError: a mixer cannot be shared so, or documents are to be kept apart.
         """
-        key = "trainer.context_parallel"
         mixers = [part for layer in self.layers for part in side_by_side(layer.mixer.inner)]
-        unable = [part for part in mixers if not isinstance(part, SharesPositions)]
-        if unable:
-            rule = f"{type(unable[0]).__name__} in this model does not pass its state from process to process"
-            raise UserError(key, context.size, rule, "Set it to 1, or choose a model of mamba and mamba2 alone")
         if self.separator is not None:
             rule = "processes that share a sequence do not keep its documents apart"
-            raise UserError(key, context.size, rule, "Set it to 1, or data.separate_documents=false")
+            remedy = "Set context_parallel=1, or data.separate_documents=false"
+            raise UserError("context_parallel", context.size, rule, remedy)
         for mixer in mixers:
-            mixer.share_positions(context)
+            share_positions(mixer, context)
         self.context = context
 
     def check_length(self, length: int) -> None:

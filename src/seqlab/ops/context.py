@@ -38,6 +38,9 @@ class ContextGroup:
         self.group = group
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
 
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy of a model, to count its operations or to average its weights, is given whole sequences."""
+
     def gather(self, tensor: Tensor) -> Tensor:
         """The processes' tensors of one shape, (W, ...)."""
         found = tensor.new_empty(self.size, *tensor.shape)

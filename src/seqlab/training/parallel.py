@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from seqlab.data import Batch
 from seqlab.errors import FailedElsewhere, Foreseen, UserError
+from seqlab.ops.context import ContextGroup
 from seqlab.training.sharding import shard
 
 Parallel = Literal["auto", "ddp", "fsdp"]
@@ -50,9 +51,16 @@ class World:
             UserError: there is none for it.
         """
 
-    def share(self, batch: Batch) -> Batch:
-        """The rows of a batch that this process computes; all rows are somebody's."""
+    def share(self, batch: Batch, context: int = 1) -> Batch:
+        """The rows of a batch that this process computes; all rows are somebody's.
+
+        With ``context`` the rows that so many processes compute, and of these rows this one's slice of the positions.
+        """
         return batch
+
+    def context(self, size: int) -> ContextGroup:
+        """The ``size`` processes, this one among them, that get the same rows by ``share``."""
+        raise NotImplementedError
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of the processes' values, which have one shape, on the device."""
@@ -122,8 +130,14 @@ class Processes(World):
         torch.cuda.set_device(self.place)
 
     @override
-    def share(self, batch: Batch) -> Batch:
-        return Batch(*(part.tensor_split(self.size)[self.rank] for part in batch))
+    def share(self, batch: Batch, context: int = 1) -> Batch:
+        group, place = divmod(self.rank, context)
+        rows = (part.tensor_split(self.size // context)[group] for part in batch)
+        return Batch(*(part if context == 1 else part.tensor_split(context, dim=1)[place] for part in rows))
+
+    @override
+    def context(self, size: int) -> ContextGroup:
+        return ContextGroup(torch.distributed.new_subgroups(size)[0])
 
     @override
     def mean(self, value: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class TrainerConfig:
         precision: of the model's computations; parameters are always float32.
         parallel: how the processes that torchrun starts hold the weights: all of them each (``ddp``, which is ``auto``
             too), or a part each (``fsdp``). Without torchrun it has no effect. ``batch_size`` is that of all together.
+        context_parallel: how many processes share each sequence, a slice of its positions each, for sequences too long
+            for one; a divisor of their number.
         compile: train through ``torch.compile``.
         cuda_graph: capture the kernels of a step once and replay them, which makes small models faster on a GPU;
             ``auto`` does so on CUDA in float32 and bf16 without ``compile``.
@@ -68,6 +70,7 @@ class TrainerConfig:
     clip_norm: PositiveFloat | None = 1.0
     precision: Precision = "float32"
     parallel: Parallel = "auto"
+    context_parallel: PositiveInt = 1
     compile: bool = False
     cuda_graph: bool | Literal["auto"] = "auto"
     evaluate_every: PositiveInt | None = None
@@ -115,8 +118,27 @@ class TrainerConfig:
             UserError: they do not fit.
         """
         data.check_batch_size(self.batch_size)
+        self.check_context(data, world)
         self.check_shares(world)
         self.check_stop_above(data)
+
+    def check_context(self, data: DataSet, world: World) -> None:
+        """Check that processes can have equal slices of the sequences.
+
+        Raises:
+            UserError: they cannot.
+        """
+        size = self.context_parallel
+        if world.size % size:
+            rule = f"so many processes share a sequence, and they do not divide the {world.size} there are"
+            remedy = f"Set context_parallel=1, or start torchrun with --nproc-per-node={size}"
+            raise UserError("context_parallel", size, rule, remedy)
+        if data.length % size:
+            rule = f"must divide the length of the sequences, {data.length}, so that slices are alike"
+            raise UserError("context_parallel", size, rule, "Change one of the two")
+        if size > 1 and self.compile:
+            rule = "does not compile what processes that share a sequence exchange"
+            raise UserError("compile", True, rule, "Set compile=false, or context_parallel=1")
 
     def check_shares(self, world: World) -> None:
         """Check that processes can have equal shares of a batch, and can train together as these settings say.
@@ -126,8 +148,10 @@ class TrainerConfig:
         """
         if world.size == 1:
             return
-        if self.batch_size % (parts := world.size * self.accumulate):
-            split = f"{world.size} processes" + (f" in {self.accumulate} parts each" if self.accumulate > 1 else "")
+        shares = world.size // self.context_parallel
+        if self.batch_size % (parts := shares * self.accumulate):
+            split = f"{shares} {'processes' if self.context_parallel == 1 else 'groups of processes'}"
+            split += f" in {self.accumulate} parts each" if self.accumulate > 1 else ""
             rule = f"is the batch of all together, and does not divide evenly among {split}"
             remedy = f"Set batch_size={-(-self.batch_size // parts) * parts}, or start another number of processes"
             raise UserError("batch_size", self.batch_size, rule, remedy)

@@ -162,7 +162,7 @@ class Trainer:
         return {"tokens": tokens, "flops": flops, "seconds": self.counters.seconds}
 
     def _batch(self, step: int) -> Batch:
-        return self.world.share(self.data.train_batch(step, self.config.batch_size, self.seed))
+        return self.update.share(self.data.train_batch(step, self.config.batch_size, self.seed))
 
     def _train_step(self, bar: ProgressBar) -> None:
         """Make one update; where outcomes come late (``ahead``), several, to the next pause.

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
-from seqlab.models.protocols import parts
+from seqlab.models.protocols import parts, share_positions
 from seqlab.training.average import Average
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.counters import Outcome
@@ -86,6 +86,9 @@ class Update:
         self.parameters = trainable(model)
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
+        self.context_parallel = config.context_parallel
+        if config.context_parallel > 1:
+            share_positions(model, world.context(config.context_parallel))
         optimizers = config.optimizer(model)
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
         if self.lora:
@@ -109,6 +112,10 @@ class Update:
         """The learning rate of parameters that have no factor on it."""
         group = self.optimizers[0].param_groups[0]
         return group["lr"] / group.get("factor", 1.0)
+
+    def share(self, batch: Batch) -> Batch:
+        """What this process computes of a batch."""
+        return self.world.share(batch, self.context_parallel)
 
     def __call__(self, batch: Batch, rate: float) -> Outcome:
         """Train on a batch with every learning rate times ``rate``; skip the step if loss or gradient is not finite."""

@@ -61,7 +61,7 @@ def check_shares_positions(mixer: nn.Module) -> None:
         UserError: ``negative_eigenvalues`` is set.
     """
     if mixer.negative_eigenvalues:
-        rule = "processes that share a sequence (trainer.context_parallel) do not pass on the signs of its decays"
+        rule = "processes that share a sequence do not pass on the signs of its decays"
         raise UserError("negative_eigenvalues", True, rule, "Set context_parallel=1, or negative_eigenvalues=false")
 
 
