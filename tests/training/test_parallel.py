@@ -7,12 +7,13 @@ import pytest
 import torch
 from fits import config_of
 from omegaconf import OmegaConf
-from together import Words, resumed, train_all, trained
+from together import ROWS, Words, built, resumed, train_all, trained
 
 from forks import as_torchrun
 from seqlab.errors import UserError
 from seqlab.experiment import refuse_unlike_data
 from seqlab.models.pattern import names_in
+from seqlab.models.protocols import share_positions
 from seqlab.training.optim import sgd
 from seqlab.training.parallel import Processes, World, joined
 from support import architectures, composed
@@ -132,18 +133,54 @@ def test_a_run_goes_on_with_another_number_of_processes(case, found):
     [
         ({"batch_size": 9}, "batch_size=9: is the batch of all together, and does not divide evenly among 2 processes"),
         ({"accumulate": 3, "batch_size": 9}, "Set batch_size=12, or start another number of processes"),
+        ({"context_parallel": 2, "batch_size": 9, "size": 4}, "evenly among 2 groups of processes"),
+        ({"context_parallel": 3}, "3: so many processes share a sequence, and they do not divide the 2 there are"),
+        ({"context_parallel": 2, "length": 13}, "must divide the length of the sequences, 13,"),
+        ({"context_parallel": 2, "compile": True}, "compile=True: does not compile what"),
         ({"parallel": "fsdp", "ema": 0.5}, "ema=0.5: needs whole weights"),
         ({"parallel": "fsdp", "lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj"]}}, "lora="),
         ({"parallel": "fsdp", "precision": "fp16"}, "precision=fp16: needs whole weights"),
     ],
 )
 def test_what_processes_cannot_do_together(settings, said):
-    world = World()
-    world.size = 2
+    world, data = World(), Words()
+    settings = dict(settings)
+    world.size, data.length = settings.pop("size", 2), settings.pop("length", Words.length)
     with pytest.raises(UserError) as refusal:
-        config_of(**settings).check_shares(world)
+        config_of(**settings).check(data, world)
     assert said in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "context_parallel=2: Attention does not pass its state from process to process"),
+        ({"separator": 3}, "context_parallel=2: processes that share a sequence do not keep its documents apart"),
+        ({"negative_eigenvalues": True}, "negative_eigenvalues=True: processes that share a sequence do not pass on"),
+    ],
+)
+def test_models_whose_sequences_processes_cannot_share(change, said, second):
+    model = built(mambas() if change else hybrid())
+    for name, value in change.items():
+        setattr(model if hasattr(model, name) else model.layers[1].mixer.inner, name, value)
+    second.size = 2
+    with pytest.raises(UserError) as refusal:
+        share_positions(model, second)
+    assert said in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("context", [1, 2, 4])
+def test_every_position_of_every_row_is_somebody_s(context, second):
+    batch = Words().train_batch(0, ROWS, 1)
+    shares = []
+    for second.rank in range(8):
+        second.size = 8
+        shares.append(second.share(batch, context))
+    for part in (0, 1):
+        rows = [torch.cat([share[part] for share in shares[i : i + context]], dim=1) for i in range(0, 8, context)]
+        assert torch.equal(torch.cat(rows), batch[part])
 
 
 @pytest.fixture
