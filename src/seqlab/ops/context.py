@@ -86,7 +86,7 @@ class ContextGroup:
         return _InputsBefore.apply(x[:, max(x.shape[1] - count, 0) :], count, self)
 
     def gather_before(self, x: Tensor, count: int) -> Tensor:
-        """``inputs_before``, which autograd does not see through."""
+        """As ``inputs_before``, of x (Bt, L, D) to (Bt, count, D), which autograd does not see through."""
         tail = x[:, max(x.shape[1] - count, 0) :]
         none = x.new_zeros(len(x), count, x.shape[2])
         seen = torch.cat((none, *self.gather(tail)[: self.rank]), dim=1)
@@ -120,6 +120,12 @@ def check_alone(
     backend: str, fused: tuple[str, ...], initial_state: Tensor | None, seq_idx: Tensor | None, final: bool
 ) -> None:
     """Check what a scan over slices goes with: a backend of ``fused``, and neither states nor packed sequences.
+
+    Args:
+        backend: the one that was chosen.
+        fused: those with a gradient of their own.
+        initial_state, seq_idx: of any shapes.
+        final: whether the final state is asked for.
 
     Raises:
         ValueError: something else is asked for.

@@ -221,10 +221,10 @@ class Mamba(nn.Module):
         context = self.context if self.training else None
         if seq_idx is None and self._is_whole() and can_run(xz, self.block, self.scan_backend):
             return mamba_inner(xz, self.block, context)
-        if context is not None:
-            return self._sliced(xz, context)
         u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
-        return self.out_proj(self._scan(self._convolve(u, seq_idx=seq_idx), z, seq_idx=seq_idx))
+        before = None if context is None else context.inputs_before(u, self.conv_weight.shape[1] - 1)
+        states = {"seq_idx": seq_idx} | ({} if context is None else {"context": context})
+        return self.out_proj(self._scan(self._convolve(u, seq_idx=seq_idx, initial_state=before), z, **states))
 
     def share_positions(self, context: ContextGroup) -> None:
         """As ``SharesPositions`` has it.
@@ -234,12 +234,6 @@ class Mamba(nn.Module):
         """
         check_shares_positions(self)
         self.context = context
-
-    def _sliced(self, xz: Tensor, context: ContextGroup) -> Tensor:
-        """``forward`` of a slice of the positions, after the first projection."""
-        u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
-        u = self._convolve(u, initial_state=context.inputs_before(u, self.conv_weight.shape[1] - 1))
-        return self.out_proj(self._scan(u, z, context=context))
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

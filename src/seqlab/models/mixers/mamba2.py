@@ -206,10 +206,10 @@ class Mamba2(nn.Module):
         context = self.context if self.training else None
         if seq_idx is None and self._is_whole() and can_run(zxBCdt, self.block, self.n_groups, self.scan_backend):
             return mamba2_inner(zxBCdt, self.block, self.n_groups, self.norm.eps, context)
-        if context is not None:
-            return self._sliced(zxBCdt, context)
         z, mixed, dt = self._split(zxBCdt)
-        return self._leave(self._scan(self._convolve(mixed, seq_idx=seq_idx), dt, seq_idx=seq_idx), z)
+        before = None if context is None else context.inputs_before(mixed, self.conv_weight.shape[1] - 1)
+        states = {"seq_idx": seq_idx} | ({} if context is None else {"context": context})
+        return self._leave(self._scan(self._convolve(mixed, seq_idx=seq_idx, initial_state=before), dt, **states), z)
 
     def _is_whole(self) -> bool:
         """Whether an operation on the whole block computes what its parts would, and nobody looks on as they do.
@@ -236,12 +236,6 @@ class Mamba2(nn.Module):
         """
         check_shares_positions(self)
         self.context = context
-
-    def _sliced(self, zxBCdt: Tensor, context: ContextGroup) -> Tensor:
-        """``forward`` of a slice of the positions, after the first projection."""
-        z, mixed, dt = self._split(zxBCdt)
-        before = context.inputs_before(mixed, self.conv_weight.shape[1] - 1)
-        return self._leave(self._scan(self._convolve(mixed, initial_state=before), dt, context=context), z)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""
