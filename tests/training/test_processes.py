@@ -94,13 +94,13 @@ def by_one(name):
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(case, found):
     first, second = (results[case] for results in found)
-    one = by_one(case)
+    one, bound = by_one(case), 1e-12 if case.startswith("slices") else 1e-9
     torch.testing.assert_close(first["values"], one["values"], rtol=1e-6, atol=0)
     for kind in ("gradients", "weights"):
         assert first[kind].keys() == one[kind].keys()
         for name, expected in one[kind].items():
             assert torch.equal(first[kind][name], second[kind][name])
-            assert (first[kind][name] - expected).norm() <= 1e-9 * expected.norm(), name
+            assert (first[kind][name] - expected).norm() <= bound * expected.norm(), name
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-6)
     assert first["load"] == second["load"]
     assert (first["load"] is None) == (one["load"] is None)
