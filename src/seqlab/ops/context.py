@@ -9,16 +9,12 @@ so every process computes its own P and s at once, one all-gather brings those o
 before it. The backward pass does the same with r, from the other end.
 
 Symbols: W processes, Bt batch, L positions of a slice, D channels, K - 1 inputs that a convolution looks back.
-torch.distributed is imported where it is needed, since it takes time.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 class ContextGroup:
@@ -34,7 +30,7 @@ class ContextGroup:
         size: the number of slices, W.
     """
 
-    def __init__(self, group: "ProcessGroup | None" = None):
+    def __init__(self, group: "torch.distributed.ProcessGroup | None" = None):
         self.group = group
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
 
