@@ -20,7 +20,7 @@ IMPORTED = [
     *("seqlab.experiment", "seqlab.cli.main", "seqlab.models.mixers", "seqlab.data.synthetic"),
     *("hydra_plugins.hydra_joblib_launcher.joblib_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
     *("seqlab.ops.selective_scan.cpu_kernels", "seqlab.ops.causal_conv1d.cpu_kernels", "seqlab.sweep.callback"),
-    *("support", "torch.utils.flop_counter", "sympy", "torch.distributed.fsdp"),
+    *("torch.utils.flop_counter", "sympy", "torch.distributed.fsdp", "forks", "warmed"),
 ]
 """Before the first fork, once; a part that is not installed is passed over. Nothing here imports torch's compiler."""
 
@@ -32,10 +32,16 @@ def server() -> ForkServerContext:
     context.set_forkserver_preload(IMPORTED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        first = context.Process(target=os.getpid)
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # which the server would not have, and say nothing
+        first = context.Process(target=_has_imported, args=("warmed",))
         first.start()
         first.join()
+    assert first.exitcode == 0
     return context
+
+
+def _has_imported(name: str) -> None:
+    sys.exit(name not in sys.modules)
 
 
 def start(screen: Path, task: Callable[..., None], *arguments: object) -> ForkServerProcess:

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from test_sweep_kills import assert_same_sweep
 
-from support import ROOT, SMALL, run_sweep
+import forks
+from support import SMALL, run_sweep
 
 pytest.importorskip("joblib")
 pytest.importorskip("submitit")
@@ -67,11 +69,10 @@ def until(reached, seconds: float):
     return value
 
 
-def assert_killed_with_all(process: subprocess.Popen, seconds: float) -> None:
+def assert_killed_with_all(process: subprocess.Popen | ForkServerProcess, seconds: float) -> None:
     """Kill -9; whatever it started ends within some seconds."""
     family = descendants(process.pid)
     process.kill()
-    process.wait()
     try:
         assert until(lambda: not family & processes().keys(), seconds), f"still there: {family & processes().keys()}"
     finally:
@@ -100,26 +101,23 @@ SWEEP = (
 )
 
 
-def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, ROOT / "train.py", "-m", *SMALL, *SWEEP]
-    with folder.with_suffix(".log").open("a") as log:
-        command += ["launcher=joblib", f"hydra.sweep.dir={folder}"]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+def start(folder: Path) -> ForkServerProcess:
+    sweep = ("-m", *SMALL, *SWEEP, "launcher=joblib", f"hydra.sweep.dir={folder}")
+    return forks.start(folder.with_suffix(".log"), forks.train, *sweep)
 
 
 @pytest.mark.slow
-def test_the_same_command_at_once_goes_on(tmp_path, environment):
+def test_the_same_command_at_once_goes_on(tmp_path):
     """The workers end where they are, and leave what the next sweep ends with the results of one without a break."""
     folder, whole = tmp_path / "broken", tmp_path / "whole"
     assert run_sweep(whole, *SWEEP) == 0
-    with start(folder, environment) as sweep:
-        try:
-            assert until(lambda: len(steps_in(folder)) == 2 and min(steps_in(folder)) > 50, 240)
-            assert_killed_with_all(sweep, 20)
-        finally:
-            sweep.kill()
-    with start(folder, environment) as sweep:
-        assert sweep.wait(300) == 0, folder.with_suffix(".log").read_text()
+    sweep = start(folder)
+    try:
+        assert until(lambda: len(steps_in(folder)) == 2 and min(steps_in(folder)) > 50, 240)
+        assert_killed_with_all(sweep, 20)
+    finally:
+        sweep.kill()
+    assert run_sweep(folder, *SWEEP, "launcher=joblib") == 0
     assert_same_sweep(folder, whole)
     for log in folder.glob("*/train.log"):
         assert "Continuing from" in log.read_text(), "the kill fell behind the end of a job"
