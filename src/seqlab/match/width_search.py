@@ -83,7 +83,7 @@ class Search:
         around, finest, pair = [self.given.d_model], 2 * self.n_heads, 2 * self.n_heads
         for step in sorted({*STEPS, math.lcm(16, pair), pair, self.n_heads}, reverse=True):
             widest = max(1, WIDEST * self.given.d_model // step) * step
-            found = self.by_width(step, widest)
+            found = self.by_width(step, widest, around[0])
             if not found:
                 continue
             around, finest = [widths.d_model for widths, _ in found], step
@@ -102,7 +102,7 @@ class Search:
         nearest = dict.fromkeys(around, 0)
         for step in STEPS:
             for inner in around:
-                found = self.by_width(step, max(step, 2 * inner), inner)
+                found = self.by_width(step, max(step, 2 * inner), nearest[inner] or inner, inner)
                 nearest[inner] = found[0][0].d_model if found else nearest[inner]
                 yield from ((widths, reached) for widths, reached in found if 2 * widths.d_model >= inner)
         for inner, width in nearest.items():
@@ -114,21 +114,26 @@ class Search:
         """The widths at ``width``, with the feed-forward in the given proportion."""
         return Widths(width, max(1, round(self.given.d_ff * width / self.given.d_model)), inner)
 
-    def by_width(self, step: int, widest: int, inner: int | None = None) -> list[Candidate]:
-        """The multiples of ``step``, up to the widest, on either side of the target."""
-        return self.on_either_side(lambda k: self.proportional(k * step, inner), widest // step)
+    def by_width(self, step: int, widest: int, near: int, inner: int | None = None) -> list[Candidate]:
+        """The multiples of ``step``, up to the widest, on either side of the target, which is looked for ``near``."""
+        return self.on_either_side(lambda k: self.proportional(k * step, inner), widest // step, near // step)
 
     def by_feedforward(self, around: list[Widths]) -> Iterator[Candidate]:
         """At each of several widths, the two ``d_ff`` on either side of the target, from half its own to twice."""
         for widths in around:
             least, most = (widths.d_ff + 1) // 2, 2 * widths.d_ff
-            found = self.on_either_side(lambda d_ff, widths=widths: widths._replace(d_ff=d_ff), most)
-            if found and self.count(widths._replace(d_ff=least)) == self.count(widths._replace(d_ff=most)):
+            try:
+                fewest, many = (self.count(widths._replace(d_ff=d_ff)) for d_ff in (least, most))
+            except Unfit:
+                continue
+            if fewest == many:
                 return  # the model has no feed-forward
+            near = least + (self.target - fewest) * (most - least) // (many - fewest)  # parameters are linear in d_ff
+            found = self.on_either_side(lambda d_ff, widths=widths: widths._replace(d_ff=d_ff), most, near)
             yield from ((widths, reached) for widths, reached in found if widths.d_ff >= least)
 
-    def on_either_side(self, widths_at: Callable[[int], Widths], limit: int) -> list[Candidate]:
-        """By bisection, the last widths below the target and the first at or above it; the nearer come first.
+    def on_either_side(self, widths_at: Callable[[int], Widths], limit: int, near: int) -> list[Candidate]:
+        """The last widths below the target and the first at or above it; the nearer come first.
 
         Only the widest if even those are below the target; nothing if the heads do not divide the widths.
         """
@@ -139,11 +144,29 @@ class Search:
         try:
             if count_at(limit) < self.target:
                 return [(widths_at(limit), count_at(limit))]
-            first = bisect_left(range(limit), self.target, lo=1, key=count_at)
+            first = first_of(lambda k: count_at(k) >= self.target, limit, near)
             found = [(widths_at(k), count_at(k)) for k in (first - 1, first) if k >= 1]
         except Unfit:
             return []
         return sorted(found, key=lambda candidate: abs(candidate[1] - self.target))
+
+
+def first_of(holds: Callable[[int], bool], limit: int, near: int) -> int:
+    """The first number from 1 on of which something holds, as it does of all from there to the limit.
+
+    It is looked for around ``near``, in steps that double, then by bisection.
+    """
+    high, step = min(max(near, 1), limit), 1
+    if holds(high):
+        while (low := high - step) >= 1 and holds(low):
+            high, step = low, 2 * step
+        low = max(low, 0)
+    else:
+        low = high
+        while (high := low + step) < limit and not holds(high):
+            low, step = high, 2 * step
+        high = min(high, limit)
+    return bisect_left(range(high), True, lo=low + 1, key=holds)
 
 
 def steps_around(width: int, step: int) -> list[int]:
