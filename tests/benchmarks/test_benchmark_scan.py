@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import runpy
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -32,9 +31,10 @@ TINY = Shape(2, 6, 4, 3)
 def benchmark(monkeypatch, tmp_path):
     """Run the script with arguments in this process, on a small copy bandwidth; returns its exit status and results."""
 
-    def run(*arguments: str) -> tuple[int, dict]:
+    def run(*arguments: str, out: bool = True) -> tuple[int, dict]:
         folder = tmp_path / "out"
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--out", str(folder), *arguments])
+        given = ("--out", str(folder)) if out else ()
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", *given, *arguments])
         monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 2**20)
         with pytest.raises(SystemExit) as exit_info:
             runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -60,11 +60,12 @@ def png_size(path) -> tuple[int, int]:
 
 
 class TestTheScript:
-    def test_end_to_end(self, tmp_path, environment):
-        arguments = ["--device", "cpu", "--lengths", "5,8", "--batch", "2", "--d-inner", "8", "--d-state", "3"]
-        command = [sys.executable, str(SCRIPT), *arguments, "--limit", "0.05", "--against", "mamba_ssm,attention"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    def test_end_to_end(self, benchmark, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        arguments = ["--lengths", "5,8", "--batch", "2", "--d-inner", "8", "--d-state", "3", "--limit", "0.05"]
+        status, _ = benchmark(*arguments, "--against", "mamba_ssm,attention", out=False)
+        out, err = capsys.readouterr()
+        assert status == 0, err
         (folder,) = (tmp_path / "outputs" / "benchmarks").iterdir()
         assert folder.name.startswith("scan-")
         results = json.loads((folder / "scan.json").read_text())
@@ -88,10 +89,10 @@ class TestTheScript:
         assert [float(line["ms"]) for line in lines if line["ms"]] == [
             row["ms"] for row in results["rows"] if row["ms"] is not None
         ]
-        assert (folder / "scan.png").exists() == ("No picture without matplotlib" not in done.stderr)
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("mamba_ssm left out")]
+        assert (folder / "scan.png").exists() == ("No picture without matplotlib" not in err)
+        reasons = [line for line in err.splitlines() if line.startswith("mamba_ssm left out")]
         assert len(reasons) == 1
-        assert "2x5x8x3" in done.stdout and "attention / this" in done.stdout
+        assert "2x5x8x3" in out and "attention / this" in out
 
     def test_shapes_in_place_of_the_sweep(self, benchmark, capsys):
         status, results = benchmark(

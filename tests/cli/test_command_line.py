@@ -11,6 +11,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import forks
 from seqlab.cli import main
 from seqlab.config.command_line import in_order, quoted_path
 from seqlab.errors import resume_command
@@ -90,20 +91,21 @@ def test_the_folder_of_a_sweeps_job_is_typed_as_it_is_called(train):
     assert first.summary["steps"] == 3
 
 
-def test_sweep(train, environment, tmp_path):
+def test_sweep(train, monkeypatch, tmp_path):
     """One folder with a folder a job, named by its overrides; a job that fails is said and does not stop the others."""
     sweep = ("-m", *train.small, "model=mlp,linear", "trainer.batch_size=64,8")
-    swept = script(*sweep, environment=environment, folder=tmp_path)
-    assert swept.returncode == 1, swept.stderr
-    assert swept.stderr.count("trainer.batch_size=64: must lie") == 2
-    assert "Traceback" not in swept.stderr
+    monkeypatch.chdir(tmp_path)
+    status, said = forks.finish(tmp_path / "screen", forks.train, *sweep)
+    assert status == 1, said
+    assert said.count("trainer.batch_size=64: must lie") == 4  # as it fails, and at the end
+    assert "Traceback" not in said
     (folder,) = (tmp_path / "outputs").glob("sweep_*")
-    status = {}
+    ended = {}
     for path in folder.rglob("summary.json"):
         name = re.search(r"model=\w+,.*trainer.batch_size=\d+", path.parent.name).group()
-        status[name.split(",")[0], name[-2:]] = json.loads(path.read_text())["status"]
+        ended[name.split(",")[0], name[-2:]] = json.loads(path.read_text())["status"]
         assert (path.parent / "train.log").stat().st_size
-    assert status == {
+    assert ended == {
         ("model=mlp", "64"): "failed",
         ("model=linear", "64"): "failed",
         ("model=mlp", "=8"): "completed",

@@ -1,12 +1,15 @@
 """The fused CPU scan's threads, and its compilation in a process and the next."""
 
+import hashlib
+import importlib
 import os
-import subprocess
 import sys
-import textwrap
 import threading
+import time
 import warnings
+from pathlib import Path
 
+import numba
 import pytest
 import torch
 from comparison import assert_same_bits
@@ -14,8 +17,10 @@ from cpu_scan_cases import W, fused, inputs_of
 from scan_cases import make_arguments
 
 import forks
-from seqlab.ops import cpu_threads
+from seqlab.ops import causal_conv1d, cpu_threads, selective_scan
+from seqlab.ops.causal_conv1d import cpu_kernels as conv_kernels
 from seqlab.ops.selective_scan import cpu
+from seqlab.ops.selective_scan import cpu_kernels as scan_kernels
 
 
 class TestThreads:
@@ -82,48 +87,36 @@ def scan_in_a_fork() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def run_script(script: str, **environment: str) -> str:
-    """What a fresh process prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def compute(cache: Path) -> None:
+    """Print the CPU seconds and the results of kernels that keep what is compiled in a folder of their own."""
+    numba.config.CACHE_DIR = str(cache)
+    for kernels in (scan_kernels, conv_kernels):
+        importlib.reload(kernels)
+    start = time.process_time()
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 70, 70)] * 3 + [(70, 16)] + [(3, 70, 16)] * 2 + [(70,)] * 2 + [(70, 4)]
+    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    u, delta, z, A, B, C, D, bias, taps = leaves
+    convolved = causal_conv1d(u, taps, bias, activation="silu", backend="cpu")
+    y = selective_scan(convolved, delta, -A.exp(), B, C, D, z, bias, delta_softplus=True, backend="cpu")
+    found = (convolved, y, *torch.autograd.grad((y * y).sum(), leaves))
+    print(time.process_time() - start)
+    for result in found:
+        print(hashlib.sha256(result.detach().numpy().tobytes()).hexdigest())
 
 
 class TestCompilation:
-    COMPUTED = """
-        import hashlib, time
-        import torch
-        from seqlab.ops import causal_conv1d, selective_scan
-        from seqlab.ops.selective_scan import cpu
-
-        start = time.process_time()
-        assert cpu.why_unavailable(torch.device("cpu"), torch.float32) is None
-        generator = torch.Generator().manual_seed(0)
-        shapes = [(3, 70, 70)] * 3 + [(70, 16)] + [(3, 70, 16)] * 2 + [(70,)] * 2 + [(70, 4)]
-        leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-        u, delta, z, A, B, C, D, bias, taps = leaves
-        convolved = causal_conv1d(u, taps, bias, activation="silu", backend="cpu")
-        y = selective_scan(convolved, delta, -A.exp(), B, C, D, z, bias, delta_softplus=True, backend="cpu")
-        found = (convolved, y, *torch.autograd.grad((y * y).sum(), leaves))
-        print(time.process_time() - start)
-        for result in found:
-            print(hashlib.sha256(result.detach().numpy().tobytes()).hexdigest())
-    """
-
     @pytest.mark.slow
     def test_the_next_process_finds_it_done_and_computes_the_same_bits(self, tmp_path):
-        compiled, *cold = run_script(self.COMPUTED, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-        kept = sorted(tmp_path.rglob("*.nb*"))
-        found, *warm = run_script(self.COMPUTED, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-        assert any(path.suffix == ".nbc" for path in kept)
-        assert sorted(tmp_path.rglob("*.nb*")) == kept
+        cache, said, kept = tmp_path / "cache", [], []
+        for name in ("cold", "warm"):
+            status, lines = forks.finish(tmp_path / name, compute, cache)
+            assert status == 0, lines
+            said.append(lines.splitlines())
+            kept.append(sorted(cache.rglob("*.nb*")))
+        (compiled, *cold), (found, *warm) = said
+        assert kept[0] == kept[1]
+        assert any(path.suffix == ".nbc" for path in kept[0])
         assert float(found) < float(compiled) / 2
         assert warm == cold
 
