@@ -121,7 +121,7 @@ def test_parity_needs_eigenvalues_below_0(model, negative):
     setting = f"model.mixers.{model}.negative_eigenvalues={str(negative).lower()}"
     network = built_model(f"model={model}", "size=tiny", "size.n_layers=1", setting, d_input=2, length=12)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for step in range(150):
+    for step in range(100):
         batch = data.train_batch(step, 64, 1)
         optimizer.zero_grad()
         data.loss(network(batch.inputs), batch.targets).mean().backward()
