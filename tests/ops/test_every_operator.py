@@ -16,6 +16,7 @@ from comparison import (
 )
 from hypothesis import strategies as st
 from operator_table import (
+    FUSED,
     OPERATORS,
     every_backend,
     every_cut,
@@ -135,9 +136,11 @@ class TestAgainstItself:
     @every_backend
     @pytest.mark.parametrize("packed", [False, True])
     def test_compiles_without_a_graph_break(self, operator, backend, device, packed):
-        arguments = operator.sized(backend, torch.float32, device, 1, 3, *operator.narrow)
+        if packed and device == "cpu" and backend in FUSED[operator.name]:
+            pytest.skip("it compiles for any length, and the compiler is slow; a GPU runs both")
+        arguments = operator.sized(backend, torch.float32, device, 1, 2, *operator.narrow)
         settings = {**operator.settings, **operator.reproducible, "backend": backend}
-        settings["seq_idx"] = numbered([{2}], 3).to(device) if packed else None
+        settings["seq_idx"] = numbered([{1}], 2).to(device) if packed else None
         torch.compiler.reset()  # it compiles one function only so many times
         compiled = torch.compile(operator.function, backend="aot_eager", fullgraph=True)
         expected = results(operator.function, arguments, **settings)
@@ -147,13 +150,14 @@ class TestAgainstItself:
     @every_fused_backend
     @pytest.mark.parametrize("packed", [False, True])
     def test_compiles_for_any_length(self, operator, backend, device, packed):
-        if interpreted(backend, device) and not packed:
-            pytest.skip("the compiler is the same, and slow; a GPU runs both")
+        if device == "cpu" and not packed:
+            pytest.skip("it compiles without, and the compiler is slow; a GPU runs both")
         torch.compiler.reset()
         compiled = torch.compile(operator.function, backend="aot_eager", fullgraph=True, dynamic=True)
         for length in (2, 3):
             arguments = operator.sized(backend, torch.float32, device, 1, length, *operator.narrow)
-            settings = {"backend": backend, "seq_idx": numbered([{1}], length).to(device) if packed else None}
+            settings = {**operator.settings, **operator.reproducible, "backend": backend}
+            settings["seq_idx"] = numbered([{1}], length).to(device) if packed else None
             expected = results(operator.function, arguments, **settings)
             assert_all_close(results(compiled, arguments, **settings), expected, torch.float32)
 
