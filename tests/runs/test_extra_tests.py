@@ -200,7 +200,7 @@ class OneTest:
     """A trainer whose further tests end as they are told."""
 
     def __init__(self, endings):
-        self.endings, self.device = endings, torch.device("cpu")
+        self.endings, self.device, self.world = endings, torch.device("cpu"), SimpleNamespace(size=1)
         self.config = SimpleNamespace(further_tests=True)
         self.data = type("Data", (), {"further_tests": tuple(endings)})()
 
