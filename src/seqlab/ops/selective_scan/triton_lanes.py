@@ -333,13 +333,13 @@ def load_numbers(pointers, strides, t, end, channel, D_SIZE, K: tl.constexpr, CP
 @triton.jit
 def copy_plan(
     pointers, strides, rows, first, start, end, channel, D_SIZE,
-    K: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, BACK: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, ROW: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """What a lane copies of each group of positions: tuples over the rounds of copies by all lanes.
 
-    First K tensors, then the rows of BC. Returns addresses for the group of position ``first``, the distance to the
-    next group in bytes (BACK: to the one before), and the bound that a group's position must be below. ``pointers`` and
-    ``rows`` point to position 0, ``channel`` is the warp's first.
+    First K tensors, then the rows of BC, 8 S M of each row's ROW numbers. Returns addresses for the group of position
+    ``first``, the distance to the next group in bytes (BACK: to the one before), and the bound that a group's position
+    must be below. ``pointers`` and ``rows`` point to position 0, ``channel`` is the warp's first.
     """
     ITEM: tl.constexpr = pointers[0].dtype.element_ty.primitive_bitwidth // 8
     G: tl.constexpr = S if S < 4 else 4
@@ -365,8 +365,9 @@ def copy_plan(
         bounds = bounds + (tl.where(used, end - position, start),)
     for r in tl.static_range(bc_rounds(S, M)):
         i = r * 32 + lane
-        addresses = addresses + (rows.to(tl.int64) + first.to(tl.int64) * (32 * S * M) + i * 16,)
-        steps = steps + (SIGN * G * 32 * S * M,)
+        within = i // (2 * S * M) * (4 * ROW) + i % (2 * S * M) * 16
+        addresses = addresses + (rows.to(tl.int64) + first.to(tl.int64) * (4 * ROW) + within,)
+        steps = steps + (SIGN * G * 4 * ROW,)
         bounds = bounds + (tl.where(i < G * 2 * S * M, end, start),)
     return addresses, steps, bounds
 
