@@ -52,7 +52,7 @@ class Saved(NamedTuple):
         d_state = inputs.A.shape[1]
         padded = -(-length // 4) * 4
         return [
-            (batch, padded, 2, padded_states(int(d_state))),
+            (batch, padded, 2, padded_states(int(d_state))),  # a compiler's integer may be symbolic
             (batch, 0 if inputs.seq_idx is None else padded),
             (batch, -(-length // triton_plan.SEGMENT) if keep else 0, d_inner, d_state),
         ]

@@ -401,14 +401,14 @@ def backward_kernel(
         end = tl.minimum(start + CHUNK, L)
         bias = load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
         skip = load_channels(D_ptr, channel, D_SIZE, CPT, HAS_D)
-        chunk = b * N_CHUNKS + k
-        carry, dA_p = carry_ptr + chunk * D_SIZE * N_SIZE, dA_ptr + chunk * D_SIZE * N_SIZE
         if PARTS == 1:
             A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, E)
             ag = _first_gradient(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, A2, b, k, 0, D_SIZE, N_SIZE,
                                  N_CHUNKS, channel, CPT, M, S, RESETS, HAS_FINAL)  # fmt: skip
             dA = zeros(E)
         else:
+            carry = carry_ptr + (b * N_CHUNKS + k) * D_SIZE * N_SIZE
+            dA_p = dA_ptr + (b * N_CHUNKS + k) * D_SIZE * N_SIZE
             for part in range(PARTS):
                 n = part * (4 * S * M)
                 A2_n = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True, n), LOG2E, E)
@@ -495,8 +495,9 @@ def backward_kernel(
                         initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first
                     )
 
+        chunk = b * N_CHUNKS + k
         if PARTS == 1:
-            store_states(dA_p, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)
+            store_states(dA_ptr + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)
             if k == 0:
                 store_states(initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, False)
         store_channels(dD_ptr + chunk * D_SIZE, dD, channel, D_SIZE, CPT, G, S)

@@ -11,7 +11,8 @@ Positions are processed in groups of G = min(S, 4). What is computed once per po
 computed by lane % G = position % G alone and broadcast to the other lanes; sums over n return the same way. States are
 not written for each position: if a backward pass follows, the forward pass saves one every SEGMENT positions, and the
 backward pass recomputes the others twice: from the segment's start up to the state before each group, which it writes
-to scratch memory of its own, and from there when it reaches that group on its way back.
+to scratch memory of its own, and from there when it reaches that group on its way back. Many states are taken in parts
+there: a segment is processed once for each, and what is summed over n waits in scratch memory for the next part.
 
 Long sequences are cut into chunks that run in parallel. ``chunk_states_kernel`` computes what each chunk adds to the
 state, and its time (the sum of its step sizes); from these a program computes the state that it starts from, with one

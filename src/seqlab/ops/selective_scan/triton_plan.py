@@ -99,19 +99,19 @@ FORWARD_CHUNKED = 4
 FEWEST_BACKWARD, BACKWARD_CHUNKED = 1.6, 3
 """The same for the backward pass, which has two channels to a lane."""
 
-
-MOST_STATES = 32
-"""States that the backward pass processes at once. What it adds to dB and dC for each channel, and what it copies of B
-and C, is as much as there are states for few channels of a warp: with more of them both grow with the square of N."""
-
-PART = 16
-"""States of a part where there are more: as many as four lanes hold for two channels each."""
+CHANNELS = {1: (4, 2, 1), 2: (1,), 4: (2, 1)}
+"""Channels that a lane may have in the forward pass, by the tiles that it holds of each; 1 if nothing is said."""
 
 TILES = 4
-"""Tiles of a channel that a lane holds in the forward pass where there are more: registers for 16 states."""
+"""Most tiles of a channel in a lane where all states are processed at once: 16 numbers of h and as many of A."""
 
-CHANNELS = {1: (4, 2, 1), 2: (1,), TILES: (2, 1)}
-"""Channels that a lane may have in the forward pass, by the tiles that it holds of each; 1 if nothing is said."""
+MOST_STATES = 32
+"""Most states that the backward pass processes at once. Twice the states are half the channels of a warp, which reads all
+of B and C and adds to all of dB and dC at each position: the bytes for a channel would grow with the square of N."""
+
+PART = 16
+"""States of a part of the backward pass where there are more. A smaller one repeats what is done once per position and
+channel more often; 32 leave no room to sum dB and dC in shared memory."""
 
 
 def padded_states(d_state: int) -> int:
@@ -120,9 +120,9 @@ def padded_states(d_state: int) -> int:
 
 
 def lanes_of(d_state: int) -> tuple[int, int]:
-    """S and M where a channel's states are processed at once: few lanes, since sums over n go across them."""
+    """S and M where all states are processed at once: at most four lanes if they suffice, for sums over n go across."""
     tiles = padded_states(d_state) // 4
-    lanes = min(tiles, 4) if d_state <= MOST_STATES else min(ceil(tiles, TILES), 32)
+    lanes = min(max(min(tiles, 4), ceil(tiles, TILES)), 32)
     return lanes, tiles // lanes
 
 
