@@ -106,8 +106,8 @@ TILES = 4
 """Most tiles of a channel in a lane where all states are processed at once: 16 numbers of h and as many of A."""
 
 MOST_STATES = 32
-"""Most states that the backward pass processes at once. Twice the states are half the channels of a warp, which reads all
-of B and C and adds to all of dB and dC at each position: the bytes for a channel would grow with the square of N."""
+"""Most states that the backward pass processes at once. Twice the states halve the channels of a warp, which for each
+position reads all of B and C and adds to all of dB and dC: bytes for a channel would grow with the square of N."""
 
 PART = 16
 """States of a part of the backward pass where there are more. A smaller one repeats what is done once per position and
