@@ -13,6 +13,7 @@ from seqlab.ops.selective_scan.triton_lanes import (
     from_lane,
     get,
     input_bytes,
+    load_floats,
     own_memory,
     put,
     receive,
@@ -296,8 +297,7 @@ def _kept(slot, scratch, FIRST: tl.constexpr, COUNT: tl.constexpr, K: tl.constex
             place = slot + input_bytes(K, S, CPT, ITEM) + (bc_rounds(S, M) + tile) * 512 + lane % 32 * 16
             values = values + get(place, 4)
         else:
-            for i in tl.static_range(4):
-                values = values + (tl.load(scratch + tile * (4 * LANES) + lane * 4 + i),)
+            values = values + load_floats(scratch + tile * (4 * LANES) + lane * 4)
     return values
 
 

@@ -260,6 +260,21 @@ def load_float(pointer, mask):
 
 
 @triton.jit
+def load_floats(pointer):
+    """Four neighbouring float32 from memory; the pointer is a multiple of 16 bytes."""
+    values = ()
+    if INTERPRETED:
+        for i in tl.static_range(4):
+            values = values + (tl.load(pointer + i),)
+    else:
+        values = tl.inline_asm_elementwise(
+            "ld.global.v4.f32 {$0, $1, $2, $3}, [$4];", "=f,=f,=f,=f,l", [pointer.to(tl.int64)],
+            (tl.float32, tl.float32, tl.float32, tl.float32), is_pure=False, pack=1,
+        )  # fmt: skip
+    return values
+
+
+@triton.jit
 def store_float(pointer, value, mask):
     """Write a float32 to memory, or a word of 32 bits, where the mask is true; as a line of PTX as ``load_float``."""
     if INTERPRETED:

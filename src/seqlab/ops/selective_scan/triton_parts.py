@@ -46,6 +46,7 @@ from seqlab.ops.selective_scan.triton_lanes import (
     get,
     input_bytes,
     load_float,
+    load_floats,
     load_numbers,
     receive,
     reciprocal,
@@ -275,8 +276,7 @@ def load_row(place, j: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, M
         if ROW == 0:
             values = values + get(place + 4 * offset, 4)
         else:
-            for i in tl.static_range(4):
-                values = values + (tl.load(place + offset + i),)
+            values = values + load_floats(place + offset)
     return values
 
 
