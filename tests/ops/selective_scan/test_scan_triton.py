@@ -30,9 +30,12 @@ class TestTritonInterpreted:
         assert triton.plan(arguments["u"], 3, "backward").n_chunks == 1
         SCAN.hold(arguments, "triton", **SCAN.settings)
 
-    @pytest.mark.parametrize("d_state", [1, 16, 33, 256])
+    @pytest.mark.parametrize("d_state", [1, 16, 33, 129])
     def test_state_sizes(self, d_state):
-        """Of 8 channels, which lanes could copy as they lie; the other odd numbers here are of padded rows."""
+        """Of 8 channels, which lanes could copy as they lie; the other odd numbers here are of padded rows.
+
+        The backward pass takes 33 and 129 states in parts, of which the last has one.
+        """
         SCAN.hold(make_arguments(1, 5, 8, d_state, dtype=torch.float32), "triton")
 
     @pytest.mark.parametrize("d_inner", [1, 32, 70])
@@ -89,8 +92,9 @@ class TestTritonInterpreted:
     def test_a_cut_with_the_state_carried_changes_nothing(self):
         SCAN.hold_cut(make_arguments(1, 9, 5, 3, dtype=torch.float32), "triton", cut=5)
 
-    @pytest.mark.parametrize(("segment", "d_state"), [(4, 3), (8, 16)])
-    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize(
+        ("packed", "segment", "d_state"), [(False, 4, 3), (False, 8, 16), (True, 4, 3), (True, 8, 16), (True, 8, 33)]
+    )
     def test_chunks(self, segment, d_state, packed, monkeypatch):
         """The state is handed from chunk to chunk, two segments each; one packed sequence begins where a chunk does.
 
@@ -126,9 +130,19 @@ def test_prime_lengths_odd_widths_and_other_states(shape, dtype):
 def test_a_ring_and_a_reduction_fit_into_shared_memory(d_state, tensors, item):
     """48 KB is what a kernel gets without asking; a launch with more is an invalid argument."""
     lanes, tiles = triton.triton_plan.lanes_of(d_state)
-    for channels in (1, 2) if tiles == 1 else (1,):
+    for channels in triton.triton_plan.CHANNELS.get(tiles, (1,)):
         cut = triton.triton_plan.Plan(lanes, tiles, channels, 128, 4)
         ring = triton.triton_plan._forward_ring(cut, tensors, item, True)
         slot = triton.triton_plan._slot_bytes(cut, tensors, item, 0)
         assert ring.stages * slot * 4 + 16 <= 48 * 1024
         assert ring.stages or 2 * slot * 4 + 16 > 48 * 1024
+
+
+@pytest.mark.parametrize("d_state", [64, 100, 128, 256])
+def test_the_work_of_a_backward_program_does_not_grow_with_its_states(d_state):
+    """As many channels as with 16 states, so as many bytes of B, C and their gradients for a channel and a state."""
+    few, many = (triton.triton_plan._plan(16, 1024, 1024, n, "backward", 132) for n in (16, d_state))
+    assert (many.lanes, many.tiles, many.channels) == (few.lanes, few.tiles, few.channels)
+    assert many.parts == -(-d_state // 16)
+    for item in (2, 4):
+        assert triton.triton_plan._backward_ring(many, 4, item).sums

@@ -22,7 +22,7 @@ from seqlab.ops.selective_scan.triton_plan import (
     Ring,
     device_of,
     in_parts,
-    lanes_of,
+    padded_states,
     part_bytes,
     plan,
     ring_of,
@@ -50,10 +50,9 @@ class Saved(NamedTuple):
         """The shapes of the parts; without ``keep`` there are no states."""
         batch, length, d_inner = inputs.u.shape
         d_state = inputs.A.shape[1]
-        lanes, tiles = lanes_of(int(d_state))  # a compiler's symbolic integer cannot be a key of a cache
         padded = -(-length // 4) * 4
         return [
-            (batch, padded, 2, 4 * lanes * tiles),
+            (batch, padded, 2, padded_states(int(d_state))),  # a compiler's integer may be symbolic
             (batch, 0 if inputs.seq_idx is None else padded),
             (batch, -(-length // triton_plan.SEGMENT) if keep else 0, d_inner, d_state),
         ]
@@ -132,6 +131,11 @@ class _Staged(NamedTuple):
         }
 
 
+def _whole(ring: Ring, plan: Plan, d_state: int) -> bool:
+    """Whether a kernel, if it has a ring, may write tiles of states at once: rows of N consist of whole ones."""
+    return ring.stages > 0 and d_state % (4 * plan.lanes * plan.tiles) == 0
+
+
 def _pairs(ring: Ring, *written: Tensor | None) -> bool:
     """Whether a kernel, if it has a ring, may write these tensors (Bt, L, D) two 16-bit numbers at a time."""
     return ring.stages > 0 and all(t is None or in_parts(t, 2 * t.element_size()) for t in written)
@@ -146,16 +150,16 @@ def _options(device: torch.device) -> dict[str, Any]:
     return {"num_warps": LANES // 32, "num_stages": 1, "enable_fp_fusion": True} if device.type == "cuda" else {}
 
 
-def _stage(call: Call, inputs: Inputs, saved: Saved, plan: Plan) -> None:
+def _stage(call: Call, inputs: Inputs, saved: Saved) -> None:
     """Lay out B, C and the resets, where sequences begin."""
     B, C, seq_idx = inputs.B, inputs.C, inputs.seq_idx
-    batch, padded = saved.BC.shape[:2]
-    rows = max(2048 // plan.n_padded, 8)
+    batch, padded, _, n_padded = saved.BC.shape
+    rows = max(2048 // n_padded, 8)
     call.launch(
         triton_ends.stage_kernel, (ceil(padded, rows), batch),
         B, C, seq_idx, saved.BC, saved.reset, B.shape[1], padded, B.shape[2], *B.stride(), *C.stride(),
         *(seq_idx.stride() if seq_idx is not None else (0, 0)),
-        N_PADDED=plan.n_padded, ROWS=rows, HAS_SEQ=seq_idx is not None,
+        N_PADDED=n_padded, ROWS=rows, HAS_SEQ=seq_idx is not None,
     )  # fmt: skip
 
 
@@ -191,7 +195,7 @@ def _ends(call: Call, delta_softplus: bool) -> tuple[Tensor, Tensor]:
     cut = plan(inputs.u, inputs.A.shape[1], "forward")
     saved = Saved.within(call, call.empty(*saved_shape(inputs, False)), inputs, False)
     staged = _Staged.of(call, inputs, saved, cut)
-    _stage(call, inputs, saved, cut)
+    _stage(call, inputs, saved)
     return _chunk_states(call, inputs, staged, cut)[:2]
 
 
@@ -208,7 +212,7 @@ def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tens
     flat = call.empty(*saved_shape(inputs, keep))
     saved = Saved.within(call, flat, inputs, keep)
     staged = _Staged.of(call, inputs, saved, cut)
-    _stage(call, inputs, saved, cut)
+    _stage(call, inputs, saved)
     chunks = (inputs.A,) * 3  # unused if there is one
     y, final = call.empty_like(inputs.u), call.empty(batch, d_inner, d_state)
     grid = (cut.channel_tiles(d_inner), cut.n_chunks, batch)
@@ -224,7 +228,7 @@ def _forward(call: Call, delta_softplus: bool, keep: bool) -> tuple[Tensor, Tens
         *sizes, -(-length // triton_plan.SEGMENT), *_strides(staged.u, staged.delta, staged.z),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_INITIAL=initial_state is not None,
         KEEP=keep, SEGMENT=triton_plan.SEGMENT, STAGES=ring.stages,
-        WHOLE=ring.stages > 0 and d_state == cut.n_padded, PAIRS=_pairs(ring, y), **flags,
+        WHOLE=_whole(ring, cut, d_state), PAIRS=_pairs(ring, y), **flags,
     )  # fmt: skip
     return y, final, flat if keep else call.empty(0)
 
@@ -252,7 +256,7 @@ def backward(
 def _chunk_gradients(call: Call, inputs: Inputs, staged: _Staged, cut: Plan) -> tuple[Tensor, Tensor, Tensor]:
     """Each chunk's gradient of the state before it (Bt, K, D, N), its time and its cut, as in ``_chunk_tensors``."""
     batch, _, d_inner = inputs.u.shape
-    chunks, saved = _chunk_tensors(call, inputs, cut), staged.saved
+    chunks, saved, cut = _chunk_tensors(call, inputs, cut), staged.saved, cut.of_all(inputs.A.shape[1])
     call.launch(
         triton_backward.chunk_gradients_kernel, (cut.channel_tiles(d_inner), cut.n_chunks, batch),
         staged.u, staged.delta, staged.z, staged.dy, staged.A, saved.BC, staged.bias, saved.reset, *chunks,
@@ -295,22 +299,25 @@ def _backward(call: Call, delta_softplus: bool, deterministic: bool) -> Gradient
     programs = min(work, together * gpu.multiprocessors)
     registers = {"maxnreg": REGISTERS[together]} if gpu.copies and REGISTERS[together] else {}
     ring = staged.ring("backward", cut)
-    scratch = call.empty(programs, triton_plan.SEGMENT // cut.group, cut.channels * cut.tiles, 4 * LANES)
+    scratch = call.empty(programs, triton_plan.SEGMENT // cut.group, cut.kept, 4 * LANES)
     du, d_delta, dz, dB, dC = map(partial(_written, call), out, inputs[:2] + inputs[6:7] + inputs[3:5])
     copies = tiles * LANES // 32 if deterministic else 1
     dBC = call.empty(copies, *saved.BC.shape, zeros=not deterministic)
     rows = batch * cut.n_chunks
     dA, dD, d_bias = call.empty(rows, d_inner, d_state), call.empty(rows, d_inner), call.empty(rows, d_inner)
     d_initial = call.empty(batch, d_inner, d_state)
+    carry = call.empty(rows, d_inner, d_state) if cut.parts > 1 and cut.n_chunks > 1 else d_initial
     call.launch(
         triton_backward.backward_kernel, (programs,),
         staged.u, staged.delta, staged.z, staged.dy, staged.A, saved.BC, staged.D, staged.bias, saved.reset,
         saved.states, staged.A if d_final_state is None else call.converted(d_final_state, Tensor.contiguous),
-        *chunks, scratch, du, d_delta, dz, y, dBC, dA, dD, d_bias, d_initial,
+        *chunks, scratch, carry, du, d_delta, dz, y, dBC, dA, dD, d_bias, d_initial,
         *sizes, saved.states.shape[1], tiles, work, batch,
         *_strides(staged.u, staged.delta, staged.z, staged.dy), du.stride(1),
         HAS_D=inputs.D is not None, HAS_Z=inputs.z is not None, HAS_FINAL=d_final_state is not None,
-        SEGMENT=triton_plan.SEGMENT, DETERMINISTIC=deterministic, STAGES=ring.stages, FILL_STAGES=ring.fill_stages,
+        SEGMENT=triton_plan.SEGMENT, DETERMINISTIC=deterministic, PARTS=cut.parts, KEPT=cut.kept,
+        ROW=2 * saved.BC.shape[3], WHOLE=cut.parts > 1 and _whole(ring, cut, d_state),
+        STAGES=ring.stages, FILL_STAGES=ring.fill_stages,
         SHARED=ring.sums, WIDE=gpu.adds_wide, PAIRS=_pairs(ring, du, d_delta, dz, y), **flags, **registers,
     )  # fmt: skip
     found = Gradients(du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial)
@@ -334,6 +341,6 @@ def _finish(call: Call, inputs: Inputs, found: Gradients, dBC: Tensor, cut: Plan
         found.A, found.D, found.delta_bias, dBC, dA, dD, d_bias, dB, dC,
         batch * cut.n_chunks, d_inner * d_state, d_inner, programs, dB.numel(), length, dBC.shape[2], d_state,
         dB.stride(1), dBC[0].numel(), len(dBC),
-        HAS_D=inputs.D is not None, HAS_BIAS=inputs.delta_bias is not None, N_PADDED=cut.n_padded,
+        HAS_D=inputs.D is not None, HAS_BIAS=inputs.delta_bias is not None, N_PADDED=dBC.shape[4],
     )  # fmt: skip
     return found._replace(A=dA, D=dD, delta_bias=d_bias)

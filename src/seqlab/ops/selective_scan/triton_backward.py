@@ -13,6 +13,7 @@ from seqlab.ops.selective_scan.triton_lanes import (
     from_lane,
     get,
     input_bytes,
+    load_floats,
     own_memory,
     put,
     receive,
@@ -57,6 +58,7 @@ def chunk_gradients_kernel(
     K: tl.constexpr = 3 if HAS_Z else 2
     E: tl.constexpr = CPT * M * 4
     ASYNC: tl.constexpr = STAGES > 0
+    ROW: tl.constexpr = 8 * S * M
     DTYPE: tl.constexpr = dout_ptr.dtype.element_ty
     RING: tl.constexpr = STAGES * slot_bytes(K, 0, S, M, CPT, DTYPE.primitive_bitwidth // 8)
     lane = tl.arange(0, LANES)
@@ -74,17 +76,17 @@ def chunk_gradients_kernel(
     pointers, strides = (dout_ptr + b * dout_sb, delta_ptr + b * delta_sb), (dout_st, delta_st)
     if HAS_Z:
         pointers, strides = pointers + (z_ptr + b * z_sb,), strides + (z_st,)
-    rows = BC_ptr + b * L_PADDED * (8 * S * M)
+    rows = BC_ptr + b * L_PADDED * ROW
     slots, copies, steps, bounds = lane, (lane,), (lane,), (lane,)
     if ASYNC:
         slots = own_memory(RING)
         copies, steps, bounds = open_ring(slots, pointers, strides, rows, 0, last, start, end, channel, D_SIZE,
-                                      K, 0, S, M, CPT, STAGES, True)  # fmt: skip
+                                      K, 0, S, M, CPT, ROW, STAGES, True)  # fmt: skip
     for group in range((end - start + G - 1) // G):
         t0 = last - group * G
         t = t0 + lane % G
         raw, _, place, copies = fetch(slots, group, copies, steps, bounds, pointers, strides, rows, 0, t0, start, end,
-                                      channel, D_SIZE, K, 0, S, M, CPT, STAGES, True, DTYPE)  # fmt: skip
+                                      channel, D_SIZE, K, 0, S, M, CPT, ROW, STAGES, True, DTYPE)  # fmt: skip
         dt, _ = step_sizes(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
         dy = gated(raw, 0, 2, CPT, HAS_Z)
         if RESETS:
@@ -93,7 +95,7 @@ def chunk_gradients_kernel(
         time = add_each(time, dt, CPT)
         for j in tl.static_range(G - 1, -1, -1):
             reset_j = from_lane(reset, j, G)
-            C = load_row(place, j, M, M, M, S, ASYNC)
+            C = load_row(place, j, M, M, M, S, 0 if ASYNC else ROW)
             now = broadcast_from_lane(dt + dy, j, 2 * CPT, G)
             after = ()
             for e in tl.static_range(E):
@@ -128,14 +130,16 @@ def _folded_place(M: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def _fold_over_channels(values, row, index, keep, M: tl.constexpr, S: tl.constexpr, DETERMINISTIC: tl.constexpr):
+def _fold_over_channels(values, row, index, keep, M: tl.constexpr, S: tl.constexpr, ROW: tl.constexpr,
+                        DETERMINISTIC: tl.constexpr):  # fmt: skip
     """Sum a position's dB and dC, 4 M values each, over the channels of the warp; add them to one row of memory."""
     for level in tl.static_range(5):
         if (S << level) < 32:
             values = fold_list(values, ((8 * M) >> level) if ((8 * M) >> level) > 1 else 1, S << level)
     for i in tl.static_range((8 * M * S // 32) if 8 * M * S > 32 else 1):
         which = index + i  # (kind M + m) 4 + column, kind 0 for B and 1 for C
-        place = row + (which // 4 * S + tl.arange(0, LANES) % S) * 4 + which % 4
+        tile = which % (4 * M) // 4
+        place = row + which // (4 * M) * (ROW // 2) + (tile * S + tl.arange(0, LANES) % S) * 4 + which % 4
         if DETERMINISTIC:
             tl.store(place, values[i], mask=keep)
         else:
@@ -149,7 +153,8 @@ def _bc_table_bytes(M):
 
 
 @triton.jit
-def _add_over_channels(bc_table, row, M: tl.constexpr, DETERMINISTIC: tl.constexpr, WIDE: tl.constexpr):
+def _add_over_channels(bc_table, row, M: tl.constexpr, ROW: tl.constexpr, DETERMINISTIC: tl.constexpr,
+                       WIDE: tl.constexpr):  # fmt: skip
     """Sum a group's dB and dC, in shared memory, over the channels of the warp; add them to four rows of memory.
 
     A lane sums four neighbouring states of B or C at one position.
@@ -160,7 +165,7 @@ def _add_over_channels(bc_table, row, M: tl.constexpr, DETERMINISTIC: tl.constex
         total = get(address, 4)
         for k in tl.static_range(1, 8):
             total = add_each(total, get(address + k * 64, 4), 4)
-        place = row + (((lane // 8 * 2 + lane // 4 % 2) * M + m) * 4 + lane % 4) * 4
+        place = row + (lane // 8 * 2 + lane // 4 % 2) * (ROW // 2) + (m * 4 + lane % 4) * 4
         if DETERMINISTIC:
             store_floats(place, total, 0, lane >= 0)
         elif WIDE:
@@ -172,7 +177,7 @@ def _add_over_channels(bc_table, row, M: tl.constexpr, DETERMINISTIC: tl.constex
 
 @triton.jit
 def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
-                  RESETS: tl.constexpr, READ: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
+                  RESETS: tl.constexpr, READ: tl.constexpr, ROW: tl.constexpr):  # fmt: skip
     """One group from h on: the G + 1 states before and after each position, the G decays, and if READ, parts of y.
 
     ``known`` is dt, x and dy, each for CPT channels.
@@ -181,7 +186,7 @@ def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr
     states, decays, parts = h, (), ()
     for j in tl.static_range(G):
         reset_j = from_lane(reset, j, G)
-        BC = load_row(place, j, 0, 2 * M if READ else M, M, S, ASYNC)
+        BC = load_row(place, j, 0, 2 * M if READ else M, M, S, ROW)
         now = broadcast_from_lane(known, j, 3 * CPT, G)
         parts_j = ()
         for c in tl.static_range(CPT):
@@ -200,7 +205,7 @@ def _walk_forward(h, A2, known, reset, place, CPT: tl.constexpr, M: tl.constexpr
 @triton.jit
 def _walk_back(ag, dA, A2, known, reset, states, decays, place, bc_table, row, index, keep,
                CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
-               DETERMINISTIC: tl.constexpr, ASYNC: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+               ROW: tl.constexpr, ASYNC: tl.constexpr, DETERMINISTIC: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
     """One group backwards: a g before it, dA so far, and 2 CPT parts per position, of dx and of ddt / ln 2."""
     G: tl.constexpr = S if S < 4 else 4
     N: tl.constexpr = 4 * M
@@ -208,7 +213,7 @@ def _walk_back(ag, dA, A2, known, reset, states, decays, place, bc_table, row, i
     for j in tl.static_range(G - 1, -1, -1):
         new_ag, new_dA, dx_j, ddt_j = (), (), (), ()
         dB, dC = zeros(N), zeros(N)
-        BC = load_row(place, j, 0, 2 * M, M, S, ASYNC)
+        BC = load_row(place, j, 0, 2 * M, M, S, 0 if ASYNC else ROW)
         now = broadcast_from_lane(known, j, 3 * CPT, G)
         reset_j = from_lane(reset, j, G)
         for c in tl.static_range(CPT):
@@ -235,68 +240,97 @@ def _walk_back(ag, dA, A2, known, reset, states, decays, place, bc_table, row, i
                 put(place_BC + (2 * j * M + m) * 576, dB, 4 * m)
                 put(place_BC + ((2 * j + 1) * M + m) * 576, dC, 4 * m)
         else:
-            _fold_over_channels(dB + dC, row + j * (8 * S * M), index, keep, M, S, DETERMINISTIC)
+            _fold_over_channels(dB + dC, row + j * ROW, index, keep, M, S, ROW, DETERMINISTIC)
     return ag, dA, parts
 
 
 @triton.jit
+def _keep(scratch, values, FIRST: tl.constexpr, COUNT: tl.constexpr, ASYNC: tl.constexpr):
+    """Write COUNT tiles of a group, from tile FIRST of its scratch memory on."""
+    for tile in tl.static_range(COUNT):
+        place = scratch + (FIRST + tile) * (4 * LANES) + tl.arange(0, LANES) * 4
+        if ASYNC:
+            store_floats(place, values, 4 * tile, tl.arange(0, LANES) >= 0)
+        else:
+            for i in tl.static_range(4):
+                tl.store(place + i, values[4 * tile + i])
+
+
+@triton.jit
 def _refill(
-    saved_ptr, scratch, slots, pointers, strides, rows, reset_p, base, stop, A2, bias, channel, D_SIZE, N_SIZE,
-    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr,
-    MASKED: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
+    saved_ptr, scratch, slots, pointers, strides, rows, reset_p, base, stop, first, A2, bias, channel, D_SIZE, N_SIZE,
+    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, KEPT: tl.constexpr, ROW: tl.constexpr, SOFTPLUS: tl.constexpr,
+    RESETS: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Recompute a segment from its saved state and write the state before every group of positions to scratch."""
     G: tl.constexpr = S if S < 4 else 4
     ASYNC: tl.constexpr = STAGES > 0
     lane = tl.arange(0, LANES)
-    h = load_states(saved_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True)
+    h = load_states(saved_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
     reset = tl.zeros([LANES], tl.float32)
     copies, steps, bounds = (lane,), (lane,), (lane,)
     if ASYNC:
         await_copies(0)
         copies, steps, bounds = open_ring(slots, pointers, strides, rows, 0, base, base, stop, channel, D_SIZE,
-                                      2, 0, S, M, CPT, STAGES, False)  # fmt: skip
+                                      2, 0, S, M, CPT, ROW, STAGES, False)  # fmt: skip
     for group in range((stop - base + G - 1) // G):
         t0 = base + group * G
         t = t0 + lane % G
-        for tile in tl.static_range(CPT * M):
-            place = scratch + tile * (4 * LANES) + lane * 4
-            if ASYNC:
-                store_floats(place, h, 4 * tile, lane >= 0)
-            else:
-                for i in tl.static_range(4):
-                    tl.store(place + i, h[4 * tile + i])
-        scratch += CPT * M * 4 * LANES
+        _keep(scratch, h, 0, CPT * M, ASYNC)
+        scratch += KEPT * 4 * LANES
         raw, _, row, copies = fetch(slots, group, copies, steps, bounds, pointers, strides, rows, 0, t0, base, stop,
-                                    channel, D_SIZE, 2, 0, S, M, CPT, STAGES, False, DTYPE)  # fmt: skip
+                                    channel, D_SIZE, 2, 0, S, M, CPT, ROW, STAGES, False, DTYPE)  # fmt: skip
         dt, x = step_sizes(raw, bias, t, stop, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_p + t)
-        h = advance(h, A2, dt, x, reset, row, CPT, M, S, RESETS, ASYNC)
+        h = advance(h, A2, dt, x, reset, row, CPT, M, S, RESETS, 0 if ASYNC else ROW)
 
 
 @triton.jit
-def _group_states(slot, kept, K: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
-                  ITEM: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
-    """The states before a group, from its slot or from scratch memory."""
+def _kept(slot, scratch, FIRST: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
+          M: tl.constexpr, CPT: tl.constexpr, ITEM: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
+    """COUNT tiles that were kept for a group, from tile FIRST on: from its slot, or from scratch memory."""
     lane = tl.arange(0, LANES)
-    h = ()
-    for tile in tl.static_range(CPT * M):
+    values = ()
+    for tile in tl.static_range(FIRST, FIRST + COUNT):
         if ASYNC:
-            h = h + get(slot + input_bytes(K, S, CPT, ITEM) + (bc_rounds(S, M) + tile) * 512 + lane % 32 * 16, 4)
+            place = slot + input_bytes(K, S, CPT, ITEM) + (bc_rounds(S, M) + tile) * 512 + lane % 32 * 16
+            values = values + get(place, 4)
         else:
-            for i in tl.static_range(4):
-                h = h + (tl.load(kept + tile * (4 * LANES) + lane * 4 + i),)
-    return h
+            values = values + load_floats(scratch + tile * (4 * LANES) + lane * 4)
+    return values
+
+
+@triton.jit
+def _add_earlier(sums, slot, scratch, part, TILES: tl.constexpr, K: tl.constexpr, S: tl.constexpr, M: tl.constexpr,
+                 CPT: tl.constexpr, ITEM: tl.constexpr, ASYNC: tl.constexpr):  # fmt: skip
+    """A group's 3 CPT sums over n with those of the parts of n before; kept in TILES tiles for the next part."""
+    before = _kept(slot, scratch, CPT * M, TILES, K, S, M, CPT, ITEM, ASYNC)
+    added = ()
+    for i in tl.static_range(3 * CPT):
+        added = added + (sums[i] + tl.where(part > 0, before[i], 0.0),)
+    _keep(scratch, added + zeros(4 * TILES - 3 * CPT), CPT * M, TILES, ASYNC)
+    return added
+
+
+@triton.jit
+def _first_gradient(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, A2, b, k, first, D_SIZE, N_SIZE,
+                    N_CHUNKS, channel, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
+                    HAS_FINAL: tl.constexpr):  # fmt: skip
+    """a g after chunk k, for states from ``first`` on."""
+    ag = load_states(final_ptr + b * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, HAS_FINAL, first)
+    return collect(ag, A2, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, (b + 1) * N_CHUNKS - 1,
+                   N_CHUNKS - 1 - k, -1, D_SIZE, N_SIZE, channel, CPT, M, S, RESETS, first)  # fmt: skip
 
 
 @triton.jit
 def _finish(
-    raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end,
-    CPT: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, pointers, out, channel, D_SIZE,
+    CPT: tl.constexpr, G: tl.constexpr, S: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr,
+    MASKED: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """du, ddelta, dz and y at the lane's own position from the sums over n; and dD and dbias so far."""
-    du, ddelta, dz, out, new_dD, new_dbias = (), (), (), (), (), ()
+    """Write du, ddelta, dz and y at the lane's own position from the sums over n; return dD and dbias so far."""
+    du, ddelta, dz, written, new_dD, new_dbias = (), (), (), (), (), ()
     for c in tl.static_range(CPT):
         u, dx = raw[c], totals[c]
         d_step = dx * u + totals[CPT + c] * LN2
@@ -311,20 +345,28 @@ def _finish(
             gate = sigmoid(z)
             y = ys[c] + skip[c] * u
             dz = dz + (raw[2 * CPT + c] * y * gate * (1.0 + z * (1.0 - gate)),)
-            out = out + (y * z * gate,)
-    return du, ddelta, dz, out, new_dD, new_dbias
+            written = written + (y * z * gate,)
+    inside = (t < end) & (tl.arange(0, LANES) % S < G)
+    store_numbers(pointers[0] + out, du, inside, channel, D_SIZE, CPT, PAIRS)
+    store_numbers(pointers[1] + out, ddelta, inside, channel, D_SIZE, CPT, PAIRS)
+    if HAS_Z:
+        store_numbers(pointers[2] + out, dz, inside, channel, D_SIZE, CPT, PAIRS)
+        if pointers[3] is not None:
+            store_numbers(pointers[3] + out, written, inside, channel, D_SIZE, CPT, PAIRS)
+    return new_dD, new_dbias
 
 
 @triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, reset_ptr, saved_ptr, final_ptr,
-    chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, scratch_ptr,
+    chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, scratch_ptr, carry_ptr,
     du_ptr, ddelta_ptr, dz_ptr, y_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, initial_ptr,
     L, L_PADDED, D_SIZE, N_SIZE, CHUNK, N_CHUNKS, N_SEGMENTS, N_TILES, TILES, BATCH,
     u_sb, u_st, delta_sb, delta_st, z_sb, z_st, dout_sb, dout_st, out_st,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FINAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
     DETERMINISTIC: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    PARTS: tl.constexpr, KEPT: tl.constexpr, ROW: tl.constexpr, WHOLE: tl.constexpr,
     STAGES: tl.constexpr, FILL_STAGES: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Every gradient. A program processes one tile after another: some channels of one chunk of one sequence.
@@ -333,6 +375,9 @@ def backward_kernel(
     padded) is summed in memory, or with DETERMINISTIC written for each warp's channels, to be summed. The rows of du,
     ddelta, dz and y lie out_st numbers apart. What belongs to a position and channel is written by the warp that alone
     has read it, and for the last time: so these may share the memory of u, delta, z and dout.
+
+    A segment is processed PARTS times, each time for 4 S M other states. The sums over n so far are then among the KEPT
+    tiles that each group of positions has in scratch memory, and a g of the other states is in carry (Bt, K, D, N).
     """
     G: tl.constexpr = S if S < 4 else 4
     E: tl.constexpr = CPT * M * 4
@@ -340,10 +385,10 @@ def backward_kernel(
     ASYNC: tl.constexpr = STAGES > 0
     DTYPE: tl.constexpr = u_ptr.dtype.element_ty
     ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
-    RING: tl.constexpr = STAGES * slot_bytes(K, CPT * M, S, M, CPT, ITEM)
+    RING: tl.constexpr = STAGES * slot_bytes(K, KEPT, S, M, CPT, ITEM)
     lane = tl.arange(0, LANES)
     index, keep = _folded_place(M, S)
-    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * ((SEGMENT // G) * E * LANES)
+    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * ((SEGMENT // G) * KEPT * 4 * LANES)
     slots, bc_table = lane, lane
     if ASYNC:
         slots = own_memory(RING + (_bc_table_bytes(M) if SHARED else 0))
@@ -354,76 +399,106 @@ def backward_kernel(
         channel = (work % N_TILES) * (LANES // S * CPT) + lane // S * CPT
         start = k * CHUNK
         end = tl.minimum(start + CHUNK, L)
-        A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, E)
         bias = load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
         skip = load_channels(D_ptr, channel, D_SIZE, CPT, HAS_D)
-        ag = load_states(final_ptr + b * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, HAS_FINAL)
-        ag = collect(ag, A2, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, (b + 1) * N_CHUNKS - 1,
-                      N_CHUNKS - 1 - k, -1, D_SIZE, N_SIZE, channel, CPT, M, S, RESETS)  # fmt: skip
-        dA, dD, dbias, reset = zeros(E), zeros(CPT), zeros(CPT), tl.zeros([LANES], tl.float32)
+        if PARTS == 1:
+            A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, E)
+            ag = _first_gradient(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, A2, b, k, 0, D_SIZE, N_SIZE,
+                                 N_CHUNKS, channel, CPT, M, S, RESETS, HAS_FINAL)  # fmt: skip
+            dA = zeros(E)
+        else:
+            carry = carry_ptr + (b * N_CHUNKS + k) * D_SIZE * N_SIZE
+            dA_p = dA_ptr + (b * N_CHUNKS + k) * D_SIZE * N_SIZE
+            for part in range(PARTS):
+                n = part * (4 * S * M)
+                A2_n = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True, n), LOG2E, E)
+                ag_n = _first_gradient(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, A2_n, b, k, n, D_SIZE,
+                                       N_SIZE, N_CHUNKS, channel, CPT, M, S, RESETS, HAS_FINAL)  # fmt: skip
+                store_states(carry, ag_n, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
+                store_states(dA_p, zeros(E), channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
+        dD, dbias, reset = zeros(CPT), zeros(CPT), tl.zeros([LANES], tl.float32)
         pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
         all_pointers, all_strides = pointers + (dout_ptr + b * dout_sb,), strides + (dout_st,)
         if HAS_Z:
             all_pointers, all_strides = all_pointers + (z_ptr + b * z_sb,), all_strides + (z_st,)
-        rows = BC_ptr + b * L_PADDED * (8 * S * M)
-        dBC = dBC_ptr + b * L_PADDED * (8 * S * M)
+        dBC = dBC_ptr + b * L_PADDED * ROW
         if DETERMINISTIC:
-            dBC += (work % N_TILES * (LANES // 32) + lane // 32) * BATCH.to(tl.int64) * L_PADDED * (8 * S * M)
+            dBC += (work % N_TILES * (LANES // 32) + lane // 32) * BATCH.to(tl.int64) * L_PADDED * ROW
         segments = (end - start + SEGMENT - 1) // SEGMENT
-        for done in range(segments):
-            base = start + (segments - 1 - done) * SEGMENT
+        for done in range(segments * PARTS):
+            part = done % PARTS
+            first = part * (4 * S * M)
+            base = start + (segments - 1 - done // PARTS) * SEGMENT
             stop = tl.minimum(base + SEGMENT, end)
+            if PARTS > 1:
+                A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True, first), LOG2E, E)
+                ag = load_states(carry, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
+                dA = load_states(dA_p, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
+            rows = BC_ptr + b * L_PADDED * ROW + 2 * first
             saved = saved_ptr + (b * N_SEGMENTS + base // SEGMENT) * D_SIZE * N_SIZE
-            _refill(saved, scratch, slots, pointers, strides, rows, reset_ptr + b * L_PADDED, base, stop, A2,
-                    bias, channel, D_SIZE, N_SIZE, CPT, M, S, SOFTPLUS, RESETS, MASKED, FILL_STAGES, DTYPE)  # fmt: skip
+            _refill(saved, scratch, slots, pointers, strides, rows, reset_ptr + b * L_PADDED, base, stop, first, A2,
+                    bias, channel, D_SIZE, N_SIZE, CPT, M, S, KEPT, ROW, SOFTPLUS, RESETS, MASKED, FILL_STAGES,
+                    DTYPE)  # fmt: skip
 
             last = base + (stop - base - 1) // G * G
             out = (b * L + last + lane % G) * out_st + channel
-            kept = scratch + (last - base) // G * (E * LANES)
+            kept = scratch + (last - base) // G * (KEPT * 4 * LANES)
             copies, steps, bounds = (lane,), (lane,), (lane,)
             if ASYNC:
                 await_copies(0)  # and makes what this warp has written to scratch memory visible to it
                 copies, steps, bounds = open_ring(slots, all_pointers, all_strides, rows, kept.to(tl.int64), last, base,
-                                              end, channel, D_SIZE, K, CPT * M, S, M, CPT, STAGES, True)  # fmt: skip
+                                                  end, channel, D_SIZE, K, KEPT, S, M, CPT, ROW, STAGES,
+                                                  True)  # fmt: skip
             for group in range((stop - base + G - 1) // G):
                 t0 = last - group * G
                 t = t0 + lane % G
                 raw, slot, row, copies = fetch(slots, group, copies, steps, bounds, all_pointers, all_strides, rows,
-                                               kept.to(tl.int64), t0, base, end, channel, D_SIZE, K, CPT * M, S, M, CPT,
-                                               STAGES, True, DTYPE)  # fmt: skip
-                h = _group_states(slot, kept, K, S, M, CPT, ITEM, ASYNC)
-                kept -= E * LANES
+                                               kept.to(tl.int64), t0, base, end, channel, D_SIZE, K, KEPT, S, M, CPT,
+                                               ROW, STAGES, True, DTYPE)  # fmt: skip
+                h = _kept(slot, kept, 0, CPT * M, K, S, M, CPT, ITEM, ASYNC)
                 if RESETS:
                     reset = tl.load(reset_ptr + b * L_PADDED + t)
                 dt, x = step_sizes(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
                 dy = gated(raw, 2, 3, CPT, HAS_Z)
-                states, decays, parts = _walk_forward(h, A2, dt + x + dy, reset, row, CPT, M, S, RESETS, HAS_Z, ASYNC)
+                states, decays, parts = _walk_forward(h, A2, dt + x + dy, reset, row, CPT, M, S, RESETS, HAS_Z,
+                                                      0 if ASYNC else ROW)  # fmt: skip
                 ys = dy
                 if HAS_Z:
                     ys = sums_over_lanes(parts, CPT, G, S)
-                dBC_row = dBC + t0.to(tl.int64) * (8 * S * M)
+                dBC_row = dBC + t0.to(tl.int64) * ROW + first
                 ag, dA, parts = _walk_back(ag, dA, A2, dt + x + dy, reset, states, decays, row, bc_table, dBC_row,
-                                           index, keep, CPT, M, S, RESETS, DETERMINISTIC, ASYNC, SHARED)  # fmt: skip
+                                           index, keep, CPT, M, S, RESETS, ROW, ASYNC, DETERMINISTIC,
+                                           SHARED)  # fmt: skip
                 totals = sums_over_lanes(parts, 2 * CPT, G, S)
                 if SHARED:
                     sync()
-                    _add_over_channels(bc_table, dBC_row, M, DETERMINISTIC, WIDE)
+                    _add_over_channels(bc_table, dBC_row, M, ROW, DETERMINISTIC, WIDE)
                 if ASYNC:  # read again: fewer registers in between
                     raw = receive(slot, K, S, CPT, DTYPE)
-                du, ddelta, dz, ys, dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, CPT,
-                                                        HAS_Z, SOFTPLUS, MASKED)  # fmt: skip
-                inside = (t < end) & (lane % S < G)
-                store_numbers(du_ptr + out, du, inside, channel, D_SIZE, CPT, PAIRS)
-                store_numbers(ddelta_ptr + out, ddelta, inside, channel, D_SIZE, CPT, PAIRS)
-                if HAS_Z:
-                    store_numbers(dz_ptr + out, dz, inside, channel, D_SIZE, CPT, PAIRS)
-                    if y_ptr is not None:
-                        store_numbers(y_ptr + out, ys, inside, channel, D_SIZE, CPT, PAIRS)
+                written = du_ptr, ddelta_ptr, dz_ptr, y_ptr
+                if PARTS == 1:
+                    dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, written, out, channel,
+                                        D_SIZE, CPT, G, S, HAS_Z, SOFTPLUS, MASKED, PAIRS)  # fmt: skip
+                else:
+                    sums = _add_earlier(totals + ys, slot, kept, part, KEPT - CPT * M, K, S, M, CPT, ITEM, ASYNC)
+                    if part == PARTS - 1:
+                        dD, dbias = _finish(raw, sums, sums[2 * CPT:], dt, dy, dD, dbias, bias, skip, t, end, written,
+                                            out, channel, D_SIZE, CPT, G, S, HAS_Z, SOFTPLUS, MASKED,
+                                            PAIRS)  # fmt: skip
+                kept -= KEPT * 4 * LANES
                 out -= G * out_st
+            if PARTS > 1:
+                store_states(carry, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
+                store_states(dA_p, dA, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
+                if base == 0:
+                    store_states(
+                        initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first
+                    )
 
         chunk = b * N_CHUNKS + k
-        store_states(dA_ptr + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)
+        if PARTS == 1:
+            store_states(dA_ptr + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)
+            if k == 0:
+                store_states(initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, False)
         store_channels(dD_ptr + chunk * D_SIZE, dD, channel, D_SIZE, CPT, G, S)
         store_channels(dbias_ptr + chunk * D_SIZE, dbias, channel, D_SIZE, CPT, G, S)
-        if k == 0:
-            store_states(initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, False)

@@ -47,6 +47,7 @@ def chunk_states_kernel(
     G: tl.constexpr = S if S < 4 else 4
     E: tl.constexpr = CPT * M * 4
     ASYNC: tl.constexpr = STAGES > 0
+    ROW: tl.constexpr = 8 * S * M
     DTYPE: tl.constexpr = u_ptr.dtype.element_ty
     RING: tl.constexpr = STAGES * slot_bytes(2, 0, S, M, CPT, DTYPE.primitive_bitwidth // 8)
     lane = tl.arange(0, LANES)
@@ -61,23 +62,23 @@ def chunk_states_kernel(
     reset, cut = tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32)
 
     pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
-    rows = BC_ptr + b * L_PADDED * (8 * S * M)
+    rows = BC_ptr + b * L_PADDED * ROW
     slots, copies, steps, bounds = lane, (lane,), (lane,), (lane,)
     if ASYNC:
         slots = own_memory(RING)
         copies, steps, bounds = open_ring(slots, pointers, strides, rows, 0, start, start, end, channel, D_SIZE,
-                                      2, 0, S, M, CPT, STAGES, False)  # fmt: skip
+                                      2, 0, S, M, CPT, ROW, STAGES, False)  # fmt: skip
     for group in range((end - start + G - 1) // G):
         t0 = start + group * G
         t = t0 + lane % G
         raw, _, place, copies = fetch(slots, group, copies, steps, bounds, pointers, strides, rows, 0, t0, start, end,
-                                      channel, D_SIZE, 2, 0, S, M, CPT, STAGES, False, DTYPE)  # fmt: skip
+                                      channel, D_SIZE, 2, 0, S, M, CPT, ROW, STAGES, False, DTYPE)  # fmt: skip
         dt, x = step_sizes(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
             cut += reset
         time = add_each(time, dt, CPT)
-        h = advance(h, A2, dt, x, reset, place, CPT, M, S, RESETS, ASYNC)
+        h = advance(h, A2, dt, x, reset, place, CPT, M, S, RESETS, 0 if ASYNC else ROW)
 
     chunk = b * N_CHUNKS + k
     store_states(state_ptr + chunk * D_SIZE * N_SIZE, h, channel, D_SIZE, N_SIZE, CPT, M, S, False)
@@ -88,13 +89,13 @@ def chunk_states_kernel(
 
 @triton.jit
 def _read_out(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
-              ASYNC: tl.constexpr):  # fmt: skip
+              ROW: tl.constexpr):  # fmt: skip
     """h after a group's positions, and for each of a lane's channels C h at the lane's own position."""
     G: tl.constexpr = S if S < 4 else 4
     parts = ()
     for j in tl.static_range(G):
         reset_j = from_lane(reset, j, G)
-        BC = load_row(place, j, 0, 2 * M, M, S, ASYNC)
+        BC = load_row(place, j, 0, 2 * M, M, S, ROW)
         now = broadcast_from_lane(dt + x, j, 2 * CPT, G)
         after, parts_j = (), ()
         for c in tl.static_range(CPT):
@@ -123,6 +124,7 @@ def forward_kernel(
     G: tl.constexpr = S if S < 4 else 4
     K: tl.constexpr = 3 if HAS_Z else 2
     ASYNC: tl.constexpr = STAGES > 0
+    ROW: tl.constexpr = 8 * S * M
     DTYPE: tl.constexpr = u_ptr.dtype.element_ty
     RING: tl.constexpr = STAGES * slot_bytes(K, 0, S, M, CPT, DTYPE.primitive_bitwidth // 8)
     lane = tl.arange(0, LANES)
@@ -142,12 +144,12 @@ def forward_kernel(
     pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
     if HAS_Z:
         pointers, strides = pointers + (z_ptr + b * z_sb,), strides + (z_st,)
-    rows = BC_ptr + b * L_PADDED * (8 * S * M)
+    rows = BC_ptr + b * L_PADDED * ROW
     slots, copies, steps, bounds = lane, (lane,), (lane,), (lane,)
     if ASYNC:
         slots = own_memory(RING)
         copies, steps, bounds = open_ring(slots, pointers, strides, rows, 0, start, start, end, channel, D_SIZE,
-                                      K, 0, S, M, CPT, STAGES, False)  # fmt: skip
+                                      K, 0, S, M, CPT, ROW, STAGES, False)  # fmt: skip
     y_p = y_ptr + (b * L + start + lane % G) * D_SIZE + channel
     for group in range((end - start + G - 1) // G):
         t0 = start + group * G
@@ -157,11 +159,11 @@ def forward_kernel(
                 place = saved_ptr + (b * N_SEGMENTS + t0 // SEGMENT) * D_SIZE * N_SIZE
                 store_states(place, h, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE)
         raw, _, row, copies = fetch(slots, group, copies, steps, bounds, pointers, strides, rows, 0, t0, start, end,
-                                    channel, D_SIZE, K, 0, S, M, CPT, STAGES, False, DTYPE)  # fmt: skip
+                                    channel, D_SIZE, K, 0, S, M, CPT, ROW, STAGES, False, DTYPE)  # fmt: skip
         dt, x = step_sizes(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
         if RESETS:
             reset = tl.load(reset_ptr + b * L_PADDED + t)
-        h, totals = _read_out(h, A2, dt, x, reset, row, CPT, M, S, RESETS, ASYNC)
+        h, totals = _read_out(h, A2, dt, x, reset, row, CPT, M, S, RESETS, 0 if ASYNC else ROW)
         ys = ()
         for c in tl.static_range(CPT):
             y = totals[c] + skip[c] * raw[c]

@@ -260,6 +260,21 @@ def load_float(pointer, mask):
 
 
 @triton.jit
+def load_floats(pointer):
+    """Four neighbouring float32 from memory; the pointer is a multiple of 16 bytes."""
+    values = ()
+    if INTERPRETED:
+        for i in tl.static_range(4):
+            values = values + (tl.load(pointer + i),)
+    else:
+        values = tl.inline_asm_elementwise(
+            "ld.global.v4.f32 {$0, $1, $2, $3}, [$4];", "=f,=f,=f,=f,l", [pointer.to(tl.int64)],
+            (tl.float32, tl.float32, tl.float32, tl.float32), is_pure=False, pack=1,
+        )  # fmt: skip
+    return values
+
+
+@triton.jit
 def store_float(pointer, value, mask):
     """Write a float32 to memory, or a word of 32 bits, where the mask is true; as a line of PTX as ``load_float``."""
     if INTERPRETED:
@@ -333,13 +348,13 @@ def load_numbers(pointers, strides, t, end, channel, D_SIZE, K: tl.constexpr, CP
 @triton.jit
 def copy_plan(
     pointers, strides, rows, first, start, end, channel, D_SIZE,
-    K: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, BACK: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, ROW: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """What a lane copies of each group of positions: tuples over the rounds of copies by all lanes.
 
-    First K tensors, then the rows of BC. Returns addresses for the group of position ``first``, the distance to the
-    next group in bytes (BACK: to the one before), and the bound that a group's position must be below. ``pointers`` and
-    ``rows`` point to position 0, ``channel`` is the warp's first.
+    First K tensors, then the rows of BC, 8 S M of each row's ROW numbers. Returns addresses for the group of position
+    ``first``, the distance to the next group in bytes (BACK: to the one before), and the bound that a group's position
+    must be below. ``pointers`` and ``rows`` point to position 0, ``channel`` is the warp's first.
     """
     ITEM: tl.constexpr = pointers[0].dtype.element_ty.primitive_bitwidth // 8
     G: tl.constexpr = S if S < 4 else 4
@@ -365,8 +380,9 @@ def copy_plan(
         bounds = bounds + (tl.where(used, end - position, start),)
     for r in tl.static_range(bc_rounds(S, M)):
         i = r * 32 + lane
-        addresses = addresses + (rows.to(tl.int64) + first.to(tl.int64) * (32 * S * M) + i * 16,)
-        steps = steps + (SIGN * G * 32 * S * M,)
+        within = i // (2 * S * M) * (4 * ROW) + i % (2 * S * M) * 16
+        addresses = addresses + (rows.to(tl.int64) + first.to(tl.int64) * (4 * ROW) + within,)
+        steps = steps + (SIGN * G * 4 * ROW,)
         bounds = bounds + (tl.where(i < G * 2 * S * M, end, start),)
     return addresses, steps, bounds
 

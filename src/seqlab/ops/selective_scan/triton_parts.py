@@ -11,7 +11,8 @@ Positions are processed in groups of G = min(S, 4). What is computed once per po
 computed by lane % G = position % G alone and broadcast to the other lanes; sums over n return the same way. States are
 not written for each position: if a backward pass follows, the forward pass saves one every SEGMENT positions, and the
 backward pass recomputes the others twice: from the segment's start up to the state before each group, which it writes
-to scratch memory of its own, and from there when it reaches that group on its way back.
+to scratch memory of its own, and from there when it reaches that group on its way back. Many states are taken in parts
+there: a segment is processed once for each, and what is summed over n waits in scratch memory for the next part.
 
 Long sequences are cut into chunks that run in parallel. ``chunk_states_kernel`` computes what each chunk adds to the
 state, and its time (the sum of its step sizes); from these a program computes the state that it starts from, with one
@@ -45,6 +46,7 @@ from seqlab.ops.selective_scan.triton_lanes import (
     get,
     input_bytes,
     load_float,
+    load_floats,
     load_numbers,
     receive,
     reciprocal,
@@ -140,13 +142,14 @@ def store_channels(pointer, values, channel, D_SIZE, CPT: tl.constexpr, G: tl.co
 
 @triton.jit
 def load_states(
-    pointer, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PRESENT: tl.constexpr
-):
-    """A lane's part of a (D, N) matrix in float32, zeros unless PRESENT."""
+    pointer, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PRESENT: tl.constexpr,
+    first=0,
+):  # fmt: skip
+    """A lane's part of a (D, N) matrix in float32, of states from ``first`` on; zeros unless PRESENT."""
     values = ()
     for tile in tl.static_range(CPT * M):
         here = channel + tile // M
-        n = ((tile % M) * S + tl.arange(0, LANES) % S) * 4
+        n = first + ((tile % M) * S + tl.arange(0, LANES) % S) * 4
         for i in tl.static_range(4):
             if PRESENT:
                 inside = (here < D_SIZE) & (n + i < N_SIZE)
@@ -159,12 +162,13 @@ def load_states(
 
 @triton.jit
 def store_states(
-    pointer, values, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, WHOLE: tl.constexpr
-):
-    """The inverse of ``load_states``; WHOLE: N is 4 S M, so that a tile can be written at once."""
+    pointer, values, channel, D_SIZE, N_SIZE, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, WHOLE: tl.constexpr,
+    first=0,
+):  # fmt: skip
+    """The inverse of ``load_states``; WHOLE: N is a multiple of 4 S M, so that a tile can be written at once."""
     for tile in tl.static_range(CPT * M):
         here = channel + tile // M
-        n = ((tile % M) * S + tl.arange(0, LANES) % S) * 4
+        n = first + ((tile % M) * S + tl.arange(0, LANES) % S) * 4
         place = pointer + here.to(tl.int64) * N_SIZE + n
         if WHOLE:
             store_floats(place, values, 4 * tile, here < D_SIZE)
@@ -215,7 +219,7 @@ def gated(raw, DOUT: tl.constexpr, Z: tl.constexpr, CPT: tl.constexpr, HAS_Z: tl
 @triton.jit
 def open_ring(
     slots, pointers, strides, rows, states, first, start, end, channel, D_SIZE,
-    K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, ROW: tl.constexpr,
     STAGES: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """Plan the copies for all groups between start and end, and start those of the first STAGES - 1."""
@@ -223,7 +227,7 @@ def open_ring(
     STEP: tl.constexpr = (-1 if BACK else 1) * (S if S < 4 else 4)
     warp_channel = channel - tl.arange(0, LANES) % 32 // S * CPT
     addresses, steps, bounds = copy_plan(pointers, strides, rows, first, start, end, warp_channel, D_SIZE, K, S, M, CPT,
-                                         BACK)  # fmt: skip
+                                         ROW, BACK)  # fmt: skip
     for n in tl.static_range(STAGES - 1):
         addresses = send(slots, n, addresses, steps, bounds, states - n * STATES * 16 * LANES, first + n * STEP, start,
                          K, STATES, S, M, CPT, ITEM, STAGES, BACK)  # fmt: skip
@@ -233,7 +237,7 @@ def open_ring(
 @triton.jit
 def fetch(
     slots, group, addresses, steps, bounds, pointers, strides, rows, states, t0, start, end, channel, D_SIZE,
-    K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr,
+    K: tl.constexpr, STATES: tl.constexpr, S: tl.constexpr, M: tl.constexpr, CPT: tl.constexpr, ROW: tl.constexpr,
     STAGES: tl.constexpr, BACK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The K CPT numbers of the group at t0, its slot, the address of its rows of BC, and addresses of the next copies.
@@ -255,33 +259,35 @@ def fetch(
     else:
         slot = slots
         raw = load_numbers(pointers, strides, t0 + lane % G, end, channel, D_SIZE, K, CPT)
-        place = rows + t0.to(tl.int64) * (8 * S * M) + lane % S * 8
+        place = rows + t0.to(tl.int64) * ROW + lane % S * 8
     return raw, slot, place, addresses
 
 
 @triton.jit
 def load_row(place, j: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
-              ASYNC: tl.constexpr):  # fmt: skip
-    """COUNT tiles from FIRST on of row j of a group, which has M tiles of B (0 .. M - 1) and M of C (M .. 2 M - 1)."""
+              ROW: tl.constexpr):  # fmt: skip
+    """COUNT tiles from FIRST on of row j of a group, which has M tiles of B (0 .. M - 1) and M of C (M .. 2 M - 1).
+
+    ROW is the number of float32 from one row to the next in memory, 0 for rows in a slot.
+    """
     values = ()
     for tile in tl.static_range(FIRST, FIRST + COUNT):
-        offset = j * (8 * S * M) + (tile % M) * 8 * S + (tile // M) * 4
-        if ASYNC:
+        offset = j * (8 * S * M if ROW == 0 else ROW) + (tile % M) * 8 * S + (tile // M) * 4
+        if ROW == 0:
             values = values + get(place + 4 * offset, 4)
         else:
-            for i in tl.static_range(4):
-                values = values + (tl.load(place + offset + i),)
+            values = values + load_floats(place + offset)
     return values
 
 
 @triton.jit
 def advance(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
-             ASYNC: tl.constexpr):  # fmt: skip
+             ROW: tl.constexpr):  # fmt: skip
     """h after the positions of a group."""
     G: tl.constexpr = S if S < 4 else 4
     for j in tl.static_range(G):
         reset_j = from_lane(reset, j, G)
-        B = load_row(place, j, 0, M, M, S, ASYNC)
+        B = load_row(place, j, 0, M, M, S, ROW)
         now = broadcast_from_lane(dt + x, j, 2 * CPT, G)
         after = ()
         for c in tl.static_range(CPT):
@@ -293,13 +299,13 @@ def advance(h, A2, dt, x, reset, place, CPT: tl.constexpr, M: tl.constexpr, S: t
 
 
 @triton.jit
-def collect(values, A2, state_ptr, time_ptr, cut_ptr, first, count, step, D_SIZE, N_SIZE, channel,
-             CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr):  # fmt: skip
-    """Advance states by ``count`` whole chunks, from chunk ``first`` on, ``step`` apart."""
+def collect(values, A2, state_ptr, time_ptr, cut_ptr, chunk, count, step, D_SIZE, N_SIZE, channel,
+             CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr, first=0):  # fmt: skip
+    """Advance states, those from ``first`` on, by ``count`` whole chunks, from ``chunk`` on, ``step`` apart."""
     for i in range(count):
-        place = first + i * step
+        place = chunk + i * step
         time = load_channels(time_ptr + place * D_SIZE, channel, D_SIZE, CPT, True)
-        added = load_states(state_ptr + place * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, True)
+        added = load_states(state_ptr + place * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
         cut = tl.zeros([LANES], tl.float32)
         if RESETS:
             cut += tl.load(cut_ptr + place)

@@ -37,11 +37,12 @@ class Plan(NamedTuple):
     channels: int  # CPT, channels of a lane
     chunk: int  # positions of a chunk
     n_chunks: int
+    parts: int = 1  # turns in which a segment is processed, each with 4 S M of the states
 
     @property
-    def n_padded(self) -> int:
-        """N padded: the states that the lanes of a channel have room for."""
-        return 4 * self.lanes * self.tiles
+    def kept(self) -> int:
+        """Tiles that a lane keeps for a group in the backward pass: the states, and the sums of the parts before."""
+        return self.channels * self.tiles + (ceil(3 * self.channels, 4) if self.parts > 1 else 0)
 
     @property
     def group(self) -> int:
@@ -56,6 +57,11 @@ class Plan(NamedTuple):
     def width(self) -> int:
         """Channels of a program."""
         return LANES // self.lanes * self.channels
+
+    def of_all(self, d_state: int) -> "Plan":
+        """The same chunks, all states at a time."""
+        lanes, tiles = lanes_of(d_state)
+        return self if self.parts == 1 else self._replace(lanes=lanes, tiles=tiles, channels=1, parts=1)
 
     def constants(self) -> dict[str, int]:
         """The kernels' compile-time constants."""
@@ -93,25 +99,43 @@ FORWARD_CHUNKED = 4
 FEWEST_BACKWARD, BACKWARD_CHUNKED = 1.6, 3
 """The same for the backward pass, which has two channels to a lane."""
 
+CHANNELS = {1: (4, 2, 1), 2: (1,), 4: (2, 1)}
+"""Channels that a lane may have in the forward pass, by the tiles that it holds of each; 1 if nothing is said."""
 
-@cache
+TILES = 4
+"""Most tiles of a channel in a lane where all states are processed at once: 16 numbers of h and as many of A."""
+
+MOST_STATES = 32
+"""Most states that the backward pass processes at once. Twice the states halve the channels of a warp, which for each
+position reads all of B and C and adds to all of dB and dC: bytes for a channel would grow with the square of N."""
+
+PART = 16
+"""States of a part of the backward pass where there are more. A smaller one repeats what is done once per position and
+channel more often; 32 leave no room to sum dB and dC in shared memory."""
+
+
+def padded_states(d_state: int) -> int:
+    """N padded to a power of two, at least a tile: what a row of B and C has room for."""
+    return max(1 << (d_state - 1).bit_length(), 4)
+
+
 def lanes_of(d_state: int) -> tuple[int, int]:
-    """S and M for a state size: at most four lanes if they suffice, since sums over n go across lanes."""
-    lanes = min(1 << (ceil(d_state, 4) - 1).bit_length(), 4)
-    while 8 * lanes < d_state:
-        lanes *= 2
-    return lanes, 1 if 4 * lanes >= d_state else 2
+    """S and M where all states are processed at once: at most four lanes if they suffice, for sums over n go across."""
+    tiles = padded_states(d_state) // 4
+    lanes = min(max(min(tiles, 4), ceil(tiles, TILES)), 32)
+    return lanes, tiles // lanes
 
 
 @cache
 def _plan(batch: int, length: int, d_inner: int, d_state: int, direction: str, multiprocessors: int) -> Plan:
-    lanes, tiles = lanes_of(d_state)
+    parts = ceil(d_state, PART) if direction == "backward" and d_state > MOST_STATES else 1
+    lanes, tiles = lanes_of(d_state if parts == 1 else PART)
 
     def programs(channels: int) -> int:
         return batch * ceil(d_inner, LANES // lanes * channels)
 
     if direction == "forward":
-        choices = [c for c in FEWEST if tiles == 1 or c == 1]
+        choices = CHANNELS.get(tiles, (1,))
         channels = next((c for c in choices if programs(c) >= FEWEST[c] * multiprocessors), None)
         n_chunks = 1
         if channels is None:
@@ -123,7 +147,7 @@ def _plan(batch: int, length: int, d_inner: int, d_state: int, direction: str, m
         n_chunks = 1 if enough else BACKWARD_CHUNKED * multiprocessors // programs(channels)
     n_chunks = min(max(n_chunks, 1), ceil(length, SHORTEST_CHUNK))
     chunk = ceil(ceil(length, n_chunks), SEGMENT) * SEGMENT
-    return Plan(lanes, tiles, channels, chunk, ceil(length, chunk))
+    return Plan(lanes, tiles, channels, chunk, ceil(length, chunk), parts)
 
 
 def plan(u: Tensor, d_state: int, direction: str) -> Plan:
@@ -172,7 +196,7 @@ def _forward_ring(plan: Plan, tensors: int, item: int, resets: bool) -> Ring:
 
 @cache
 def _backward_ring(plan: Plan, tensors: int, item: int) -> Ring:
-    slot = _slot_bytes(plan, tensors, item, plan.channels * plan.tiles)
+    slot = _slot_bytes(plan, tensors, item, plan.kept)
     fill = _slot_bytes(plan, 2, item, 0)
     for sums in (True, False) if plan.lanes == 4 else (False,):
         room = MOST_SHARED // (LANES // 32) - sums * 4 * 2 * plan.tiles * 576
