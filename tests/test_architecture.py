@@ -47,7 +47,7 @@ ROOMS = {
     "models": (
         "errors ops",
         "counting feedforward head_loss hooks layer linear mixture_of_experts norms parametrisation pattern positions "
-        "protocols sequence_model without_compiler",
+        "protocols recomputation sequence_model without_compiler",
     ),
     "inference": (
         "errors models ops",

@@ -6,37 +6,14 @@ from functools import cache
 import pytest
 import torch
 from fits import config_of
-from omegaconf import OmegaConf
-from together import ROWS, Words, built, resumed, train_all, trained
+from together import ROWS, Words, built, every_mixer, resumed, settings_of, train_all, trained
 
 from forks import as_torchrun
 from seqlab.errors import UserError
 from seqlab.experiment import refuse_unlike_data
-from seqlab.models.pattern import names_in
 from seqlab.models.protocols import share_positions
 from seqlab.training.optim import sgd
 from seqlab.training.parallel import Processes, World, joined
-from support import architectures, composed
-
-
-def settings_of(name, *overrides):
-    sizes = "size.d_model=16", "size.n_heads=2", "size.d_ff=32"
-    return OmegaConf.to_container(composed(f"model={name}", *sizes, *overrides).model)
-
-
-@cache
-def every_mixer():
-    """One model with a layer of each mixer that some model has, and experts after every other one."""
-    mixers = {}
-    for name in architectures():
-        model = settings_of(name)
-        for mixer in (mixer for entry in model["pattern"] for mixer in names_in(entry)):
-            if model["mixers"][mixer] not in mixers.values():
-                mixers[f"{mixer}_of_{name}"] = model["mixers"][mixer]
-    model, last = settings_of("transformer_moe"), list(mixers)[-1]
-    pattern = [*list(mixers)[:-1], f"{last}+mamba_of_hybrid"]
-    experts = [None, model["feedforward"]]
-    return model | {"mixers": mixers, "pattern": pattern, "n_layers": len(pattern), "feedforward": experts}
 
 
 @cache
@@ -53,10 +30,10 @@ def mambas():
 
 
 CASES = {
-    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd}),
-    "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd}),
+    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd, "checkpoint_layers": True}),
+    "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd, "checkpoint_layers": 2}),
     "fsdp in pieces": (hybrid, {"parallel": "fsdp", "freeze": ["embed", "layers.1"]}),
-    "slices": (mambas, {"context_parallel": 2, "accumulate": 2}),
+    "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
     "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
@@ -65,9 +42,8 @@ CASES = {
 
 def own(settings):
     """Of one process: what changes the result."""
-    return {
-        name: value for name, value in settings.items() if name not in ("parallel", "context_parallel", "accumulate")
-    }
+    without = "parallel", "context_parallel", "accumulate", "checkpoint_layers"
+    return {name: value for name, value in settings.items() if name not in without}
 
 
 @pytest.fixture(scope="module")

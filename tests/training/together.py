@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from seqlab.data import Batch, DataSet
 from seqlab.invocation import processes
 from seqlab.models import SequenceModel, expert_load
+from seqlab.models.pattern import names_in
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 from seqlab.training import checkpoint, evaluate, metrics
 from seqlab.training.parallel import ALONE, World, joined
 from seqlab.training.sharding import whole
 from seqlab.training.update import Update
+from support import architectures, composed
 
 CPU = torch.device("cpu")
 ROWS, LENGTH, VOCABULARY = 8, 12, 7
@@ -63,6 +65,27 @@ class Words(DataSet):
         if torch.is_inference_mode_enabled():
             outputs = outputs.float()  # as the contract has it; gradients are compared more closely
         return nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+
+
+def settings_of(name: str, *overrides: str) -> dict[str, Any]:
+    """Of a small model."""
+    sizes = "size.d_model=16", "size.n_heads=2", "size.d_ff=32"
+    return OmegaConf.to_container(composed(f"model={name}", *sizes, *overrides).model)
+
+
+@cache
+def every_mixer() -> dict[str, Any]:
+    """One model with a layer of each mixer that some model has, and experts after every other one."""
+    mixers = {}
+    for name in architectures():
+        model = settings_of(name)
+        for mixer in (mixer for entry in model["pattern"] for mixer in names_in(entry)):
+            if model["mixers"][mixer] not in mixers.values():
+                mixers[f"{mixer}_of_{name}"] = model["mixers"][mixer]
+    model, last = settings_of("transformer_moe"), list(mixers)[-1]
+    pattern = [*list(mixers)[:-1], f"{last}+mamba_of_hybrid"]
+    experts = [None, model["feedforward"]]
+    return model | {"mixers": mixers, "pattern": pattern, "n_layers": len(pattern), "feedforward": experts}
 
 
 def built(model: dict[str, Any]) -> SequenceModel:

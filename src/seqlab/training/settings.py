@@ -37,6 +37,8 @@ class TrainerConfig:
             too), or a part each (``fsdp``). Without torchrun it has no effect. ``batch_size`` is that of all together.
         context_parallel: how many processes share each sequence, a slice of its positions each, for sequences too long
             for one; a divisor of their number.
+        checkpoint_layers: keep of each layer (``true``), or of every n-th, only its inputs for the backward pass, and
+            compute the rest again there: less memory for up to a third more time, the same gradients.
         compile: train through ``torch.compile``.
         cuda_graph: capture the kernels of a step once and replay them, which makes small models faster on a GPU;
             ``auto`` does so on CUDA in float32 and bf16 without ``compile``.
@@ -71,6 +73,7 @@ class TrainerConfig:
     precision: Precision = "float32"
     parallel: Parallel = "auto"
     context_parallel: PositiveInt = 1
+    checkpoint_layers: bool | PositiveInt = False
     compile: bool = False
     cuda_graph: bool | Literal["auto"] = "auto"
     evaluate_every: PositiveInt | None = None

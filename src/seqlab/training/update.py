@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
+from seqlab.models.layer import recompute
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts, share_positions
 from seqlab.training.average import Average
@@ -83,6 +84,7 @@ class Update:
         freeze(model, config.freeze)
         self.lora = Lora(model, config.lora) if config.lora else None
         self.counted = world.shard(model, config.parallel)
+        recompute(model, int(config.checkpoint_layers))
         self.parameters = trainable(model)
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
