@@ -57,7 +57,7 @@ ROOMS = {
         "errors jsonio console models data ops",
         "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
         "loggers lora metrics metrics_file muon_of_stacks objective optim parallel precision prefetch progress "
-        "schedule settings sharding signals trainer update",
+        "saving schedule settings sharded_files sharding signals trainer update",
     ),
     "config": (
         "errors places invocation",

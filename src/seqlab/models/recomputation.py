@@ -21,8 +21,10 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 
 def recomputed(layer: nn.Module, forward: Callable[..., Any], *inputs: Tensor | None) -> Any:
     """``forward(*inputs)``, a layer's, of which only the inputs are kept."""
+    if torch.compiler.is_compiling():  # which takes no contexts
+        return checkpoint(forward, *inputs, use_reentrant=False)
     how: dict[str, Any] = {}
-    captured = not torch.compiler.is_compiling() and inputs[0].is_cuda and torch.cuda.is_current_stream_capturing()
+    captured = inputs[0].is_cuda and torch.cuda.is_current_stream_capturing()
     stores = any(hasattr(part, "auxiliary_loss") for part in layer.modules())
     if captured or stores:
         how["context_fn"] = lambda: contexts(layer if stores else None, masks=captured)

@@ -1,7 +1,8 @@
 """Checkpoints: ``checkpoints/step-00000100/`` with ``model.safetensors``, ``state.pt`` and ``manifest.json``.
 
-A checkpoint is written under a temporary name and renamed when complete, so a folder with a checkpoint's name is
-complete unless it was damaged on disk, which the manifest's SHA-256 sums show.
+Processes that share out the weights write their parts of the optimizers' state into a folder beside these
+(``sharded_files``). A checkpoint is written under a temporary name and renamed when complete, so a folder with a
+checkpoint's name is complete unless it was damaged on disk, which the manifest's SHA-256 sums show.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,15 @@ from seqlab.training.sharding import part_of, whole
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+
+PARTS = "optimizer"
+"""The folder with the optimizers' state of weights that processes shared out (``sharded_files``)."""
+
+
+PART = re.compile(rf"{PARTS}/[\w-]+\.safetensors")
+
+Files = list[tuple[str, Callable[[], Buffer]]]
+"""Files to write: a name and what makes the content."""
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -103,6 +114,16 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(state[name]) for name in dict.fromkeys(first_names(model).values())}
 
 
+def gathered(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """As ``weights_of``, one tensor after another into memory of the CPU; empty unless this process is to keep them."""
+    state, found = model.state_dict(), {}
+    for name in dict.fromkeys(first_names(model).values()):
+        value = whole(state[name])
+        if keep:
+            found[name] = value.to("cpu", copy=True)
+    return found
+
+
 def save(
     folder: Path,
     step: int,
@@ -124,13 +145,32 @@ def save(
         best_step: the step of the best checkpoint by validation, if there is one.
         origin: plain values for the manifest that say what the run was made from.
     """
-    target, temporary = path_of(folder, step), folder / f".{path_of(folder, step).name}.tmp"
+    begun(folder, step)
+    files = [(WEIGHTS, lambda: weights_bytes(weights)), (STATE, lambda: state_bytes(state))]
+    complete(folder, step, files, best_step=best_step, origin=origin)
+
+
+def begun(folder: Path, step: int) -> Path:
+    """An empty folder for a checkpoint to be written into."""
+    temporary = folder / f".{path_of(folder, step).name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    return temporary
+
+
+def complete(
+    folder: Path,
+    step: int,
+    files: Files,
+    *,
+    best_step: int | None,
+    origin: dict[str, Any] | None,
+    also: Callable[[], dict[str, str]] = dict,
+) -> None:
+    """Write files into the folder of ``begun`` and rename it; ``also`` waits for others there, and has their sums."""
+    target, temporary = path_of(folder, step), folder / f".{path_of(folder, step).name}.tmp"
     try:
-        sums = _write_summed(
-            temporary, [(WEIGHTS, lambda: weights_bytes(weights)), (STATE, lambda: state_bytes(state))]
-        )
+        sums = also() | _write_summed(temporary, files)
         manifest = {"step": step, "best_step": best_step, "sha256": sums, "origin": origin or {}}
         write_through(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
         shutil.rmtree(target, ignore_errors=True)
@@ -141,8 +181,8 @@ def save(
     prune(folder)
 
 
-def _write_summed(folder: Path, files: list[tuple[str, Callable[[], Buffer]]]) -> dict[str, str]:
-    """Write files, of a name and what makes the content, and return their SHA-256 sums; each waits for none other."""
+def _write_summed(folder: Path, files: Files) -> dict[str, str]:
+    """Write files and return their SHA-256 sums; each waits for none other."""
     with ThreadPoolExecutor() as threads:
         written, sums = [], {}
         for name, make in files:
@@ -188,7 +228,10 @@ def origin_of(folder: Path) -> dict[str, Any]:
 def sums_of(path: Path) -> dict[str, str]:
     """The SHA-256 of each file of a checkpoint; empty if the manifest cannot be read or lists other files."""
     sums = manifest_of(path).get("sha256")
-    return sums if isinstance(sums, dict) and set(sums) == {WEIGHTS, STATE} else {}
+    if not isinstance(sums, dict):
+        return {}
+    others = set(sums) - {WEIGHTS, STATE}
+    return sums if len(sums) - len(others) == 2 and all(map(PART.fullmatch, others)) else {}
 
 
 def whole_file(path: Path, name: str) -> bytes:
@@ -210,10 +253,16 @@ def whole_file(path: Path, name: str) -> bytes:
     raise UserError("checkpoint", path, f"it cannot be used ({problem})", remedy)
 
 
+def sum_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def damage(path: Path) -> str | None:
     """Why a checkpoint cannot be used, or ``None``."""
     try:
-        for name in (WEIGHTS, STATE):
+        for name in sums_of(path) or (WEIGHTS, STATE):
             whole_file(path, name)
     except UserError as error:
         return error.rule

@@ -240,15 +240,16 @@ class Update:
         return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizers and the loss scale, and of weights that are not those of ``evaluated``."""
+        """The state of the optimizers, with parts where weights are shared out, and of the loss scale, and of weights
+        that are not those of ``evaluated``."""
         return {
-            "optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             **{name: part.state() for name, part in self._beside().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; ``evaluated`` has its weights already."""
+        """Restore what ``state_dict`` returned, of parts or whole; ``evaluated`` has its weights already."""
         self.release()  # captured kernels would go on with the state that is replaced here
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(parts_of_state(saved, optimizer))
