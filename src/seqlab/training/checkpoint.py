@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from typing_extensions import Buffer
 
 from seqlab.errors import UserError
 from seqlab.training.parallel import ALONE, World
-from seqlab.training.sharding import part_of, whole
+from seqlab.training.sharding import is_part, part_of, whole
 
 log = logging.getLogger(__name__)
 
@@ -300,23 +301,39 @@ def whole_weights(path: Path) -> dict[str, Tensor]:
 
 
 def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
-    """Copy a checkpoint's weights into a model of the same shapes, on any device; into its parts, if it has those."""
+    """Copy a checkpoint's weights into a model of the same shapes, on any device."""
+    model.load_state_dict({name: saved[first] for name, first in first_names(model).items()})
+
+
+def put_parts(path: Path, model: nn.Module) -> None:
+    """Copy a checkpoint's weights into a model of which this process holds parts, reading one tensor at a time."""
     state = model.state_dict()
-    model.load_state_dict({name: part_of(saved[first], state[name]) for name, first in first_names(model).items()})
+    with safe_open(path / WEIGHTS, framework="pt") as file:
+        names = first_names(model).items()
+        model.load_state_dict({name: part_of(file.get_tensor(first), state[name]) for name, first in names})
 
 
 def load_weights(path: Path, model: nn.Module, world: World = ALONE) -> None:
-    """Copy the weights of a checkpoint into a model; the first of several processes reads it for all.
+    """Copy the weights of a checkpoint into a model.
+
+    The first of several processes reads it for all; if they have parts of the weights, it checks the file that all read.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
+    in_parts = any(map(is_part, model.parameters()))
 
     def read() -> dict[str, Tensor]:
         whole_file(path, STATE)
-        return whole_weights(path)
+        weights = whole_weights(path)
+        return {} if in_parts else weights
 
-    put_weights(world.once(read), model)
+    weights = world.once(read)
+    if not in_parts:
+        put_weights(weights, model)
+        return
+    with world.agreed():
+        put_parts(path, model)
 
 
 def load_state(path: Path) -> dict[str, Any]:
