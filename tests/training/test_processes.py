@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from fits import config_of
-from together import ROWS, Words, built, every_mixer, go_on, gone_on, resumed, settings_of, train_all, trained
+from together import ROWS, Words, built, every_mixer, go_on, gone_on, killed, resumed, settings_of, train_all, trained
 
 from forks import as_torchrun
 from seqlab.errors import UserError
@@ -34,7 +34,7 @@ def mambas():
 CASES = {
     "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd, "checkpoint_layers": True}),
     "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd, "checkpoint_layers": 2}),
-    "fsdp in pieces": (hybrid, {"parallel": "fsdp", "freeze": ["embed", "layers.1"]}),
+    "fsdp in pieces": (hybrid, {"parallel": "fsdp", "offload": True, "freeze": ["embed", "layers.1"]}),
     "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
@@ -44,7 +44,7 @@ CASES = {
 
 def own(settings):
     """Of one process: what changes the result."""
-    without = "parallel", "context_parallel", "accumulate", "checkpoint_layers"
+    without = "parallel", "offload", "context_parallel", "accumulate", "checkpoint_layers"
     return {name: value for name, value in settings.items() if name not in without}
 
 
@@ -154,6 +154,14 @@ def test_a_damaged_part_is_found(found, folder, tmp_path):
     assert "No such file" in checkpoint.damage(path)
 
 
+def test_a_process_is_killed_while_it_writes(tmp_path):
+    ended = as_torchrun(tmp_path, killed, hybrid(), KEPT, tmp_path)
+    assert [status for status, _ in ended] == [1, -9]
+    assert "Connection" in ended[0][1]
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-00000001"
+    assert gone_on(hybrid(), own(KEPT), tmp_path / "checkpoints")["losses"]
+
+
 @pytest.mark.slow
 def test_four_write_what_four_two_and_one_read(tmp_path):
     found = by(4, tmp_path, train_all, {}, (hybrid(), KEPT), tmp_path)
@@ -174,6 +182,8 @@ def test_four_write_what_four_two_and_one_read(tmp_path):
         ({"context_parallel": 3}, "3: so many processes share a sequence, and they do not divide the 2 there are"),
         ({"context_parallel": 2, "length": 13}, "must divide the length of the sequences, 13,"),
         ({"context_parallel": 2, "compile": True}, "compile=True: does not compile what"),
+        ({"parallel": "ddp", "offload": True}, "offload=True: moves the parts of weights that several processes hold"),
+        ({"parallel": "fsdp", "offload": True, "size": 1}, "offload=True: moves the parts of weights"),
         ({"parallel": "fsdp", "ema": 0.5}, "ema=0.5: needs whole weights"),
         ({"parallel": "fsdp", "lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj"]}}, "lora="),
         ({"parallel": "fsdp", "precision": "fp16"}, "precision=fp16: needs whole weights"),

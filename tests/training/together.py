@@ -1,6 +1,7 @@
 """What processes compute together in the tests, and one alone."""
 
 import copy
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -190,6 +191,22 @@ def gone_on(model: dict[str, Any], settings: dict[str, Any], folder: Path, world
     update = update_of(model, settings, world)
     saving_of(update, folder, world).restore()
     return ended(update, 2)
+
+
+def killed(model: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
+    """A checkpoint, and another one, of which the last process has begun to write its file when it is killed."""
+    torch.set_num_threads(1)
+    with joined(*processes()) as world:
+        update = update_of(model, settings, world)
+        saving = saving_of(update, folder / "checkpoints", world)
+        stepped(update, 1)
+        saving.save(Counters(step=1, best_step=1), {})
+        saving.wait()
+        if world.rank == world.size - 1:
+            writer = torch.distributed.checkpoint.HuggingFaceStorageWriter
+            writer.write_data = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+        saving.save(Counters(step=2, best_step=2), {})
+        saving.wait()
 
 
 def in_each_way(model: dict[str, Any], settings: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:

@@ -116,7 +116,10 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gathered(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """As ``weights_of``, one tensor after another into memory of the CPU; empty unless this process is to keep them."""
+    """As ``weights_of``, of the same shapes, one tensor after another into memory of the CPU.
+
+    All processes call this; the dictionary is empty where it is not to ``keep`` them.
+    """
     state, found = model.state_dict(), {}
     for name in dict.fromkeys(first_names(model).values()):
         value = whole(state[name])
@@ -301,22 +304,20 @@ def whole_weights(path: Path) -> dict[str, Tensor]:
 
 
 def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
-    """Copy a checkpoint's weights into a model of the same shapes, on any device."""
-    model.load_state_dict({name: saved[first] for name, first in first_names(model).items()})
+    """Copy a checkpoint's weights into a model of the same shapes, on any device; into its parts, if it has those."""
+    _put(saved.__getitem__, model)
 
 
-def put_parts(path: Path, model: nn.Module) -> None:
-    """Copy a checkpoint's weights into a model of which this process holds parts, reading one tensor at a time."""
+def _put(read: Callable[[str], Tensor], model: nn.Module) -> None:
     state = model.state_dict()
-    with safe_open(path / WEIGHTS, framework="pt") as file:
-        names = first_names(model).items()
-        model.load_state_dict({name: part_of(file.get_tensor(first), state[name]) for name, first in names})
+    model.load_state_dict({name: part_of(read(first), state[name]) for name, first in first_names(model).items()})
 
 
 def load_weights(path: Path, model: nn.Module, world: World = ALONE) -> None:
     """Copy the weights of a checkpoint into a model.
 
-    The first of several processes reads it for all; if they have parts of the weights, it checks the file that all read.
+    The first of several processes reads it for all. If they have parts of the weights, it checks the file, and each
+    reads it, one tensor at a time.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -332,8 +333,8 @@ def load_weights(path: Path, model: nn.Module, world: World = ALONE) -> None:
     if not in_parts:
         put_weights(weights, model)
         return
-    with world.agreed():
-        put_parts(path, model)
+    with world.agreed(), safe_open(path / WEIGHTS, framework="pt") as file:
+        _put(file.get_tensor, model)
 
 
 def load_state(path: Path) -> dict[str, Any]:

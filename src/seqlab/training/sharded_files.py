@@ -21,10 +21,11 @@ from seqlab.training.sharding import is_part
 
 
 def write(parts: dict[str, Tensor], folder: Path, group: Any) -> Future:
-    """Begin to write all processes' parts, by name, as they are now; the future is done when every file is on disk.
+    """Begin to write all processes' parts, by name and of any shapes, as they are now.
 
-    All processes of ``group``, which nothing else may use until then, call this. If one of them fails, the futures of
-    all raise ``CheckpointException``, which is no ``Exception``, by ``said_plainly``.
+    The future is done when every file is on disk. All processes of ``group`` call this, and use it for nothing else
+    until then. If one of them fails, the futures of all raise ``CheckpointException``, which is no ``Exception``, unless
+    it is ``said_plainly``.
     """
     from torch.distributed import checkpoint as dcp
 
@@ -33,7 +34,7 @@ def write(parts: dict[str, Tensor], folder: Path, group: Any) -> Future:
 
 
 def read(folder: Path, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """All tensors of a folder by name: of an optimizer's state for parameters that are parts, the same parts of it.
+    """All tensors of a folder by name, of whole shape; of states of a parameter in parts, this process's part.
 
     Names are those of ``sharding.parts_in`` for the optimizers' states. Nothing is asked of the optimizers' own states,
     which are empty before the first step: torch's ``get_optimizer_state_dict`` takes a step to fill them.

@@ -12,25 +12,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def shard(model: nn.Module, size: int) -> nn.Module:
+def shard(model: nn.Module, size: int, offload: bool) -> nn.Module:
     """Leave this process of ``size`` its part of each parameter, in place; layers are gathered one at a time.
 
+    With ``offload`` parts and their gradients lie in the CPU's memory, and a layer on the device while it computes.
     The attributes of parameters, by which optimizers group them, stay.
 
     Returns:
         A copy of the model as it was, on the ``meta`` device.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
     before = copy.deepcopy(model).to("meta")
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of what is written in place, which nothing here is
     marks = {name: vars(p).copy() for name, p in model.named_parameters()}
-    mesh = init_device_mesh(next(model.parameters()).device.type, (size,))
+    kind = next(model.parameters()).device.type
+    mesh = init_device_mesh(kind, (size,))
+    policy = CPUOffloadPolicy(pin_memory=kind == "cuda") if offload else OffloadPolicy()
     for layer in getattr(model, "layers", ()):
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, offload_policy=policy)
         register_fsdp_forward_method(layer, "advance")
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, offload_policy=policy)
     register_fsdp_forward_method(model, "prefill")
     for name, p in model.named_parameters():
         vars(p).update(marks[name])
@@ -46,7 +49,7 @@ def whole(value: Any) -> Any:
 
 
 def parts_in(value: Any, at: str = "") -> dict[str, Tensor]:
-    """The parts of tensors in dictionaries, lists and tuples, by where they are: ``0.state.12.exp_avg``."""
+    """The parts of tensors in dictionaries, lists and tuples, by where they are: ``0.state.12.exp_avg``; any shapes."""
     if is_part(value):
         return {at: value}
     return {name: part for key, item in _items(value) for name, part in parts_in(item, _under(at, key)).items()}
@@ -58,7 +61,7 @@ def without_parts(value: Any) -> Any:
 
 
 def with_parts(value: Any, parts: dict[str, Tensor], at: str = "") -> Any:
-    """The inverse: with tensors, by where they are, in their places."""
+    """The inverse: with tensors of any shapes, by where they are, in their places."""
     return (
         parts.get(at, value)
         if value is None

@@ -83,7 +83,7 @@ class Update:
         self.counts_first = config.accumulate > 1 and balances(model)
         freeze(model, config.freeze)
         self.lora = Lora(model, config.lora) if config.lora else None
-        self.counted = world.shard(model, config.parallel)
+        self.counted = world.shard(model, config.parallel, config.offload)
         recompute(model, int(config.checkpoint_layers))
         self.parameters = trainable(model)
         self.average = Average(model, config.ema) if config.ema else None
@@ -194,7 +194,7 @@ class Update:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.own_loss = loss
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)).to(self.device)
         return self.world.mean(torch.stack((loss, norm) if added is None else (loss, norm, added)))
 
     def differentiate(self, batch: Batch) -> None:
