@@ -24,8 +24,8 @@ def write(parts: dict[str, Tensor], folder: Path, group: Any) -> Future:
     """Begin to write all processes' parts, by name and of any shapes, as they are now.
 
     The future is done when every file is on disk. All processes of ``group`` call this, and use it for nothing else
-    until then. If one of them fails, the futures of all raise ``CheckpointException``, which is no ``Exception``, unless
-    it is ``said_plainly``.
+    until then. If one of them fails, the futures of all raise ``CheckpointException``, which is no ``Exception``
+    (``said_plainly``).
     """
     from torch.distributed import checkpoint as dcp
 
