@@ -1,8 +1,8 @@
 """A run's checkpoints, written and read by all of its processes; in the background if weights are shared out."""
 
 import dataclasses
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +67,16 @@ class Saving:
             (checkpoint.STATE, lambda: content),
             (checkpoint.WEIGHTS, lambda: checkpoint.weights_bytes(weights)),
         ]
-        sums = self._sums_of_parts
-        complete: Callable[..., None] = checkpoint.complete
-        self._pending = self._thread.submit(
-            complete, self.folder, step, files, also=lambda: sums(written, temporary), **what
-        )
+        what["also"] = partial(self._sums_of_parts, written, temporary)
+        self._pending = self._thread.submit(checkpoint.complete, self.folder, step, files, **what)
 
     def _sums_of_parts(self, written: Future, temporary: Path) -> dict[str, str]:
-        """Wait for all processes' parts; the SHA-256 sum of each file, of which every process computes some.
-
-        Of another process than the first those of its own files alone.
-        """
+        """Wait for all processes' parts; the SHA-256 sum of each file, of which every process computes some."""
         with sharded_files.said_plainly():
             written.result()
-        files = sorted((temporary / checkpoint.PARTS).iterdir())[self.world.rank :: self.world.size]
         own, error = {}, None
         try:
+            files = sorted((temporary / checkpoint.PARTS).iterdir())[self.world.rank :: self.world.size]
             own = {f"{checkpoint.PARTS}/{file.name}": checkpoint.sum_of(file) for file in files}
         except OSError as raised:
             error = raised
