@@ -20,7 +20,7 @@ IMPORTED = [
     *("seqlab.experiment", "seqlab.cli.main", "seqlab.models.mixers", "seqlab.data.synthetic"),
     *("hydra_plugins.hydra_joblib_launcher.joblib_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
     *("seqlab.ops.selective_scan.cpu_kernels", "seqlab.ops.causal_conv1d.cpu_kernels", "seqlab.sweep.callback"),
-    *("torch.utils.flop_counter", "sympy", "torch.distributed.fsdp", "forks", "warmed"),
+    *("torch.utils.flop_counter", "sympy", "torch.distributed.fsdp", "torch.distributed.checkpoint", "forks", "warmed"),
 ]
 """Before the first fork, once; a part that is not installed is passed over. Nothing here imports torch's compiler."""
 
@@ -70,13 +70,18 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def as_torchrun(folder: Path, task: Callable[..., None], *arguments: object) -> list[tuple[int, str]]:
-    """``finish`` two processes, as torchrun starts them; for each its exit status and what was written."""
-    same = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+def as_torchrun(folder: Path, task: Callable[..., None], *arguments: object, size: int = 2) -> list[tuple[int, str]]:
+    """``finish`` processes, as torchrun starts them; for each its exit status and what was written."""
+    same = {
+        "TORCHELASTIC_RUN_ID": "test",
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     folder.mkdir(exist_ok=True)
     server()  # which would keep the environment of below for all that are forked from it later
     started = []
-    for rank in ("0", "1"):
+    for rank in map(str, range(size)):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in (same | {"RANK": rank, "LOCAL_RANK": rank}).items():
                 patch.setenv(name, value)

@@ -47,7 +47,7 @@ ROOMS = {
     "models": (
         "errors ops",
         "counting feedforward head_loss hooks layer linear mixture_of_experts norms parametrisation pattern positions "
-        "protocols sequence_model without_compiler",
+        "protocols recomputation sequence_model without_compiler",
     ),
     "inference": (
         "errors models ops",
@@ -57,7 +57,7 @@ ROOMS = {
         "errors jsonio console models data ops",
         "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
         "loggers lora metrics metrics_file muon_of_stacks objective optim parallel precision prefetch progress "
-        "schedule settings sharding signals trainer update",
+        "saving schedule settings sharded_files sharding signals trainer update",
     ),
     "config": (
         "errors places invocation",

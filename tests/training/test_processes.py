@@ -1,42 +1,21 @@
 """Two processes give what one does with the same batch: every kind of mixer, weights whole and shared out."""
 
+import shutil
 import socket
 from functools import cache
 
 import pytest
 import torch
 from fits import config_of
-from omegaconf import OmegaConf
-from together import ROWS, Words, built, resumed, train_all, trained
+from together import ROWS, Words, built, every_mixer, go_on, gone_on, killed, resumed, settings_of, train_all, trained
 
 from forks import as_torchrun
 from seqlab.errors import UserError
 from seqlab.experiment import refuse_unlike_data
-from seqlab.models.pattern import names_in
 from seqlab.models.protocols import share_positions
+from seqlab.training import checkpoint
 from seqlab.training.optim import sgd
 from seqlab.training.parallel import Processes, World, joined
-from support import architectures, composed
-
-
-def settings_of(name, *overrides):
-    sizes = "size.d_model=16", "size.n_heads=2", "size.d_ff=32"
-    return OmegaConf.to_container(composed(f"model={name}", *sizes, *overrides).model)
-
-
-@cache
-def every_mixer():
-    """One model with a layer of each mixer that some model has, and experts after every other one."""
-    mixers = {}
-    for name in architectures():
-        model = settings_of(name)
-        for mixer in (mixer for entry in model["pattern"] for mixer in names_in(entry)):
-            if model["mixers"][mixer] not in mixers.values():
-                mixers[f"{mixer}_of_{name}"] = model["mixers"][mixer]
-    model, last = settings_of("transformer_moe"), list(mixers)[-1]
-    pattern = [*list(mixers)[:-1], f"{last}+mamba_of_hybrid"]
-    experts = [None, model["feedforward"]]
-    return model | {"mixers": mixers, "pattern": pattern, "n_layers": len(pattern), "feedforward": experts}
 
 
 @cache
@@ -53,10 +32,10 @@ def mambas():
 
 
 CASES = {
-    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd}),
-    "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd}),
-    "fsdp in pieces": (hybrid, {"parallel": "fsdp", "freeze": ["embed", "layers.1"]}),
-    "slices": (mambas, {"context_parallel": 2, "accumulate": 2}),
+    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd, "checkpoint_layers": True}),
+    "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd, "checkpoint_layers": 2}),
+    "fsdp in pieces": (hybrid, {"parallel": "fsdp", "offload": True, "freeze": ["embed", "layers.1"]}),
+    "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
     "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
@@ -65,21 +44,33 @@ CASES = {
 
 def own(settings):
     """Of one process: what changes the result."""
-    return {
-        name: value for name, value in settings.items() if name not in ("parallel", "context_parallel", "accumulate")
-    }
+    without = "parallel", "offload", "context_parallel", "accumulate", "checkpoint_layers"
+    return {name: value for name, value in settings.items() if name not in without}
+
+
+KEPT = {"parallel": "fsdp", "freeze": ["layers.1"]}
+"""Of the run whose checkpoint is written in the midst of updates."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
     """What both processes found; those of the small model go on from what one process has saved, too."""
-    folder = tmp_path_factory.mktemp("together")
     cases = {
         name: (make(), settings, by_one(name) if make is hybrid else None) for name, (make, settings) in CASES.items()
     }
-    ended = as_torchrun(folder, train_all, cases, folder)
-    assert [status for status, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return by(2, folder, train_all, cases, (hybrid(), KEPT), folder)
+
+
+def by(size, folder, task, *arguments):
+    """What so many processes leave in a folder."""
+    ended = as_torchrun(folder, task, *arguments, size=size)
+    assert not any(status for status, _ in ended), "".join(said for _, said in ended)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 @cache
@@ -128,6 +119,60 @@ def test_a_run_goes_on_with_another_number_of_processes(case, found):
         torch.testing.assert_close(other["weights"], expected["weights"], rtol=1e-6, atol=1e-9)
 
 
+def check_kept(found, folder):
+    """Of processes with shared-out weights: they go on from a checkpoint bit for bit, and otherwise within rounding."""
+    for ours in found:
+        kept, by_parts = ours["kept"], ours["gone on"]["fsdp"]
+        torch.testing.assert_close(by_parts, {name: kept[name] for name in by_parts}, rtol=0, atol=0)
+        assert "refusal" in kept
+        for name, expected in by_parts["weights"].items():
+            assert (ours["gone on"]["ddp"]["weights"][name] - expected).norm() <= 1e-9 * expected.norm(), name
+    refusal = found[0]["kept"]["refusal"].splitlines()
+    assert refusal[0] == "disk=full: there is no space left to write."
+    assert len(refusal) == 2
+    (only,) = (folder / "checkpoints").iterdir()
+    assert only.name == "step-00000001"
+    assert len(list((only / checkpoint.PARTS).iterdir())) == len(found)
+    one = gone_on(hybrid(), own(KEPT), folder / "checkpoints")
+    assert one["losses"] == pytest.approx(found[0]["kept"]["losses"], rel=1e-6)
+    for name, expected in one["weights"].items():
+        assert (found[0]["kept"]["weights"][name] - expected).norm() <= 1e-9 * expected.norm(), name
+
+
+def test_a_checkpoint_is_written_while_training_goes_on(found, folder):
+    check_kept(found, folder)
+
+
+def test_a_damaged_part_is_found(found, folder, tmp_path):
+    path = tmp_path / "step-00000001"
+    shutil.copytree(folder / "checkpoints" / path.name, path)
+    assert checkpoint.damage(path) is None
+    part = next((path / checkpoint.PARTS).iterdir())
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    assert checkpoint.damage(path) == f"it cannot be used (optimizer/{part.name} changed after it was written)"
+    part.unlink()
+    assert "No such file" in checkpoint.damage(path)
+
+
+def test_a_process_is_killed_while_it_writes(tmp_path):
+    ended = as_torchrun(tmp_path, killed, hybrid(), KEPT, tmp_path)
+    assert [status for status, _ in ended] == [1, -9]
+    assert "Connection" in ended[0][1]
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-00000001"
+    assert gone_on(hybrid(), own(KEPT), tmp_path / "checkpoints")["losses"]
+
+
+@pytest.mark.slow
+def test_four_write_what_four_two_and_one_read(tmp_path):
+    found = by(4, tmp_path, train_all, {}, (hybrid(), KEPT), tmp_path)
+    check_kept(found, tmp_path)
+    for ours in by(2, tmp_path / "by_two", go_on, hybrid(), KEPT, tmp_path / "checkpoints", tmp_path / "by_two"):
+        for way in ("fsdp", "ddp"):
+            assert ours[way]["losses"] == pytest.approx(found[0]["kept"]["losses"], rel=1e-6)
+            for name, expected in found[0]["kept"]["weights"].items():
+                assert (ours[way]["weights"][name] - expected).norm() <= 1e-9 * expected.norm(), name
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -137,6 +182,8 @@ def test_a_run_goes_on_with_another_number_of_processes(case, found):
         ({"context_parallel": 3}, "3: so many processes share a sequence, and they do not divide the 2 there are"),
         ({"context_parallel": 2, "length": 13}, "must divide the length of the sequences, 13,"),
         ({"context_parallel": 2, "compile": True}, "compile=True: does not compile what"),
+        ({"parallel": "ddp", "offload": True}, "offload=True: moves the parts of weights that several processes hold"),
+        ({"parallel": "fsdp", "offload": True, "size": 1}, "offload=True: moves the parts of weights"),
         ({"parallel": "fsdp", "ema": 0.5}, "ema=0.5: needs whole weights"),
         ({"parallel": "fsdp", "lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj"]}}, "lora="),
         ({"parallel": "fsdp", "precision": "fp16"}, "precision=fp16: needs whole weights"),

@@ -1,9 +1,12 @@
 """What processes compute together in the tests, and one alone."""
 
 import copy
+import os
+import resource
+import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,20 @@ from fits import config_of
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from seqlab.config.exceptions import message_of
 from seqlab.data import Batch, DataSet
 from seqlab.invocation import processes
 from seqlab.models import SequenceModel, expert_load
+from seqlab.models.pattern import names_in
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 from seqlab.training import checkpoint, evaluate, metrics
+from seqlab.training.counters import Counters
 from seqlab.training.parallel import ALONE, World, joined
+from seqlab.training.saving import Saving
 from seqlab.training.sharding import whole
 from seqlab.training.update import Update
+from support import architectures, composed
 
 CPU = torch.device("cpu")
 ROWS, LENGTH, VOCABULARY = 8, 12, 7
@@ -65,6 +73,27 @@ class Words(DataSet):
         return nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
 
 
+def settings_of(name: str, *overrides: str) -> dict[str, Any]:
+    """Of a small model."""
+    sizes = "size.d_model=16", "size.n_heads=2", "size.d_ff=32"
+    return OmegaConf.to_container(composed(f"model={name}", *sizes, *overrides).model)
+
+
+@cache
+def every_mixer() -> dict[str, Any]:
+    """One model with a layer of each mixer that some model has, and experts after every other one."""
+    mixers = {}
+    for name in architectures():
+        model = settings_of(name)
+        for mixer in (mixer for entry in model["pattern"] for mixer in names_in(entry)):
+            if model["mixers"][mixer] not in mixers.values():
+                mixers[f"{mixer}_of_{name}"] = model["mixers"][mixer]
+    model, last = settings_of("transformer_moe"), list(mixers)[-1]
+    pattern = [*list(mixers)[:-1], f"{last}+mamba_of_hybrid"]
+    experts = [None, model["feedforward"]]
+    return model | {"mixers": mixers, "pattern": pattern, "n_layers": len(pattern), "feedforward": experts}
+
+
 def built(model: dict[str, Any]) -> SequenceModel:
     """A model in float64, without dropout, whose masks are each process's own."""
     torch.manual_seed(0)
@@ -89,7 +118,7 @@ def stepped(update: Update, number: int) -> float:
 
 def saved_of(update: Update) -> dict[str, Any]:
     """What a checkpoint has, of which later updates change nothing."""
-    return copy.deepcopy({"weights": checkpoint.weights_of(update.evaluated), "state": update.state_dict()})
+    return copy.deepcopy({"weights": checkpoint.weights_of(update.evaluated), "state": whole(update.state_dict())})
 
 
 def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALONE) -> dict[str, Any]:
@@ -127,12 +156,86 @@ def resumed(
     return found | {"read": saved_of(update), "loss": stepped(update, 3), "weights": saved_of(update)["weights"]}
 
 
-def train_all(cases: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]], folder: Path) -> None:
-    """``trained`` for every case, a model and settings, and ``resumed`` from what is given; ``folder`` gets results."""
+def saving_of(update: Update, folder: Path, world: World) -> Saving:
+    return Saving(folder, update, update.evaluated, CPU, world)
+
+
+def ended(update: Update, first: int) -> dict[str, Any]:
+    """Losses of updates from ``first`` on, and all that is left."""
+    return {"losses": [stepped(update, number) for number in range(first, 4)]} | saved_of(update)
+
+
+def kept(model: dict[str, Any], settings: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
+    """Updates in whose midst a checkpoint is begun; then one that fails in the last process, whose disk is full."""
+    update = update_of(model, settings, world)
+    saving = saving_of(update, folder, world)
+    stepped(update, 1)
+    saving.save(Counters(step=1, best_step=1), {})
+    found = ended(update, 2)
+    saving.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # past the limit a write then fails, as on a full disk
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank == world.size - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    try:
+        saving.save(Counters(step=3, best_step=1), {})
+        saving.wait()
+    except Exception as error:
+        found["refusal"] = message_of(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    return found
+
+
+def gone_on(model: dict[str, Any], settings: dict[str, Any], folder: Path, world: World = ALONE) -> dict[str, Any]:
+    """The same updates from the checkpoint of step 1."""
+    update = update_of(model, settings, world)
+    saving_of(update, folder, world).restore()
+    return ended(update, 2)
+
+
+def killed(model: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
+    """A checkpoint, and another one, of which the last process has begun to write its file when it is killed."""
+    torch.set_num_threads(1)
+    with joined(*processes()) as world:
+        update = update_of(model, settings, world)
+        saving = saving_of(update, folder / "checkpoints", world)
+        stepped(update, 1)
+        saving.save(Counters(step=1, best_step=1), {})
+        saving.wait()
+        if world.rank == world.size - 1:
+            writer = torch.distributed.checkpoint.HuggingFaceStorageWriter
+            writer.write_data = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+        saving.save(Counters(step=2, best_step=2), {})
+        saving.wait()
+
+
+def in_each_way(model: dict[str, Any], settings: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
+    """``gone_on`` with weights shared out and whole."""
+    return {way: gone_on(model, settings | {"parallel": way}, folder, world) for way in ("fsdp", "ddp")}
+
+
+def go_on(model: dict[str, Any], settings: dict[str, Any], checkpoints: Path, folder: Path) -> None:
+    """``in_each_way``; ``folder`` gets results."""
+    torch.set_num_threads(1)
+    with joined(*processes()) as world:
+        torch.save(in_each_way(model, settings, checkpoints, world), folder / f"{world.rank}.pt")
+
+
+def train_all(
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]],
+    kept_one: tuple[dict[str, Any], dict[str, Any]],
+    folder: Path,
+) -> None:
+    """``trained`` for every case, a model and settings, and ``resumed`` from what is given; ``folder`` gets results.
+
+    And ``kept`` for a model and settings, and the updates once more from its checkpoint.
+    """
     torch.set_num_threads(1)
     with joined(*processes()) as world:
         found = {}
         for name, (model, settings, saved) in cases.items():
             found[name] = trained(model, settings, world)
             found[name]["resumed"] = resumed(model, settings, saved, world) if saved else None
+        found["kept"] = kept(*kept_one, folder / "checkpoints", world)
+        found["gone on"] = in_each_way(*kept_one, folder / "checkpoints", world)
         torch.save(found, folder / f"{world.rank}.pt")

@@ -10,6 +10,7 @@ CHANGEABLE = frozenset(
         *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
         *("data.files", "data.tests", "data.n_further"),
         *("trainer.further_tests", "target", "trainer.cuda_graph", "trainer.parallel", "trainer.context_parallel"),
+        *("trainer.checkpoint_layers", "trainer.offload"),
     }
 )
 """Settings that a resumed run may change: the budget, how kernels are launched and weights held, where its text is, and
@@ -24,6 +25,8 @@ OF_STEPS = tuple(
         "cuda_graph",
         "parallel",
         "context_parallel",
+        "checkpoint_layers",
+        "offload",
         "evaluate_every",
         "checkpoint_every",
         "log_every",
@@ -40,5 +43,6 @@ UNNAMED = (*WITHOUT_INFLUENCE, "device")
 NOT_COMPARED = frozenset(
     {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
     | {"data.tests", "data.n_further", "trainer.further_tests", "trainer.parallel", "trainer.context_parallel"}
+    | {"trainer.checkpoint_layers", "trainer.offload"}
 )
 """Settings by which the runs of a report are not told apart: places, intervals of logging, further tests."""

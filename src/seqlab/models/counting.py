@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seqlab.errors import UserError
-from seqlab.models.layer import prefill_mixer
+from seqlab.models.layer import prefill_mixer, recompute
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.models.protocols import CountsFlops, CountsInactive, Mixer, Scans, parts
 from seqlab.models.sequence_model import SequenceModel
@@ -60,6 +60,7 @@ def training_flops(model: nn.Module, data: Examples) -> int:
     Attention counts the whole square of positions although half of it is masked (Chowdhery et al. 2022, appendix B).
     """
     model = copy.deepcopy(model).to("meta").train()
+    recompute(model, 0)  # what a layer computes again is no other work than that of a model that keeps it
     inputs, targets = (part.to("meta") for part in data.train_batch(0, 1, seed=0))
     formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqlab.errors import UserError
 from seqlab.models.norms import RMSNorm, add_norm
-from seqlab.models.protocols import Mixer, StepsInResidual
+from seqlab.models.protocols import Mixer, StepsInResidual, parts
+from seqlab.models.recomputation import recomputed
 
 Read = Callable[[Mixer, Tensor, Any], tuple[Tensor, Any]]
 """How a mixer is advanced from a state: ``step_mixer`` or ``prefill_mixer``."""
@@ -84,7 +86,13 @@ class Branch(nn.Module):
 
 
 class Layer(nn.Module):
-    """A mixer, then a feed-forward if there is one."""
+    """A mixer, then a feed-forward if there is one.
+
+    Attributes:
+        recomputed: whether ``forward`` keeps its inputs alone for the backward pass, and computes the rest again there.
+    """
+
+    recomputed = False
 
     def __init__(self, mixer: Branch, feedforward: Branch | None):
         super().__init__()
@@ -94,6 +102,11 @@ class Layer(nn.Module):
         self, x: Tensor, update: Tensor | None = None, seq_idx: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """From x and what is still to be added to it, (B, L, D) each, to the same after the layer."""
+        if self.recomputed and torch.is_grad_enabled():
+            return recomputed(self, self._halves, x, update, seq_idx)
+        return self._halves(x, update, seq_idx)
+
+    def _halves(self, x: Tensor, update: Tensor | None, seq_idx: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, update = self.mixer(x, update, seq_idx)
         return (x, update) if self.feedforward is None else self.feedforward(x, update)
 
@@ -101,3 +114,17 @@ class Layer(nn.Module):
         """Advance the mixer's state by x (B, D) or (B, L, D): the output in x's shape and the next state."""
         x, state = self.mixer.advance(x, state, read)
         return x if self.feedforward is None else self.feedforward.at_once(x), state
+
+
+def recompute(model: nn.Module, every: int) -> None:
+    """Let every so many-th layer of a model keep its inputs alone for the backward pass, from the first; 0 is none.
+
+    Raises:
+        UserError: the model has no layers.
+    """
+    layers = parts(model, Layer)
+    if every and not layers:
+        rule = f"{type(model).__name__} has no layers whose activations could be computed again"
+        raise UserError("checkpoint_layers", True, rule, "Leave it out")
+    for number, layer in enumerate(layers):
+        layer.recomputed = bool(every) and number % every == 0

@@ -1,7 +1,8 @@
 """Checkpoints: ``checkpoints/step-00000100/`` with ``model.safetensors``, ``state.pt`` and ``manifest.json``.
 
-A checkpoint is written under a temporary name and renamed when complete, so a folder with a checkpoint's name is
-complete unless it was damaged on disk, which the manifest's SHA-256 sums show.
+Processes that share out the weights write their parts of the optimizers' state into a folder beside these
+(``sharded_files``). A checkpoint is written under a temporary name and renamed when complete, so a folder with a
+checkpoint's name is complete unless it was damaged on disk, which the manifest's SHA-256 sums show.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -23,11 +26,20 @@ from typing_extensions import Buffer
 
 from seqlab.errors import UserError
 from seqlab.training.parallel import ALONE, World
-from seqlab.training.sharding import part_of, whole
+from seqlab.training.sharding import is_part, part_of, whole
 
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+
+PARTS = "optimizer"
+"""The folder with the optimizers' state of weights that processes shared out (``sharded_files``)."""
+
+
+PART = re.compile(rf"{PARTS}/[\w-]+\.safetensors")
+
+Files = list[tuple[str, Callable[[], Buffer]]]
+"""Files to write: a name and what makes the content."""
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -103,6 +115,19 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(state[name]) for name in dict.fromkeys(first_names(model).values())}
 
 
+def gathered(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """As ``weights_of``, of the same shapes, one tensor after another into memory of the CPU.
+
+    All processes call this; the dictionary is empty where it is not to ``keep`` them.
+    """
+    state, found = model.state_dict(), {}
+    for name in dict.fromkeys(first_names(model).values()):
+        value = whole(state[name])
+        if keep:
+            found[name] = value.to("cpu", copy=True)
+    return found
+
+
 def save(
     folder: Path,
     step: int,
@@ -124,13 +149,32 @@ def save(
         best_step: the step of the best checkpoint by validation, if there is one.
         origin: plain values for the manifest that say what the run was made from.
     """
-    target, temporary = path_of(folder, step), folder / f".{path_of(folder, step).name}.tmp"
+    begun(folder, step)
+    files = [(WEIGHTS, lambda: weights_bytes(weights)), (STATE, lambda: state_bytes(state))]
+    complete(folder, step, files, best_step=best_step, origin=origin)
+
+
+def begun(folder: Path, step: int) -> Path:
+    """An empty folder for a checkpoint to be written into."""
+    temporary = folder / f".{path_of(folder, step).name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    return temporary
+
+
+def complete(
+    folder: Path,
+    step: int,
+    files: Files,
+    *,
+    best_step: int | None,
+    origin: dict[str, Any] | None,
+    also: Callable[[], dict[str, str]] = dict,
+) -> None:
+    """Write files into the folder of ``begun`` and rename it; ``also`` waits for others there, and has their sums."""
+    target, temporary = path_of(folder, step), folder / f".{path_of(folder, step).name}.tmp"
     try:
-        sums = _write_summed(
-            temporary, [(WEIGHTS, lambda: weights_bytes(weights)), (STATE, lambda: state_bytes(state))]
-        )
+        sums = also() | _write_summed(temporary, files)
         manifest = {"step": step, "best_step": best_step, "sha256": sums, "origin": origin or {}}
         write_through(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
         shutil.rmtree(target, ignore_errors=True)
@@ -141,8 +185,8 @@ def save(
     prune(folder)
 
 
-def _write_summed(folder: Path, files: list[tuple[str, Callable[[], Buffer]]]) -> dict[str, str]:
-    """Write files, of a name and what makes the content, and return their SHA-256 sums; each waits for none other."""
+def _write_summed(folder: Path, files: Files) -> dict[str, str]:
+    """Write files and return their SHA-256 sums; each waits for none other."""
     with ThreadPoolExecutor() as threads:
         written, sums = [], {}
         for name, make in files:
@@ -188,7 +232,10 @@ def origin_of(folder: Path) -> dict[str, Any]:
 def sums_of(path: Path) -> dict[str, str]:
     """The SHA-256 of each file of a checkpoint; empty if the manifest cannot be read or lists other files."""
     sums = manifest_of(path).get("sha256")
-    return sums if isinstance(sums, dict) and set(sums) == {WEIGHTS, STATE} else {}
+    if not isinstance(sums, dict):
+        return {}
+    others = set(sums) - {WEIGHTS, STATE}
+    return sums if len(sums) - len(others) == 2 and all(map(PART.fullmatch, others)) else {}
 
 
 def whole_file(path: Path, name: str) -> bytes:
@@ -210,10 +257,16 @@ def whole_file(path: Path, name: str) -> bytes:
     raise UserError("checkpoint", path, f"it cannot be used ({problem})", remedy)
 
 
+def sum_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def damage(path: Path) -> str | None:
     """Why a checkpoint cannot be used, or ``None``."""
     try:
-        for name in (WEIGHTS, STATE):
+        for name in sums_of(path) or (WEIGHTS, STATE):
             whole_file(path, name)
     except UserError as error:
         return error.rule
@@ -252,22 +305,36 @@ def whole_weights(path: Path) -> dict[str, Tensor]:
 
 def put_weights(saved: dict[str, Tensor], model: nn.Module) -> None:
     """Copy a checkpoint's weights into a model of the same shapes, on any device; into its parts, if it has those."""
+    _put(saved.__getitem__, model)
+
+
+def _put(read: Callable[[str], Tensor], model: nn.Module) -> None:
     state = model.state_dict()
-    model.load_state_dict({name: part_of(saved[first], state[name]) for name, first in first_names(model).items()})
+    model.load_state_dict({name: part_of(read(first), state[name]) for name, first in first_names(model).items()})
 
 
 def load_weights(path: Path, model: nn.Module, world: World = ALONE) -> None:
-    """Copy the weights of a checkpoint into a model; the first of several processes reads it for all.
+    """Copy the weights of a checkpoint into a model.
+
+    The first of several processes reads it for all. If they have parts of the weights, it checks the file, and each
+    reads it, one tensor at a time.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
+    in_parts = any(map(is_part, model.parameters()))
 
     def read() -> dict[str, Tensor]:
         whole_file(path, STATE)
-        return whole_weights(path)
+        weights = whole_weights(path)
+        return {} if in_parts else weights
 
-    put_weights(world.once(read), model)
+    weights = world.once(read)
+    if not in_parts:
+        put_weights(weights, model)
+        return
+    with world.agreed(), safe_open(path / WEIGHTS, framework="pt") as file:
+        _put(file.get_tensor, model)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from itertools import islice
 import torch
 
 from seqlab.data import Batch
+from seqlab.models.layer import recompute
+from seqlab.models.protocols import WaitsForDevice, parts
 from seqlab.ops.compiling import only_compiled
 from seqlab.ops.cuda_graph import on_side_stream
 from seqlab.ops.triton_support import why_unavailable
@@ -52,6 +54,8 @@ def rehearse(update: Update, batch: Batch, config: TrainerConfig) -> None:
     ):
         update = copy.copy(update)
         update.model = model = copy.deepcopy(update.model)
+        if any(part.why_not_captured(device) for part in parts(model, WaitsForDevice)):
+            recompute(model, 0)  # shapes may follow from numbers, which are not the same again
         update.objective = Objective(model, data, device, config.precision)
         update.differentiate(batch)  # first, since backward kernels take longest to compile
         model.eval()

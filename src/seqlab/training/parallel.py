@@ -91,8 +91,8 @@ class World:
         """On each machine one process goes through first, to fetch what the others then find."""
         return nullcontext()
 
-    def shard(self, model: nn.Module, parallel: Parallel) -> nn.Module:
-        """Leave this process only its part of the weights, if they are to be shared out.
+    def shard(self, model: nn.Module, parallel: Parallel, offload: bool = False) -> nn.Module:
+        """Leave this process only its part of the weights, if they are to be shared out; ``offload``: on the CPU.
 
         Returns:
             The model, or else a copy without values as it was.
@@ -198,8 +198,8 @@ class Processes(World):
                 self.gather(None)
 
     @override
-    def shard(self, model: nn.Module, parallel: Parallel) -> nn.Module:
-        return shard(model, self.size) if parallel == "fsdp" else model
+    def shard(self, model: nn.Module, parallel: Parallel, offload: bool = False) -> nn.Module:
+        return shard(model, self.size, offload) if parallel == "fsdp" else model
 
     @override
     def wrap(self, objective: nn.Module, parallel: Parallel) -> nn.Module:

@@ -11,9 +11,12 @@ Precision = Literal["float32", "bf16", "fp16"]
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which a model computes in a precision; parameters stay float32."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
+def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> torch.autocast:
+    """The context in which a model computes in a precision; parameters stay float32.
+
+    With ``cache`` rounded weights are kept to its end, for layers that use them again.
+    """
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32", cache_enabled=cache)
 
 
 def check_precision(model: nn.Module, device: torch.device, precision: Precision) -> None:

@@ -35,8 +35,11 @@ class TrainerConfig:
         precision: of the model's computations; parameters are always float32.
         parallel: how the processes that torchrun starts hold the weights: all of them each (``ddp``, which is ``auto``
             too), or a part each (``fsdp``). Without torchrun it has no effect. ``batch_size`` is that of all together.
+        offload: keep the parts of ``fsdp`` and the optimizer's state in the CPU's memory, where the optimizer steps.
         context_parallel: how many processes share each sequence, a slice of its positions each, for sequences too long
             for one; a divisor of their number.
+        checkpoint_layers: keep of each layer (``true``), or of every n-th, only its inputs for the backward pass, and
+            compute the rest again there: less memory for up to a third more time, the same gradients.
         compile: train through ``torch.compile``.
         cuda_graph: capture the kernels of a step once and replay them, which makes small models faster on a GPU;
             ``auto`` does so on CUDA in float32 and bf16 without ``compile``.
@@ -70,7 +73,9 @@ class TrainerConfig:
     clip_norm: PositiveFloat | None = 1.0
     precision: Precision = "float32"
     parallel: Parallel = "auto"
+    offload: bool = False
     context_parallel: PositiveInt = 1
+    checkpoint_layers: bool | PositiveInt = False
     compile: bool = False
     cuda_graph: bool | Literal["auto"] = "auto"
     evaluate_every: PositiveInt | None = None
@@ -146,6 +151,10 @@ class TrainerConfig:
         Raises:
             UserError: they cannot.
         """
+        sharded = self.parallel == "fsdp" and world.size > 1
+        if self.offload and not sharded:
+            rule = "moves the parts of weights that several processes hold with parallel=fsdp"
+            raise UserError("offload", True, rule, "Leave it out, or set parallel=fsdp and start torchrun")
         if world.size == 1:
             return
         shares = world.size // self.context_parallel
@@ -155,7 +164,6 @@ class TrainerConfig:
             rule = f"is the batch of all together, and does not divide evenly among {split}"
             remedy = f"Set batch_size={-(-self.batch_size // parts) * parts}, or start another number of processes"
             raise UserError("batch_size", self.batch_size, rule, remedy)
-        sharded = self.parallel == "fsdp"
         for name, value, refused in (
             ("lora", self.lora, sharded and self.lora is not None),
             ("ema", self.ema, sharded and self.ema is not None),

@@ -28,6 +28,7 @@ from seqlab.training.parallel import ALONE, World
 from seqlab.training.precision import autocast, check_precision
 from seqlab.training.prefetch import Prefetch
 from seqlab.training.progress import ProgressBar
+from seqlab.training.saving import Saving
 from seqlab.training.settings import TrainerConfig
 from seqlab.training.signals import StopRequest
 from seqlab.training.update import Update
@@ -74,6 +75,7 @@ class Trainer:
         self.update = Update(config, model, data, device=device, cuda_graph=self.cuda_graph, world=world)
         self.model = self.update.evaluated
         self.flops_per_step = config.batch_size * training_flops(self.update.counted, data)
+        self.saving = Saving(self.checkpoints, self.update, self.model, device, world)
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
@@ -85,13 +87,8 @@ class Trainer:
         Raises:
             UserError: there is none.
         """
-        path = self.world.once(lambda: checkpoint.latest(self.checkpoints))
-        checkpoint.load_weights(path, self.model, self.world)
-        state = self.world.once(lambda: checkpoint.load_state(path))
-        self.update.load_state_dict(state["update"])
-        self.counters = Counters(**state["counters"])
+        path, self.counters = self.saving.restore()
         self._saved = dataclasses.replace(self.counters)
-        checkpoint.set_random_states(state, self.device, self.world)
         log.info("Continuing from %s.", path)
 
     def run(self, record: Callable[[dict[str, Any]], None], stop: StopRequest) -> None:
@@ -120,6 +117,7 @@ class Trainer:
                 self._train_step(bar)
                 self._stop_if_asked()
         self.update.release()
+        self.saving.wait()
         if self.counters.best_step != self.counters.step:
             checkpoint.load_weights(self.best_checkpoint, self.model, self.world)
 
@@ -180,6 +178,7 @@ class Trainer:
                 self._record("train", loss=loss, lr=self.update.lr, grad_norm=norm, skipped=counters.skipped, **more)
             bar.step(counters.step, outcome.loss, counters.best_loss)
             if counters.skipped_in_a_row >= self.config.max_skipped:
+                self.saving.wait()
                 rank = self.world.the_one_not_finite(self.update.own_loss)
                 raise Diverged(counters.step, counters.skipped_in_a_row, self.folder, rank)
 
@@ -230,19 +229,17 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the present step, or begin to (``Saving``)."""
         counters = self.counters
         counters.wall_seconds = self.wall_seconds
-        state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters)}
-        state |= checkpoint.random_states(self.device, self.world)
-        weights, what = checkpoint.weights_of(self.model), {"best_step": counters.best_step, "origin": self.origin}
-        self.world.once(lambda: checkpoint.save(self.checkpoints, counters.step, weights, state, **what))
+        self.saving.save(counters, self.origin)
         self._saved = dataclasses.replace(counters)
 
     def _stop_if_asked(self) -> None:
         if signal := self._signal():
             if self.counters != self._saved:
                 self.save()
+            self.saving.wait()
             raise Interrupted(signal, self.counters.step, self.folder)
 
     def _signal(self) -> int:

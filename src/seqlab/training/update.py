@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
+from seqlab.models.layer import recompute
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts, share_positions
 from seqlab.training.average import Average
@@ -82,7 +83,8 @@ class Update:
         self.counts_first = config.accumulate > 1 and balances(model)
         freeze(model, config.freeze)
         self.lora = Lora(model, config.lora) if config.lora else None
-        self.counted = world.shard(model, config.parallel)
+        self.counted = world.shard(model, config.parallel, config.offload)
+        recompute(model, int(config.checkpoint_layers))
         self.parameters = trainable(model)
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
@@ -192,7 +194,7 @@ class Update:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.own_loss = loss
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)).to(self.device)
         return self.world.mean(torch.stack((loss, norm) if added is None else (loss, norm, added)))
 
     def differentiate(self, batch: Batch) -> None:
@@ -238,15 +240,16 @@ class Update:
         return busy if outcome.auxiliary_loss is None else {"auxiliary_loss": outcome.auxiliary_loss} | busy
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizers and the loss scale, and of weights that are not those of ``evaluated``."""
+        """The state of the optimizers, with parts where weights are shared out, and of the loss scale, and of weights
+        that are not those of ``evaluated``."""
         return {
-            "optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             **{name: part.state() for name, part in self._beside().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; ``evaluated`` has its weights already."""
+        """Restore what ``state_dict`` returned, of parts or whole; ``evaluated`` has its weights already."""
         self.release()  # captured kernels would go on with the state that is replaced here
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(parts_of_state(saved, optimizer))
