@@ -26,7 +26,8 @@ def check_place(key: str, folder: Path) -> None:
         with TemporaryDirectory(dir=folder):
             pass
     except OSError as error:
-        rule = f"no file can be written there ({error.strerror})"
+        taken = isinstance(error, FileExistsError | NotADirectoryError)
+        rule = f"no file can be written there ({'that is a file' if taken else error.strerror})"
         raise UserError(key, folder, rule, "Name another folder") from error
     finally:
         for path in to_make:

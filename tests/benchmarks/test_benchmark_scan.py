@@ -147,7 +147,7 @@ class TestTheScript:
             (["--seed", "x"], "--seed=x"),
             (["--device", "cpu", "--captured"], "--captured=cpu"),
             (["--batches", "2"], "unrecognized arguments"),
-            (["--out", str(SCRIPT)], "cannot be a folder"),
+            (["--out", str(SCRIPT)], "that is a file"),
         ],
     )
     def test_mistakes(self, benchmark, capsys, arguments, message):
