@@ -27,7 +27,7 @@ def check_place(key: str, folder: Path) -> None:
             pass
     except OSError as error:
         taken = isinstance(error, FileExistsError | NotADirectoryError)
-        rule = f"no file can be written there ({'that is a file' if taken else error.strerror})"
+        rule = f"no file can be written there ({'a file is in the way' if taken else error.strerror})"
         raise UserError(key, folder, rule, "Name another folder") from error
     finally:
         for path in to_make:

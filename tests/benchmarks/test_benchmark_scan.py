@@ -147,7 +147,7 @@ class TestTheScript:
             (["--seed", "x"], "--seed=x"),
             (["--device", "cpu", "--captured"], "--captured=cpu"),
             (["--batches", "2"], "unrecognized arguments"),
-            (["--out", str(SCRIPT)], "that is a file"),
+            (["--out", str(SCRIPT)], "a file is in the way"),
         ],
     )
     def test_mistakes(self, benchmark, capsys, arguments, message):

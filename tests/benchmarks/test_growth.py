@@ -245,7 +245,7 @@ class TestTheScript:
             (["--base", "batch=two"], "--base batch=two: has to be a whole number from 1 on"),
             (["--limit", "-1"], "--limit=-1: has to be a number of seconds above 0"),
             (["--merge", "nowhere.json"], "--merge=nowhere.json: is no growth.json"),
-            (["--out", __file__], "that is a file"),
+            (["--out", __file__], "a file is in the way"),
         ],
     )
     def test_mistakes(self, capsys, tmp_path, monkeypatch, arguments, message):

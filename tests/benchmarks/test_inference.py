@@ -289,7 +289,7 @@ class TestTheScript:
             (["--dtype", "int8"], "invalid choice: 'int8'"),
             (["--vocabulary", "0"], "--vocabulary=0: has to be a whole number from 1 on"),
             (["--device", "tpu"], "invalid choice: 'tpu'"),
-            (["--out", str(SCRIPT)], "no file can be written there (File exists)"),
+            (["--out", str(SCRIPT)], "no file can be written there (a file is in the way)"),
         ],
     )
     def test_mistakes(self, benchmark, capsys, arguments, message):

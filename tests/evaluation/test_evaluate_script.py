@@ -91,7 +91,7 @@ MISTAKES = {
     "a tokenizer": (["tokenizer=x"], "tokenizer=x: a run has the tokens of its data"),
     "other file": (["out=other"], "is there and holds no evaluations"),
     "no place anyone can write": (["out=/proc/x"], "out=/proc/x: no file can be written there ("),
-    "no place": (["out=short/deep"], "out=short/deep: no file can be written there (Not a directory)"),
+    "no place": (["out=short/deep"], "out=short/deep: no file can be written there (a file is in the way)"),
 }
 
 
