@@ -95,8 +95,8 @@ ROOMS = {
     "benchmarks": (
         "errors places formatting jsonio console ops data models inference training config runs pretrained report",
         "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
-        "peer_tasks report results roofline run_trees scan scan_contestants scan_shapes session step text timing "
-        "training_step",
+        "peer_tasks report results roofline run_trees scaling scaling_on_paper scaling_points scaling_step scan "
+        "scan_contestants scan_shapes session step text timing training_step",
     ),
     "cli": (
         "errors invocation formatting jsonio console config runs sweep report",
@@ -106,8 +106,8 @@ ROOMS = {
         "errors places invocation formatting jsonio console config data ops models training inference evaluation runs "
         "pretrained sweep report benchmarks cli experiment",
         "benchmark_against_mamba_ssm benchmark_commands benchmark_coordinates benchmark_experts benchmark_growth "
-        "benchmark_inference benchmark_scan benchmark_step_cpu benchmark_text compare evaluate export generate job "
-        "options settings train trained",
+        "benchmark_inference benchmark_scaling benchmark_scan benchmark_step_cpu benchmark_text compare evaluate "
+        "export generate job options settings train trained",
     ),
     "api": (
         "errors places invocation jsonio console config data runs report cli commands experiment",

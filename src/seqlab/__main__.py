@@ -26,6 +26,7 @@ BENCHMARKS = {
     "inference": "prefill, time a token and memory against the context",
     "growth": "a training step over batch, length, width, depth and vocabulary",
     "experts": "a mixture of experts, grouped products beside a loop",
+    "scaling": "training on 1, 2, 4, ... GPUs, weak and strong, beside plain DDP; on paper to 1,024",
     "against_mamba_ssm": "training, prefill and generation beside mamba_ssm, on a GPU",
     "commands": "seconds and memory of whole commands",
     "text": "encoding large text: memory against its size, and speed",
