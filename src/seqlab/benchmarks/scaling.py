@@ -174,7 +174,8 @@ def run(args: argparse.Namespace) -> int:
     where = f"{results['device_name']}, {args.precision}"
     title = f"Tokens/s of a GPU beside the fewest; {args.batch} x {args.length:,} a GPU (weak), "
     title += f"{args.global_batch} x {args.length:,} in all (strong); {where}"
-    drawn = report.write_picture(args.out / "scaling.png", title, panels(found), "GPUs") if found else []
+    shown = panels(found)
+    drawn = report.write_picture(args.out / "scaling.png", title, shown, "GPUs", columns=len(shown)) if shown else []
     lines = failures(points)
     for gpus in args.gpus:
         if args.global_batch % gpus:

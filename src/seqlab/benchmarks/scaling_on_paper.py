@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
+
 from seqlab.benchmarks.growth import Window
 from seqlab.benchmarks.growth_curves import Sizes
 from seqlab.benchmarks.report import finish, number, table
@@ -154,8 +156,7 @@ class Shape(NamedTuple):
     parameters: int
     outside: int  # of them not in layers
     layers: int
-    flops: float  # of a sequence, both passes
-    backward: float  # the backward pass's share
+    backward: float  # the backward pass's share of computing
 
     def collectives(self, gpus: int, parallel: str) -> list[Collective]:
         """Of a step with ``ddp`` or ``fsdp``."""
@@ -164,24 +165,24 @@ class Shape(NamedTuple):
         return fsdp(self.parameters, gpus, self.layers, self.outside)
 
 
-def shape_of(trained: Trained, length: int) -> Shape:
-    """Count a model, without memory or arithmetic; with layers computed again, their forward pass counts twice.
-
-    Raises:
-        UserError: it cannot be built.
-    """
-    widths = TokenWidths(trained.vocabulary, trained.vocabulary, length)
+def built_of(trained: Trained, length: int) -> nn.Module:
+    """The model without memory for its weights."""
     with torch.device("meta"):
-        model = build_model(compose(*trained.overrides), widths, torch.device("meta"))
-    inside = sum(p.numel() for layer in parts(model, Layer) for p in layer.parameters())
-    total = sum(p.numel() for p in model.parameters())
-    flops = training_flops(
-        model, Window(Sizes(batch=1, length=length, width=0, depth=0, vocabulary=trained.vocabulary))
-    )
-    count = len(parts(model, Layer))
-    if trained.checkpoint_layers:
-        return Shape(total, total - inside, count, flops * 4 / 3, 3 / 4)
-    return Shape(total, total - inside, count, flops, 2 / 3)
+        widths = TokenWidths(trained.vocabulary, trained.vocabulary, length)
+        return build_model(compose(*trained.overrides), widths, torch.device("meta"))
+
+
+def shape_of(trained: Trained, model: nn.Module) -> Shape:
+    """Count a model's parameters. Where layers are computed again, the backward pass is three parts of four."""
+    layers = parts(model, Layer)
+    total, inside = (sum(p.numel() for p in one.parameters()) for one in (model, nn.ModuleList(layers)))
+    return Shape(total, total - inside, len(layers), 3 / 4 if trained.checkpoint_layers else 2 / 3)
+
+
+def flops_of(trained: Trained, model: nn.Module, length: int) -> float:
+    """FLOPs of both passes over a sequence; where layers are computed again, their forward pass counts twice."""
+    data = Window(Sizes(batch=1, length=length, width=0, depth=0, vocabulary=trained.vocabulary))
+    return training_flops(model, data) * (4 / 3 if trained.checkpoint_layers else 1)
 
 
 def rows_of(shape: Shape, parallel: str, computing: float, links: Links) -> list[dict[str, str]]:
@@ -204,21 +205,19 @@ def rows_of(shape: Shape, parallel: str, computing: float, links: Links) -> list
     return rows
 
 
-def computing_of(name: str, shape: Shape, args: argparse.Namespace) -> tuple[float, str]:
+def computing_of(name: str, model: nn.Module, args: argparse.Namespace) -> tuple[float, str]:
     """Seconds of a step on one GPU and what they are: of ``args.paper``, a share of the peak or what was measured.
 
     Raises:
         UserError: the step was not measured on one GPU.
     """
     if isinstance(args.paper, float):
-        seconds = args.batch * shape.flops / (args.paper * PEAK)
+        seconds = args.batch * flops_of(args.trained[name], model, args.length) / (args.paper * PEAK)
         return seconds, f"its FLOPs at {args.paper:.0%} of {PEAK / 1e12:g} TFLOP/s"
-    for row in load(args.paper).get("points", ()):
-        point = Point(**row)
-        if (point.model, point.contestant, point.gpus, point.rows, point.length) == (
-            *(name, OURS, 1),
-            *(args.batch, args.length),
-        ) and point.seconds:
+    points = (Point(**row) for row in load(args.paper).get("points", ()))
+    alone = [p for p in points if (p.model, p.contestant, p.gpus, p.length) == (name, OURS, 1, args.length)]
+    for point in alone:
+        if point.rows == args.batch and point.seconds:
             return point.seconds, "as measured on one GPU"
     what = f"has no step of {name} with {args.batch} x {args.length:,} on one GPU"
     raise UserError("--paper", args.paper, what, "Name a scaling.json that has, or --models, --batch and --length")
@@ -228,8 +227,8 @@ def show(args: argparse.Namespace) -> None:
     """Write and show the tables for ``--paper``: for each model, weights whole on every GPU, and shared out."""
     made, results = [], {"paper": str(args.paper), "links": Links()._asdict(), "tables": {}}
     for name, trained in args.trained.items():
-        shape = shape_of(trained, args.length)
-        computing, how = computing_of(name, shape, args)
+        model = built_of(trained, args.length)
+        shape, (computing, how) = shape_of(trained, model), computing_of(name, model, args)
         law = f"{shape.parameters:,} parameters; computing takes {number(computing, 1e3)} ms: {how}"
         for parallel in ("ddp", "fsdp"):
             title = f"{name}, {parallel}, {args.batch} x {args.length:,} a GPU, on paper"
