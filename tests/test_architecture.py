@@ -93,7 +93,8 @@ ROOMS = {
         "power_law print_tables rows runs statistics tables write_tables",
     ),
     "benchmarks": (
-        "errors places formatting jsonio console ops data models inference training config runs pretrained report",
+        "errors places invocation formatting jsonio console ops data models inference training config runs pretrained "
+        "report",
         "coordinates experts exponents growth growth_curves inference inference_curves memory peer peer_picture "
         "peer_tasks report results roofline run_trees scaling scaling_on_paper scaling_points scaling_step scan "
         "scan_contestants scan_shapes session step text timing training_step",

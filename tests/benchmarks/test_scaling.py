@@ -121,12 +121,13 @@ class Torchrun:
 class TestProcesses:
     @pytest.fixture
     def run(self, monkeypatch, tmp_path):
-        def main(torchrun: type, *, draws: bool = False) -> tuple[int, dict]:
+        def main(torchrun: type, *arguments: str, draws: bool = False) -> tuple[int, dict]:
             monkeypatch.setattr(scaling.report, "can_draw", lambda: draws)
             monkeypatch.setattr(torchrun, "started", 0)
             monkeypatch.setattr(scaling, "subprocess", Namespace(Popen=torchrun))
-            status = benchmark.main([*SMALL, "--gpus", "1,2", "--out", str(tmp_path)])
-            return status, json.loads((tmp_path / scaling.FILE).read_text())
+            status = benchmark.main([*SMALL, "--gpus", "1,2", *arguments, "--out", str(tmp_path)])
+            path = tmp_path / scaling.FILE
+            return status, json.loads(path.read_text()) if path.exists() else {}
 
         return main
 
@@ -158,6 +159,11 @@ class TestProcesses:
         status, results = run(Dies)
         assert (status, Dies.started, len(results["points"])) == (1, 2, 6)
         assert "processes-2.log says why" in capsys.readouterr().out
+
+    def test_a_model_that_cannot_be_built_starts_nothing(self, run, capsys):
+        assert run(Torchrun, "--models", "transformer,hybrid") == (2, {})  # four mixers in two layers
+        assert len(capsys.readouterr().err.splitlines()) == 2
+        assert Torchrun.started == 0
 
     def test_ctrl_c_leaves_what_was_measured(self, run, capsys):
         class Stopped(Torchrun):

@@ -189,7 +189,7 @@ def test_completion_in_fish(environment, tmp_path):
     ]
     asked = "; ".join([install, *(f"complete -C '{line}'" for line in lines)])
     done = subprocess.run(["fish", "-c", asked], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    offered = ["compare", "scan", "schedule=constant", "schedule=cosine", "outputs/", "to=outputs/"]
+    offered = ["compare", "scaling", "scan", "schedule=constant", "schedule=cosine", "outputs/", "to=outputs/"]
     assert (done.stdout.split(), done.stderr) == (offered, "")
 
 

@@ -160,9 +160,18 @@ def as_settings(args: argparse.Namespace, cases: Sequence[Case]) -> dict[str, An
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write and show what scripts/benchmark_scaling.py is asked for. Returns the exit status."""
+    """Measure, write and show what scripts/benchmark_scaling.py is asked for.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: a model cannot be built.
+    """
     report.make_folder(args.out)
     args.trained = {name: trained_of(name, args) for name in args.models}
+    for trained in args.trained.values():
+        scaling_on_paper.built_of(trained, args.length)  # one that cannot be built is refused at once
     if args.paper:
         scaling_on_paper.show(args)
         return 0

@@ -166,7 +166,11 @@ class Shape(NamedTuple):
 
 
 def built_of(trained: Trained, length: int) -> nn.Module:
-    """The model without memory for its weights."""
+    """The model without memory for its weights.
+
+    Raises:
+        UserError: it cannot be built.
+    """
     with torch.device("meta"):
         widths = TokenWidths(trained.vocabulary, trained.vocabulary, length)
         return build_model(compose(*trained.overrides), widths, torch.device("meta"))

@@ -32,7 +32,6 @@ from seqlab.config.options import options_of
 from seqlab.config.schema import cores
 from seqlab.errors import UserError
 from seqlab.runs.build import choose_device
-from seqlab.training.precision import DTYPES
 
 
 def paper(key: str, text: str) -> float | Path:
@@ -67,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", whole, default=8, help="sequences of each GPU, weak scaling; default 8")
     add("--global-batch", whole, help="sequences of all GPUs together, strong scaling; default: --batch")
     plain("--parallel", choices=["ddp", "fsdp"], help="default: fsdp for 1.4b, ddp for the others")
-    plain("--precision", choices=DTYPES, help="default: bf16 on a GPU, float32 on a CPU")
+    plain("--precision", choices=["float32", "bf16"], help="default: bf16 on a GPU, float32 on a CPU")
     plain("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--paper", paper, help="measure nothing: a table on paper, from a share of a GPU's peak or a scaling.json")
     plain("--out", type=Path, help="folder for the results; default outputs/benchmarks/scaling-<time>")
