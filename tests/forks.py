@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import cache
+from multiprocessing import connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -70,14 +71,11 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def as_torchrun(folder: Path, task: Callable[..., None], *arguments: object, size: int = 2) -> list[tuple[int, str]]:
-    """``finish`` processes, as torchrun starts them; for each its exit status and what was written."""
-    same = {
-        "TORCHELASTIC_RUN_ID": "test",
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
+def launched(
+    folder: Path, launch: dict[str, str], task: Callable[..., None], *arguments: object, size: int = 2
+) -> list[ForkServerProcess]:
+    """Processes, as torchrun starts them; what each writes goes to the end of ``screen0``, ``screen1`` and so on."""
+    same = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"} | launch
     folder.mkdir(exist_ok=True)
     server()  # which would keep the environment of below for all that are forked from it later
     started = []
@@ -85,10 +83,16 @@ def as_torchrun(folder: Path, task: Callable[..., None], *arguments: object, siz
         with pytest.MonkeyPatch.context() as patch:
             for name, value in (same | {"RANK": rank, "LOCAL_RANK": rank}).items():
                 patch.setenv(name, value)
-            started.append((start(folder / f"screen{rank}", task, *arguments), folder / f"screen{rank}"))
-    for process, _ in started:
+            started.append(start(folder / f"screen{rank}", task, *arguments))
+    return started
+
+
+def as_torchrun(folder: Path, task: Callable[..., None], *arguments: object, size: int = 2) -> list[tuple[int, str]]:
+    """``finish`` processes, as torchrun starts them; for each its exit status and what was written."""
+    started = launched(folder, {"MASTER_PORT": free_port()}, task, *arguments, size=size)
+    for process in started:
         process.join(120)
-    return [(process.exitcode, screen.read_text()) for process, screen in started]
+    return [(process.exitcode, (folder / f"screen{rank}").read_text()) for rank, process in enumerate(started)]
 
 
 def _begin(screen: Path, environment: dict[str, str], folder: Path, task: Callable[..., None], given: tuple) -> None:
@@ -123,3 +127,38 @@ def train_until(job: str, step: int, *arguments: str) -> None:
 
     Trainer._train_step = mortal
     train(*arguments)
+
+
+class Torchrun:
+    """Starts two processes again and again, as ``torchrun --max-restarts`` does, and has their store meanwhile."""
+
+    def __init__(self, folder: Path):
+        from torch.distributed import TCPStore
+
+        self.folder, self.starts = folder, 0
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def start(self, task: Callable[..., None], *arguments: object) -> list[ForkServerProcess]:
+        """Begin ``task(*arguments)`` in both once more."""
+        own = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(self.starts)}
+        self.starts += 1
+        return launched(self.folder, own | {"MASTER_PORT": str(self.store.port)}, task, *arguments)
+
+    def screen(self, rank: int) -> str:
+        """What the processes of this rank have written."""
+        return (self.folder / f"screen{rank}").read_text()
+
+
+def wait(processes: list[ForkServerProcess], patience: float = 30) -> list[int]:
+    """Wait for all, or until one fails, and then end the others, as torchrun does; their exit statuses."""
+    waited_for = {process.sentinel for process in processes}
+    while waited_for and all(process.exitcode in (None, 0) for process in processes):
+        waited_for -= set(connection.wait(list(waited_for)))
+    for process in processes:
+        if process.exitcode is None:
+            process.terminate()
+    for process in processes:
+        process.join(patience)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]

@@ -54,9 +54,9 @@ ROOMS = {
         "captured generate prompt sampling steps",
     ),
     "training": (
-        "errors jsonio console models data ops",
+        "errors invocation jsonio console models data ops",
         "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
-        "loggers lora metrics metrics_file muon_of_stacks objective optim parallel precision prefetch progress "
+        "loggers lora meeting metrics metrics_file muon_of_stacks objective optim parallel precision prefetch progress "
         "saving schedule settings sharded_files sharding signals trainer update",
     ),
     "config": (

@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,36 @@ class FailedElsewhere(Foreseen):
 
     def __str__(self) -> str:
         return f"Rank {self.rank} failed, and with it the run: {self.message}"
+
+
+class Absent(UserError):
+    """Processes that the others waited for in vain.
+
+    Args:
+        ranks: theirs; none if they have come too late, or nobody knows.
+        seconds: how long the others waited.
+        teller: the first rank of those that have come, which says so; the first of all does anyway.
+    """
+
+    def __init__(self, ranks: Sequence[int], seconds: float, teller: int):
+        who = ", ".join(f"rank {rank}" for rank in ranks) or "a process of this run"
+        rule = f"did not come to the others within {seconds:g} seconds, and the run cannot go on without it"
+        remedy = "resume=<run folder> goes on from its last checkpoint; trainer.timeout=1800 would wait longer"
+        super().__init__("torchrun", who, rule, remedy)
+        self.args = ranks, seconds, teller
+        self.teller = teller
+
+
+def is_late(error: BaseException) -> bool:
+    """Whether gloo says that another process did not come in time."""
+    return isinstance(error, RuntimeError) and "Timed out waiting" in str(error)
+
+
+def is_out_of_touch(error: BaseException) -> bool:
+    """Whether gloo or NCCL says that another process is gone."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    named = type(error).__name__ in ("DistBackendError", "DistNetworkError")
+    return named or "timeout caused pair closure" in said or ("gloo" in said and "onnection" in said)
 
 
 class Interrupted(Foreseen):

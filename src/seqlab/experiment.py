@@ -42,6 +42,7 @@ from seqlab.runs.build import (
 from seqlab.runs.lock import PATIENCE, only_process_in
 from seqlab.runs.process import keep_memory, reset_global_state, take_share
 from seqlab.runs.summary import Summary
+from seqlab.training import meeting
 from seqlab.training.evaluate import Evaluation
 from seqlab.training.loggers import NoLogger
 from seqlab.training.metrics_file import MetricsFile
@@ -77,10 +78,11 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
     with joined(*processes()) as world, only_process_in(folder, patience=PATIENCE if in_sweep else 0):
         done, data = None, None
         with world.agreed():
-            if in_sweep:
+            again = not in_sweep and cfg.resume is None and resume.started_again(folder, world)
+            if in_sweep or again:
                 with facts.failure_written(cfg, folder):
                     check(cfg)
-                if not cfg.sweep.resume:
+                if not (again or cfg.sweep.resume):
                     resume.refuse_used_folder(folder)
                 cfg, data = settled(cfg, folder)
                 done = resume.result_of(cfg, folder)
@@ -93,6 +95,7 @@ def run(cfg: DictConfig, reporter: Reporter | None = None) -> Summary:
             else:
                 check(cfg)
                 resume.refuse_used_folder(folder)
+                meeting.remember(folder)
                 goes_on = False
                 cfg, data = settled(cfg, folder)
         if world.once(lambda: None if done else (cfg, folder, goes_on)) is None:  # ``follow`` is told
@@ -107,7 +110,7 @@ def follow() -> None:
     Raises:
         Exception: as ``run``; those that the first process raises too, as well.
     """
-    with joined(*processes()) as world:
+    with joined(*processes()) as world, world.roll_call():
         with world.agreed():
             pass  # the first process reads the configuration and its run folder
         if (told := world.once(lambda: None)) is None:
@@ -150,7 +153,7 @@ def prepare(
         goes_on: continue from the newest checkpoint in the folder.
         world: the processes that train together.
     """
-    with facts.failure_written(cfg, folder):
+    with facts.failure_written(cfg, folder), world.roll_call():
         trainer = assembled(cfg, folder, data, goes_on=goes_on, world=world)
         trainer.origin = {"settings": resume.pinned(cfg), "data_fingerprint": trainer.data.fingerprint}
         with world.agreed():
@@ -176,10 +179,11 @@ def assembled(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: b
         world.take(device)
         if device.type == "cpu":
             keep_memory()
+    refuse_unlike(world, "device", device.type, "Start processes only where each has a GPU, or set device=cpu")
     with world.agreed(), world.one_goes_ahead():
         data = data or build_data(cfg, folder if goes_on else None)
         checkpoint = None if goes_on else checkpoint_for(cfg, data)
-    refuse_unlike_data(data, world)
+    refuse_unlike(world, "data", data.fingerprint, "Let data.dir be the same files everywhere")
     with world.agreed():
         if goes_on:
             world.once(lambda: resume.refuse_other_data(data, folder))
@@ -194,19 +198,19 @@ def assembled(cfg: DictConfig, folder: Path, data: DataSet | None, *, goes_on: b
         torch.manual_seed(cfg.seed + (world.rank << 32))  # the model was drawn alike by all; dropout is each one's own
     if goes_on:
         trainer.restore()
+    world.wait_at_most(trainer.config.timeout)
     return trainer
 
 
-def refuse_unlike_data(data: DataSet, world: World) -> None:
-    """Refuse data that is not the same in all processes, of which several machines may have files of their own.
+def refuse_unlike(world: World, key: str, value: str, remedy: str) -> None:
+    """Refuse a value that is not the same in all processes, as several machines may differ.
 
     Raises:
         UserError: it is not.
     """
-    unlike = [rank for rank, found in enumerate(world.gather(data.fingerprint)) if found != data.fingerprint]
-    if unlike:
-        rule = f"is other data in process {unlike[0]}, perhaps of another machine, than in process {world.rank}"
-        raise UserError("data", data.fingerprint, rule, "Let data.dir be the same files everywhere")
+    for rank, found in enumerate(world.gather(value)):
+        if found != value:
+            raise UserError(key, value, f"it is {found} in process {rank}, perhaps of another machine", remedy)
 
 
 def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, reporter: Reporter | None) -> Summary:
@@ -231,7 +235,8 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
         if not (completed and trainer.is_over):
             facts.write(folder, summary | {"status": "running", "steps": first})
         kept = MetricsFile(folder / "metrics.jsonl", keep=trainer.counters.is_settled)
-        with kept as metrics_file, StopRequest(patient=trainer.world.size > 1) as stop:
+        stopping = StopRequest(patient=trainer.world.size > 1)
+        with trainer.world.roll_call(), kept as metrics_file, stopping as stop:
             trainer.run(record, stop)
             test = trainer.test()
             summary |= facts.progress_of(trainer) | facts.results_of(trainer, test)

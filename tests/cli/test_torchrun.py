@@ -145,7 +145,7 @@ def test_the_jobs_of_a_sweep_in_several_processes(train, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_the_launcher_itself(tmp_path, environment):
-    """torchrun with a sweep's job; and rank 1 killed: all end, and what is said names the rank."""
+    """torchrun with a sweep's job; and rank 1 killed: the run goes on; and once more: all end, with the rank named."""
     folder, python = tmp_path / "sweep", [sys.executable, str(ROOT / "train.py")]
     swept = [*python, "-m", *FEW, "sweep.processes=2", "trainer.batch_size=4", f"hydra.sweep.dir={folder}"]
     assert subprocess.run([*swept, "hydra.sweep.subdir=job"], env=environment).returncode == 0
@@ -159,17 +159,20 @@ def test_the_launcher_itself(tmp_path, environment):
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node=2",
+        "--max-restarts=1",
         str(tmp_path / "killed.py"),
     ]
     arguments = [
         str(ROOT / "tests"),
         *FEW,
         "trainer.steps=1000000",
+        "trainer.checkpoint_every=2",
         "trainer.batch_size=4",
         f"hydra.run.dir={tmp_path / 'killed'}",
     ]
     ended = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode != 0
     assert "torchrun=a process of this run: it has ended or cannot be reached" in ended.stderr
+    assert "Continuing from" in ended.stderr
     assert "rank      : 1" in ended.stderr
     assert "SIGKILL" in ended.stderr

@@ -11,7 +11,7 @@ from together import ROWS, Words, built, every_mixer, go_on, gone_on, killed, re
 
 from forks import as_torchrun
 from seqlab.errors import UserError
-from seqlab.experiment import refuse_unlike_data
+from seqlab.experiment import refuse_unlike
 from seqlab.models.protocols import share_positions
 from seqlab.training import checkpoint
 from seqlab.training.optim import sgd
@@ -266,8 +266,8 @@ def test_a_port_that_is_taken(monkeypatch):
             pass
 
 
-def test_data_that_is_not_the_same_everywhere():
+def test_what_is_not_the_same_everywhere():
     world = World()
     world.gather = lambda value: [value, "another"]
-    with pytest.raises(UserError, match="is other data in process 1, perhaps of another machine, than in process 0"):
-        refuse_unlike_data(Words(), world)
+    with pytest.raises(UserError, match="device=cpu: it is another in process 1, perhaps of another machine"):
+        refuse_unlike(world, "device", "cpu", "Set device=cpu")

@@ -23,9 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from seqlab import console
 from seqlab.cli import result_table
 from seqlab.config.command_line import in_order, parse_flags
-from seqlab.config.exceptions import is_out_of_touch, message_of, report, translate
+from seqlab.config.exceptions import message_of, report, translate
 from seqlab.config.options import help_text
-from seqlab.errors import Diverged, Foreseen, Interrupted, Pruned, UserError
+from seqlab.errors import Absent, Diverged, Foreseen, Interrupted, Pruned, UserError, is_out_of_touch
 from seqlab.invocation import processes, remember
 from seqlab.jsonio import load
 from seqlab.runs import leftovers
@@ -98,7 +98,9 @@ def followed(follow: Callable[[], None]) -> NoReturn:
     try:
         follow()
     except Foreseen as error:
-        if error.__cause__ is not None and translate(error.__cause__) is None:  # a fault of ours, in this process
+        if isinstance(error, Absent) and error.teller == processes()[0]:  # the first has not come
+            print(error, file=sys.stderr)
+        elif error.__cause__ is not None and translate(error.__cause__) is None:  # a fault of ours, in this process
             traceback.print_exception(error.__cause__)
         end(getattr(error, "exit_status", 1))
     except Exception as error:

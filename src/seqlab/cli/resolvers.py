@@ -3,6 +3,7 @@
 What needs torch is imported where it is used, since every command line resolves some of these.
 """
 
+import os
 from datetime import datetime
 
 from hydra.core.config_store import ConfigStore
@@ -15,9 +16,13 @@ from seqlab.sweep.naming import POINTS, job_folder, sweep_folder, varying_keys
 
 
 def run_folder(resume: str | None, fresh: str) -> str:
-    """The run folder: a new one, or the one that ``resume`` names."""
+    """The run folder: that which ``resume`` names, or that of the run which torchrun starts again, or a new one."""
     if resume is None:
-        return fresh
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return fresh
+        from seqlab.runs.resume import begun_by_torchrun
+
+        return begun_by_torchrun() or fresh
     from seqlab.runs.resume import folder_to_continue
 
     return folder_to_continue(resume)

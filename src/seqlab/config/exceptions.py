@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seqlab.config.command_line import typed_settings
 from seqlab.config.hydra_errors import composition_error
-from seqlab.errors import Diverged, FailedElsewhere, Interrupted, UserError
+from seqlab.errors import Diverged, FailedElsewhere, Interrupted, UserError, is_late, is_out_of_touch
 from seqlab.places import check_place
 
 log = logging.getLogger("seqlab")
@@ -82,7 +82,7 @@ def translate_foreign(error: BaseException) -> UserError | None:
         return UserError("disk", "full", *FULL)
     if found := out_of_memory(error):
         return found
-    if is_out_of_touch(error):
+    if is_out_of_touch(error) or is_late(error):
         rule = "it has ended or cannot be reached, and the run cannot go on without it; torchrun says which it was"
         remedy = "resume=<run folder> goes on from its last checkpoint, with any number of processes"
         return UserError("torchrun", "a process of this run", rule, remedy)
@@ -107,12 +107,6 @@ def is_only_missing(error: OSError) -> bool:
     except UserError:
         return False
     return True
-
-
-def is_out_of_touch(error: BaseException) -> bool:
-    """Whether gloo or NCCL says that another process is gone."""
-    said = str(error) if isinstance(error, RuntimeError) else ""
-    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or ("gloo" in said and "onnection" in said)
 
 
 def refused_path(error: OSError) -> UserError | None:

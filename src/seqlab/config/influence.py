@@ -10,7 +10,7 @@ CHANGEABLE = frozenset(
         *(f"trainer.{name}" for name in ("evaluate_every", "checkpoint_every", "log_every", "evaluation_batch_size")),
         *("data.files", "data.tests", "data.n_further"),
         *("trainer.further_tests", "target", "trainer.cuda_graph", "trainer.parallel", "trainer.context_parallel"),
-        *("trainer.checkpoint_layers", "trainer.offload"),
+        *("trainer.checkpoint_layers", "trainer.offload", "trainer.timeout"),
     }
 )
 """Settings that a resumed run may change: the budget, how kernels are launched and weights held, where its text is, and
@@ -27,6 +27,7 @@ OF_STEPS = tuple(
         "context_parallel",
         "checkpoint_layers",
         "offload",
+        "timeout",
         "evaluate_every",
         "checkpoint_every",
         "log_every",
@@ -43,6 +44,6 @@ UNNAMED = (*WITHOUT_INFLUENCE, "device")
 NOT_COMPARED = frozenset(
     {"data.dir", "data.cache_dir", "trainer.log_every", "trainer.checkpoint_every", "trainer.evaluation_batch_size"}
     | {"data.tests", "data.n_further", "trainer.further_tests", "trainer.parallel", "trainer.context_parallel"}
-    | {"trainer.checkpoint_layers", "trainer.offload"}
+    | {"trainer.checkpoint_layers", "trainer.offload", "trainer.timeout"}
 )
 """Settings by which the runs of a report are not told apart: places, intervals of logging, further tests."""

@@ -20,7 +20,8 @@ from seqlab.formatting import counted
 from seqlab.jsonio import load, write_whole
 from seqlab.runs.folder import CONFIG, SWEEP
 from seqlab.runs.trust import packages, refuse_links, refuse_tracker, trusted
-from seqlab.training import checkpoint
+from seqlab.training import checkpoint, meeting
+from seqlab.training.parallel import World
 from seqlab.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,27 @@ def refuse_used_folder(folder: Path) -> None:
         if path.exists() and path.stat().st_size and load(path).get("status") != "failed":
             rule = f"holds a {path.name} of something else"
             raise UserError("run folder", folder, rule, "Move it away, or name another folder")
+
+
+def begun_by_torchrun() -> str | None:
+    """The folder of the run that torchrun has started before, if it starts it again (``--max-restarts``)."""
+    return meeting.begun_in()
+
+
+def started_again(folder: Path, world: World) -> bool:
+    """Whether torchrun starts the processes of this folder's run again.
+
+    Where it keeps no store for them (``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``), any run in the folder is taken for it.
+
+    Raises:
+        UserError: it may do so, and they would not find their folder.
+    """
+    if meeting.outlives_processes() or not meeting.may_restart():
+        return begun_by_torchrun() == str(folder)
+    if not any(setting.startswith("hydra.run.dir=") for setting in HydraConfig.get().overrides.hydra):
+        rule = "torchrun, which may start this run again, keeps no store where it would find the folder of now"
+        raise UserError("hydra.run.dir", "outputs/...", rule, "Name a folder, such as hydra.run.dir=outputs/mine")
+    return max(world.restarts, meeting.restarts()) > 0 and (folder / CONFIG).exists()
 
 
 def refuse_another_job(cfg: DictConfig, folder: Path) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -16,11 +17,13 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup, Store
 from typing_extensions import override
 
 from seqlab.data import Batch
-from seqlab.errors import FailedElsewhere, Foreseen, UserError
+from seqlab.errors import Absent, FailedElsewhere, Foreseen, UserError, is_late, is_out_of_touch
 from seqlab.ops.context import ContextGroup
+from seqlab.training import meeting
 from seqlab.training.sharding import shard
 
 Parallel = Literal["auto", "ddp", "fsdp"]
@@ -28,6 +31,9 @@ Parallel = Literal["auto", "ddp", "fsdp"]
 
 PATIENCE = 30
 """Seconds that the first process has, after an error, to say what it was."""
+
+ROLL_CALL = 10
+"""Seconds in which those who are there say so, when some are not."""
 
 Value = TypeVar("Value")
 
@@ -40,9 +46,10 @@ class World:
     Attributes:
         rank: the number of this process.
         size: the number of processes.
+        restarts: how often torchrun has started them before, on the machine where it did so most often.
     """
 
-    rank, size = 0, 1
+    rank, size, restarts = 0, 1, 0
 
     def take(self, device: torch.device) -> None:
         """Take this process's own of the machine's devices.
@@ -91,6 +98,17 @@ class World:
         """On each machine one process goes through first, to fetch what the others then find."""
         return nullcontext()
 
+    def wait_at_most(self, seconds: float) -> None:
+        """Let no process wait longer for another from here on."""
+
+    def roll_call(self) -> AbstractContextManager[None]:
+        """Within, an error for having waited too long for a process names it.
+
+        Raises:
+            Absent: for that.
+        """
+        return nullcontext()
+
     def shard(self, model: nn.Module, parallel: Parallel, offload: bool = False) -> nn.Module:
         """Leave this process only its part of the weights, if they are to be shared out; ``offload``: on the CPU.
 
@@ -112,8 +130,10 @@ class World:
 class Processes(World):
     """Several processes, which have joined (``joined``)."""
 
-    def __init__(self, rank: int, size: int):
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, store: Store | None = None):
+        self.rank, self.size, self.store = rank, size, store
+        self.groups: list[ProcessGroup | None] = [None]  # None is that of all
+        self.timeout: float = meeting.PATIENCE
         self.place = int(os.environ["LOCAL_RANK"])  # among the processes of this machine
 
     @override
@@ -137,7 +157,8 @@ class Processes(World):
 
     @override
     def context(self, size: int) -> ContextGroup:
-        return ContextGroup(torch.distributed.new_subgroups(size)[0])
+        self.groups.append(torch.distributed.new_subgroups(size)[0])
+        return ContextGroup(self.groups[-1])
 
     @override
     def mean(self, value: Tensor) -> Tensor:
@@ -198,6 +219,35 @@ class Processes(World):
                 self.gather(None)
 
     @override
+    def wait_at_most(self, seconds: float) -> None:
+        self.timeout, later = seconds, seconds + ROLL_CALL + PATIENCE  # gloo is first: NCCL ends the process itself
+        for group in self.groups:
+            group = group or torch.distributed.group.WORLD
+            for kind, limit in (("cuda", later), ("cpu", seconds)):  # where gloo is both, it has the second limit
+                if torch.device(kind) in group._device_types:
+                    group._get_backend(torch.device(kind))._set_default_timeout(timedelta(seconds=limit))
+
+    @override
+    @contextmanager
+    def roll_call(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not (is_late(error) or is_out_of_touch(error)):
+                raise
+            if shared := meeting.outlives_processes():
+                self.store.set(f"here/{self.rank}", "")
+            if not is_late(error):
+                raise
+            if not shared:  # the store is a process's own, and that may hang
+                raise Absent([], self.timeout, teller=1) from error
+            until, absent = time.monotonic() + min(ROLL_CALL, self.timeout), [self.rank]
+            while absent and time.monotonic() < until:
+                time.sleep(0.1)
+                absent = [rank for rank in range(self.size) if not self.store.check([f"here/{rank}"])]
+            raise Absent(absent, self.timeout, min({*range(self.size)} - {*absent})) from error
+
+    @override
     def shard(self, model: nn.Module, parallel: Parallel, offload: bool = False) -> nn.Module:
         return shard(model, self.size, offload) if parallel == "fsdp" else model
 
@@ -241,14 +291,18 @@ def joined(rank: int, size: int) -> Iterator[World]:
         return
     gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     try:
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        store = meeting.meet(rank, size)
+        backend, limit = "cpu:gloo,cuda:nccl" if gpus else "gloo", timedelta(seconds=meeting.PATIENCE)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         rule = f"the processes cannot join ({str(error).splitlines()[0]})"
         remedy = "Choose a free port (--master-port), or let torchrun do so (--standalone), and see that hosts reach it"
         place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError("torchrun", place, rule, remedy) from error
     try:
-        yield Processes(rank, size)
+        world = Processes(rank, size, store)
+        world.restarts = world.largest(meeting.restarts())
+        yield world
     except Foreseen:
         if rank:
             wait_for_first()

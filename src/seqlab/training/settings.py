@@ -40,6 +40,7 @@ class TrainerConfig:
             for one; a divisor of their number.
         checkpoint_layers: keep of each layer (``true``), or of every n-th, only its inputs for the backward pass, and
             compute the rest again there: less memory for up to a third more time, the same gradients.
+        timeout: seconds that processes wait for one another, at most, before the run ends.
         compile: train through ``torch.compile``.
         cuda_graph: capture the kernels of a step once and replay them, which makes small models faster on a GPU;
             ``auto`` does so on CUDA in float32 and bf16 without ``compile``.
@@ -76,6 +77,7 @@ class TrainerConfig:
     offload: bool = False
     context_parallel: PositiveInt = 1
     checkpoint_layers: bool | PositiveInt = False
+    timeout: PositiveFloat = 600.0
     compile: bool = False
     cuda_graph: bool | Literal["auto"] = "auto"
     evaluate_every: PositiveInt | None = None

@@ -43,8 +43,9 @@ class StopRequest:
             signal.signal(number, handler)
         self._before = {}
 
-    def __exit__(self, *exception: object) -> None:
-        self._restore()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if not (self.patient and kind):  # torchrun ends the others as soon as one has failed: they have yet to say why
+            self._restore()
 
 
 def ignored(number: int) -> bool:
