@@ -55,9 +55,9 @@ ROOMS = {
     ),
     "training": (
         "errors invocation jsonio console models data ops",
-        "ahead average captured checkpoint compile_ahead counters device_step evaluate freezing lean_optimizers "
-        "loggers lora meeting metrics metrics_file muon_of_stacks objective optim parallel precision prefetch progress "
-        "saving schedule settings sharded_files sharding signals trainer update",
+        "ahead average captured carried checkpoint compile_ahead counters device_step evaluate freezing "
+        "lean_optimizers loggers lora meeting metrics metrics_file muon_of_stacks objective optim parallel precision "
+        "prefetch progress saving schedule settings sharded_files sharding signals trainer update",
     ),
     "config": (
         "errors places invocation",

@@ -6,7 +6,7 @@ Symbols: N tokens.
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import PositiveInt
@@ -21,7 +21,7 @@ from seqlab.data.protocol import TextBytes
 from seqlab.data.splitting import Source, parse_fractions
 from seqlab.data.subwords import LEAST, Subwords, file_of
 from seqlab.data.token_files import EncodedText
-from seqlab.data.windows import TextWindows, Tokens
+from seqlab.data.windows import TextWindows, Tokens, Windows
 from seqlab.errors import UserError, under
 
 SETTINGS = ("files", "hub", "config", "revision", "streaming", "field", "fractions")
@@ -78,7 +78,7 @@ class OwnText(TextWindows):
         self,
         *,
         length: int,
-        windows: Literal["sampled", "contiguous"],
+        windows: Windows,
         fractions: list[float],
         files: str | list[str] | dict[str, str | list[str]] | None = None,
         hub: str | None = None,

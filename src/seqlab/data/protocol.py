@@ -78,6 +78,9 @@ class DataSet(Widths, Protocol):
         items: what messages call the items of the training split.
         chance: the accuracy of the best guess that does not see the sequence; None if unknown.
         further_tests: the names of test sets beyond training, each a split.
+        carries: whether a model's state is carried on: each row of a training batch goes on where the same row of the
+            one before ended (but ``begins``), and the rows of a split's batches are one text, each going on where the
+            row before ended. Inputs are then tokens.
     """
 
     train_size: int
@@ -87,6 +90,7 @@ class DataSet(Widths, Protocol):
     items: str = "examples"
     chance: float | None = None
     further_tests: tuple[str, ...] = ()
+    carries: bool = False
 
     @abstractmethod
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
@@ -118,6 +122,10 @@ class DataSet(Widths, Protocol):
             rule = f"must lie between 1 and the {self.train_size:,} {self.items} that the training split holds"
             raise UserError("batch_size", batch_size, rule, "Take a smaller batch, or more training data")
 
+    def begins(self, index: int, batch_size: int) -> bool:
+        """Whether the rows of training batch number ``index`` are the beginnings of texts, and no state is before."""
+        return True
+
     def largest_batch(self, split: str, batch_size: int) -> int:
         """The batch size for a split: ``batch_size``, or less so that long sequences fit into memory."""
         return batch_size
@@ -135,6 +143,8 @@ OPTIONAL = (
     "items",
     "chance",
     "further_tests",
+    "carries",
+    "begins",
     "mask",
     "check_batch_size",
     "largest_batch",

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 
 from seqlab.data.corpora import Corpus
 from seqlab.data.encoding import Vocabulary
-from seqlab.data.windows import TextWindows
+from seqlab.data.windows import TextWindows, Windows
 
 
 class TextData(TextWindows):
@@ -21,8 +21,8 @@ class TextData(TextWindows):
 
     ``contiguous`` training windows treat the split as a ring, its first token following its last, so that every epoch
     has the same number of them. In an epoch every token is predicted once, except fewer than ``length`` tokens, which
-    differ from epoch to epoch. Validation and test windows start at the first token, do not overlap and end with the
-    last token.
+    differ from epoch to epoch. ``carried`` reads on from batch to batch, as ``TextWindows`` says. Validation and test
+    windows start at the first token, do not overlap and end with the last token.
 
     A byte order mark is dropped and CR LF becomes LF; ``sha256`` is that of the file's bytes as they are.
 
@@ -54,7 +54,7 @@ class TextData(TextWindows):
         folder: str,
         files: dict[str, dict[str, Any]],
         length: int,
-        windows: Literal["sampled", "contiguous"],
+        windows: Windows,
         fractions: list[float] | None = None,
         vocab_size: PositiveInt | None = None,
         download: dict[str, Any] | None = None,

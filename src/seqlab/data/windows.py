@@ -19,6 +19,9 @@ from seqlab.data.streams import epoch_items, integers
 from seqlab.errors import UserError
 from seqlab.ops import cross_entropy
 
+Windows = Literal["sampled", "contiguous", "carried"]
+"""How the training stream chooses windows, as ``TextWindows`` says."""
+
 
 class Tokens(Protocol):
     """What turns text into token ids and back.
@@ -55,9 +58,13 @@ class TextWindows(DataSet):
 
     ``contiguous`` training windows treat the split as a ring, its first token following its last, so that every epoch
     has the same number of them. In an epoch every token is predicted once, except fewer than ``length`` tokens, which
-    differ from epoch to epoch. Validation and test windows start at the first token, do not overlap and end with the
-    last token. A subclass sets ``_splits``, the tokens (N,) of each split, and ``_bytes``, how many of its text's they
-    predict, as attributes or properties.
+    differ from epoch to epoch. ``carried`` cuts this ring, from a place that is drawn for each epoch, into as many
+    streams of one length as a batch has rows, of which a batch has the next windows, and a model its state of before.
+    Fewer than ``length`` + 1 tokens of a stream are then left out of an epoch.
+
+    Validation and test windows start at the first token, do not overlap and end with the last token. A subclass sets
+    ``_splits``, the tokens (N,) of each split, and ``_bytes``, how many of its text's they predict, as attributes or
+    properties.
 
     Args:
         name: of the corpus, for messages.
@@ -82,7 +89,7 @@ class TextWindows(DataSet):
         name: str,
         text_tokens: Tokens,
         length: int,
-        windows: Literal["sampled", "contiguous"],
+        windows: Windows,
         metrics: dict[str, Any] | None,
     ):
         self.name, self._tokens, self.length, self.windows = name, text_tokens, length, windows
@@ -147,12 +154,24 @@ class TextWindows(DataSet):
         forget(tokens)
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
+    @property
+    @override
+    def carries(self) -> bool:
+        return self.windows == "carried"
+
+    @override
+    def begins(self, index: int, batch_size: int) -> bool:
+        return index % (self.train_size // batch_size) == 0
+
     def _starts(self, index: int, batch_size: int, seed: int, size: int) -> np.ndarray:
         """The first token of each window of a batch, in a split of ``size`` tokens: (B,)."""
         if self.windows == "sampled":
             return integers(seed, "sampled windows", index, batch_size, size - self.length)
+        if self.windows == "carried":
+            epoch, place = divmod(index, self.train_size // batch_size)
+            return phase(seed, epoch, size) + np.arange(batch_size) * (size // batch_size) + place * self.length
         epochs, items = epoch_items(index, batch_size, seed, self.train_size)
-        phases = {epoch: integers(seed, "phase of an epoch", epoch, 1, size)[0] for epoch in set(epochs.tolist())}
+        phases = {epoch: phase(seed, epoch, size) for epoch in set(epochs.tolist())}
         return np.array([phases[epoch] for epoch in epochs.tolist()]) + items * self.length
 
     def evaluation_batches(self, split: Literal["validation", "test"], batch_size: int) -> Iterator[Batch]:
@@ -179,6 +198,11 @@ class TextWindows(DataSet):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32."""
         return cross_entropy(outputs, targets).float()
+
+
+def phase(seed: int, epoch: int, size: int) -> int:
+    """The token with which an epoch begins, of the ring of ``size``."""
+    return integers(seed, "phase of an epoch", epoch, 1, size)[0]
 
 
 def _windows(tokens: np.ndarray, start: int, rows: int, length: int) -> Batch:

@@ -58,6 +58,7 @@ def training_flops(model: nn.Module, data: Examples) -> int:
     backward pass counts as twice the forward, and as nothing where all up to there is frozen. Norms, activations and
     the loss are left out, as in published counts.
     Attention counts the whole square of positions although half of it is masked (Chowdhery et al. 2022, appendix B).
+    Where a state is carried on, that of the window before is read too.
     """
     model = copy.deepcopy(model).to("meta").train()
     recompute(model, 0)  # what a layer computes again is no other work than that of a model that keeps it
@@ -67,8 +68,14 @@ def training_flops(model: nn.Module, data: Examples) -> int:
     passes = dict.fromkeys(parts(model, CountsFlops), 3)
     for part in passes:
         part.register_forward_hook(lambda part, _, y: passes.update({part: 3 if y.requires_grad else 1}))
+    state = None
+    if getattr(data, "carries", False):
+        state = model.carried_state(1, data.length)
+        with without_compiler(*model.modules()):
+            model(inputs)  # for the hooks, which ``carry`` does not call
     with without_compiler(*model.modules()), counter:
-        data.loss(model(inputs), targets).sum().backward()
+        outputs = model(inputs) if state is None else model.head(model.carry(inputs, state)[0])
+        data.loss(outputs, targets).sum().backward()
     hidden = sum(count * part.uncounted_flops(1, data.length) for part, count in passes.items())
     return counter.get_total_flops() + hidden
 

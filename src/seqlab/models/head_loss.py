@@ -27,7 +27,12 @@ def skips_logits(model: nn.Module, inputs: Tensor) -> bool:
     return pays(inputs.shape[0] * inputs.shape[1], *weight.shape, dtype, inputs.device)
 
 
-def head_loss(model: SequenceModel, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """The sum over positions of cross-entropy times scale, a scalar, of tokens, targets and scales, (B, L) each."""
-    x, head = model.hidden(inputs), model.head
-    return linear_cross_entropy(x, head.weight, head.bias, targets, scale, backend="chunked")
+def head_loss(head: Linear, hidden: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """The sum over positions of cross-entropy times scale, a scalar.
+
+    Args:
+        head: a model's.
+        hidden: (B, L, D) what it reads.
+        targets, scale: (B, L) each.
+    """
+    return linear_cross_entropy(hidden, head.weight, head.bias, targets, scale, backend="chunked")

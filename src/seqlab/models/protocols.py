@@ -62,6 +62,25 @@ class Prefills(Protocol):
 
 
 @runtime_checkable
+class Carries(Prefills, Protocol):
+    """A mixer that can be trained on from the state that the window of a text before left: ``prefill`` differentiates.
+
+    It goes on from a state of another kind than ``initial_state``'s, if that grows.
+    """
+
+    def carried_state(self, batch_size: int, length: int) -> Any:
+        """The state of ``batch_size`` texts before the first of their windows of ``length`` positions.
+
+        Tensors with a row for each text, in memory of their own, in tuples or lists; windows change no shape.
+        """
+
+
+def constant_state(mixer: Mixer, batch_size: int, length: int) -> Any:
+    """``carried_state`` of a mixer whose state is of constant size."""
+    return mixer.initial_state(batch_size)
+
+
+@runtime_checkable
 class SharesPositions(Protocol):
     """A mixer, or a model, that several processes can train together, each with a slice of the positions."""
 

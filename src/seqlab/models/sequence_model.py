@@ -19,7 +19,7 @@ from seqlab.models.mixers.parallel import Parallel, side_by_side
 from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern, names_in
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
-from seqlab.models.protocols import Factory, packs, share_positions
+from seqlab.models.protocols import Carries, Factory, packs, share_positions
 from seqlab.ops import decoding
 from seqlab.ops.context import ContextGroup
 
@@ -235,6 +235,39 @@ class SequenceModel(nn.Module):
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first position."""
         return ModelState(0, [layer.mixer.inner.initial_state(batch_size) for layer in self.layers])
+
+    def carried_state(self, batch_size: int, length: int) -> ModelState:
+        """The state of ``batch_size`` texts before the first of their windows of ``length`` positions.
+
+        With it ``carry`` and ``prefill`` read a text window by window, and attention the window before too. A state's
+        tensors are as ``Carries`` has them.
+
+        Raises:
+            UserError: a mixer cannot carry its state on, positions are counted from the start of a window, or documents
+                are to be kept apart.
+        """
+        mixers = [part for layer in self.layers for part in side_by_side(layer.mixer.inner)]
+        unable = next((type(part).__name__ for part in mixers if not isinstance(part, Carries)), None)
+        rule, remedy = None, "Set data.windows=contiguous or sampled, or choose a model of other mixers"
+        if self.separator is not None:
+            rule = "a state that is carried on would flow from one document to the next"
+            remedy = "Set data.windows=contiguous or sampled, or data.separate_documents=false"
+        elif self.positions is not None:
+            rule = f"{type(self.positions).__name__} in this model begin anew with each window"
+            remedy = "Set model.positions=none, or data.windows=contiguous or sampled"
+        elif unable is not None:
+            rule = f"{unable} in this model cannot be trained from the state of the window before"
+        if rule is not None:
+            raise UserError("data.windows", "carried", rule, remedy)
+        return ModelState(0, [layer.mixer.inner.carried_state(batch_size, length) for layer in self.layers])
+
+    def carry(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """What ``hidden`` gives, (B, L, D), after the windows that left ``state``, and the state after this one.
+
+        Both are differentiable, by ``state`` too; which of ``carried_state``'s stays as it is.
+        """
+        x, state = self._advance(prefill_mixer, inputs, state, inputs.shape[1])
+        return self._normed(x), state
 
     @torch.no_grad()
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:

@@ -55,6 +55,7 @@ def describe(cfg: DictConfig, trainer: Trainer, folder: Path) -> Summary:
             "decayed_share": decayed_share(trainer.update.optimizers),
             "batch_size": trainer.config.batch_size,
             "length": trainer.data.length,
+            "state_carried": trainer.data.carries,
             "state_bytes": state_bytes(trainer.update.counted, trainer.data.length),
             "data_description": trainer.data.description,
             "data_fingerprint": trainer.data.fingerprint,

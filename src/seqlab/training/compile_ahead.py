@@ -18,6 +18,7 @@ from seqlab.models.protocols import WaitsForDevice, parts
 from seqlab.ops.compiling import only_compiled
 from seqlab.ops.cuda_graph import on_side_stream
 from seqlab.ops.triton_support import why_unavailable
+from seqlab.training.carried import reader
 from seqlab.training.evaluate import PIECE, measured, piece_size
 from seqlab.training.objective import Objective
 from seqlab.training.precision import autocast
@@ -60,8 +61,9 @@ def rehearse(update: Update, batch: Batch, config: TrainerConfig) -> None:
         update.differentiate(batch)  # first, since backward kernels take longest to compile
         model.eval()
         with torch.inference_mode():
+            read = reader(model, data)
             for batch in islice(data.evaluation_batches("validation", config.evaluated_at_once(data, "validation")), 1):
                 mask = data.mask(batch.targets)
-                size = piece_size(model, *mask.shape, data.d_output, PIECE)
+                size = piece_size(read, *mask.shape, data.d_output, PIECE)
                 how = {"device": device, "autocast": lambda: autocast(device, config.precision)}
-                deque(measured(model, data, batch, mask, size, **how), maxlen=0)
+                deque(measured(read, data, batch, mask, size, **how), maxlen=0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from seqlab.data import Batch, DataSet
 from seqlab.models.protocols import Prefills
 from seqlab.models.sequence_model import SequenceModel
+from seqlab.training.carried import OneStream, reader
 from seqlab.training.metrics import Metrics, Slices, SliceTable
 from seqlab.training.parallel import ALONE, World
 from seqlab.training.sharding import whole
@@ -84,7 +85,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on a split, once and in order, in evaluation mode; its mode is restored afterwards.
 
-    Of several processes, each takes its share of every batch's rows, and all return the metrics of all rows.
+    Of several processes, each takes its share of every batch's rows, and all return the metrics of all rows. Where the
+    model carries its state on (``DataSet.carries``), each reads the whole split, as one text.
 
     Args:
         model: maps inputs to outputs, on ``device``.
@@ -100,6 +102,8 @@ def evaluate(
     """
     training = model.training
     model.eval()
+    read, together = reader(model, data), world
+    world = ALONE if data.carries else world  # every process reads the one text
     metrics = Metrics(data.metrics, device)
     by_position, slices = LossByPosition(device), Slices()
     try:
@@ -110,9 +114,9 @@ def evaluate(
                 batch = Batch(*(part[:1] for part in every))
             mask = data.mask(batch.targets)  # (B, L), on the CPU
             most_rows, length = -(-len(every.inputs) // world.size), mask.shape[1]
-            size = piece_size(model, most_rows, length, data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
+            size = piece_size(read, most_rows, length, data.d_output, PIECE_ON_CPU if device.type == "cpu" else PIECE)
             seen = []
-            for here, loss, answers in measured(model, data, batch, mask, size, device=device, autocast=autocast):
+            for here, loss, answers in measured(read, data, batch, mask, size, device=device, autocast=autocast):
                 if not idle:
                     by_position.update(loss, mask[:, here], here.start)
                     seen.append(answers)
@@ -129,11 +133,12 @@ def evaluate(
             sums.add_up(world)
     finally:
         model.train(training)
-    return Evaluation(metrics.compute(), by_position.compute(), slices.compute())
+    found = Evaluation(metrics.compute(), by_position.compute(), slices.compute())
+    return together.once(lambda: found) if data.carries else found
 
 
 def measured(
-    model: nn.Module,
+    model: nn.Module | OneStream,
     data: DataSet,
     batch: Batch,
     mask: Tensor,
@@ -157,7 +162,7 @@ def measured(
         yield here, loss, answers
 
 
-def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, most: int) -> int:
+def piece_size(model: nn.Module | OneStream, batch_size: int, length: int, d_output: int, most: int) -> int:
     """The number of positions that go through the model at once; all if a mixer has no ``prefill``.
 
     And all where documents are apart, since states that are passed on would join them again.
@@ -171,7 +176,7 @@ def piece_size(model: nn.Module, batch_size: int, length: int, d_output: int, mo
 
 
 def pieces(
-    model: nn.Module, inputs: Tensor, mask: Tensor, size: int, autocast: Callable[[], Any]
+    model: nn.Module | OneStream, inputs: Tensor, mask: Tensor, size: int, autocast: Callable[[], Any]
 ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
     """Run inputs (B, L) or (B, L, d_input) in pieces of ``size`` positions.
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from seqlab.data import DataSet
+from seqlab.models.counting import tensors_of
 from seqlab.models.head_loss import head_loss, skips_logits
+from seqlab.models.sequence_model import ModelState
 from seqlab.training.precision import Precision, autocast
 from seqlab.training.sharding import is_part
 
@@ -26,13 +28,26 @@ class Objective(nn.Module):
         self.model, self.data, self.device, self.precision = model, data, device, precision
         self.cache = not any(map(is_part, model.parameters()))  # which would gather the weights of all layers
 
-    def forward(self, inputs: Tensor, targets: Tensor, count: Tensor) -> Tensor:
-        """Inputs (B, L) or (B, L, d_input) and their targets to the loss, a scalar; so is ``count``."""
+    def forward(
+        self, inputs: Tensor, targets: Tensor, count: Tensor, state: ModelState | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Inputs (B, L) or (B, L, d_input) and their targets to the loss, a scalar; so is ``count``.
+
+        And the tensors of the state after the inputs, without gradients, if one before them is given.
+        """
+        after, carried = [], state is not None
         with autocast(self.device, self.precision, cache=self.cache):
-            if self.skips_logits(inputs):
-                return head_loss(self.model, inputs, targets, count.reciprocal().expand(targets.shape))
-            outputs = self.model(inputs)
-        return self.data.loss(outputs, targets).sum() / count
+            skips = self.skips_logits(inputs)
+            if carried:
+                hidden, state = self.model.carry(inputs, state)
+                after = [tensor.detach() for tensor in tensors_of(state)]
+            elif skips:
+                hidden = self.model.hidden(inputs)
+            if skips:
+                scale = count.reciprocal().expand(targets.shape)
+                return head_loss(self.model.head, hidden, targets, scale), after
+            outputs = self.model.head(hidden) if carried else self.model(inputs)
+        return self.data.loss(outputs, targets).sum() / count, after
 
     def skips_logits(self, inputs: Tensor) -> bool:
         """Whether the loss of inputs (B, L) is computed without holding all logits (``head_loss``)."""

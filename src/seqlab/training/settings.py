@@ -127,6 +127,7 @@ class TrainerConfig:
         data.check_batch_size(self.batch_size)
         self.check_context(data, world)
         self.check_shares(world)
+        self.check_carried(data, world)
         self.check_stop_above(data)
 
     def check_context(self, data: DataSet, world: World) -> None:
@@ -174,6 +175,21 @@ class TrainerConfig:
             if refused:
                 rule = "needs whole weights in each process, and parallel=fsdp shares them out"
                 raise UserError(name, value, rule, "Set parallel=ddp, or leave it out")
+
+    def check_carried(self, data: DataSet, world: World) -> None:
+        """Check that a model's state can be carried from window to window, if it is to be.
+
+        Raises:
+            UserError: it cannot.
+        """
+        for name, value, refused, remedy in (
+            ("compile", True, self.compile, "Set compile=false"),
+            ("context_parallel", self.context_parallel, self.context_parallel > 1, "Set context_parallel=1"),
+            ("parallel", "fsdp", self.parallel == "fsdp" and world.size > 1, "Set parallel=ddp"),
+        ):
+            if data.carries and refused:
+                rule = "does not carry a state from one window to the next, as data.windows=carried does"
+                raise UserError(name, value, rule, f"{remedy}, or data.windows=contiguous")
 
     def check_stop_above(self, data: DataSet) -> None:
         """Check ``stop_above``.

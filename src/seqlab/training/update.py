@@ -16,8 +16,10 @@ from seqlab.data import Batch, DataSet
 from seqlab.models.layer import recompute
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts, share_positions
+from seqlab.models.sequence_model import ModelState
 from seqlab.training.average import Average
 from seqlab.training.captured import CapturedGradient
+from seqlab.training.carried import CarriedState
 from seqlab.training.counters import Outcome
 from seqlab.training.device_step import DeviceStep, can_step
 from seqlab.training.freezing import freeze
@@ -91,6 +93,7 @@ class Update:
         self.context_parallel = config.context_parallel
         if config.context_parallel > 1:
             share_positions(model, world.context(config.context_parallel))
+        self.carried = CarriedState(model, data, config, world) if data.carries else None
         optimizers = config.optimizer(model)
         self.optimizers = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
         if self.lora:
@@ -128,6 +131,8 @@ class Update:
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
+        if self.carried:
+            self.carried.next()
         if self.device_step is None:
             outcome = self._step(*self.change(*batch).tolist())  # in float32 and bf16 the only wait for the device
             return lambda: outcome
@@ -174,10 +179,11 @@ class Update:
         shares = self._count_visits(inputs) if self.counts_first else None
         visits = self._no_visits()
         pieces = list(zip(inputs.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True))
-        for number, piece in enumerate(pieces, start=1):
-            with self.world.adds_up(self.wrapped, number == len(pieces)):
-                part_loss = self.wrapped(*piece, count)
-                loss += part_loss.detach()
+        for number, piece in enumerate(pieces):
+            with self.world.adds_up(self.wrapped, number == len(pieces) - 1):
+                part_loss, after = self.wrapped(*piece, count, self._state_before(number))
+                own_loss = part_loss.detach()
+                loss += own_loss
                 weight = len(piece[0]) / len(inputs)
                 add_visits(visits, weight)
                 auxiliary = auxiliary_losses(self.model, shares or self._of_all(visits))
@@ -186,6 +192,8 @@ class Update:
                     part_loss = part_loss + auxiliary
                     added = auxiliary.detach() if added is None else added + auxiliary.detach()
                 self.scaler.scale(part_loss).backward()
+                if self.carried:
+                    self.carried.keep(number, after, own_loss)
         for part, share in self._of_all(visits).items():
             part.expert_share.copy_(share)  # instead of the last part's
         if self.lora:  # whose gradients are not those of the model's parameters, which torch adds up
@@ -200,9 +208,13 @@ class Update:
     def differentiate(self, batch: Batch) -> None:
         """Add the gradient of the first part of a batch to the parameters', as a step does for each, and no more."""
         inputs, targets = (part.to(self.device).chunk(self.accumulate)[0] for part in batch)
-        loss = self.objective(inputs, targets, self.data.mask(targets).sum())
+        loss, _ = self.objective(inputs, targets, self.data.mask(targets).sum(), self._state_before(0))
         auxiliary = auxiliary_losses(self.model)
         (loss if auxiliary is None else loss + auxiliary).backward()
+
+    def _state_before(self, part: int) -> ModelState | None:
+        """The state that a part of a batch goes on from, if the model carries one."""
+        return self.carried.parts[part] if self.carried else None
 
     def _count_visits(self, inputs: Tensor) -> Visits:
         """The share of each expert in the visits of the whole batch, (E,), for each mixture of experts.
@@ -212,9 +224,12 @@ class Update:
         """
         visits = self._no_visits()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
-            for part in inputs.chunk(self.accumulate):
+            for number, part in enumerate(inputs.chunk(self.accumulate)):
                 with autocast(self.device, self.precision):
-                    (self.model.hidden if self.objective.skips_logits(part) else self.model)(part)
+                    if self.carried:
+                        self.model.carry(part, self._state_before(number))
+                    else:
+                        (self.model.hidden if self.objective.skips_logits(part) else self.model)(part)
                 auxiliary_losses(self.model)  # removes them, so that no autograd graph stays
                 add_visits(visits, len(part) / len(inputs))
         return self._of_all(visits)
@@ -257,6 +272,7 @@ class Update:
         for name, part in self._beside().items():
             part.load_state(state[name])
 
-    def _beside(self) -> dict[str, Average | Lora]:
+    def _beside(self) -> dict[str, Average | Lora | CarriedState]:
         """What has a state besides the optimizers' and that of the model."""
-        return {name: part for name, part in {"average": self.average, "lora": self.lora}.items() if part}
+        beside = {"average": self.average, "lora": self.lora, "carried": self.carried}
+        return {name: part for name, part in beside.items() if part}

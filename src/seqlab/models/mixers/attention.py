@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from seqlab.errors import UserError
 from seqlab.models.linear import Linear
-from seqlab.models.mixers.cache import Cache
+from seqlab.models.mixers.cache import Cache, LastWindow
 from seqlab.models.mixers.rotary import rotate
-from seqlab.models.mixers.softmax import attend_last, attend_window, attend_within
+from seqlab.models.mixers.softmax import attend_after, attend_last, attend_window, attend_within
 
 
 class Attention(nn.Module):
@@ -98,13 +98,19 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, L, P), keys and values (B, K, L, P) of x (B, L, D), whose first position is ``start``."""
-        heads = self.in_proj(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2 K, L, P)
-        qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
-        q, k = (self._rotate(qk, start) if self.rotary else qk).split((self.n_heads, self.n_kv_heads), dim=1)
+        qk, v = self._heads(x)
+        q, k = self._rotate(qk, start).split((self.n_heads, self.n_kv_heads), dim=1)
         return (q if self.sharpness == 1 else q * self.sharpness), k, v
 
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries with keys (B, H + K, L, P), not rotated, and values (B, K, L, P)."""
+        heads = self.in_proj(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2 K, L, P)
+        return heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
+
     def _rotate(self, qk: Tensor, start: int) -> Tensor:
-        """Queries and keys (B, H + K, L, P), rotated by their positions, of which the first is ``start``."""
+        """Queries or keys (..., L, P), rotated by their positions from ``start`` on if any are."""
+        if not self.rotary:
+            return qk
         frequencies = self.rotary_base, self.rotary_divisors, self.rotary_factor
         if self.rotary_width == self.d_head:
             return rotate(qk, start, *frequencies)
@@ -142,8 +148,25 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(together, *state.filled)  # (B, K, H / K, P)
         return self._merge(y.reshape(q.shape))[:, 0], state
 
-    def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+    def carried_state(self, batch_size: int, length: int) -> LastWindow:
+        """The window before, of which there is nothing yet: ``length`` positions, or the W that one attends to."""
+        weight, most = self.in_proj.weight, length if self.window is None else self.window
+        k, v = (weight.new_zeros(batch_size, self.n_kv_heads, most, self.d_head) for _ in range(2))
+        return LastWindow(k, v, weight.new_zeros(batch_size, dtype=torch.int64))
+
+    def _follow(self, x: Tensor, state: LastWindow) -> tuple[Tensor, LastWindow]:
+        """(B, L, D) to (B, L, D), and the window for the next, whose positions count from its first one again."""
+        qk, v = self._heads(x)
+        q, k = qk.split((self.n_heads, self.n_kv_heads), dim=1)
+        k, v, after = state.followed_by(k, v)  # (B, K, M + L, P)
+        q, k = self._rotate(q, k.shape[2] - q.shape[2]), self._rotate(k, 0)
+        q = q if self.sharpness == 1 else q * self.sharpness
+        return self._merge(attend_after(q, *self._for_each_head(k, v), state.length, self.window)), after
+
+    def prefill(self, x: Tensor, state: Cache | LastWindow) -> tuple[Tensor, Cache | LastWindow]:
         """(B, L, D) to (B, L, D), and the cache with L more positions."""
+        if isinstance(state, LastWindow):
+            return self._follow(x, state)
         q, k, v = self._project(x, start=state.length)
         if self.window is None:
             state = state.extended(k, v)

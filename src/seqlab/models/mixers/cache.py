@@ -58,6 +58,21 @@ class Cache(NamedTuple):
         )
 
 
+class LastWindow(NamedTuple):
+    """Keys, not rotated, and values of the last M positions of each text, the latest last."""
+
+    k: Tensor  # (B, H, M, P)
+    v: Tensor  # the same
+    length: Tensor  # (B,) int64, how many of them there are: the others, at first all, are not to be attended to
+
+    def followed_by(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, "LastWindow"]:
+        """Keys and values of these positions and the next ones (B, H, L, P), (B, H, M + L, P) each; the next state."""
+        most = self.k.shape[2]
+        k, v = (torch.cat((old.to(new.dtype), new), dim=2) for old, new in ((self.k, k), (self.v, v)))
+        length = (self.length + k.shape[2] - most).clamp(max=most)
+        return k, v, LastWindow(k[:, :, k.shape[2] - most :], v[:, :, v.shape[2] - most :], length)
+
+
 def with_room(buffer: Tensor, length: int, needed: int, new: Tensor, most: int | None) -> Tensor:
     """The buffer (B, H, C, P), or a larger one with its first ``length`` positions if ``needed`` exceeds C.
 

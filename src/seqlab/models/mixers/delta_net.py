@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.mamba import check_range, log_uniform_step_bias
 from seqlab.models.mixers.mamba import decay as decay_rate
+from seqlab.models.protocols import constant_state
 from seqlab.ops import causal_conv1d, causal_conv1d_update, delta_rule, delta_rule_flops, delta_rule_update
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.delta_rule import resolve_backend
@@ -93,6 +94,7 @@ class DeltaNet(nn.Module):
     """
 
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
 
     def __init__(

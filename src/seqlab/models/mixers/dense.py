@@ -3,12 +3,14 @@
 from torch import Tensor, nn
 
 from seqlab.models.linear import Linear
+from seqlab.models.protocols import constant_state
 
 
 class Dense(nn.Module):
     """A linear map and a ReLU at each position, the hidden layer of a multilayer perceptron."""
 
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
 
     def __init__(self, d_model: int):

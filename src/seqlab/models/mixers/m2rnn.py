@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.mamba import check_range, decay, log_uniform_step_bias
+from seqlab.models.protocols import constant_state
 from seqlab.ops import causal_conv1d, causal_conv1d_update, m2rnn, m2rnn_flops, m2rnn_update
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.m2rnn import resolve_backend
@@ -50,6 +51,7 @@ class M2RNN(nn.Module):
     """
 
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
 
     def __init__(

@@ -15,6 +15,7 @@ from seqlab.errors import UserError
 from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear, is_plain, linear
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
+from seqlab.models.protocols import constant_state
 from seqlab.ops import (
     causal_conv1d,
     causal_conv1d_update,
@@ -96,6 +97,7 @@ class Mamba(nn.Module):
 
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
     context: ContextGroup | None = None
 

@@ -18,6 +18,7 @@ from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear, is_plain
 from seqlab.models.mixers.mamba import check_range, check_shares_positions, decay, log_uniform_step_bias
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
+from seqlab.models.protocols import constant_state
 from seqlab.ops import causal_conv1d, causal_conv1d_update, gated_rms_norm, ssd, ssd_flops, ssd_update
 from seqlab.ops.context import ContextGroup
 from seqlab.ops.contract import accumulation_dtype
@@ -91,6 +92,7 @@ class Mamba2(nn.Module):
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
     context: ContextGroup | None = None
 

@@ -32,6 +32,7 @@ from seqlab.models.linear import Linear, is_plain
 from seqlab.models.mixers.mamba import check_range, log_uniform_step_bias
 from seqlab.models.mixers.mamba2 import check_divides
 from seqlab.models.mixers.trapezoid import Inputs, ScanState, trapezoidal_scan, trapezoidal_update
+from seqlab.models.protocols import constant_state
 from seqlab.ops import ssd_flops
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.mamba3_inner import Block, Settings, can_run, mamba3_inner
@@ -75,6 +76,7 @@ class Mamba3(nn.Module):
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
 
     def __init__(

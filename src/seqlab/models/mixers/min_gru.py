@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from seqlab.models.linear import Linear
+from seqlab.models.protocols import constant_state
 from seqlab.ops import selective_scan, selective_scan_flops, selective_state_update
 from seqlab.ops.selective_scan import resolve_backend
 
@@ -49,6 +50,7 @@ class MinGRU(nn.Module):
     resolve_backend = staticmethod(resolve_backend)  # of ``scan_backend`` on a device
 
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
 
     def __init__(

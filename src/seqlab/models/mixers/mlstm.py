@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.mamba import check_range
 from seqlab.models.mixers.mlstm_cell import CellState, Inputs, mlstm_flops, mlstm_scan, mlstm_update
+from seqlab.models.protocols import constant_state
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.delta_rule import resolve_backend
 
@@ -46,6 +47,7 @@ class MLSTM(nn.Module):
     """
 
     steps_alike = True
+    carried_state = constant_state
     rounds_input = True
 
     def __init__(

@@ -38,6 +38,10 @@ class Parallel(nn.Module):
         """The states of all, before the first position."""
         return [mixer.initial_state(batch_size) for mixer in self.mixers]
 
+    def carried_state(self, batch_size: int, length: int) -> list[Any]:
+        """Those of all, as ``Carries`` has it."""
+        return [mixer.carried_state(batch_size, length) for mixer in self.mixers]
+
     def _advance(self, read: Read, x: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         advanced = [read(mixer, x, state) for mixer, state in zip(self.mixers, states, strict=True)]
         return reduce(torch.add, [y for y, _ in advanced]), [state for _, state in advanced]

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
+
+from seqlab.models.protocols import constant_state
 
 
 class Recurrent(nn.Module):
     """A recurrent layer of torch, under the key ``name`` in state dictionaries."""
 
     steps_alike = True
+    carried_state = constant_state
 
     def __init__(self, name: str, layer: nn.RNNBase):
         super().__init__()
@@ -30,17 +34,20 @@ class Recurrent(nn.Module):
         return products_alone(self.layer, x) if x.is_meta else self.layer(x)[0]
 
     def initial_state(self, batch_size: int) -> Any:
-        """The hidden state, zeros (1, B, D)."""
-        return self.layer.weight_hh_l0.new_zeros(1, batch_size, self.layer.hidden_size)
+        """The hidden state, zeros (B, D)."""
+        return self.layer.weight_hh_l0.new_zeros(batch_size, self.layer.hidden_size)
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """(B, D) to (B, D)."""
-        y, state = self.layer(x[:, None], state)  # (B, 1, D)
+        y, state = self.prefill(x[:, None], state)  # (B, 1, D)
         return y[:, 0], state
 
     def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """(B, L, D) to (B, L, D)."""
-        return self.layer(x, state)
+        if x.is_meta:
+            return products_alone(self.layer, x), state
+        y, after = self.layer(x, state[None])  # torch's states are (1, B, D)
+        return y, after[0]
 
 
 class GRU(Recurrent):
@@ -64,9 +71,16 @@ class LSTM(Recurrent):
             self.layer.bias_hh_l0[d_model : 2 * d_model] = 0.0
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """The hidden and the cell state, zeros (1, B, D) each."""
-        zeros = super().initial_state(batch_size)
-        return zeros, zeros
+        """The hidden and the cell state, zeros (B, D) each."""
+        return super().initial_state(batch_size), super().initial_state(batch_size)
+
+    @override
+    def prefill(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, L, D) to (B, L, D)."""
+        if x.is_meta:
+            return products_alone(self.layer, x), state
+        y, (hidden, cell) = self.layer(x, (state[0][None], state[1][None]))
+        return y, (hidden[0], cell[0])
 
 
 def products_alone(layer: nn.RNNBase, x: Tensor) -> Tensor:

@@ -82,6 +82,37 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.cat((first, rest), dim=2)
 
 
+def attend_after(q: Tensor, k: Tensor, v: Tensor, length: Tensor, window: int | None) -> Tensor:
+    """Attention of L positions after M others, of which there may be fewer.
+
+    In blocks of M positions, each of which attends to those of its block up to itself and to the block before
+    (Dai et al. 2019, "Transformer-XL", arXiv:1901.02860, section 3.2); with a window to the last W up to itself.
+
+    Args:
+        q: (B, H, L, P).
+        k, v: (B, H, M + L, P).
+        length: (B,) how many of the M there are: the last ones.
+        window: W, which is M; None for blocks.
+
+    Returns:
+        (B, H, L, P).
+    """
+    before = k.shape[2] - q.shape[2]
+    block = before if window is None else max(window, SMALLEST_BLOCK)
+    mask = torch.ones(block, before + block, dtype=torch.bool, device=q.device).tril(before)  # (T, M + T)
+    mask = mask if window is None else mask.triu(1)
+    head = min(block, q.shape[2])
+    there = torch.arange(before, device=q.device) >= before - length[:, None]  # (B, M)
+    there = F.pad(there, (0, head), value=True)[:, None, None]  # (B, 1, 1, M + head)
+    end = before + head
+    first = F.scaled_dot_product_attention(
+        q[:, :, :head], k[:, :, :end], v[:, :, :end], attn_mask=mask[:head, :end] & there
+    )
+    if q.shape[2] == head:
+        return first
+    return torch.cat((first, attend_blocks(q[:, :, head:], k[:, :, head:], v[:, :, head:], mask)), dim=2)
+
+
 def attend_within(q: Tensor, k: Tensor, v: Tensor, seq_idx: Tensor, window: int | None) -> Tensor:
     """Causal attention within packed sequences, under a mask of all pairs: (B, H, L, P) each, to that.
 
