@@ -80,7 +80,7 @@ def test_the_interface(words):
     )
 
 
-@pytest.mark.parametrize("windows", ["sampled", "contiguous"])
+@pytest.mark.parametrize("windows", ["sampled", "contiguous", "carried"])
 def test_batches_hold_tokens_and_the_tokens_that_follow(words, characters, windows):
     for settings in (words, characters):
         data = TextData(**settings(windows=windows))
@@ -92,7 +92,7 @@ def test_batches_hold_tokens_and_the_tokens_that_follow(words, characters, windo
         assert sum(data.decode(row) in text + text for row in inputs) == 5
 
 
-@pytest.mark.parametrize("windows", ["sampled", "contiguous"])
+@pytest.mark.parametrize("windows", ["sampled", "contiguous", "carried"])
 def test_a_batch_depends_on_index_size_and_seed_alone(words, windows):
     data, again = TextData(**words(windows=windows)), TextData(**words(windows=windows))
     indices = list(range(40))
@@ -114,6 +114,25 @@ def test_contiguous_windows_predict_every_token_at_most_once_an_epoch(numbered, 
         assert size - seen.sum() == size % length
         counts += seen
     assert data.train_size == size // length
+
+
+@pytest.mark.parametrize("size, rows", [(161, 3), (192, 3), (96, 3), (100, 6)])
+def test_carried_windows_read_on_from_batch_to_batch(numbered, size, rows):
+    """Rows are streams of one length, each token is predicted at most once an epoch, and epochs begin elsewhere."""
+    data, counts, starts = numbered(size, length=16, windows="carried"), np.zeros(size, dtype=int), set()
+    steps = size // rows // 16
+    assert steps == data.train_size // rows
+    for number in range(3):
+        batches = [data.train_batch(number * steps + step, rows, 5) for step in range(steps)]
+        assert [data.begins(number * steps + step, rows) for step in range(steps)] == [True] + [False] * (steps - 1)
+        inputs, targets = (torch.cat(parts, dim=1) for parts in zip(*batches, strict=True))  # (rows, steps 16)
+        assert inputs[:, 1:].equal(targets[:, :-1])
+        assert (inputs[1:] - inputs[:-1]).remainder(size).eq(size // rows).all()
+        counts += np.bincount(targets.flatten().numpy(), minlength=size)
+        assert counts.max() <= number + 1
+        starts.add(inputs[0, 0].item())
+    assert counts.sum() == 3 * steps * rows * 16
+    assert len(starts) == 3
 
 
 def test_contiguous_windows_follow_the_text_around(numbered):

@@ -9,7 +9,7 @@ from seqlab.errors import UserError
 from seqlab.models.counting import bytes_of, mixer_state_bytes
 from seqlab.models.mixers import Attention
 from seqlab.models.mixers.cache import Cache
-from seqlab.models.mixers.softmax import attend_window
+from seqlab.models.mixers.softmax import attend_after, attend_window
 
 D_MODEL = 16
 
@@ -47,6 +47,19 @@ class TestAgainstAMask:
         q = random(2, 3, length, 8)
         k, v = (random(2, 3, before + length, 8, seed=seed) for seed in (1, 2))
         close(attend_window(q, k, v, window), written_out(q, k, v, window))
+
+
+@pytest.mark.parametrize("window, before", [(None, 3), (None, 64), (3, 3), (70, 70), (1, 1)])
+@pytest.mark.parametrize("length", [1, 3, 200])
+def test_after_positions_of_which_some_are_there(window, before, length):
+    """In blocks, one attends to its own and to the one before; of the first positions only to those that are there."""
+    q, there = random(3, 2, length, 8), torch.tensor([0, 1, before])
+    k, v = (random(3, 2, before + length, 8, seed=seed) for seed in (1, 2))
+    key, query = torch.arange(before + length), torch.arange(before, before + length)[:, None]
+    seen = (key <= query) & (key // before >= query // before - 1 if window is None else key > query - window)
+    seen = seen & (key >= before - there[:, None])[:, None]  # (B, L, S)
+    scores = (q @ k.mT / 8**0.5).masked_fill(~seen[:, None], -torch.inf)
+    close(attend_after(q, k, v, there, window), scores.softmax(dim=-1) @ v)
 
 
 def mixer(window: int | None, **settings) -> Attention:

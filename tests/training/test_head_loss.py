@@ -34,6 +34,8 @@ def _small_chunks(monkeypatch):
 class Words:
     """As much of a data object as an update needs, with a mask."""
 
+    carries = False
+
     def mask(self, targets):
         return targets != IGNORED
 

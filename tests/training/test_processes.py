@@ -38,6 +38,7 @@ CASES = {
     "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
+    "carried": (hybrid, {"carries": True, "accumulate": 2}),
     "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
 }
 

@@ -58,6 +58,9 @@ class Words(DataSet):
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
         return self._batch(1000 * seed + index, batch_size)
 
+    def begins(self, index: int, batch_size: int) -> bool:
+        return index == 0
+
     def evaluation_size(self, split: str, batch_size: int) -> int:
         return 3
 
@@ -105,7 +108,8 @@ def built(model: dict[str, Any]) -> SequenceModel:
 
 
 def update_of(model: dict[str, Any], settings: dict[str, Any], world: World) -> Update:
-    data = Words()
+    data, settings = Words(), dict(settings)
+    data.carries = settings.pop("carries", False)
     config = config_of(batch_size=ROWS, clip_norm=0.1, **settings)
     config.check(data, world)
     return Update(config, built(model), data, device=CPU, world=world)
