@@ -168,10 +168,7 @@ class Forgets(nn.Module):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            lambda model: model.layers.append(Layer(SimpleNamespace(inner=Forgets()), None)),
-            "Forgets in this model cannot",
-        ),
+        (lambda model: setattr(model.layers[0].mixer, "inner", Forgets()), "Forgets in this model cannot"),
         (lambda model: setattr(model, "positions", nn.Embedding(1, 1)), "Embedding in this model begin anew with each"),
         (lambda model: model.separate(3), "would flow from one document to the next"),
     ],

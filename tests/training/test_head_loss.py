@@ -153,6 +153,7 @@ class TestWhere:
                 return 2 * super().loss(outputs, targets)
 
         smoothed = object.__new__(Smoothed)
+        smoothed.windows = "contiguous"
         update = Update(config_of(), model(), smoothed, device=CPU)
         assert not update.objective.skips_logits(batch().inputs)
 

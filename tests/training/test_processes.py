@@ -64,7 +64,8 @@ def found(folder):
     cases = {
         name: (make(), settings, by_one(name) if make is hybrid else None) for name, (make, settings) in CASES.items()
     }
-    return by(2, folder, train_all, cases, (hybrid(), KEPT), folder)
+    torch.save(cases, folder / "cases.pt")
+    return by(2, folder, train_all, (hybrid(), KEPT), folder)
 
 
 def by(size, folder, task, *arguments):

@@ -225,16 +225,14 @@ def go_on(model: dict[str, Any], settings: dict[str, Any], checkpoints: Path, fo
         torch.save(in_each_way(model, settings, checkpoints, world), folder / f"{world.rank}.pt")
 
 
-def train_all(
-    cases: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]],
-    kept_one: tuple[dict[str, Any], dict[str, Any]],
-    folder: Path,
-) -> None:
+def train_all(kept_one: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> None:
     """``trained`` for every case, a model and settings, and ``resumed`` from what is given; ``folder`` gets results.
 
-    And ``kept`` for a model and settings, and the updates once more from its checkpoint.
+    And ``kept`` for a model and settings, and the updates once more from its checkpoint. The folder has the cases in
+    ``cases.pt``, since a process that starts is handed no more than 250 tensors.
     """
     torch.set_num_threads(1)
+    cases = torch.load(folder / "cases.pt", weights_only=False)
     with joined(*processes()) as world:
         found = {}
         for name, (model, settings, saved) in cases.items():
