@@ -94,6 +94,19 @@ class TestOnAGpu:
         for a, b in zip(eager.records, replayed.records, strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-4 if precision == "float32" else 2e-3)
 
+    @pytest.mark.parametrize("precision", ["float32", "bf16"])
+    def test_a_carried_state_goes_on_in_replays(self, train, corpus, precision):
+        """Over two epochs, with each of which it begins anew."""
+        given = "trainer=smoke", "trainer.steps=12", "trainer.log_every=1", "device=cuda", *corpus["ptb"]
+        given += f"trainer.precision={precision}", "trainer.batch_size=8", "schedule=constant", "optimizer.lr=1e-4"
+        given += "model=hybrid", "size.n_layers=5", "model.pattern=[mamba,attention,lstm,mamba2,gru]", "size=tiny"
+        given += "data.windows=carried", "trainer.evaluate_every=5"
+        jobs = [train(*given, f"trainer.cuda_graph={graph}", folder=graph, small=False) for graph in ("false", "true")]
+        assert [job.summary["cuda_graph"] for job in jobs] == [False, True]
+        assert all(job.summary["state_carried"] for job in jobs)
+        for a, b in zip(*(job.records for job in jobs), strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4 if precision == "float32" else 2e-3)
+
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_it_is_the_gradient_of_the_batch_that_it_is_given(self, accumulate):
         layer = Plain().to(GPU)

@@ -63,7 +63,8 @@ class OwnText(TextWindows):
             and attention sees its own document alone, each from the token before it that ends another. Otherwise
             documents are one stream.
         length: positions in a window.
-        windows: how the training stream chooses windows; ``contiguous`` keeps their order, 16 bytes each, in memory.
+        windows: how the training stream chooses windows (``TextWindows``); ``contiguous`` keeps their order, 16 bytes
+            each, in memory.
         cache_dir: folder for encoded text; by default ``$SEQLAB_CACHE_DIR`` or ``~/.cache/seqlab``.
         metrics: what to measure besides the loss, by name.
         tokenizer: a ``tokenizer.json`` that a run kept, in place of ``tokens``; the text is then read when it is

@@ -68,8 +68,17 @@ class Branch(nn.Module):
         ``seq_idx`` (B, L) is for a mixer (``protocols.Packs``).
         """
         x, normal = add_norm(self.norm, x, update)
-        y = self.dropout(self.inner(normal) if seq_idx is None else self.inner(normal, seq_idx=seq_idx))
+        return self._left(x, self.inner(normal) if seq_idx is None else self.inner(normal, seq_idx=seq_idx))
+
+    def _left(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        y = self.dropout(y)
         return (x, y) if self.residual else (y, None)
+
+    def carry(self, x: Tensor, update: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        """As ``forward``, with the mixer's state before and after (``protocols.Carries``)."""
+        x, normal = add_norm(self.norm, x, update)
+        y, state = self.inner.prefill(normal, state)
+        return *self._left(x, y), state
 
     def at_once(self, x: Tensor) -> Tensor:
         """x (B, L, D), or (B, D) for a feed-forward, to the same shape."""
@@ -109,6 +118,11 @@ class Layer(nn.Module):
     def _halves(self, x: Tensor, update: Tensor | None, seq_idx: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x, update = self.mixer(x, update, seq_idx)
         return (x, update) if self.feedforward is None else self.feedforward(x, update)
+
+    def carry(self, x: Tensor, update: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        """As ``forward``, with the mixer's state before and after (``protocols.Carries``)."""
+        x, update, state = self.mixer.carry(x, update, state)
+        return *((x, update) if self.feedforward is None else self.feedforward(x, update)), state
 
     def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
         """Advance the mixer's state by x (B, D) or (B, L, D): the output in x's shape and the next state."""

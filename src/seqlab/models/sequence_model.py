@@ -254,7 +254,7 @@ class SequenceModel(nn.Module):
             remedy = "Set data.windows=contiguous or sampled, or data.separate_documents=false"
         elif self.positions is not None:
             rule = f"{type(self.positions).__name__} in this model begin anew with each window"
-            remedy = "Set model.positions=none, or data.windows=contiguous or sampled"
+            remedy = "Take rotary positions or none (model.positions=none), or data.windows=contiguous or sampled"
         elif unable is not None:
             rule = f"{unable} in this model cannot be trained from the state of the window before"
         if rule is not None:
@@ -264,10 +264,13 @@ class SequenceModel(nn.Module):
     def carry(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """What ``hidden`` gives, (B, L, D), after the windows that left ``state``, and the state after this one.
 
-        Both are differentiable, by ``state`` too; which of ``carried_state``'s stays as it is.
+        Both are differentiable, by the state before too, which stays as it is.
         """
-        x, state = self._advance(prefill_mixer, inputs, state, inputs.shape[1])
-        return self._normed(x), state
+        x, update, after = self._embed(inputs, 0, inputs.shape[1]), None, []
+        for layer, before in zip(self.layers, state.layers, strict=True):
+            x, update, layer_state = layer.carry(x, update, before)
+            after.append(layer_state)
+        return self._normed(x, update), ModelState(state.position + inputs.shape[1], after)
 
     @torch.no_grad()
     def step(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
