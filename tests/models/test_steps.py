@@ -107,16 +107,26 @@ class TestEveryModel:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_windows_that_carry_the_state_are_the_whole(name):
-    """Values, and gradients of the second window by way of the state after the first, which training cuts there."""
+    """Values, and gradients of the second window with the state before it held as it is, by differences."""
     without = [] if config(name).model.positions == "none" else ["model.positions=none"]
     model, x = build(name, *without).double(), inputs(length=14)
     first, state = model.carry(x[:, :7], model.carried_state(3, 7))
     second, after = model.carry(x[:, 7:], state)
-    pair = torch.cat((first, second), dim=1), model.hidden(x)
-    close(*(y.detach() for y in pair), tolerance=2e-7)  # cosines of rotary positions are float32
-    given, parameters = [y[:, 7:].square().sum() for y in pair], [*model.embed.parameters(), *model.layers.parameters()]
-    for ours, whole in zip(*(torch.autograd.grad(y, parameters) for y in given), strict=True):
-        close(ours, whole, tolerance=2e-7)
+    y = torch.cat((first, second), dim=1).detach()
+    close(y, model.hidden(x).detach(), tolerance=2e-7)  # cosines of rotary positions are float32
+    assert not any(tensor.requires_grad for tensor in tensors_of((state, after)))
+    parameters = [*model.embed.parameters(), *model.layers.parameters()]
+    random = torch.Generator().manual_seed(2)
+    directions = [torch.randn(p.shape, dtype=p.dtype, generator=random) for p in parameters]
+    weights = torch.randn(second.shape, dtype=y.dtype, generator=random) / second.numel()
+    gradients = torch.autograd.grad((second * weights).sum(), parameters)
+    slope, values = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True)), []
+    with torch.no_grad():
+        for shift in (1e-6, -2e-6):
+            for p, d in zip(parameters, directions, strict=True):
+                p += shift * d
+            values.append((model.carry(x[:, 7:], state)[0] * weights).sum())
+    close((values[0] - values[1]) / 2e-6, slope, tolerance=1e-8)
     before = tensors_of(model.carried_state(3, 7))
     assert [tensor.shape for tensor in tensors_of(after)] == [tensor.shape for tensor in before]
     assert all(len(tensor) == 3 for tensor in before)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seqlab.models.linear import Linear
 from seqlab.models.mixers import Mamba2
-from seqlab.models.mixers.mamba2 import GatedRMSNorm
+from seqlab.models.mixers.mamba2 import GatedRMSNorm, State
 from seqlab.ops import causal_conv1d, gated_rms_norm, ssd
 from seqlab.ops.mamba2_inner import Block, can_run, mamba2_inner
 
@@ -157,7 +157,9 @@ class TestWhereItRuns:
         assert not can_run(zxBCdt.requires_grad_(), block, 1)
         assert not can_run(zxBCdt.detach().to("meta").requires_grad_(), block, 1)
 
-    def test_a_layer_by_the_operation_is_the_layer_by_parts(self, monkeypatch):
+    @pytest.mark.parametrize("carried", [False, True])
+    def test_a_layer_by_the_operation_is_the_layer_by_parts(self, carried, monkeypatch):
+        """From zeros, or from a state, which another follows."""
         skip_unless_available("seqlab.ops.ssd", "triton", "cpu", torch.float32)
         torch.manual_seed(0)
         layer, x = Mamba2(6, n_heads=4, n_groups=2, d_state=3), torch.randn(2, 5, 6)
@@ -165,10 +167,13 @@ class TestWhereItRuns:
         found = []
         for operation in (False, True):
             monkeypatch.setattr("seqlab.models.mixers.mamba2.can_run", lambda *_, answer=operation: answer)
-            y = layer(x)
+            torch.manual_seed(1)
+            state = State(*map(torch.randn_like, layer.initial_state(2)))
+            y, after = layer.prefill(x, state) if carried else (layer(x), ())
             gradients = torch.autograd.grad(weighted_sum((y,)), list(layer.parameters()))
             names = [name for name, _ in layer.named_parameters()]
-            found.append({"y": y.detach(), **dict(zip(names, gradients, strict=True))})
+            states = dict(zip(("conv", "ssm"), (part.detach() for part in after), strict=False))
+            found.append({"y": y.detach(), **states, **dict(zip(names, gradients, strict=True))})
         assert_all_close(found[1], found[0], torch.float32)
 
     @pytest.mark.parametrize("change", CHANGES)

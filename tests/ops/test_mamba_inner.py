@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from seqlab.models.linear import Linear
-from seqlab.models.mixers.mamba import Mamba
+from seqlab.models.mixers.mamba import Mamba, State
 from seqlab.models.norms import RMSNorm
 from seqlab.ops import causal_conv1d, selective_scan
 from seqlab.ops.decoding import Block
@@ -290,17 +290,22 @@ class TestWhereItRuns:
         assert not can_run(xz.requires_grad_(), block)
         assert not can_run(xz.detach().to("meta").requires_grad_(), block)
 
-    def test_a_layer_by_the_operation_is_the_layer_by_parts(self, monkeypatch):
+    @pytest.mark.parametrize("carried", [False, True])
+    def test_a_layer_by_the_operation_is_the_layer_by_parts(self, carried, monkeypatch):
+        """From zeros, or from a state, which another follows."""
         skip_unless_available("seqlab.ops.selective_scan", "triton", "cpu", torch.float32)
         torch.manual_seed(0)
         layer, x = Mamba(6, d_state=3), torch.randn(2, 5, 6)
         found = []
         for operation in (False, True):
             monkeypatch.setattr("seqlab.models.mixers.mamba.can_run", lambda *_, answer=operation: answer)
-            y = layer(x)
+            torch.manual_seed(1)
+            state = State(*map(torch.randn_like, layer.initial_state(2)))
+            y, after = layer.prefill(x, state) if carried else (layer(x), ())
             gradients = torch.autograd.grad(weighted_sum((y,)), list(layer.parameters()))
             names = [name for name, _ in layer.named_parameters()]
-            found.append({"y": y.detach(), **dict(zip(names, gradients, strict=True))})
+            states = dict(zip(("conv", "ssm"), (part.detach() for part in after), strict=False))
+            found.append({"y": y.detach(), **states, **dict(zip(names, gradients, strict=True))})
         assert_all_close(found[1], found[0], torch.float32)
 
     @pytest.mark.parametrize("change", CHANGES)

@@ -47,6 +47,16 @@ class ModelState(NamedTuple):
     layers: list[Any]  # the state of each layer's mixer
 
 
+def cut(state: Any) -> Any:
+    """A mixer's state, as ``Carries`` has it, without gradients."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, tuple | list):
+        parts = map(cut, state)
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state
+
+
 class SequenceModel(nn.Module):
     """Maps tokens (B, L) or features (B, L, d_input) to logits or values (B, L, d_output), causally.
 
@@ -262,14 +272,14 @@ class SequenceModel(nn.Module):
         return ModelState(0, [layer.mixer.inner.carried_state(batch_size, length) for layer in self.layers])
 
     def carry(self, inputs: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """What ``hidden`` gives, (B, L, D), after the windows that left ``state``, and the state after this one.
+        """What ``hidden`` gives, (B, L, D), after the windows that left ``state``, which stays as it is.
 
-        Both are differentiable, by the state before too, which stays as it is.
+        And the state after this one, without gradients.
         """
         x, update, after = self._embed(inputs, 0, inputs.shape[1]), None, []
         for layer, before in zip(self.layers, state.layers, strict=True):
             x, update, layer_state = layer.carry(x, update, before)
-            after.append(layer_state)
+            after.append(cut(layer_state))
         return self._normed(x, update), ModelState(state.position + inputs.shape[1], after)
 
     @torch.no_grad()

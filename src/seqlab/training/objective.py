@@ -33,14 +33,14 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Inputs (B, L) or (B, L, d_input) and their targets to the loss, a scalar; so is ``count``.
 
-        And the tensors of the state after the inputs, without gradients, if one before them is given.
+        And the tensors of the state after the inputs, if one before them is given.
         """
         after, carried = [], state is not None
         with autocast(self.device, self.precision, cache=self.cache):
             skips = self.skips_logits(inputs)
             if carried:
                 hidden, state = self.model.carry(inputs, state)
-                after = [tensor.detach() for tensor in tensors_of(state)]
+                after = tensors_of(state)
             elif skips:
                 hidden = self.model.hidden(inputs)
             if skips:

@@ -24,8 +24,10 @@ from seqlab.ops import (
     selective_scan_flops,
     selective_state_update,
 )
+from seqlab.ops.causal_conv1d.reference import final_state
 from seqlab.ops.context import ContextGroup
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.derivatives import needs_gradient
 from seqlab.ops.mamba_inner import can_run, mamba_inner
 from seqlab.ops.selective_scan import resolve_backend
 
@@ -290,7 +292,11 @@ class Mamba(nn.Module):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D)."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
+        xz = self.in_proj(x)
+        u, z = xz.chunk(2, dim=-1)  # (B, L, E) each
+        if self._is_whole() and not needs_gradient(*state) and can_run(xz, self.block, self.scan_backend):
+            y, ssm = mamba_inner(xz, self.block, states=state)
+            return y, State(final_state(u, state.conv.to(u.dtype), None), ssm)
         u, conv = self._convolve(u, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(u, z, initial_state=state.ssm, return_final_state=True)
         return self.out_proj(y), State(conv, ssm)

@@ -20,8 +20,10 @@ from seqlab.models.mixers.mamba import check_range, check_shares_positions, deca
 from seqlab.models.mixers.signed_decay import running_sign, signed_decay
 from seqlab.models.protocols import constant_state
 from seqlab.ops import causal_conv1d, causal_conv1d_update, gated_rms_norm, ssd, ssd_flops, ssd_update
+from seqlab.ops.causal_conv1d.reference import final_state
 from seqlab.ops.context import ContextGroup
 from seqlab.ops.contract import accumulation_dtype
+from seqlab.ops.derivatives import needs_gradient
 from seqlab.ops.mamba2_inner import Block, can_run, mamba2_inner
 from seqlab.ops.ssd import resolve_backend
 
@@ -267,7 +269,12 @@ class Mamba2(nn.Module):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, L, D) to (B, L, D)."""
-        z, mixed, dt = self._project(x)
+        zxBCdt = self.in_proj(x)
+        z, mixed, dt = self._split(zxBCdt)
+        whole = self._is_whole() and not needs_gradient(*state)
+        if whole and can_run(zxBCdt, self.block, self.n_groups, self.scan_backend):
+            y, ssm = mamba2_inner(zxBCdt, self.block, self.n_groups, self.norm.eps, states=state)
+            return y, State(final_state(mixed, state.conv.to(mixed.dtype), None), ssm)
         mixed, conv = self._convolve(mixed, initial_state=state.conv, return_final_state=True)
         y, ssm = self._scan(mixed, dt, initial_state=state.ssm, return_final_state=True)
         return self._leave(y, z), State(conv, ssm)

@@ -96,9 +96,16 @@ def _check(tensors: dict[str, Tensor | None], n_groups: int, backend: str) -> st
 
 
 def mamba2_inner(
-    zxBCdt: Tensor, block: Block, n_groups: int, eps: float, context: ContextGroup | None = None
-) -> Tensor:
+    zxBCdt: Tensor,
+    block: Block,
+    n_groups: int,
+    eps: float,
+    context: ContextGroup | None = None,
+    states: tuple[Tensor, Tensor] | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The block's output (Bt, L, M) in the dtype of zxBCdt (Bt, L, 2 E + 2 G N + H), for arguments that ``can_run``.
+
+    With ``states`` also the scan's state (Bt, H, P, N) after the last position, in float32, without a gradient.
 
     It is differentiable once. The output is what the parts give, bit by bit, each by "triton" and the product in
     zxBCdt's dtype, and so are the gradients where products are. All are bitwise reproducible.
@@ -109,6 +116,10 @@ def mamba2_inner(
         n_groups: G, of the scan and of the norm.
         eps: added to the norm's mean square.
         context: the processes that share these sequences, as ``ssd`` takes it.
+        states: the convolution's inputs (Bt, K - 1, E + 2 G N) and the scan's state before the first position, which
+            get no gradient; zeros if None. Not with ``context``.
     """
+    before, state = (None, None) if states is None else (states[0].to(zxBCdt.dtype), states[1])
     block = block._replace(out_weight=block.out_weight.to(zxBCdt.dtype))
-    return Mamba2Inner.apply(zxBCdt, *block, n_groups, float(eps), context, "triton")
+    y, final = Mamba2Inner.apply(zxBCdt, *block, n_groups, float(eps), context, before, state, "triton")
+    return y if states is None else (y, final)

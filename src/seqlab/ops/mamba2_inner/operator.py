@@ -27,7 +27,7 @@ def _by_head(xBC: Tensor, n_heads: int, n_groups: int, d_inner: int) -> tuple[Te
 
 
 class Mamba2Inner(FirstDerivative):
-    """The output (Bt, L, M) from zxBCdt (Bt, L, 2 E + 2 G N + H), the product's weight in zxBCdt's dtype."""
+    """The output (Bt, L, M) and the last state from zxBCdt (Bt, L, 2 E + 2 G N + H), the weight in zxBCdt's dtype."""
 
     operation = "ssd"  # the part that has backends to choose from
 
@@ -46,27 +46,32 @@ class Mamba2Inner(FirstDerivative):
         n_groups: int,
         eps: float,
         context: ContextGroup | None,
+        before: Tensor | None,
+        state: Tensor | None,
         backend: str,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         conv, scan, norm = kernels(*PARTS)
         A = -torch.exp(A_log.float())
         sizes = norm_weight.shape[0], conv_weight.shape[0], A.shape[0]
         z, xBC, dt = zxBCdt.split(sizes, dim=2)
-        before = None if context is None else context.gather_before(xBC, conv_weight.shape[1] - 1)
+        if context is not None:
+            before = context.gather_before(xBC, conv_weight.shape[1] - 1)
         mixed = conv.forward(xBC, conv_weight, conv_bias, "silu", before, None)
         x, B, C = _by_head(mixed, A.shape[0], n_groups, sizes[0])
         inputs = Inputs(x, dt, A, B, C, D, dt_bias, None, True)
-        state, decays = (None, None) if context is None else context.enter(*ends(inputs, "triton"))
-        y, _ = scan.forward(inputs, state)
+        state, decays = (state, None) if context is None else context.enter(*ends(inputs, "triton"))
+        y, final = scan.forward(inputs, state)
         _, normal, scale = norm.forward(y.flatten(2), None, z, norm_weight, eps, n_groups, y.dtype)
         parameters = conv_weight, conv_bias, dt_bias, A, D, norm_weight, out_weight
         ctx.save_for_backward(zxBCdt, *parameters, scale, before, state, decays)
         ctx.context, ctx.dtype, ctx.n_groups, ctx.sizes, ctx.backend = context, A_log.dtype, n_groups, sizes, backend
-        return torch.mm(rows(normal), out_weight.t()).view(*zxBCdt.shape[:2], -1)
+        ctx.mark_non_differentiable(final)
+        ctx.set_materialize_grads(False)
+        return torch.mm(rows(normal), out_weight.t()).view(*zxBCdt.shape[:2], -1), final
 
     @override
     @staticmethod
-    def differentiate(ctx: Any, d_out: Tensor) -> tuple:
+    def differentiate(ctx: Any, d_out: Tensor, _: None) -> tuple:
         conv, scan, norm = kernels(*PARTS)
         zxBCdt, *parameters, scale, before, state, decays = ctx.saved_tensors
         conv_weight, conv_bias, dt_bias, A, D, norm_weight, out_weight = parameters
@@ -90,7 +95,7 @@ class Mamba2Inner(FirstDerivative):
         after = decays if decays is None else ctx.context.leave(decays, scan.start_gradient(inputs, dy))
         by_scan = scan.backward(inputs, state, dy, after, scan.Out(dx, d_dt, dB, dC), states)
         by_conv = conv.backward(d_mixed, xBC, conv_weight, conv_bias, "silu", before, None, d_xBC)
-        if before is not None:
+        if ctx.context is not None:
             ctx.context.add_to_tail(d_xBC, by_conv.initial_state)
         of_scan = by_scan.dt_bias, (by_scan.A * A).to(ctx.dtype), by_scan.D
-        return d_zxBCdt, by_conv.weight, by_conv.bias, *of_scan, d_norm_weight, d_out_weight, None, None, None, None
+        return d_zxBCdt, by_conv.weight, by_conv.bias, *of_scan, d_norm_weight, d_out_weight, *[None] * 6

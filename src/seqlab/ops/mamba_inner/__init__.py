@@ -92,8 +92,12 @@ def _check(tensors: dict[str, Tensor | None], backend: str) -> str:
     return conv_backend("auto", *where) if chosen == "triton" else chosen
 
 
-def mamba_inner(xz: Tensor, block: Block, context: ContextGroup | None = None) -> Tensor:
+def mamba_inner(
+    xz: Tensor, block: Block, context: ContextGroup | None = None, states: tuple[Tensor, Tensor] | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """The block's output (Bt, L, M) in the dtype of xz (Bt, L, 2 E), for arguments that ``can_run``.
+
+    With ``states`` also the scan's state (Bt, E, N) after the last position, in float32, without a gradient.
 
     It is differentiable once. The output is what the parts give, bit by bit, convolution and scan by "triton" and the
     products in xz's dtype; gradients differ from theirs by rounding. They are bitwise reproducible under
@@ -104,7 +108,12 @@ def mamba_inner(xz: Tensor, block: Block, context: ContextGroup | None = None) -
         xz: the inputs of the convolution and the gates, float32, bfloat16 or float16.
         block: the parameters, each in a dtype of its own; both biases and D may be None.
         context: the processes that share these sequences, as ``selective_scan`` takes it.
+        states: the convolution's inputs (Bt, K - 1, E) and the scan's state before the first position, which get no
+            gradient; zeros if None. Not with ``context``.
     """
+    before, state = (None, None) if states is None else (states[0].to(xz.dtype), states[1])
     x_weight, dt_weight, out_weight = (w.to(xz.dtype) for w in (block.x_weight, block.dt_weight, block.out_weight))
     given = xz, block.conv_weight, block.conv_bias, x_weight, dt_weight, block.dt_bias, block.A_log, block.D, out_weight
-    return MambaInner.apply(*given, context, torch.are_deterministic_algorithms_enabled(), "triton")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    y, final = MambaInner.apply(*given, context, before, state, deterministic, "triton")
+    return y if states is None else (y, final)

@@ -30,7 +30,7 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 class MambaInner(FirstDerivative):
-    """The output (Bt, L, M) from xz (Bt, L, 2 E), the products' weights in xz's dtype."""
+    """The output (Bt, L, M) and the scan's last state from xz (Bt, L, 2 E), the products' weights in xz's dtype."""
 
     operation = "selective_scan"  # the part that has backends to choose from
 
@@ -48,29 +48,34 @@ class MambaInner(FirstDerivative):
         D: Tensor | None,
         out_weight: Tensor,
         context: ContextGroup | None,
+        before: Tensor | None,
+        state: Tensor | None,
         deterministic: bool,
         backend: str,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         conv, scan = kernels(*PARTS)
         A = -torch.exp(A_log.float())
         splits = dt_weight.shape[1], A.shape[1], A.shape[1]
         x, z = xz.chunk(2, dim=2)  # (Bt, L, E) each
-        before = None if context is None else context.gather_before(x, conv_weight.shape[1] - 1)
+        if context is not None:
+            before = context.gather_before(x, conv_weight.shape[1] - 1)
         u = conv.forward(x, conv_weight, conv_bias, "silu", before, None)
         dtBC = torch.mm(rows(u), x_weight.t()).view(*xz.shape[:2], -1)  # (Bt, L, R + 2 N)
         dt, B, C = dtBC.split(splits, dim=2)
         delta = torch.mm(rows(dt), dt_weight.t()).view(u.shape)
         inputs = Inputs(u, delta, A, B, C, D, z, dt_bias, None, True)
-        state, decays = (None, None) if context is None else context.enter(*scan.ends(inputs))
-        y, _, states = scan.forward(inputs, state, True)
+        state, decays = (state, None) if context is None else context.enter(*scan.ends(inputs))
+        y, final, states = scan.forward(inputs, state, True)
         parameters = conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, out_weight
         ctx.save_for_backward(xz, *parameters, dtBC, states, before, decays)
         ctx.context, ctx.dtype, ctx.deterministic, ctx.backend = context, A_log.dtype, deterministic, backend
-        return torch.mm(rows(y), out_weight.t()).view(*xz.shape[:2], -1)
+        ctx.mark_non_differentiable(final)
+        ctx.set_materialize_grads(False)
+        return torch.mm(rows(y), out_weight.t()).view(*xz.shape[:2], -1), final
 
     @override
     @staticmethod
-    def differentiate(ctx: Any, d_out: Tensor) -> tuple:
+    def differentiate(ctx: Any, d_out: Tensor, _: None) -> tuple:
         conv, scan = kernels(*PARTS)
         xz, *parameters, dtBC, states, before, decays = ctx.saved_tensors
         conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, out_weight = parameters
@@ -99,7 +104,7 @@ class MambaInner(FirstDerivative):
         d_x_weight = torch.mm(rows(d_dtBC).t(), rows(u))
         torch.addmm(rows(du), rows(d_dtBC), x_weight, out=rows(du))
         by_conv = conv.backward(du, x, conv_weight, conv_bias, "silu", before, None, dx)
-        if before is not None:
+        if ctx.context is not None:
             ctx.context.add_to_tail(dx, by_conv.initial_state)
         of_scan = by_scan.delta_bias, (by_scan.A * A).to(ctx.dtype), by_scan.D
-        return d_xz, by_conv.weight, by_conv.bias, d_x_weight, d_dt_weight, *of_scan, d_out_weight, None, None, None
+        return d_xz, by_conv.weight, by_conv.bias, d_x_weight, d_dt_weight, *of_scan, d_out_weight, *[None] * 5
