@@ -50,6 +50,8 @@ class Net(nn.Module):
 class Points:
     """What an update needs of a data set."""
 
+    carries = False
+
     def mask(self, targets):
         return torch.ones_like(targets[..., 0])
 

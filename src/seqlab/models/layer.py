@@ -75,7 +75,7 @@ class Branch(nn.Module):
         return (x, y) if self.residual else (y, None)
 
     def carry(self, x: Tensor, update: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """As ``forward``, with the mixer's state before and after (``protocols.Carries``)."""
+        """As ``forward``, (B, L, D) each, with the mixer's state before and after (``protocols.Carries``)."""
         x, normal = add_norm(self.norm, x, update)
         y, state = self.inner.prefill(normal, state)
         return *self._left(x, y), state
@@ -120,7 +120,7 @@ class Layer(nn.Module):
         return (x, update) if self.feedforward is None else self.feedforward(x, update)
 
     def carry(self, x: Tensor, update: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """As ``forward``, with the mixer's state before and after (``protocols.Carries``)."""
+        """As ``forward``, (B, L, D) each, with the mixer's state before and after (``protocols.Carries``)."""
         x, update, state = self.mixer.carry(x, update, state)
         return *((x, update) if self.feedforward is None else self.feedforward(x, update)), state
 
