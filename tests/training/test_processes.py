@@ -38,7 +38,7 @@ CASES = {
     "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
-    "carried": (hybrid, {"carries": True, "accumulate": 2}),
+    "carried": (hybrid, {"carries": True, "accumulate": 2, "checkpoint_layers": True}),
     "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
 }
 
@@ -166,7 +166,8 @@ def test_a_process_is_killed_while_it_writes(tmp_path):
 
 @pytest.mark.slow
 def test_four_write_what_four_two_and_one_read(tmp_path):
-    found = by(4, tmp_path, train_all, {}, (hybrid(), KEPT), tmp_path)
+    torch.save({}, tmp_path / "cases.pt")
+    found = by(4, tmp_path, train_all, (hybrid(), KEPT), tmp_path)
     check_kept(found, tmp_path)
     for ours in by(2, tmp_path / "by_two", go_on, hybrid(), KEPT, tmp_path / "checkpoints", tmp_path / "by_two"):
         for way in ("fsdp", "ddp"):

@@ -98,7 +98,8 @@ class Layer(nn.Module):
     """A mixer, then a feed-forward if there is one.
 
     Attributes:
-        recomputed: whether ``forward`` keeps its inputs alone for the backward pass, and computes the rest again there.
+        recomputed: whether ``forward``, or ``carry``, keeps its inputs alone for the backward pass, and computes the
+            rest again there.
     """
 
     recomputed = False
@@ -121,6 +122,11 @@ class Layer(nn.Module):
 
     def carry(self, x: Tensor, update: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
         """As ``forward``, (B, L, D) each, with the mixer's state before and after (``protocols.Carries``)."""
+        if self.recomputed and torch.is_grad_enabled():
+            return recomputed(self, self._carried, x, update, state)
+        return self._carried(x, update, state)
+
+    def _carried(self, x: Tensor, update: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
         x, update, state = self.mixer.carry(x, update, state)
         return *((x, update) if self.feedforward is None else self.feedforward(x, update)), state
 

@@ -19,7 +19,7 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 """Around a forward pass, and around the same computed again."""
 
 
-def recomputed(layer: nn.Module, forward: Callable[..., Any], *inputs: Tensor | None) -> Any:
+def recomputed(layer: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
     """``forward(*inputs)``, a layer's, of which only the inputs are kept."""
     if torch.compiler.is_compiling():  # which takes no contexts
         return checkpoint(forward, *inputs, use_reentrant=False)
