@@ -46,8 +46,8 @@ ROOMS = {
     ),
     "models": (
         "errors ops",
-        "counting feedforward head_loss hooks layer linear mixture_of_experts norms parametrisation pattern positions "
-        "protocols recomputation sequence_model without_compiler",
+        "counting dropouts feedforward head_loss hooks layer linear mixture_of_experts norms parametrisation pattern "
+        "positions protocols recomputation sequence_model without_compiler",
     ),
     "inference": (
         "errors models ops",
@@ -57,7 +57,7 @@ ROOMS = {
         "errors invocation jsonio console models data ops",
         "ahead average captured carried checkpoint compile_ahead counters device_step evaluate freezing "
         "lean_optimizers loggers lora meeting metrics metrics_file muon_of_stacks objective optim parallel precision "
-        "prefetch progress saving schedule settings sharded_files sharding signals trainer update",
+        "prefetch progress regularisation saving schedule settings sharded_files sharding signals trainer update",
     ),
     "config": (
         "errors places invocation",

@@ -76,10 +76,10 @@ def results(operation, arguments: Arguments, factor: float = 3.0, **settings) ->
     return {"loss": loss.detach()} | {f"d_{name}": d for name, d in zip(names, gradients, strict=True)}
 
 
-def formula(x, weight, bias, targets, scale, ignore_index=IGNORED) -> Tensor:
+def formula(x, weight, bias, targets, scale, ignore_index=IGNORED, label_smoothing=0.0) -> Tensor:
     logits = F.linear(x, weight.to(x.dtype), bias if bias is None else bias.to(x.dtype)).flatten(0, -2)
-    losses = F.cross_entropy(logits, targets.flatten(), ignore_index=ignore_index, reduction="none")
-    return (losses * scale.flatten()).sum()
+    how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": "none"}
+    return (F.cross_entropy(logits, targets.flatten(), **how) * scale.flatten()).sum()
 
 
 def doubled(arguments: Arguments) -> Arguments:
@@ -107,6 +107,13 @@ class TestEveryBackend:
     def test_values_and_gradients(self, backend, device, vocabulary, bias, nan_memory):
         """Vocabularies that fill rows of 16 and that do not."""
         hold(backend, make_arguments(vocabulary=vocabulary, bias=bias, device=device))
+
+    @every_device
+    @every_backend
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+    def test_smoothed_labels(self, backend, device, dtype, bias):
+        hold(backend, make_arguments(dtype=dtype, bias=bias, device=device), label_smoothing=0.2)
 
     @every_device
     @every_backend

@@ -42,6 +42,8 @@ def test_seeds_of_one_configuration_are_one_group_in_their_order(tmp_path):
         {"n_layers.mamba": 4},
         {"model.dropout": None},
         {"trainer.steps": 100.0},
+        {"trainer.regularisation._target_": "seqlab.training.regularisation.Regularisation"}
+        | {"trainer.regularisation.words": 0.0, "trainer.regularisation.weights_on": None},
     ],
 )
 def test_settings_that_change_nothing_do_not_part_seeds(tmp_path, settings):

@@ -6,7 +6,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from seqlab.training import checkpoint
-from seqlab.training.average import Average
+from seqlab.training.average import Average, NonMonotonic
+from seqlab.training.optim import adamw
 
 
 def test_its_values_are_torchs():
@@ -61,3 +62,65 @@ def test_frozen_weights_are_held_once(tmp_path):
     assert shared == set(trainer.update.model.layers[0].parameters())
     state = trainer.update.state_dict()["average"]["weights"]
     assert len(state) == len(trainer.update.parameters)
+
+
+def settled(model: nn.Module, losses: list[float], patience: int) -> int:
+    """The number of the evaluation after which the mean begins, by algorithm 1 of the paper, word for word."""
+    average, logs, ours = NonMonotonic(model, patience), [], None
+    for t, v in enumerate(losses):
+        average.validated(v, t)
+        if ours is None and average.counts:
+            ours = t
+    theirs = None
+    for t, v in enumerate(losses):
+        if theirs is None and t > patience and v > min(logs[i] for i in range(t - patience)):
+            theirs = t
+        logs.append(v)
+    assert ours == theirs
+    return ours
+
+
+def test_the_mean_begins_where_validation_no_longer_improves():
+    model = nn.Linear(2, 1)
+    assert settled(model, [5, 4, 3, 2, 1], 1) is None
+    assert settled(model, [5, 4, 3, 3.5, 3.2, 2.9, 3.3], 2) == 6
+    assert settled(model, [5, 6, 7, 8, 9, 10], 3) == 4
+    assert settled(model, [5, 6], 5) is None
+
+
+def test_the_mean_is_that_of_torchs_asgd():
+    """With ``lambd=0``, which has no decay of the rate; its first weights are those of the second step after t0."""
+    torch.manual_seed(0)
+    model, start, steps = nn.Linear(5, 3), 6, 15
+    asgd, average = torch.optim.ASGD(model.parameters(), lr=0.1, lambd=0.0, t0=start - 2), NonMonotonic(model, 1)
+    for step in range(1, steps + 1):
+        model(torch.randn(8, 5)).square().sum().backward()
+        asgd.step()
+        asgd.zero_grad()
+        average.update(torch.tensor(1.0))
+        average.update(torch.tensor(0.0))  # of a step that was not taken
+        if step < start:
+            assert all(torch.equal(a, w) for a, w in zip(average.averages, average.weights, strict=True))
+        if step == start:
+            for loss in (1.0, 1.0, 2.0):
+                average.validated(loss, step)
+    assert average.count == steps - start + 1
+    for a, w in zip(average.averages, model.parameters(), strict=True):
+        torch.testing.assert_close(a, asgd.state[w]["ax"])
+        assert not torch.allclose(a, w)
+
+
+def test_a_run_evaluates_the_mean_from_the_trigger_on(tmp_path):
+    """By the losses and weights of the run itself, in float64."""
+    records, seen, evaluated = [], [], []
+    trainer = build(tmp_path, steps=8, evaluate_every=1, nt_asgd=1, optimizer=lambda model: adamw(model, lr=3.0))
+    trained, launch, validated = trainer.update.model, trainer.update.launch, trainer.update.validated
+    trainer.update.launch = lambda *given: (launch(*given), seen.append(weights(trained).double()))[0]
+    trainer.update.validated = lambda *given: (evaluated.append(weights(trainer.model).double()), validated(*given))
+    run(trainer, records.append)
+    losses = [record["loss"] for record in records if record["split"] == "validation"]
+    start = next(i for i in range(2, 8) if losses[i] > min(losses[: i - 1]))
+    assert start < 6
+    for i, average in enumerate(evaluated):
+        expected = torch.stack(seen[min(i, start) : i + 1]).mean(0)
+        torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)

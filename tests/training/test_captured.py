@@ -64,6 +64,16 @@ class TestWhere:
         assert train("device=cpu", "model=linear").summary["cuda_graph"] is False
 
 
+MASKS = [f"regularisation.{name}=0.3" for name in ("inputs", "layers", "output", "weights", "depth")]
+LOSSES = ["regularisation.ar=2", "regularisation.tar=1"]
+RANDOM = {
+    "nothing random": [],
+    "dropout": ["model.dropout=0.1"],
+    "masks of an LSTM": ["model=lstm", *MASKS, *LOSSES, "trainer.nt_asgd=1", "trainer.evaluate_every=1"],
+    "masks of Mamba": ["model=mamba", *MASKS, "regularisation.weights_on=[in_proj,out_proj]", "trainer.accumulate=2"],
+}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnAGpu:
@@ -169,9 +179,9 @@ class TestOnAGpu:
         assert "a step cannot be captured" in ended.stderr
         assert "Use trainer.cuda_graph=false" in ended.stderr
 
-    @pytest.mark.parametrize("dropout", [0.0, 0.1])
-    def test_a_run_continues_as_it_would_have_gone_on(self, train, dropout):
-        settings = "device=cuda", f"model.dropout={dropout}", "schedule=constant", "trainer.evaluate_every=6"
+    @pytest.mark.parametrize("more", RANDOM.values(), ids=RANDOM)
+    def test_a_run_continues_as_it_would_have_gone_on(self, train, more):
+        settings = "device=cuda", "schedule=constant", "trainer.evaluate_every=6", *more
         whole = train(*settings, "trainer.steps=12", folder="whole")
         cut = train(*settings, "trainer.steps=6", folder="cut")
         assert train(f"resume={cut.folder}", "device=cuda", "trainer.steps=12").status == 0

@@ -16,6 +16,7 @@ from seqlab.models.protocols import share_positions
 from seqlab.training import checkpoint
 from seqlab.training.optim import sgd
 from seqlab.training.parallel import Processes, World, joined
+from seqlab.training.regularisation import Regularisation
 
 
 @cache
@@ -31,9 +32,10 @@ def mambas():
     return model | {"mixers": mixers, "pattern": pattern, "n_layers": 3, "positions": "learned"}
 
 
+GIVEN = {"optimizer": sgd, "regularisation": Regularisation(ar=2.0, tar=1.0)}  # masks are each process's own
 CASES = {
-    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "optimizer": sgd, "checkpoint_layers": True}),
-    "fsdp": (every_mixer, {"parallel": "fsdp", "optimizer": sgd, "checkpoint_layers": 2}),
+    "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "checkpoint_layers": True, **GIVEN}),
+    "fsdp": (every_mixer, {"parallel": "fsdp", "checkpoint_layers": 2, **GIVEN}),
     "fsdp in pieces": (hybrid, {"parallel": "fsdp", "offload": True, "freeze": ["embed", "layers.1"]}),
     "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),

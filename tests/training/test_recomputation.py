@@ -16,17 +16,20 @@ from seqlab.models.recomputation import contexts
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 from seqlab.training.optim import sgd
+from seqlab.training.regularisation import Regularisation
 from seqlab.training.update import Update
 from support import built_model
 
+MASKS = Regularisation(words=0.1, layers=0.1, depth=0.1, weights=0.1, weights_on=["in_proj", "weight_hh_l0"])
+
 
 def differentiated(precision, **settings):
-    """All that one batch leaves, in parts, of a model of every mixer with experts and dropout."""
+    """All that one batch leaves, in parts, of a model of every mixer with experts and all kinds of masks."""
     torch.manual_seed(0)
     widths = TokenWidths(VOCABULARY, VOCABULARY, LENGTH, True)
     model, data = build_model(OmegaConf.create({"model": every_mixer() | {"dropout": 0.1}}), widths, CPU), Words()
     update = Update(
-        config_of(batch_size=ROWS, accumulate=2, optimizer=sgd, precision=precision, **settings),
+        config_of(batch_size=ROWS, accumulate=2, optimizer=sgd, precision=precision, regularisation=MASKS, **settings),
         model,
         data,
         device=CPU,

@@ -12,6 +12,7 @@ from torch import nn
 from seqlab.errors import Diverged, Interrupted, UserError
 from seqlab.training import checkpoint
 from seqlab.training.optim import adamw, muon, sgd
+from seqlab.training.regularisation import Regularisation
 from support import Echo
 
 
@@ -226,10 +227,15 @@ def test_compile_trains_the_same(tmp_path):
 
 
 LORA = {"rank": 3, "alpha": 6.0, "on": ["in_proj", "out_proj"]}
+MASKS = Regularisation(words=0.2, inputs=0.3, layers=0.3, output=0.3, weights=0.5, weights_on=["out_proj"], depth=0.2)
 RESUMED = {
     "all": ((1, 4, 6, 9), {}),
     "average beside what is frozen": ((4,), {"ema": 0.7, "freeze": ["embed", "layers.0"]}),
     "lora": ((4,), {"lora": LORA, "accumulate": 2}),
+    "masks, and the mean of the weights from the third evaluation on": (
+        (6,),
+        {"regularisation": MASKS, "nt_asgd": 1, "evaluate_every": 1, "optimizer": partial(adamw, lr=3.0)},
+    ),
     "average of lora": ((4,), {"lora": LORA, "ema": 0.7, "optimizer": partial(adamw, layer_decay=0.8)}),
 }
 

@@ -106,7 +106,8 @@ def state_bytes(model: nn.Module, length: int) -> int | None:
 def mixer_state_bytes(mixer: Mixer, d_model: int, length: int) -> int:
     """Bytes of one mixer's state after ``length`` positions; a state that one step does not enlarge never grows."""
     dtype = next((p.dtype for p in mixer.parameters()), torch.float32)
-    x = torch.empty(1, length, d_model, dtype=dtype, device="meta")
+    width, _ = getattr(mixer, "io_widths", (d_model, d_model))
+    x = torch.empty(1, length, width, dtype=dtype, device="meta")
     start = bytes_of(mixer.initial_state(1))
     _, state = mixer.step(x[:, 0], mixer.initial_state(1))
     if bytes_of(state) != start:

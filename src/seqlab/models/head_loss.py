@@ -27,12 +27,14 @@ def skips_logits(model: nn.Module, inputs: Tensor) -> bool:
     return pays(inputs.shape[0] * inputs.shape[1], *weight.shape, dtype, inputs.device)
 
 
-def head_loss(head: Linear, hidden: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+def head_loss(head: Linear, hidden: Tensor, targets: Tensor, scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """The sum over positions of cross-entropy times scale, a scalar.
 
     Args:
         head: a model's.
         hidden: (B, L, D) what it reads.
         targets, scale: (B, L) each.
+        label_smoothing: share of each target that goes to all words alike.
     """
-    return linear_cross_entropy(hidden, head.weight, head.bias, targets, scale, backend="chunked")
+    how = {"label_smoothing": label_smoothing, "backend": "chunked"}
+    return linear_cross_entropy(hidden, head.weight, head.bias, targets, scale, **how)

@@ -4,12 +4,14 @@ Symbols: B batch, L length, D model width.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seqlab.errors import UserError
+from seqlab.models.dropouts import WeightDropout
 from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.protocols import Mixer, StepsInResidual, parts
 from seqlab.models.recomputation import recomputed
@@ -52,8 +54,13 @@ class Branch(nn.Module):
         super().__init__()
         self.norm, self.inner, self.residual = norm, inner, residual
         self.dropout = nn.Dropout(dropout)
+        self.weight_dropout: WeightDropout | None = None  # of ``inner``'s: ``seqlab.training.regularisation``
         if isinstance(norm, RMSNorm):
             norm.rounds = rounds_input(inner)
+
+    def _weights(self) -> AbstractContextManager[None]:
+        """Within, ``inner`` has the weights that it computes with."""
+        return nullcontext() if self.weight_dropout is None else self.weight_dropout.of(self.inner)
 
     def _join(self, x: Tensor, y: Tensor) -> Tensor:
         if self.training:
@@ -68,7 +75,9 @@ class Branch(nn.Module):
         ``seq_idx`` (B, L) is for a mixer (``protocols.Packs``).
         """
         x, normal = add_norm(self.norm, x, update)
-        return self._left(x, self.inner(normal) if seq_idx is None else self.inner(normal, seq_idx=seq_idx))
+        with self._weights():
+            y = self.inner(normal) if seq_idx is None else self.inner(normal, seq_idx=seq_idx)
+        return self._left(x, y)
 
     def _left(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         y = self.dropout(y)
@@ -77,12 +86,16 @@ class Branch(nn.Module):
     def carry(self, x: Tensor, update: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
         """As ``forward``, (B, L, D) each, with the mixer's state before and after (``protocols.Carries``)."""
         x, normal = add_norm(self.norm, x, update)
-        y, state = self.inner.prefill(normal, state)
+        with self._weights():
+            y, state = self.inner.prefill(normal, state)
         return *self._left(x, y), state
 
     def at_once(self, x: Tensor) -> Tensor:
         """x (B, L, D), or (B, D) for a feed-forward, to the same shape."""
-        return self._join(x, self.inner(self.norm(x)))
+        normal = self.norm(x)
+        with self._weights():
+            y = self.inner(normal)
+        return self._join(x, y)
 
     def advance(self, x: Tensor, state: Any, read: Read) -> tuple[Tensor, Any]:
         """Advance the mixer's state by x (B, D) or (B, L, D): the output in x's shape and the next state."""
@@ -90,7 +103,9 @@ class Branch(nn.Module):
             fused = self.inner.step_in_residual(x, self.norm, state)
             if fused is not None:
                 return fused
-        y, state = read(self.inner, self.norm(x), state)
+        normal = self.norm(x)
+        with self._weights():
+            y, state = read(self.inner, normal, state)
         return self._join(x, y), state
 
 

@@ -47,6 +47,34 @@ def check_mixer(name: str, mixer: nn.Module) -> None:
         raise UserError(f"mixers.{name}", type(mixer).__name__, rule, "Write them (seqlab.models.protocols.Mixer)")
 
 
+def check_widths(layers: list[list[nn.Module]], d_model: int, *, alone: bool) -> None:
+    """Check that each layer's mixers take what the layer before gives, and the head what the last one does.
+
+    Args:
+        layers: the mixers of each layer; one may have ``io_widths``, of its input and its output.
+        d_model: the width of the embedding, of the head, and of parts without ``io_widths``.
+        alone: whether a layer is a mixer by itself, with no norm, feed-forward or residual connection at ``d_model``.
+
+    Raises:
+        UserError: two widths differ.
+    """
+    width = d_model
+    for i, mixers in enumerate(layers):
+        for mixer in mixers:
+            d_in, d_out = getattr(mixer, "io_widths", (d_model, d_model))
+            if (d_in, d_out) != (d_model, d_model) and not (alone and len(mixers) == 1):
+                rule = f"other widths than d_model={d_model} need a model whose layers are a mixer alone"
+                remedy = "Set residual=false norm=null feedforward=null, or leave d_in and d_out out"
+                raise UserError("mixers", f"{type(mixer).__name__} of {d_in} to {d_out}", rule, remedy)
+            if d_in != width:
+                rule = f"layer {i} takes {d_in} channels, and {width} come to it"
+                raise UserError("mixers", f"{type(mixer).__name__} of {d_in} to {d_out}", rule, f"Set its d_in={width}")
+        width = d_out
+    if width != d_model:
+        rule = f"the last layer gives {width} channels, and the head takes d_model={d_model}"
+        raise UserError("mixers", f"{type(mixer).__name__} of {d_in} to {d_out}", rule, f"Set its d_out={d_model}")
+
+
 def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_layers: int) -> list[Factory | None]:
     """The feed-forwards as a list that repeats over the depth.
 

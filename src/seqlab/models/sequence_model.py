@@ -12,12 +12,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from seqlab.errors import UserError, under
+from seqlab.models.dropouts import LastOutput, WordDropout
 from seqlab.models.hooks import has_hooks
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.parallel import Parallel, side_by_side
 from seqlab.models.norms import RMSNorm, add_norm
-from seqlab.models.pattern import check_mixer, check_pattern, feedforward_pattern, names_in
+from seqlab.models.pattern import check_mixer, check_pattern, check_widths, feedforward_pattern, names_in
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
 from seqlab.models.protocols import Carries, Factory, packs, share_positions
 from seqlab.ops import decoding
@@ -121,6 +122,8 @@ class SequenceModel(nn.Module):
         elif positions == "sinusoidal":
             self.positions = SinusoidalPositions(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.words: WordDropout | None = None  # as the next: of ``seqlab.training.regularisation``
+        self.last_output: LastOutput | None = None
 
         def built(path: str, factory: Factory) -> nn.Module:
             with under(path, inspect.signature(factory).parameters):
@@ -141,6 +144,8 @@ class SequenceModel(nn.Module):
             return Layer(first, branch(built("feedforward", feedforward)) if feedforward else None)
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
+        alone = norm is None and not residual and not any(feedforwards)
+        check_widths([side_by_side(layer.mixer.inner) for layer in self.layers], d_model, alone=alone)
         self.norm = norm(d_model) if norm else nn.Identity()
         if isinstance(self.norm, RMSNorm):
             self.norm.rounds = True  # the head is a linear map
@@ -215,6 +220,8 @@ class SequenceModel(nn.Module):
     def _embed(self, inputs: Tensor, start: int, end: int) -> Tensor:
         """The residual stream at positions ``start`` to ``end``, in the parameters' precision under autocast too."""
         x = self.embed(inputs).to(self.embed.weight.dtype)  # (B, L, D), or (B, D) of one position
+        if self.words is not None:
+            x = self.words(x, inputs)
         if self.positions is not None:
             x = x + self.positions.at(start, end, x)
         return self.dropout(x)
@@ -240,7 +247,8 @@ class SequenceModel(nn.Module):
     def _normed(self, x: Tensor, update: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         if places is not None:
             x, update = (x if update is None else x + update).flatten(0, 1)[places], None
-        return add_norm(self.norm, x, update)[1]
+        x = add_norm(self.norm, x, update)[1]
+        return x if self.last_output is None or places is not None else self.last_output(x)
 
     def initial_state(self, batch_size: int) -> ModelState:
         """The state before the first position."""

@@ -21,9 +21,11 @@ from seqlab.report.runs import BySection, Run
 SECTIONS = ("data", "model", "parametrisation", "trainer")
 """The sections of a configuration that a run is built from; the others only feed these by interpolation."""
 
-WITHOUT_EFFECT_BELOW = ("data.download",)
+WITHOUT_EFFECT_BELOW = ("data.download", "trainer.regularisation._target_")
+NONE_IF_ZERO = "trainer.regularisation."
+"""Settings of which 0 is none, as it was in runs before there were such."""
 
-ALIASES = ("size", "optimizer", "schedule")
+ALIASES = ("size", "optimizer", "schedule", "regularisation")
 """Sections that other sections repeat by interpolation; their keys are those that a user sets."""
 
 FINGERPRINT = "fingerprint"
@@ -93,6 +95,7 @@ def section_with_effect(name: str, section: Any) -> Flat:
         key: value
         for key, value in flatten(section, name).items()
         if value is not None and key not in NOT_COMPARED and not key.startswith(WITHOUT_EFFECT_BELOW)
+        if value != 0 or not key.startswith(NONE_IF_ZERO)
     }
 
 

@@ -172,5 +172,5 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a model on a device, whose checkpoints go into the run folder."""
     config = built(cfg, "trainer")
-    with under("trainer", cfg.trainer.keys() - {"optimizer", "schedule"}):  # groups of their own
+    with under("trainer", cfg.trainer.keys() - {"optimizer", "schedule", "regularisation"}):  # groups of their own
         return Trainer(config, model, data, device=device, seed=cfg.seed, folder=folder, world=world)

@@ -42,7 +42,10 @@ TARGETS = frozenset(
 )
 """Parts that a run folder may name though no file of ``conf/`` does: other names of the same parts, older ones."""
 
-GROUPS = ("model", "size", "data", "optimizer", "schedule", "trainer", "logger", "match", "experiment")
+GROUPS = (
+    *("model", "size", "data", "optimizer", "schedule", "regularisation"),
+    *("trainer", "logger", "match", "experiment"),
+)
 """Folders of conf/ from which a run is composed; the others set how Hydra starts it."""
 
 NEVER = frozenset({*sys.stdlib_module_names, "hydra", "omegaconf", "seqlab"})

@@ -1,9 +1,19 @@
-"""The exponential moving average of a model's weights (Polyak and Juditsky 1992; in training Izmailov et al. 2018)."""
+"""Averages of a model's weights in training, which are evaluated, kept and tested in their place.
+
+Two rules say how much of the present weights an average takes in after each step: an exponential moving average
+(Polyak and Juditsky 1992; in training Izmailov et al. 2018), and NT-ASGD's, the plain mean since validation stopped
+getting better (Merity et al. 2017, arXiv:1708.02182, algorithm 1).
+"""
 
 import copy
+import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
+
+log = logging.getLogger(__name__)
 
 
 class Average:
@@ -15,10 +25,11 @@ class Average:
 
     Args:
         model: what is trained. A parameter that is frozen is shared with ``self.model``.
-        decay: between 0 and 1.
+        decay: from 0 on, below 1.
 
     Attributes:
         model: a copy with the averaged weights, to be evaluated; its buffers follow those of the model.
+        share: of the present weights in the next average, a scalar on the device.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -40,14 +51,64 @@ class Average:
         for average, buffer in self.buffers:
             average.copy_(buffer)
 
-    def state(self) -> dict[str, list[Tensor]]:
+    def validated(self, loss: float, step: int) -> None:
+        """Take note of the validation loss after a number of steps."""
+
+    def state(self) -> dict[str, Any]:
         """The weights and buffers that are trained, of which ``model`` has the averages."""
         return {"weights": [w.detach() for w in self.weights], "buffers": [buffer for _, buffer in self.buffers]}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, list[Tensor]]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Restore what ``state`` returned."""
         for ours, saved in zip(self.weights, state["weights"], strict=True):
             ours.copy_(saved)
         for (_, ours), saved in zip(self.buffers, state["buffers"], strict=True):
             ours.copy_(saved)
+
+
+class NonMonotonic(Average):
+    """The weights as they are until validation has not improved for a while, then the mean of all from there on.
+
+    That is so at the first validation loss which is above the best of those before the last ``patience`` losses. From
+    then on a = (w_T + ... + w_k) / (k - T + 1), of the weights at the trigger T and after each step taken since.
+
+    Args:
+        model: what is trained.
+        patience: n of algorithm 1, in evaluations; there 5.
+
+    Attributes:
+        count: weights in the average, a scalar on the device, where a captured step counts.
+        counts: 1 there if it goes up, and 0 before the trigger.
+    """
+
+    def __init__(self, model: nn.Module, patience: int):
+        super().__init__(model, decay=0.0)
+        self.patience, self.losses = patience, []
+        self.count, self.counts = torch.ones_like(self.share), torch.zeros_like(self.share)
+
+    @override
+    @torch.no_grad()
+    def update(self, taken: Tensor | float = 1.0) -> None:
+        self.count.add_(self.counts * taken)
+        self.share.copy_(self.count.reciprocal())
+        super().update(taken)
+
+    @override
+    def validated(self, loss: float, step: int) -> None:
+        before = self.losses[: -self.patience]
+        self.losses.append(loss)
+        if before and loss > min(before) and not self.counts:
+            self.counts.fill_(1.0)
+            log.info("Step %d: validation no longer improves; from here on the mean of the weights is evaluated.", step)
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"losses": list(self.losses), "count": self.count, "counts": self.counts}
+
+    @override
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.losses = list(state["losses"])
+        self.count.copy_(state["count"])
+        self.counts.copy_(state["counts"])

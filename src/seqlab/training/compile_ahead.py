@@ -57,7 +57,8 @@ def rehearse(update: Update, batch: Batch, config: TrainerConfig) -> None:
         update.model = model = copy.deepcopy(update.model)
         if any(part.why_not_captured(device) for part in parts(model, WaitsForDevice)):
             recompute(model, 0)  # shapes may follow from numbers, which are not the same again
-        update.objective = Objective(model, data, device, config.precision)
+        smoothing = config.regularisation.label_smoothing
+        update.objective = Objective(model, data, device, config.precision, smoothing)
         update.differentiate(batch)  # first, since backward kernels take longest to compile
         model.eval()
         with torch.inference_mode():

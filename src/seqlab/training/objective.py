@@ -7,6 +7,7 @@ from seqlab.data import DataSet
 from seqlab.models.counting import tensors_of
 from seqlab.models.head_loss import head_loss, skips_logits
 from seqlab.models.sequence_model import ModelState
+from seqlab.ops.cross_entropy import smoothing_excess
 from seqlab.training.precision import Precision, autocast
 from seqlab.training.sharding import is_part
 
@@ -19,13 +20,22 @@ class Objective(nn.Module):
         data: has the loss.
         device: where to compute.
         precision: of the model's computations.
+        label_smoothing: share of each target that goes to all words alike; for a loss that ``is_cross_entropy``.
 
     Symbols: B batch, L length.
     """
 
-    def __init__(self, model: nn.Module, data: DataSet, device: torch.device, precision: Precision):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSet,
+        device: torch.device,
+        precision: Precision,
+        label_smoothing: float = 0.0,
+    ):
         super().__init__()
         self.model, self.data, self.device, self.precision = model, data, device, precision
+        self.label_smoothing = label_smoothing
         self.cache = not any(map(is_part, model.parameters()))  # which would gather the weights of all layers
 
     def forward(
@@ -45,9 +55,12 @@ class Objective(nn.Module):
                 hidden = self.model.hidden(inputs)
             if skips:
                 scale = count.reciprocal().expand(targets.shape)
-                return head_loss(self.model.head, hidden, targets, scale), after
+                return head_loss(self.model.head, hidden, targets, scale, self.label_smoothing), after
             outputs = self.model.head(hidden) if carried else self.model(inputs)
-        return self.data.loss(outputs, targets).sum() / count, after
+        loss = self.data.loss(outputs, targets).sum()
+        if self.label_smoothing:
+            loss = loss + self.label_smoothing * smoothing_excess(outputs, targets).sum()
+        return loss / count, after
 
     def skips_logits(self, inputs: Tensor) -> bool:
         """Whether the loss of inputs (B, L) is computed without holding all logits (``head_loss``)."""

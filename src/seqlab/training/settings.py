@@ -15,6 +15,7 @@ from seqlab.training.counters import Counters
 from seqlab.training.lora import LoraSettings
 from seqlab.training.parallel import Parallel, World
 from seqlab.training.precision import Precision
+from seqlab.training.regularisation import Regularisation
 
 BUDGETS = ("steps", "epochs", "tokens")
 """Units of the length of a run, each a field of ``TrainerConfig``."""
@@ -56,12 +57,17 @@ class TrainerConfig:
         further_tests: measure the data's tests beyond training, after the test split.
         ema: decay of an exponential moving average of the weights, which then is what is evaluated, kept as the best
             weights and tested; ``None`` takes the weights themselves.
+        nt_asgd: evaluations without a gain after which to evaluate, keep and test the mean of the weights from there on
+            (``NonMonotonic``); AWD-LSTM has 5. ``None`` takes the weights themselves, or ``ema``.
+        regularisation: dropouts, losses and label smoothing of training (``seqlab.training.regularisation``); ``None``
+            is none but ``model.dropout``.
         freeze: names of parameters that stay as they are, or patterns of them (``seqlab.training.freezing``).
         lora: ``{rank: r, alpha: x, on: [names]}``: train low-rank changes of these weights alone
             (``seqlab.training.lora``).
 
     Raises:
-        UserError: not exactly one of ``BUDGETS`` is given, or ``accumulate`` does not divide ``batch_size``.
+        UserError: not exactly one of ``BUDGETS`` is given, ``accumulate`` does not divide ``batch_size``, or two
+            settings exclude each other.
     """
 
     optimizer: Callable[[nn.Module], list[Optimizer]]
@@ -90,6 +96,8 @@ class TrainerConfig:
     evaluation_batches: PositiveInt | None = None
     further_tests: bool = True
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    nt_asgd: PositiveInt | None = None
+    regularisation: Regularisation | None = None
     freeze: list[str] = dataclasses.field(default_factory=list)
     lora: LoraSettings | None = None
 
@@ -109,6 +117,12 @@ class TrainerConfig:
                 f"must divide batch_size={self.batch_size}, so that the parts are alike",
                 "Change one of the two",
             )
+        if self.ema and self.nt_asgd:
+            raise UserError("nt_asgd", self.nt_asgd, f"is one average, and ema={self.ema:g} another", "Set one of them")
+        self.regularisation = self.regularisation or Regularisation()
+        if self.compile and self.regularisation.weights:
+            rule = "does not compile weights that are dropped (regularisation.weights)"
+            raise UserError("compile", True, rule, "Set compile=false")
 
     def total_steps(self, data: DataSet) -> int:
         """The number of updates that the budget allows on this data, rounded up."""
@@ -129,6 +143,7 @@ class TrainerConfig:
         self.check_shares(world)
         self.check_carried(data, world)
         self.check_stop_above(data)
+        self.regularisation.check_data(data)
 
     def check_context(self, data: DataSet, world: World) -> None:
         """Check that processes can have equal slices of the sequences.
@@ -147,6 +162,9 @@ class TrainerConfig:
         if size > 1 and self.compile:
             rule = "does not compile what processes that share a sequence exchange"
             raise UserError("compile", True, rule, "Set compile=false, or context_parallel=1")
+        for name, value in self.regularisation.of_whole_sequences.items() if size > 1 else ():
+            rule = "is of whole sequences, and context_parallel gives each process a slice"
+            raise UserError(f"regularisation.{name}", value, rule, "Set context_parallel=1, or leave it out")
 
     def check_shares(self, world: World) -> None:
         """Check that processes can have equal shares of a batch, and can train together as these settings say.
@@ -170,6 +188,8 @@ class TrainerConfig:
         for name, value, refused in (
             ("lora", self.lora, sharded and self.lora is not None),
             ("ema", self.ema, sharded and self.ema is not None),
+            ("nt_asgd", self.nt_asgd, sharded and self.nt_asgd is not None),
+            ("regularisation.weights", self.regularisation.weights, sharded and self.regularisation.weights > 0),
             ("precision", self.precision, sharded and self.precision == "fp16"),
         ):
             if refused:

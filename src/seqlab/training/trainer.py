@@ -198,8 +198,8 @@ class Trainer:
         metrics = self.evaluate("validation", bar).metrics
         self._record("validation", **metrics)
         counters.evaluated(metrics)
-        values = counters.step, self.total, metrics["loss"], counters.best_loss
-        log.info("Step %d of %d: validation loss %.4f, best %.4f.", *values)
+        self.update.validated(loss := metrics["loss"], step := counters.step)
+        log.info("Step %d of %d: validation loss %.4f, best %.4f.", step, self.total, loss, counters.best_loss)
 
     def evaluate(self, split: str, bar: ProgressBar) -> Evaluation:
         """Measure the model with its present weights on a split."""

@@ -17,7 +17,7 @@ from seqlab.models.layer import recompute
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts, share_positions
 from seqlab.models.sequence_model import ModelState
-from seqlab.training.average import Average
+from seqlab.training.average import Average, NonMonotonic
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.carried import CarriedState
 from seqlab.training.counters import Outcome
@@ -88,8 +88,13 @@ class Update:
         self.counted = world.shard(model, config.parallel, config.offload)
         recompute(model, int(config.checkpoint_layers))
         self.parameters = trainable(model)
-        self.average = Average(model, config.ema) if config.ema else None
+        self.average = None
+        if config.ema:
+            self.average = Average(model, config.ema)
+        elif config.nt_asgd:
+            self.average = NonMonotonic(model, config.nt_asgd)
         self.evaluated = self.average.model if self.average else model
+        config.regularisation.apply(model)
         self.context_parallel = config.context_parallel
         if config.context_parallel > 1:
             share_positions(model, world.context(config.context_parallel))
@@ -103,7 +108,8 @@ class Update:
         if config.compile:  # a hint to use TensorFloat32, which is less exact
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         self.model = torch.compile(model) if config.compile else model
-        self.objective = Objective(self.model, data, device, config.precision)
+        smoothing = config.regularisation.label_smoothing
+        self.objective = Objective(self.model, data, device, config.precision, smoothing)
         self.wrapped = self.objective if self.lora else world.wrap(self.objective, config.parallel)
         plain = device.type == "cuda" and not (self.scaler.is_enabled() or config.compile)
         plain = plain and not any(map(is_part, self.parameters))
@@ -141,6 +147,11 @@ class Update:
         done = torch.cuda.Event()
         done.record()
         return lambda: done.synchronize() or outcome_of(*values.tolist())
+
+    def validated(self, loss: float, step: int) -> None:
+        """Take note of the validation loss after a number of steps, which an average may wait for."""
+        if self.average:
+            self.average.validated(loss, step)
 
     def _step(self, loss: float, norm: float, *auxiliary: float) -> Outcome:
         """Step the optimizers if loss and norm are finite."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from seqlab.ops import backends
-from seqlab.ops.contract import check_dtypes
+from seqlab.ops.contract import accumulation_dtype, check_dtypes
 from seqlab.ops.cross_entropy.operator import FUSED, fused_losses
 
-__all__ = ["BACKENDS", "cross_entropy", "resolve_backend"]
+__all__ = ["BACKENDS", "cross_entropy", "resolve_backend", "smoothing_excess"]
 
 BACKENDS = ("triton", "reference")
 """Fastest first; each is the file of that name in this folder."""
@@ -59,6 +59,25 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
     else:
         losses = backends.load(__name__, chosen).losses(rows, picks, ignore_index)
     return losses.view(targets.shape)
+
+
+def smoothing_excess(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """What label smoothing adds to each loss of ``cross_entropy``, but for its factor: x_target - mean over v of x_v.
+
+    The cross-entropy of the smoothed target (1 - e) [v = target] + e / V (Szegedy et al. 2016, arXiv:1512.00567,
+    section 7; torch's ``label_smoothing``) is that of the target plus e times this, since both have one normaliser.
+
+    Args:
+        logits: (..., V) of any floating dtype.
+        targets: (...) int64, as in ``cross_entropy``.
+        ignore_index: the target where there is nothing to predict.
+
+    Returns:
+        (...) float32, or float64 for float64 logits; 0 where ignored.
+    """
+    counts, dtype = targets != ignore_index, accumulation_dtype(logits.dtype)
+    own = logits.gather(-1, targets.where(counts, 0)[..., None])[..., 0].to(dtype)
+    return (own - logits.mean(-1, dtype=dtype)).where(counts, 0)
 
 
 def check_arguments(logits: Tensor, targets: Tensor) -> None:

@@ -10,6 +10,7 @@ arXiv:2410.10989).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seqlab.ops import backends
@@ -41,6 +42,7 @@ def linear_cross_entropy(
     scale: Tensor,
     *,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
     """The sum of the losses of ``cross_entropy(F.linear(x, weight, bias), targets)``, each times its scale.
@@ -56,6 +58,7 @@ def linear_cross_entropy(
         targets: (...) int64, as in ``cross_entropy``.
         scale: (...) float32, or float64 if x is; has no gradient. One number for all positions may be expanded.
         ignore_index: the target where there is nothing to predict.
+        label_smoothing: e, the share of each target that goes to all words alike, as in torch's ``cross_entropy``.
         backend: "auto" for "chunked" on a GPU and "reference" elsewhere, or a name in ``BACKENDS``.
 
     Returns:
@@ -71,8 +74,29 @@ def linear_cross_entropy(
     compiling = torch.compiler.is_compiling() and backend == "auto"  # PyTorch differentiates "reference" by itself
     chosen = resolve_backend("reference" if compiling else backend, x.device, x.dtype)
     if chosen in FUSED:
-        return fused_loss(rows, weight, bias, picks, scales, ignore_index, chosen)
-    return backends.load(__name__, chosen).loss(rows, weight, bias, picks, scales, ignore_index)
+        loss = fused_loss(rows, weight, bias, picks, scales, ignore_index, chosen)
+    else:
+        loss = backends.load(__name__, chosen).loss(rows, weight, bias, picks, scales, ignore_index)
+    if not label_smoothing:
+        return loss
+    return loss + label_smoothing * _excess(rows, weight, bias, picks, scales.detach(), ignore_index)
+
+
+def _excess(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: Tensor, ignore_index: int
+) -> Tensor:
+    """The sum of the scaled ``smoothing_excess`` of each row, a scalar, without its logits.
+
+    It is linear in them, z_target - mean of z = x (w_target - mean of w) + b_target - mean of b, so that each row needs
+    one row of the weight and no product of matrices.
+    """
+    counts, dtype = targets != ignore_index, scale.dtype
+    picks, weight = targets.where(counts, 0), weight.to(dtype)
+    rows = F.embedding(picks, weight) - weight.mean(0)  # (N, D)
+    excess = (x.to(dtype) * rows).sum(1)
+    if bias is not None:
+        excess = excess + bias.to(dtype)[picks] - bias.to(dtype).mean()
+    return (excess * scale).where(counts, 0).sum()
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: Tensor) -> None:
