@@ -80,7 +80,7 @@ def mortal(folder: Path, fatal_event: int | None, *overrides: str) -> None:
     forks.train(*DISTURBED, *overrides, f"hydra.run.dir={folder}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_no_run_is_lost_to_kills(tmp_path, parallel):
     """kill -9 of a random process at random moments, in file events too: in the end the run that nobody touched."""

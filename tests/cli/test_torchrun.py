@@ -33,10 +33,11 @@ OFTEN = ("trainer.log_every=1", "trainer.checkpoint_every=2", "trainer.batch_siz
 def mistaken(mistake: str | None) -> Iterator[None]:
     """Within, the second process has a loss that is not finite, or raises an exception."""
 
-    def forward(self: Objective, *batch: torch.Tensor) -> torch.Tensor:
+    def forward(self: Objective, *batch: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         if mistake == "raises":
             raise ZeroDivisionError("of this rank alone")
-        return whole(self, *batch) * float("nan")
+        loss, after = whole(self, *batch)
+        return loss * float("nan"), after
 
     whole = Objective.forward
     with pytest.MonkeyPatch.context() as patch:
