@@ -70,7 +70,7 @@ class PlainDDP:
         """Launch an update, whose learning rate is AdamW's own; what is returned waits for it."""
         inputs, targets = (part.to(self.device, non_blocking=True) for part in batch)  # (B, L) each
         count = torch.full((), float(targets.numel()), device=self.device)
-        loss = self.objective(inputs, targets, count)
+        loss, _ = self.objective(inputs, targets, count)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()

@@ -22,6 +22,8 @@ from seqlab.training.update import Update
 class RandomTokens:
     """The methods of a data set that an ``Update`` calls."""
 
+    carries = False
+
     def mask(self, targets: Tensor) -> Tensor:
         """Every position counts: (B, L) to (B, L), bool."""
         return torch.ones_like(targets, dtype=torch.bool)
