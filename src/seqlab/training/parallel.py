@@ -270,11 +270,9 @@ ALONE = World()
 
 def portable(error: Exception | None, rank: int) -> Exception | None:
     """An exception as it can be raised in another process."""
-    try:
-        if isinstance(error, Foreseen):
+    if isinstance(error, Foreseen):
+        with contextlib.suppress(pickle.PickleError, TypeError, AttributeError):  # it keeps what cannot be sent
             return pickle.loads(pickle.dumps(error))
-    except Exception:  # its constructor takes something else than it keeps
-        pass
     return error and FailedElsewhere(rank, f"{type(error).__name__}: {error}")
 
 
