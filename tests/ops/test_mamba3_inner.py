@@ -57,20 +57,21 @@ def results(layer: Mamba3, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "length", "keeps", "dtype", "settings"),
+    ("sizes", "length", "recompute", "dtype", "settings"),
     [
-        ((6, 2, 10), 65, False, torch.float32, {"n_groups": 2}),  # a second chunk, which is a segment of its own
+        ((6, 2, 10), 65, True, torch.float32, {"n_groups": 2}),  # a second chunk, which is a segment of its own
         # two blocks of channels, the last of one pair
-        ((3, 1, 71), 3, True, torch.float32, {"rope_fraction": 1.0, "act": "softplus"}),
-        ((3, 1, 16), 3, False, torch.float16, {}),
+        ((3, 1, 71), 3, False, torch.float32, {"rope_fraction": 1.0, "act": "softplus"}),
+        ((3, 1, 16), 3, True, torch.float16, {}),
     ],
     ids=str,
 )
-def test_a_layer_by_the_operation_is_the_layer_by_parts(sizes, length, keeps, dtype, settings, monkeypatch, nan_memory):
-    monkeypatch.setattr("seqlab.ops.mamba3_inner.operator.KEEPS", keeps)
+def test_a_layer_by_the_operation_is_the_layer_by_parts(
+    sizes, length, recompute, dtype, settings, monkeypatch, nan_memory
+):
     monkeypatch.setattr(f"{KERNELS}.PROGRAMS", 1000)
     monkeypatch.setattr(f"{KERNELS}.LEAST_SEGMENT", 1)
-    layer = drawn(*sizes, **settings)
+    layer = drawn(*sizes, recompute=recompute, **settings)
     x = inputs(layer, 1, length, dtype)
     monkeypatch.setattr(f"{MIXER}.can_run", lambda *_: False)
     expected = results(doubled(layer), x.double())
@@ -80,7 +81,7 @@ def test_a_layer_by_the_operation_is_the_layer_by_parts(sizes, length, keeps, dt
 
 
 def test_keeps_its_arguments_alone():
-    layer = drawn(6, 1, 4)
+    layer = drawn(6, 1, 4, recompute=True)
     projected = layer.in_proj(inputs(layer, 1, 1)).detach().requires_grad_()
     given = {tensor.data_ptr() for tensor in (projected, *layer.block)}
     kept = []
@@ -171,17 +172,18 @@ class TestOnAGPU:
             usual = results(layer, x)
             monkeypatch.setattr(f"{MIXER}.can_run", can_run)
             found, again = results(layer, x), results(layer, x)
-            monkeypatch.setattr("seqlab.ops.mamba3_inner.operator.KEEPS", True)
-            kept = results(layer, x)
+            layer.recompute = True
+            recomputed = results(layer, x)
         assert all(tensor.isfinite().all() for tensor in usual.values()), "out of range"  # a NaN equals nothing
         assert_same_bits(found, again)
         least = 1e-2 if dtype in HALF else 5e-6
         for name in found:
-            *errors, others = ((one[name].double() - exact[name]).norm() for one in (found, kept, usual))
+            *errors, others = ((one[name].double() - exact[name]).norm() for one in (found, recomputed, usual))
             assert max(errors) <= 1.5 * max(others, least * exact[name].norm()), name
 
     def test_a_layer_keeps_its_projection_alone(self):
-        layer, x = Mamba3(768, n_heads=24, d_state=128).cuda(), torch.randn(8, 2048, 768, device="cuda")
+        layer = Mamba3(768, n_heads=24, d_state=128, recompute=True).cuda()
+        x = torch.randn(8, 2048, 768, device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
             layer(x)  # loads what stays
             before = torch.cuda.memory_allocated()

@@ -66,6 +66,8 @@ class Mamba3(nn.Module):
             versions: 1 + v for v >= 0 and 1 / (1 - v) below.
         dt_min, dt_max: range of the initial step sizes.
         norm_eps: added to the mean square in the norms of B and C.
+        recompute: have SISO's kernels on a GPU compute keys, queries and states again in the backward pass: of what a
+            layer keeps for it a third remains, and a step of the layer takes 8 % longer (docs/benchmarks.md).
         scan_backend: one of ``seqlab.ops.ssd.BACKENDS``, or ``auto``.
 
     Raises:
@@ -94,6 +96,7 @@ class Mamba3(nn.Module):
         dt_min: PositiveFloat = 1e-3,
         dt_max: PositiveFloat = 1e-1,
         norm_eps: PositiveFloat = 1e-5,
+        recompute: bool = False,
         scan_backend: str = "auto",
     ):
         super().__init__()
@@ -105,6 +108,7 @@ class Mamba3(nn.Module):
         self.n_pairs = pairs_rotated(d_state, rope_fraction)
         self.d_inner, self.n_heads, self.d_state, self.n_groups = d_inner, n_heads, d_state, n_groups
         self.mimo_rank, self.act, self.norm_eps, self.scan_backend = mimo_rank, act, norm_eps, scan_backend
+        self.recompute = recompute
 
         # z, x, B with C, dd_dt with dd_A and trap, angle: in mamba_ssm's order
         self.widths = (d_inner, d_inner, 2 * mimo_rank * n_groups * d_state, 3 * n_heads, self.n_pairs)
@@ -194,7 +198,7 @@ class Mamba3(nn.Module):
     @property
     def settings(self) -> Settings:
         """What that operation has to know besides."""
-        return Settings(self.n_groups, self.n_pairs, self.norm_eps, self.act)
+        return Settings(self.n_groups, self.n_pairs, self.norm_eps, self.act, self.recompute)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros."""

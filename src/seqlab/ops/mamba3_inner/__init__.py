@@ -7,8 +7,8 @@
 
 with delta, A, lam and theta as in ``models/mixers/mamba3.py`` (arXiv:2603.15569), where the parts are called one after
 the other if this cannot run. Then each of them keeps what it gives for the backward pass, such as k and q of every head
-in float32. Here kernels make k and q once for each direction, in the dtype that enters matrix products, and the
-projection alone is kept.
+in float32. Here kernels make k and q in the dtype that enters matrix products, and keep them and the states between
+chunks beside the projection; with ``recompute`` they make them once for each direction, and keep the projection alone.
 
 Symbols: Bt batch, L length, M model width, E inner width, H heads, G groups, N state size, S pairs of channels turned.
 """
@@ -58,7 +58,7 @@ def can_run(projected: Tensor, block: Block, settings: Settings, backend: str = 
     Args:
         projected: (Bt, L, 2 E + 2 G N + 3 H + S).
         block: the parameters.
-        settings: G, S, what is added to the norms' mean square, and ``act`` as in the mixer.
+        settings: G, S, what is added to the norms' mean square, ``act`` and ``recompute`` as in the mixer.
         backend: the scan's, as ``ssd`` takes it.
 
     Raises:

@@ -15,6 +15,7 @@ class Settings(NamedTuple):
     n_pairs: int  # S
     eps: float  # added to the norms' mean square
     act: str  # as in the mixer
+    recompute: bool  # in the backward pass, what would be kept for it
 
 
 class Inputs(NamedTuple):

@@ -1,6 +1,7 @@
 """The operation with its gradient: Triton kernels and PyTorch's product.
 
-Symbols as in ``__init__.py``. Saved are the arguments; with ``KEEPS`` also what the kernels would compute again.
+Symbols as in ``__init__.py``. Saved are the arguments and, unless ``settings.recompute``, keys, queries, rotations and
+states: at 48 heads of 64 channels and 128 states 43 KB a position, beside the projection's 13.
 """
 
 from typing import Any
@@ -20,11 +21,6 @@ def _parts(projected: Tensor, out_weight: Tensor, n_heads: int, settings: Settin
     others = 3 * n_heads, settings.n_pairs
     maps = projected.shape[2] - 2 * d_inner - sum(others)
     return projected.split((d_inner, d_inner, maps, *others), dim=2)
-
-
-KEEPS = False
-"""Whether keys, queries, rotations and states are kept for the backward pass: at 48 heads of 64 channels and 128 states
-43 KB a position, beside the projection's 13, for the time of two kernels."""
 
 
 class Mamba3Inner(FirstDerivative):
@@ -48,7 +44,7 @@ class Mamba3Inner(FirstDerivative):
         (block,) = kernels("mamba3_inner")
         parameters = dt_bias, norm_weight, map_bias, D
         inputs = Inputs(*_parts(projected, out_weight, D.shape[0], settings), *parameters)
-        gated, kept = block.forward(inputs, settings, KEEPS and any(ctx.needs_input_grad))
+        gated, kept = block.forward(inputs, settings, not settings.recompute and any(ctx.needs_input_grad))
         ctx.save_for_backward(projected, *parameters, out_weight, *(kept or ()))
         ctx.settings, ctx.backend = settings, backend
         return torch.mm(rows(gated), out_weight.t()).view(*projected.shape[:2], -1)

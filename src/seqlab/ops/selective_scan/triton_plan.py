@@ -105,7 +105,7 @@ CHANNELS = {1: (4, 2, 1), 2: (1,), 4: (2, 1)}
 TILES = 4
 """Most tiles of a channel in a lane where all states are processed at once: 16 numbers of h and as many of A."""
 
-MOST_STATES = 32
+MOST_STATES = 16
 """Most states that the backward pass processes at once. Twice the states halve the channels of a warp, which for each
 position reads all of B and C and adds to all of dB and dC: bytes for a channel would grow with the square of N."""
 
