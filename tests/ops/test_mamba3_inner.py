@@ -60,7 +60,7 @@ def results(layer: Mamba3, x: Tensor) -> dict[str, Tensor]:
     ("sizes", "length", "recompute", "dtype", "settings"),
     [
         ((6, 2, 10), 65, True, torch.float32, {"n_groups": 2}),  # a second chunk, which is a segment of its own
-        # two blocks of channels, the last of one pair
+        # three blocks of channels, the last of few pairs
         ((3, 1, 71), 3, False, torch.float32, {"rope_fraction": 1.0, "act": "softplus"}),
         ((3, 1, 16), 3, True, torch.float16, {}),
     ],

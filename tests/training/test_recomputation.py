@@ -105,7 +105,7 @@ def test_a_model_without_layers():
 @pytest.mark.parametrize("cuda_graph", ["false", "true"])
 def test_on_a_gpu(train, model, cuda_graph):
     """With dropout, whose masks a replayed step keeps and any other draws again."""
-    settings = f"model={model}", f"trainer.cuda_graph={cuda_graph}", "size.dropout=0.2", "device=cuda"
+    settings = f"model={model}", f"trainer.cuda_graph={cuda_graph}", "model.dropout=0.2", "device=cuda"
     settings = *settings, "trainer.steps=12", "schedule=constant", "optimizer.lr=1e-4"
     whole, again = (train(*settings, f"trainer.checkpoint_layers={on}", folder=on) for on in ("false", "true"))
     for a, b in zip(whole.records, again.records, strict=True):

@@ -48,11 +48,11 @@ class Tile(NamedTuple):
 LEAST_CHANNELS = 64
 """Least BP. With 16 and 32, ptxas 12.8 reads uniform registers that nothing wrote (docs/lab_log.md, 2026-11-30)."""
 
-NARROW = {"walk": Tile(64, 4, 2), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(64, 4, 2)}
+NARROW = {"walk": Tile(64, 4, 3), "outputs": Tile(128, 4), "inputs": Tile(128, 4), "maps": Tile(64, 4, 2)}
 WIDE = {"walk": Tile(64, 8), "outputs": Tile(32, 8), "inputs": Tile(32, 8), "maps": Tile(64, 8)}
 """For bfloat16, and for float32."""
 
-PAIRS = 32
+PAIRS = 16
 """Pairs of channels of a block, at most."""
 
 PRECISION = "tf32x3"

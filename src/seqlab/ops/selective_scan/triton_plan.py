@@ -99,19 +99,21 @@ FORWARD_CHUNKED = 4
 FEWEST_BACKWARD, BACKWARD_CHUNKED = 1.6, 3
 """The same for the backward pass, which has two channels to a lane."""
 
-CHANNELS = {1: (4, 2, 1), 2: (1,), 4: (2, 1)}
+CHANNELS = {1: (4, 2, 1), 2: (2, 1), 4: (2, 1)}
 """Channels that a lane may have in the forward pass, by the tiles that it holds of each; 1 if nothing is said."""
 
 TILES = 4
 """Most tiles of a channel in a lane where all states are processed at once: 16 numbers of h and as many of A."""
 
-MOST_STATES = 16
-"""Most states that the backward pass processes at once. Twice the states halve the channels of a warp, which for each
-position reads all of B and C and adds to all of dB and dC: bytes for a channel would grow with the square of N."""
-
 PART = 16
-"""States of a part of the backward pass where there are more. A smaller one repeats what is done once per position and
-channel more often; 32 leave no room to sum dB and dC in shared memory."""
+"""States that the backward pass processes at once where there are more. Twice the states halve the channels of a warp,
+which for each position reads all of B and C and adds to all of dB and dC: bytes for a channel would grow with the
+square of N. A smaller part repeats what is done once per position and channel more often; one of 32 leaves no room to
+sum dB and dC in shared memory."""
+
+MOST_STATES = 32
+"""Most states that it still processes at once where parts, with programs of twice the channels, leave so few of these
+that the sequence would be cut into chunks too, each of which is processed twice."""
 
 
 def padded_states(d_state: int) -> int:
@@ -128,23 +130,24 @@ def lanes_of(d_state: int) -> tuple[int, int]:
 
 @cache
 def _plan(batch: int, length: int, d_inner: int, d_state: int, direction: str, multiprocessors: int) -> Plan:
-    parts = ceil(d_state, PART) if direction == "backward" and d_state > MOST_STATES else 1
-    lanes, tiles = lanes_of(d_state if parts == 1 else PART)
-
-    def programs(channels: int) -> int:
+    def programs(lanes: int, channels: int) -> int:
         return batch * ceil(d_inner, LANES // lanes * channels)
 
+    (lanes, tiles), parts = lanes_of(d_state), 1
     if direction == "forward":
         choices = CHANNELS.get(tiles, (1,))
-        channels = next((c for c in choices if programs(c) >= FEWEST[c] * multiprocessors), None)
+        channels = next((c for c in choices if programs(lanes, c) >= FEWEST[c] * multiprocessors), None)
         n_chunks = 1
         if channels is None:
             channels = min(2, choices[0])
-            n_chunks = FORWARD_CHUNKED * multiprocessors // programs(channels)
+            n_chunks = FORWARD_CHUNKED * multiprocessors // programs(lanes, channels)
     else:
+        fewest, part = FEWEST_BACKWARD * multiprocessors, lanes_of(PART)
+        if d_state > MOST_STATES or (d_state > PART and programs(part[0], 2) >= fewest):
+            (lanes, tiles), parts = part, ceil(d_state, PART)
         channels = 2 if tiles == 1 else 1
-        enough = programs(channels) >= FEWEST_BACKWARD * multiprocessors
-        n_chunks = 1 if enough else BACKWARD_CHUNKED * multiprocessors // programs(channels)
+        enough = programs(lanes, channels) >= fewest
+        n_chunks = 1 if enough else BACKWARD_CHUNKED * multiprocessors // programs(lanes, channels)
     n_chunks = min(max(n_chunks, 1), ceil(length, SHORTEST_CHUNK))
     chunk = ceil(ceil(length, n_chunks), SEGMENT) * SEGMENT
     return Plan(lanes, tiles, channels, chunk, ceil(length, chunk), parts)
