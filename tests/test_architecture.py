@@ -46,8 +46,8 @@ ROOMS = {
     ),
     "models": (
         "errors ops",
-        "counting dropouts feedforward head_loss hooks layer linear mixture_of_experts norms parametrisation pattern "
-        "positions protocols recomputation sequence_model without_compiler",
+        "counting dropouts feedforward head_loss hooks layer linear mixture_of_experts mixture_of_softmaxes norms "
+        "parametrisation pattern positions protocols recomputation sequence_model without_compiler",
     ),
     "inference": (
         "errors models ops",

@@ -3,26 +3,35 @@
 Symbols: B batch, L length.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from seqlab.models.hooks import has_hooks
 from seqlab.models.linear import Linear
+from seqlab.models.mixture_of_softmaxes import MixtureOfSoftmaxes
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.ops.linear_cross_entropy import linear_cross_entropy, pays
 
 
-def skips_logits(model: nn.Module, inputs: Tensor) -> bool:
+def skips_logits(model: nn.Module, inputs: Tensor, label_smoothing: float = 0.0) -> bool:
     """Whether ``head_loss`` is for this model and tokens (B, L): a ``SequenceModel`` in float32 with so many logits
     that it pays to hold only some of them at a time.
 
-    Not if ``forward`` is another, of a subclass for one, or somebody looks at the logits through a hook.
+    Of a mixture of softmaxes it always does, but the smoothed loss needs log p at all words. Not if ``forward`` is
+    another, of a subclass for one, or somebody looks at the logits through a hook.
     """
-    if getattr(model.forward, "__func__", None) is not SequenceModel.forward or type(model.head) is not Linear:
+    if getattr(model.forward, "__func__", None) is not SequenceModel.forward:
+        return False
+    mixture = type(model.head) is MixtureOfSoftmaxes
+    if label_smoothing if mixture else type(model.head) is not Linear:
         return False
     weight, kind = model.head.weight, inputs.device.type
     if weight.dtype != torch.float32 or has_hooks(model) or has_hooks(model.head):
         return False
+    if mixture:
+        return not inputs.is_meta
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     return pays(inputs.shape[0] * inputs.shape[1], *weight.shape, dtype, inputs.device)
 
@@ -36,5 +45,7 @@ def head_loss(head: Linear, hidden: Tensor, targets: Tensor, scale: Tensor, labe
         targets, scale: (B, L) each.
         label_smoothing: share of each target that goes to all words alike.
     """
-    how = {"label_smoothing": label_smoothing, "backend": "chunked"}
+    how: dict[str, Any] = {"label_smoothing": label_smoothing, "backend": "chunked"}
+    if isinstance(head, MixtureOfSoftmaxes):
+        hidden, how["log_prior"] = head.latents(hidden)
     return linear_cross_entropy(hidden, head.weight, head.bias, targets, scale, **how)

@@ -39,6 +39,7 @@ from seqlab.models.layer import Branch
 from seqlab.models.mixers.attention import Attention
 from seqlab.models.mixers.parallel import side_by_side
 from seqlab.models.mixture_of_experts import ExpertMaps
+from seqlab.models.mixture_of_softmaxes import MixtureOfSoftmaxes
 from seqlab.models.sequence_model import SequenceModel
 
 
@@ -89,6 +90,9 @@ def parametrise(model: nn.Module, base: nn.Module, depths: float | None = None) 
     if not isinstance(model, SequenceModel):
         rule = "is for seqlab's own SequenceModel, whose parts it knows"
         raise UserError("parametrisation", type(model).__name__, rule, "Set parametrisation=standard")
+    if isinstance(model.head, MixtureOfSoftmaxes):
+        rule = "makes a head for which muP has no rule here"
+        raise UserError("model.softmaxes", model.head.softmaxes, rule, "Set parametrisation=standard, or leave it out")
     modules = dict(base.named_modules())
     factors = dict(factors_of_head(model, base)) | dict(factors_of_depth(model, depths))
     for place, module in model.named_modules():

@@ -47,13 +47,17 @@ def check_mixer(name: str, mixer: nn.Module) -> None:
         raise UserError(f"mixers.{name}", type(mixer).__name__, rule, "Write them (seqlab.models.protocols.Mixer)")
 
 
-def check_widths(layers: list[list[nn.Module]], d_model: int, *, alone: bool) -> None:
+def check_widths(layers: list[list[nn.Module]], d_model: int, *, alone: bool, ends_so: bool = True) -> int:
     """Check that each layer's mixers take what the layer before gives, and the head what the last one does.
 
     Args:
         layers: the mixers of each layer; one may have ``io_widths``, of its input and its output.
         d_model: the width of the embedding, of the head, and of parts without ``io_widths``.
         alone: whether a layer is a mixer by itself, with no norm, feed-forward or residual connection at ``d_model``.
+        ends_so: whether the head takes ``d_model`` alone.
+
+    Returns:
+        The width that comes to the head.
 
     Raises:
         UserError: two widths differ.
@@ -70,9 +74,10 @@ def check_widths(layers: list[list[nn.Module]], d_model: int, *, alone: bool) ->
                 rule = f"layer {i} takes {d_in} channels, and {width} come to it"
                 raise UserError("mixers", f"{type(mixer).__name__} of {d_in} to {d_out}", rule, f"Set its d_in={width}")
         width = d_out
-    if width != d_model:
+    if width != d_model and ends_so:
         rule = f"the last layer gives {width} channels, and the head takes d_model={d_model}"
         raise UserError("mixers", f"{type(mixer).__name__} of {d_in} to {d_out}", rule, f"Set its d_out={d_model}")
+    return width
 
 
 def feedforward_pattern(feedforward: Factory | list[Factory | None] | None, n_layers: int) -> list[Factory | None]:

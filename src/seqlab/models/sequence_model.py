@@ -17,6 +17,7 @@ from seqlab.models.hooks import has_hooks
 from seqlab.models.layer import Branch, Layer, Read, prefill_mixer, step_mixer
 from seqlab.models.linear import Linear
 from seqlab.models.mixers.parallel import Parallel, side_by_side
+from seqlab.models.mixture_of_softmaxes import MixtureOfSoftmaxes
 from seqlab.models.norms import RMSNorm, add_norm
 from seqlab.models.pattern import check_mixer, check_pattern, check_widths, feedforward_pattern, names_in
 from seqlab.models.positions import LearnedPositions, SinusoidalPositions
@@ -81,6 +82,8 @@ class SequenceModel(nn.Module):
             leaves order to the mixers.
         head_bias: a head that shares no matrix has a bias.
         tie_embeddings: the head uses the embedding's matrix (tokens of one vocabulary only).
+        softmaxes: above 1, the outputs are log p of a mixture of so many softmaxes (``MixtureOfSoftmaxes``), and the
+            last of layers that are a mixer alone may be of any width.
         embedding_std: initial standard deviation of the embedding.
         dropout: on the embedding and on each half layer's output.
 
@@ -107,6 +110,7 @@ class SequenceModel(nn.Module):
         residual: bool = True,
         positions: Literal["none", "learned", "sinusoidal"] = "none",
         tie_embeddings: bool = False,
+        softmaxes: PositiveInt = 1,
         head_bias: bool = True,
         embedding_std: NonNegativeFloat = 0.02,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
@@ -145,12 +149,17 @@ class SequenceModel(nn.Module):
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
         alone = norm is None and not residual and not any(feedforwards)
-        check_widths([side_by_side(layer.mixer.inner) for layer in self.layers], d_model, alone=alone)
+        mixers_of = [side_by_side(layer.mixer.inner) for layer in self.layers]
+        width = check_widths(mixers_of, d_model, alone=alone, ends_so=softmaxes == 1)
         self.norm = norm(d_model) if norm else nn.Identity()
         if isinstance(self.norm, RMSNorm):
-            self.norm.rounds = True  # the head is a linear map
+            self.norm.rounds = True  # linear maps alone read it
         tied = tokens and tie_embeddings and d_input == d_output
-        self.head = Linear(d_model, d_output, bias=head_bias and not tied)
+        bias = head_bias and not tied
+        if softmaxes == 1:
+            self.head = Linear(d_model, d_output, bias=bias)
+        else:
+            self.head = MixtureOfSoftmaxes(width, d_model, d_output, softmaxes, bias=bias)
         if residual:
             self._rescale_residual_projections()
         if tokens:

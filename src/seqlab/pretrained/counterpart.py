@@ -27,7 +27,10 @@ FREE = {"training", "scan_backend", "backend", "experts_backend", "balance_weigh
 """Attributes of a module that do not change what it computes of one document once trained; nor does a ``Dropout``."""
 
 REMEDY = "Export a model that is alike there, or use this one with seqlab generate"
-REMEDIES = {"head.bias": "Train it with +model.head_bias=false, or with model.tie_embeddings=true"}
+REMEDIES = {
+    "head.bias": "Train it with +model.head_bias=false, or with model.tie_embeddings=true",
+    "head": "Train it with model.softmaxes=1, or use this one with seqlab generate",
+}
 """Those for places that a setting decides."""
 
 

@@ -18,6 +18,7 @@ from seqlab.config.options import options_of
 from seqlab.data.protocol import DataSet, Widths, completed
 from seqlab.errors import UserError, nearest, under
 from seqlab.jsonio import write_whole
+from seqlab.models.mixture_of_softmaxes import MixtureOfSoftmaxes
 from seqlab.models.parametrisation import parametrise
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.runs.folder import TOKENIZER
@@ -96,12 +97,16 @@ def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Modul
     """The configured model at the widths of the data, initialised on the CPU: the same weights on every device.
 
     Raises:
-        UserError: a setting does not fit, or the model cannot keep documents apart and has to.
+        UserError: a setting does not fit, or the model cannot do what the data ask for.
     """
     longest = max(data.length, cfg.model.get("max_length") or 0)  # of a checkpoint, which may have more positions
     widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": longest}
     with shared_settings(cfg):
         model = built(cfg, "model", **widths)
+    head, loss = getattr(model, "head", None), getattr(data, "loss", None)
+    if isinstance(head, MixtureOfSoftmaxes) and not getattr(loss, "is_cross_entropy", False):
+        rule = "is for a loss that is the cross-entropy of each position's logits, and this data has another"
+        raise UserError("model.softmaxes", head.softmaxes, rule, "Leave it out")
     if OmegaConf.select(cfg, "base_model") is not None:  # its get would keep this frame, and with it the model
         with torch.device("meta"):
             base = built(cfg, "base_model", **widths)

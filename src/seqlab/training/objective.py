@@ -64,4 +64,6 @@ class Objective(nn.Module):
 
     def skips_logits(self, inputs: Tensor) -> bool:
         """Whether the loss of inputs (B, L) is computed without holding all logits (``head_loss``)."""
-        return getattr(self.data.loss, "is_cross_entropy", False) and skips_logits(self.model, inputs)
+        return getattr(self.data.loss, "is_cross_entropy", False) and skips_logits(
+            self.model, inputs, self.label_smoothing
+        )

@@ -11,6 +11,7 @@ from seqlab.data import DataSet
 from seqlab.errors import UserError
 from seqlab.models.dropouts import Dropouts, LastOutput, WeightDropout, WordDropout
 from seqlab.models.layer import Branch
+from seqlab.models.mixture_of_softmaxes import MixtureOfSoftmaxes
 from seqlab.models.protocols import parts
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.training.freezing import matching
@@ -29,6 +30,7 @@ class Regularisation:
         inputs: of the embedding's channels, left out of a sequence (variational dropout: ``Dropouts``).
         layers: the same on the output of each half layer but the last.
         output: the same on the last output, which the head reads, behind the norm.
+        latents: the same on what the softmaxes of a mixture read (``MixtureOfSoftmaxes``).
         weights: of the numbers of weights in the layers, left out of a batch (``WeightDropout``).
         weights_on: which weights: names or patterns, as ``trainer.freeze`` has them; ``None`` is the recurrent ones of
             LSTM and GRU, ``[weight_hh_l0]``.
@@ -44,6 +46,7 @@ class Regularisation:
     inputs: Fraction = 0.0
     layers: Fraction = 0.0
     output: Fraction = 0.0
+    latents: Fraction = 0.0
     weights: Fraction = 0.0
     weights_on: list[str] | None = None
     depth: Fraction = 0.0
@@ -54,7 +57,7 @@ class Regularisation:
     @property
     def of_whole_sequences(self) -> dict[str, float]:
         """The settings by name, of those that are not 0, that a slice of a sequence cannot follow by itself."""
-        names = "words", "inputs", "layers", "output", "weights", "depth", "tar"
+        names = "words", "inputs", "layers", "output", "latents", "weights", "depth", "tar"
         return {name: value for name in names if (value := getattr(self, name))}
 
     @property
@@ -93,6 +96,11 @@ class Regularisation:
         if self.depth and not all(half.residual for half in halves):
             rule = "leaves out half layers, and in this model nothing goes around them (model.residual=false)"
             raise UserError("regularisation.depth", self.depth, rule, "Leave it out")
+        if self.latents:
+            if not isinstance(model.head, MixtureOfSoftmaxes):
+                rule = "is of a mixture of softmaxes, and this model has one"
+                raise UserError("regularisation.latents", self.latents, rule, "Set model.softmaxes, or leave it out")
+            model.head.dropout = Dropouts(0.0, channels=self.latents)
         model.dropout = Dropouts(model.dropout.p, channels=self.inputs)
         for i, half in enumerate(halves, start=1):
             channels = self.layers if i < len(halves) else 0.0

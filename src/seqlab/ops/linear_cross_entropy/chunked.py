@@ -1,9 +1,13 @@
 """Rows in chunks by PyTorch's matrix products: of logits and their gradient one chunk exists, and one after the other.
 
 Between the two products stands the cross-entropy: on a GPU the kernels of ``cross_entropy``, which write the gradient
-over the logits, elsewhere PyTorch's operations. Symbols as in ``operator.py``; R rows of a chunk; P the vocabulary
-filled up to a multiple of ``PAD``, with words whose weights are zero and which the losses do not see.
+over the logits, elsewhere PyTorch's operations. A chunk has all softmaxes of its positions, so that their losses, and
+with these the share of each in the gradient, are known before the gradient is. Symbols as in ``operator.py``; R rows of
+a chunk; P the vocabulary filled up to a multiple of ``PAD``, with words whose weights are zero and which the losses do
+not see.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +15,7 @@ from torch import Tensor
 
 from seqlab.ops.contract import accumulation_dtype
 from seqlab.ops.cross_entropy import resolve_backend, triton
-from seqlab.ops.linear_cross_entropy.operator import Gradients
+from seqlab.ops.linear_cross_entropy.operator import Gradients, for_each, log_joint
 
 LOGITS = 2**27
 """Most bytes of a chunk's logits. With fewer, the kernels of a chunk have too little work for a whole GPU, and the
@@ -49,6 +53,11 @@ def chunk_rows(vocabulary: int, width: int, dtype: torch.dtype) -> int:
     return max(1, rows if rows < TILE else rows - rows % TILE)
 
 
+def positions_at_once(vocabulary: int, width: int, dtype: torch.dtype, softmaxes: int) -> int:
+    """How many positions of so many softmaxes a chunk has at most."""
+    return max(1, chunk_rows(vocabulary, width, dtype) // softmaxes)
+
+
 def pays(rows: int, vocabulary: int, width: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether chunks hold fewer logits than all rows at once would, and are no slower for it.
 
@@ -61,28 +70,39 @@ def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    log_prior: Tensor | None,
     targets: Tensor,
     scale: Tensor,
     ignore_index: int,
-    wanted: tuple[bool, bool, bool],
+    wanted: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor, Gradients]:
     """The loss, a scalar, and the gradients that are ``wanted``; arguments as in ``operator.py``."""
-    rows, (vocabulary, width) = len(x), weight.shape
-    head = _Head(x, weight, bias, wanted)
+    positions, (vocabulary, width) = len(targets), weight.shape
+    softmaxes = 1 if log_prior is None else log_prior.shape[1]
+    head = _Head(x, weight, bias, wanted[:3])
+    d_log_prior = torch.zeros_like(log_prior) if wanted[3] else None
     d_scale, factor = None, None
     if any(wanted):
         d_scale, factor = _relative(scale) if x.dtype == torch.float16 else (scale, None)
-    size = _even(rows, chunk_rows(vocabulary, width, x.dtype))
-    logits = x.new_empty(size, len(head.weight))  # (R, P), of every chunk
+    size = _even(positions, positions_at_once(vocabulary, width, x.dtype, softmaxes))
+    logits = x.new_empty(size * softmaxes, len(head.weight))  # (R, P), of every chunk
     losses = [scale.new_zeros(0)]
-    for start in range(0, rows, max(1, size)):
-        here = slice(start, start + size)
-        z = head.logits(here, logits)  # (R, P)
+    for start in range(0, positions, max(1, size)):
+        here, rows = slice(start, start + size), slice(start * softmaxes, (start + size) * softmaxes)
+        z, prior = head.logits(rows, logits), None if log_prior is None else log_prior[here]  # (R, P)
+        found, write_gradient = _losses(z[:, :vocabulary], for_each(targets[here], prior), ignore_index)
         d = None if d_scale is None else d_scale[here]
-        losses.append(_losses(z[:, :vocabulary], targets[here], d, ignore_index))
+        if prior is not None:
+            joint, counts = log_joint(found, prior), targets[here] != ignore_index
+            found = -joint.logsumexp(1).where(counts, 0)
+            d = None if d is None else d.where(counts, 0)[:, None] * joint.softmax(1)  # (R / K, K)
+            if d_log_prior is not None:
+                d_log_prior[here] = -d
+        losses.append(found)
         if d is not None:
-            head.add(here, z)
-    return (torch.cat(losses) * scale).sum(), head.gradients(vocabulary, factor)
+            write_gradient(d.flatten())
+            head.add(rows, z)
+    return (torch.cat(losses) * scale).sum(), head.gradients(vocabulary, d_log_prior, factor)
 
 
 def _even(rows: int, most: int) -> int:
@@ -99,25 +119,28 @@ def _relative(scale: Tensor) -> tuple[Tensor, Tensor]:
     return scale / unit, unit
 
 
-def _losses(logits: Tensor, targets: Tensor, d_losses: Tensor | None, ignore_index: int) -> Tensor:
-    """The losses (R,) of logits (R, V), which, given those of the losses (R,), become their own gradient."""
+def _losses(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """The losses (R,) of logits (R, V), and what writes over these their gradient, given those of the losses (R,)."""
     if resolve_backend("auto", logits.device, logits.dtype) != "triton":
-        return _plain_losses(logits, targets, d_losses, ignore_index)
+        return _plain_losses(logits, targets, ignore_index)
     losses, kept = triton.forward(logits, targets, ignore_index)
-    if d_losses is not None:
+
+    def write_gradient(d_losses: Tensor) -> None:
         triton.backward(d_losses, logits, targets, kept, ignore_index, in_place=True)
-    return losses
+
+    return losses, write_gradient
 
 
-def _plain_losses(logits: Tensor, targets: Tensor, d_losses: Tensor | None, ignore_index: int) -> Tensor:
+def _plain_losses(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Callable[[Tensor], None]]:
     """As ``_losses``, by PyTorch's operations."""
     log_p = torch.log_softmax(logits, 1, dtype=accumulation_dtype(logits.dtype))  # (R, V)
-    losses = F.nll_loss(log_p, targets, ignore_index=ignore_index, reduction="none")
-    if d_losses is not None:
+
+    def write_gradient(d_losses: Tensor) -> None:
         counts = targets != ignore_index
         d = log_p.exp_().scatter_add_(1, targets.where(counts, 0)[:, None], log_p.new_full((len(log_p), 1), -1.0))
         logits.copy_(d.mul_(d_losses.where(counts, 0)[:, None]).masked_fill_(~counts[:, None], 0))
-    return losses
+
+    return F.nll_loss(log_p, targets, ignore_index=ignore_index, reduction="none"), write_gradient
 
 
 class _Head:
@@ -149,10 +172,10 @@ class _Head:
         if self.d_bias is not None:
             self.d_bias += d_logits.sum(0, dtype=self.d_bias.dtype)
 
-    def gradients(self, vocabulary: int, factor: Tensor | None) -> Gradients:
-        """The gradients, without the rows that filled up."""
+    def gradients(self, vocabulary: int, d_log_prior: Tensor | None, factor: Tensor | None) -> Gradients:
+        """The gradients, without the rows that filled up, beside that of the priors (N, K)."""
         d_weight, d_bias = (None if d is None else d[:vocabulary] for d in (self.d_weight, self.d_bias))
-        return Gradients(self.d_x, d_weight, d_bias, factor)
+        return Gradients(self.d_x, d_weight, d_bias, d_log_prior, factor)
 
 
 def _filled(tensor: Tensor, missing: int, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqlab.ops.cross_entropy import cross_entropy
+from seqlab.ops.linear_cross_entropy.operator import for_each, log_joint
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -12,7 +13,18 @@ def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def loss(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: Tensor, ignore_index: int) -> Tensor:
-    """The loss, a scalar, of x (N, D), weight (V, D), bias (V,), targets (N,) and scale (N,)."""
-    logits = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))  # (N, V)
-    return (cross_entropy(logits, targets, ignore_index=ignore_index) * scale.detach()).sum()
+def loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    log_prior: Tensor | None,
+    targets: Tensor,
+    scale: Tensor,
+    ignore_index: int,
+) -> Tensor:
+    """The loss, a scalar; arguments as in ``operator.py``."""
+    logits = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))  # (N K, V)
+    losses = cross_entropy(logits, for_each(targets, log_prior), ignore_index=ignore_index)
+    if log_prior is not None:
+        losses = -log_joint(losses, log_prior).logsumexp(1).where(targets != ignore_index, 0)
+    return (losses * scale.detach()).sum()
