@@ -43,6 +43,7 @@ def make_arguments(
     vocabulary: int = 65,
     *,
     bias: bool = True,
+    softmaxes: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Arguments:
@@ -55,8 +56,9 @@ def make_arguments(
 
     targets = torch.randint(vocabulary, shape)
     targets.view(-1)[1::5] = IGNORED
-    return {
-        "x": draw(*shape, width, dtype=dtype),
+    mixture = {"log_prior": draw(*shape, softmaxes).log_softmax(-1)} if softmaxes else {}
+    return mixture | {
+        "x": draw(*shape, *([softmaxes] if softmaxes else []), width, dtype=dtype),
         "weight": draw(vocabulary, width),
         "bias": draw(vocabulary) if bias else None,
         "targets": targets.to(device),
@@ -66,7 +68,7 @@ def make_arguments(
 
 def results(operation, arguments: Arguments, factor: float = 3.0, **settings) -> dict[str, Tensor]:
     """The loss, and its gradients times a factor."""
-    names = [name for name in ("x", "weight", "bias") if arguments[name] is not None]
+    names = [name for name in ("x", "weight", "bias", "log_prior") if arguments.get(name) is not None]
     leaves = {name: arguments[name].detach().clone().requires_grad_() for name in names}
     loss = operation(**arguments | leaves, **settings)
     gradients = torch.autograd.grad(loss * factor, list(leaves.values()))
@@ -76,7 +78,12 @@ def results(operation, arguments: Arguments, factor: float = 3.0, **settings) ->
     return {"loss": loss.detach()} | {f"d_{name}": d for name, d in zip(names, gradients, strict=True)}
 
 
-def formula(x, weight, bias, targets, scale, ignore_index=IGNORED, label_smoothing=0.0) -> Tensor:
+def formula(x, weight, bias, targets, scale, log_prior=None, ignore_index=IGNORED, label_smoothing=0.0) -> Tensor:
+    if log_prior is not None:
+        p = torch.softmax(F.linear(x, weight, bias), -1)  # (..., K, V)
+        p = (p * log_prior.exp()[..., None]).sum(-2)
+        losses = -p.gather(-1, targets.clamp(min=0)[..., None])[..., 0].log()
+        return (losses * scale)[targets != ignore_index].sum()
     logits = F.linear(x, weight.to(x.dtype), bias if bias is None else bias.to(x.dtype)).flatten(0, -2)
     how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": "none"}
     return (F.cross_entropy(logits, targets.flatten(), **how) * scale.flatten()).sum()
@@ -158,6 +165,14 @@ class TestEveryBackend:
 
     @every_device
     @every_backend
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+    @pytest.mark.parametrize("softmaxes", [1, 3, 6])
+    def test_a_mixture_of_softmaxes(self, backend, device, softmaxes, dtype, nan_memory):
+        """Of as many softmaxes as fit into a chunk, of fewer and more, by the sum of probabilities as it is written."""
+        hold(backend, make_arguments(softmaxes=softmaxes, dtype=dtype, device=device))
+
+    @every_device
+    @every_backend
     def test_other_layouts(self, backend, device):
         arguments = make_arguments((7, 3), device=device)
         turned = {name: arguments[name].transpose(0, 1) for name in ("x", "targets", "scale")}
@@ -180,6 +195,10 @@ class TestEveryBackend:
         rest = arguments["targets"], arguments["scale"]
         assert torch.autograd.gradcheck(lambda *given: linear_cross_entropy(*given, *rest, backend="reference"), leaves)
 
+    def test_the_labels_of_a_mixture_are_not_smoothed(self):
+        with pytest.raises(ValueError, match=r"label_smoothing is 0.1, expected 0 with log_prior"):
+            linear_cross_entropy(**make_arguments(softmaxes=2), label_smoothing=0.1)
+
 
 class TestChunked:
     @every_device
@@ -201,6 +220,7 @@ class TestChunked:
         arguments = make_arguments(vocabulary=vocabulary)
         hold("chunked", arguments)
         hold("chunked", arguments | {"scale": torch.tensor(0.3).expand(3, 7)})
+        hold("chunked", make_arguments(vocabulary=vocabulary, softmaxes=3))
 
     @every_device
     @pytest.mark.parametrize("gap", [0, 1, 13])

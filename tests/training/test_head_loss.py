@@ -83,10 +83,10 @@ def step(data, net, device=CPU, **settings):
     return update(batch(), 1.0), {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
-def assert_same_steps(name, device=CPU, **settings):
+def assert_same_steps(name, device=CPU, overrides=(), **settings):
     """With and without all logits; in halves the two round differently, and a GPU's sums are in no order."""
     (outcome, after), (expected, expected_after) = (
-        step(data, model(name), device, **settings) for data in (Words(), PlainWords())
+        step(data, model(name, *overrides), device, **settings) for data in (Words(), PlainWords())
     )
     exact, loose = settings.get("precision", "float32") == "float32", 10 if device.type == "cuda" else 1
     assert outcome.taken
@@ -109,6 +109,17 @@ class TestTheSameStep:
     def test_in_parts_and_in_every_precision(self, name, settings):
         assert_same_steps(name, **settings)
 
+    @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+    def test_of_a_mixture_of_softmaxes(self, precision, label_smoothing):
+        """The smoothed loss has log p at all words."""
+        mixture = "model.softmaxes=3", "model.embedding_std=0.5"
+        net, inputs = model("mamba", *mixture), batch(rows=1).inputs[:, :7]
+        assert skips_logits(net, inputs)
+        assert not skips_logits(net, inputs, label_smoothing=0.1)
+        how = Regularisation(label_smoothing=label_smoothing)
+        assert_same_steps("mamba", overrides=mixture, precision=precision, regularisation=how)
+
     def test_of_a_probe_with_few_answers(self, monkeypatch):
         data = configured_data(
             MQAR,
@@ -130,11 +141,12 @@ class TestTheSameStep:
         assert not outcome.taken
         assert update(batch(), 1.0).taken
 
+    @pytest.mark.parametrize("softmaxes", [1, 3])
     @pytest.mark.parametrize("accumulate", [1, 2])
-    def test_no_tensor_is_as_large_as_the_logits(self, accumulate):
+    def test_no_tensor_is_as_large_as_the_logits(self, accumulate, softmaxes):
         """Those of the embedding and of a part's positions aside; experts are counted before without them."""
         net = built_model("model=transformer_moe", "size.d_model=4", "size.n_layers=1", "size.n_heads=1",
-                          "size.d_ff=4", d_input=1000, length=L)  # fmt: skip
+                          "size.d_ff=4", f"model.softmaxes={softmaxes}", d_input=1000, length=L)  # fmt: skip
         for data, held in ((Words(), False), (PlainWords(), True)):
             update = Update(config_of(accumulate=accumulate), net, data, device=CPU)
             with LargestTensor() as seen:

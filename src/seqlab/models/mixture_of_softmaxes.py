@@ -46,14 +46,13 @@ class MixtureOfSoftmaxes(Linear):
         The K V logits of some positions are held at a time, and computed again in the backward pass.
         """
         z, log_prior = self.latents(x)
-        again = torch.is_grad_enabled() and not x.is_meta  # where FLOPs are counted, each once
         size = positions_at_once(self.out_features, self.in_features, z.dtype, self.softmaxes)
-        found = [
-            checkpoint(self._log_p, *some, use_reentrant=False, preserve_rng_state=False)
-            if again
-            else self._log_p(*some)
-            for some in zip(z.flatten(0, -3).split(size), log_prior.flatten(0, -2).split(size), strict=True)
-        ]
+        parts = zip(z.flatten(0, -3).split(size), log_prior.flatten(0, -2).split(size), strict=True)
+        if torch.is_grad_enabled() and not x.is_meta:  # there FLOPs are counted, each once
+            how = {"use_reentrant": False, "preserve_rng_state": False}
+            found = [checkpoint(self._log_p, *some, **how) for some in parts]
+        else:
+            found = [self._log_p(*some) for some in parts]
         return torch.cat(found).unflatten(0, x.shape[:-1])
 
     def _log_p(self, z: Tensor, log_prior: Tensor) -> Tensor:

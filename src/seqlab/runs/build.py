@@ -103,8 +103,8 @@ def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Modul
     widths = {"tokens": data.tokens, "d_input": data.d_input, "d_output": data.d_output, "max_length": longest}
     with shared_settings(cfg):
         model = built(cfg, "model", **widths)
-    head, loss = getattr(model, "head", None), getattr(data, "loss", None)
-    if isinstance(head, MixtureOfSoftmaxes) and not getattr(loss, "is_cross_entropy", False):
+    head, loss = getattr(model, "head", None), getattr(data, "loss", None)  # widths alone have no loss
+    if isinstance(head, MixtureOfSoftmaxes) and loss is not None and not getattr(loss, "is_cross_entropy", False):
         rule = "is for a loss that is the cross-entropy of each position's logits, and this data has another"
         raise UserError("model.softmaxes", head.softmaxes, rule, "Leave it out")
     if OmegaConf.select(cfg, "base_model") is not None:  # its get would keep this frame, and with it the model

@@ -132,9 +132,7 @@ def _check(
     if bias is not None and bias.shape != sizes[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}, expected {sizes[:1]} for weight of {sizes}")
     if log_prior is not None and (len(shape) < 2 or log_prior.shape != shape[:-1] or not shape[-2]):
-        raise ValueError(
-            f"log_prior has shape {tuple(log_prior.shape)}, expected (..., K) for x (..., K, D) of {shape}"
-        )
+        raise ValueError(f"log_prior has shape {tuple(log_prior.shape)}, expected {shape[:-1]} for x of {shape}")
     rest = shape[:-1] if log_prior is None else shape[:-2]
     for name, tensor in {"targets": targets, "scale": scale}.items():
         if tensor.shape != rest:
