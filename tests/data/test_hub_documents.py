@@ -43,13 +43,16 @@ def test_a_data_set_of_the_hub(own, hub, monkeypatch, streaming):
     ("settings", "message"),
     [
         ({"hub": "seqlab-nobody/nothing"}, r"data\.hub=seqlab-nobody/nothing: cannot be read \(\w+Error: .*network"),
+        ({"hub": "seqlab-nobody/nothing", "tokens": "bpe"}, r"data\.hub=seqlab-nobody/nothing: cannot be read"),
         ({"config": "v2"}, r"data\.hub=.*texts: cannot be read \(ValueError: .*\n.*data\.config="),
         ({"field": "text"}, r"data\.field=text: of the columns of .*texts with text in them there are: body"),
         ({"files": "my.txt"}, r"data\.files=my\.txt: is a text, and so is hub="),
         ({"hub": None, "files": "my.txt"}, r"data\.config=v1: is of a data set on the hub, and there is none"),
     ],
 )
-def test_a_data_set_that_cannot_be_had(own, hub, tmp_path, settings, message):
+def test_a_data_set_that_cannot_be_had(own, hub, tmp_path, caplog, settings, message):
+    """Nothing is said before of one that is not there."""
+    caplog.set_level("INFO", "seqlab")
     settings = {
         "files": None,
         "hub": hub,
@@ -61,4 +64,5 @@ def test_a_data_set_that_cannot_be_had(own, hub, tmp_path, settings, message):
     with pytest.raises(UserError, match=f"(?s)^{message}") as refused:
         own(settings.pop("files"), **settings)
     assert len(str(refused.value).splitlines()) == 2
+    assert settings.get("hub") == hub or not caplog.messages
     assert not list((tmp_path / "cache").glob("text/*"))

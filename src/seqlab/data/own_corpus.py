@@ -54,7 +54,7 @@ class OwnCorpus:
         """The ``tokenizer.json`` of BPE of the training split, of at most ``size`` tokens."""
         path = self.cache / "tokenizers" / f"{self._key('bpe', size)}.json"
         if not path.is_file():
-            log.info("Training BPE of at most %s tokens on %s.", f"{size:,}", self.source.name)
+            self._say(f"Training BPE of at most {size:,} tokens on")
             write_whole(path, train_bpe(self._sample(), size).encode())
         return path
 
@@ -86,11 +86,15 @@ class OwnCorpus:
         if found := load_text(folder):
             return found
         made = tokens()
-        log.info("Encoding %s.", self.source.name)
+        self._say("Encoding")
         own = made.symbols if isinstance(made, Vocabulary) else None
         with writing(folder, len(made.symbols), own) as writers:
             encode(self.source, self.fractions, made, writers)
         return load_text(folder)
+
+    def _say(self, what: str) -> None:
+        _ = self.source.paths  # a text that is not there is refused before anything is said of it
+        log.info("%s %s.", what, self.source.name)
 
     def _key(self, *how: Any) -> str:
         content = json.dumps([FORMAT, self.source.identity, self.fractions, *how])
