@@ -46,9 +46,8 @@ def test_the_commands_of_a_guide_run(page, tmp_path, environment, corpus, monkey
     for command in typed:
         program, *rest = command
         start = [sys.executable, "-m", "seqlab"] if program == "seqlab" else [sys.executable, str(ROOT / rest.pop(0))]
-        rest = [
-            one.replace("<sweep>", next(tmp_path.glob("outputs/sweep*")).name) if "<" in one else one for one in rest
-        ]
+        for sweep in tmp_path.glob("outputs/sweep*"):
+            rest = [argument.replace("<sweep>", sweep.name) for argument in rest]
         if "train" in command or "train.py" in command:
             rest += [*FEW, *(corpus["tiny_shakespeare"][1:] if page == "paper_table" else [])]
         done = subprocess.run([*start, *rest], env=environment, capture_output=True, text=True, timeout=300)
