@@ -81,6 +81,8 @@ class DataSet(Widths, Protocol):
         carries: whether a model's state is carried on: each row of a training batch goes on where the same row of the
             one before ended (but ``begins``), and the rows of a split's batches are one text, each going on where the
             row before ended. Inputs are then tokens.
+        most_labels: the most positions of a training window that have a label; None if all may. Where that is not half
+            of the window, a loss that ``is_cross_entropy`` is computed from the logits of so many alone.
     """
 
     train_size: int
@@ -91,6 +93,7 @@ class DataSet(Widths, Protocol):
     chance: float | None = None
     further_tests: tuple[str, ...] = ()
     carries: bool = False
+    most_labels: int | None = None
 
     @abstractmethod
     def train_batch(self, index: int, batch_size: int, seed: int) -> Batch:
@@ -144,6 +147,7 @@ OPTIONAL = (
     "chance",
     "further_tests",
     "carries",
+    "most_labels",
     "begins",
     "mask",
     "check_batch_size",

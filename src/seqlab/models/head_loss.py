@@ -15,25 +15,34 @@ from seqlab.models.sequence_model import SequenceModel
 from seqlab.ops.linear_cross_entropy import linear_cross_entropy, pays
 
 
-def skips_logits(model: nn.Module, inputs: Tensor, label_smoothing: float = 0.0) -> bool:
-    """Whether ``head_loss`` is for this model and tokens (B, L): a ``SequenceModel`` in float32 with so many logits
-    that it pays to hold only some of them at a time.
+def reads_hidden(model: nn.Module) -> bool:
+    """Whether a model's outputs are nothing but its head of its ``hidden``, so that they need not all be computed.
 
-    Of a mixture of softmaxes it always does, but the smoothed loss needs log p at all words. Not if ``forward`` is
-    another, of a subclass for one, or somebody looks at the logits through a hook.
+    So they are of a ``SequenceModel``, but not if ``forward`` is another, of a subclass for one, or somebody looks at
+    the outputs through a hook.
     """
-    if getattr(model.forward, "__func__", None) is not SequenceModel.forward:
+    plain = getattr(model.forward, "__func__", None) is SequenceModel.forward
+    return plain and not has_hooks(model) and not has_hooks(model.head)
+
+
+def skips_logits(model: nn.Module, inputs: Tensor, positions: int, label_smoothing: float = 0.0) -> bool:
+    """Whether ``head_loss`` is for this model and tokens (B, L): one that ``reads_hidden``, in float32, with so many
+    logits at the ``positions`` of which the loss is that it pays to hold only some of them at a time.
+
+    Of a mixture of softmaxes it always does, but the smoothed loss needs log p at all words.
+    """
+    if not reads_hidden(model):
         return False
     mixture = type(model.head) is MixtureOfSoftmaxes
     if label_smoothing if mixture else type(model.head) is not Linear:
         return False
     weight, kind = model.head.weight, inputs.device.type
-    if weight.dtype != torch.float32 or has_hooks(model) or has_hooks(model.head):
+    if weight.dtype != torch.float32:
         return False
     if mixture:
         return not inputs.is_meta
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    return pays(inputs.shape[0] * inputs.shape[1], *weight.shape, dtype, inputs.device)
+    return pays(positions, *weight.shape, dtype, inputs.device)
 
 
 def head_loss(head: Linear, hidden: Tensor, targets: Tensor, scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -41,8 +50,8 @@ def head_loss(head: Linear, hidden: Tensor, targets: Tensor, scale: Tensor, labe
 
     Args:
         head: a model's.
-        hidden: (B, L, D) what it reads.
-        targets, scale: (B, L) each.
+        hidden: (B, L, D) or (P, D), what it reads.
+        targets, scale: (B, L) or (P,) each.
         label_smoothing: share of each target that goes to all words alike.
     """
     how: dict[str, Any] = {"label_smoothing": label_smoothing, "backend": "chunked"}

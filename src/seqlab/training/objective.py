@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from seqlab.data import DataSet
+from seqlab.data.protocol import IGNORED
 from seqlab.models.counting import tensors_of
-from seqlab.models.head_loss import head_loss, skips_logits
+from seqlab.models.head_loss import head_loss, reads_hidden, skips_logits
 from seqlab.models.sequence_model import ModelState
 from seqlab.ops.cross_entropy import smoothing_excess
 from seqlab.training.precision import Precision, autocast
@@ -47,23 +48,45 @@ class Objective(nn.Module):
         """
         after, carried = [], state is not None
         with autocast(self.device, self.precision, cache=self.cache):
-            skips = self.skips_logits(inputs)
+            places = None if carried else self.places(targets)
+            if places is not None:
+                targets = targets.flatten()[places, None]  # (P, 1): a sequence each
+            skips = self.skips_logits(inputs, targets.numel())
             if carried:
                 hidden, state = self.model.carry(inputs, state)
                 after = tensors_of(state)
-            elif skips:
-                hidden = self.model.hidden(inputs)
+            elif skips or places is not None:
+                hidden = self.model.hidden(inputs, places)  # (B, L, D)
+                hidden = hidden if places is None else hidden[:, None]  # (P, 1, D)
             if skips:
                 scale = count.reciprocal().expand(targets.shape)
                 return head_loss(self.model.head, hidden, targets, scale, self.label_smoothing), after
-            outputs = self.model.head(hidden) if carried else self.model(inputs)
+            outputs = self.model(inputs) if not carried and places is None else self.model.head(hidden)
         loss = self.data.loss(outputs, targets).sum()
         if self.label_smoothing:
             loss = loss + self.label_smoothing * smoothing_excess(outputs, targets).sum()
         return loss / count, after
 
-    def skips_logits(self, inputs: Tensor) -> bool:
-        """Whether the loss of inputs (B, L) is computed without holding all logits (``head_loss``)."""
-        return getattr(self.data.loss, "is_cross_entropy", False) and skips_logits(
-            self.model, inputs, self.label_smoothing
-        )
+    @property
+    def of_logits(self) -> bool:
+        """Whether the loss is the cross-entropy of each position's logits."""
+        return getattr(self.data.loss, "is_cross_entropy", False)
+
+    def places(self, targets: Tensor) -> Tensor | None:
+        """Where the targets (B, L) are labels, if few positions of a window can be: indices (P,) into the flat batch.
+
+        They are as many for each row as its data have at most, known beforehand, so that the host need not wait for the
+        device to count them; the others are positions without a label.
+        """
+        rows, length = targets.shape[:2]
+        most = getattr(self.data, "most_labels", None)
+        if most is None or 2 * most > length or not (self.of_logits and reads_hidden(self.model)):
+            return None
+        if self.model.last_output is not None:  # it regularises what the head reads at all positions
+            return None
+        here = (targets != IGNORED).to(torch.uint8).topk(most, dim=1, sorted=False).indices  # (B, most)
+        return (here + length * torch.arange(rows, device=targets.device)[:, None]).flatten()
+
+    def skips_logits(self, inputs: Tensor, positions: int) -> bool:
+        """Whether the loss of inputs (B, L) at so many positions does without holding all logits (``head_loss``)."""
+        return self.of_logits and skips_logits(self.model, inputs, positions, self.label_smoothing)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seqlab.data import Batch, DataSet
+from seqlab.models.head_loss import reads_hidden
 from seqlab.models.layer import recompute
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts, share_positions
@@ -240,7 +241,7 @@ class Update:
                     if self.carried:
                         self.model.carry(part, self._state_before(number))
                     else:
-                        (self.model.hidden if self.objective.skips_logits(part) else self.model)(part)
+                        (self.model.hidden if reads_hidden(self.model) else self.model)(part)
                 auxiliary_losses(self.model)  # removes them, so that no autograd graph stays
                 add_visits(visits, len(part) / len(inputs))
         return self._of_all(visits)

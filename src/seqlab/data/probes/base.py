@@ -85,10 +85,7 @@ class Probe(DataSet):
                 raise UserError(f"mixture[{i}].length", setting["length"], rule, "Change length=..., or leave it out")
         tests = self._overridden(base, "tests")
         self._further = {label(changed): s for changed, s in zip(self.tests or [], tests, strict=True)}
-        self._answers: dict[int, int] = {}
-        for setting in [*self._settings, *tests]:
-            length = setting["length"]
-            self._answers[length] = max(self.answers(setting), self._answers.get(length, 0))
+        self.most_labels = max(map(self.answers, self._settings))
 
     def _overridden(self, base: Setting, name: str) -> list[Setting]:
         """The settings that ``tests`` or ``mixture`` makes of the base setting.
@@ -117,7 +114,7 @@ class Probe(DataSet):
 
     @abstractmethod
     def answers(self, setting: Setting) -> int:
-        """The number of answers in an example, K."""
+        """The number of labels in an example, at most: the answers, K."""
 
     @abstractmethod
     def generate(self, draw: Draw, **setting: int) -> Examples:
@@ -242,20 +239,8 @@ class Probe(DataSet):
 
     @of_cross_entropy
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32; 0 where there is no answer.
-
-        Where an example has few answers, only their logits are normalised. Their largest number is known beforehand, so
-        the host need not wait for the device to count them.
-        """
-        length = targets.shape[1]
-        most = self._answers.get(length, length)
-        if most == length:
-            return cross_entropy(outputs, targets).float()
-        places = (targets != IGNORED).to(torch.uint8).topk(most, dim=1, sorted=False).indices  # (B, K)
-        chosen = outputs.gather(1, places[..., None].expand(-1, -1, outputs.shape[-1]))  # (B, K, V)
-        asked = targets.gather(1, places)  # (B, K)
-        zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
-        return zeros.scatter(1, places, cross_entropy(chosen, asked).float())
+        """Cross-entropy in nats: logits (B, L, V) and ids (B, L) to (B, L) float32; 0 where there is no answer."""
+        return cross_entropy(outputs, targets).float()
 
 
 def label(setting: Setting) -> str:
