@@ -6,13 +6,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from seqlab.training import checkpoint
-from seqlab.training.average import Average, NonMonotonic
+from seqlab.training.average import Average, NonMonotonic, copy_of
 from seqlab.training.optim import adamw
 
 
 def test_its_values_are_torchs():
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
-    ours, theirs = Average(model, 0.7), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7))
+    ours, theirs = Average(model, copy_of(model), 0.7), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7))
     theirs.update_parameters(model)  # the first time it copies, and ours has begun with the same
     for seed in range(4):
         with torch.no_grad():
@@ -66,7 +66,7 @@ def test_frozen_weights_are_held_once(tmp_path):
 
 def settled(model: nn.Module, losses: list[float], patience: int) -> int:
     """The number of the evaluation after which the mean begins, by algorithm 1 of the paper, word for word."""
-    average, logs, ours = NonMonotonic(model, patience), [], None
+    average, logs, ours = NonMonotonic(model, copy_of(model), patience), [], None
     for t, v in enumerate(losses):
         average.validated(v, t)
         if ours is None and average.counts:
@@ -92,7 +92,8 @@ def test_the_mean_is_that_of_torchs_asgd():
     """With ``lambd=0``, which has no decay of the rate; its first weights are those of the second step after t0."""
     torch.manual_seed(0)
     model, start, steps = nn.Linear(5, 3), 6, 15
-    asgd, average = torch.optim.ASGD(model.parameters(), lr=0.1, lambd=0.0, t0=start - 2), NonMonotonic(model, 1)
+    asgd = torch.optim.ASGD(model.parameters(), lr=0.1, lambd=0.0, t0=start - 2)
+    average = NonMonotonic(model, copy_of(model), 1)
     for step in range(1, steps + 1):
         model(torch.randn(8, 5)).square().sum().backward()
         asgd.step()

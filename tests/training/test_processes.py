@@ -33,6 +33,7 @@ def mambas():
 
 
 GIVEN = {"optimizer": sgd, "regularisation": Regularisation(ar=2.0, tar=1.0)}  # masks are each process's own
+LORA = {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}
 CASES = {
     "ddp": (every_mixer, {"parallel": "ddp", "accumulate": 2, "checkpoint_layers": True, **GIVEN}),
     "fsdp": (every_mixer, {"parallel": "fsdp", "checkpoint_layers": 2, **GIVEN}),
@@ -40,8 +41,11 @@ CASES = {
     "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
+    "averages in parts": (hybrid, {"ema": 0.5, "freeze": ["in_proj"], "parallel": "fsdp", "accumulate": 2}),
     "carried": (hybrid, {"carries": True, "accumulate": 2, "checkpoint_layers": True}),
-    "lora": (hybrid, {"lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj", "out_proj"]}, "accumulate": 2}),
+    "lora": (hybrid, {"lora": LORA, "accumulate": 2}),
+    "lora in parts": (hybrid, {"lora": LORA, "ema": 0.5, "parallel": "fsdp", "accumulate": 2}),
+    "fp16 in parts": (hybrid, {"precision": "fp16", "parallel": "fsdp"}),
 }
 
 
@@ -51,7 +55,7 @@ def own(settings):
     return {name: value for name, value in settings.items() if name not in without}
 
 
-KEPT = {"parallel": "fsdp", "freeze": ["layers.1"]}
+KEPT = {"parallel": "fsdp", "freeze": ["layers.1"], "ema": 0.5}
 """Of the run whose checkpoint is written in the midst of updates."""
 
 
@@ -97,6 +101,7 @@ def test_two_processes_are_one(case, found):
             assert torch.equal(first[kind][name], second[kind][name])
             assert (first[kind][name] - expected).norm() <= bound * expected.norm(), name
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-6)
+    assert first["scale"] == second["scale"] == one["scale"]
     assert first["load"] == second["load"]
     assert (first["load"] is None) == (one["load"] is None)
     if one["load"]:
@@ -189,9 +194,7 @@ def test_four_write_what_four_two_and_one_read(tmp_path):
         ({"context_parallel": 2, "compile": True}, "compile=True: does not compile what"),
         ({"parallel": "ddp", "offload": True}, "offload=True: moves the parts of weights that several processes hold"),
         ({"parallel": "fsdp", "offload": True, "size": 1}, "offload=True: moves the parts of weights"),
-        ({"parallel": "fsdp", "ema": 0.5}, "ema=0.5: needs whole weights"),
-        ({"parallel": "fsdp", "lora": {"rank": 2, "alpha": 4.0, "on": ["in_proj"]}}, "lora="),
-        ({"parallel": "fsdp", "precision": "fp16"}, "precision=fp16: needs whole weights"),
+        ({"parallel": "fsdp", "regularisation": Regularisation(weights=0.5)}, "weights=0.5: needs whole weights"),
     ],
 )
 def test_what_processes_cannot_do_together(settings, said):

@@ -25,9 +25,10 @@ from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 from seqlab.training import checkpoint, evaluate, metrics
 from seqlab.training.counters import Counters
+from seqlab.training.evaluate import Evaluation
 from seqlab.training.parallel import ALONE, World, joined
 from seqlab.training.saving import Saving
-from seqlab.training.sharding import whole
+from seqlab.training.sharding import own, whole
 from seqlab.training.update import Update
 from support import architectures, composed
 
@@ -126,7 +127,7 @@ def saved_of(update: Update) -> dict[str, Any]:
 
 
 def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALONE) -> dict[str, Any]:
-    """The gradient of a batch, an evaluation in pieces, and updates with clipping: all that processes share.
+    """The gradient of a batch, updates with clipping, an evaluation in pieces before and after: all that is shared.
 
     A model of many layers is there for their gradients: one update, and no evaluation.
     """
@@ -135,15 +136,33 @@ def trained(model: dict[str, Any], settings: dict[str, Any], world: World = ALON
     found = {"values": update._gradient(*update.share(update.data.train_batch(0, ROWS, 1)))}
     found["gradients"] = {str(number): whole(p.grad) for number, p in enumerate(update.parameters)}
     update.release()
+    update.scaler.update()  # as a step does
+    before = () if deep else evaluated(update, world)
+    found["losses"] = [stepped(update, number) for number in ((1,) if deep else (1, 2))]
+    found["evaluation"] = () if deep else (*before, *evaluated(update, world))
+    found |= saved_of(update)
+    found["load"] = expert_load(update.model)
+    found["scale"] = scale_after_overflow(update, world.rank == world.size - 1) if update.scaler.is_enabled() else None
+    return found
+
+
+def evaluated(update: Update, world: World) -> Evaluation:
     given = {"batch_size": 5, "device": CPU, "autocast": nullcontext, "world": world}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "LONG", LENGTH - 1)
         patch.setattr(evaluate, "PIECE_ON_CPU", 15)  # positions of three rows
-        found["evaluation"] = () if deep else evaluate.evaluate(update.evaluated, update.data, "test", **given)
-    found["losses"] = [stepped(update, number) for number in ((1,) if deep else (1, 2))]
-    found |= saved_of(update)
-    found["load"] = expert_load(update.model)
-    return found
+        return evaluate.evaluate(update.evaluated, update.data, "test", **given)
+
+
+def scale_after_overflow(update: Update, here: bool) -> float:
+    """The loss scale after a step in whose gradient one number is not finite, which one process has."""
+    for p in update.parameters:
+        p.grad = torch.zeros_like(p)
+        if here:
+            own(p.grad).flatten()[-1:] = torch.inf
+    update.scaler.unscale_(update.optimizers[0])
+    update._step(1.0, torch.inf)
+    return update.scaler.get_scale()
 
 
 def resumed(

@@ -13,7 +13,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from seqlab.training.sharding import own, part_of
+
 log = logging.getLogger(__name__)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of a model for averages of its weights; a parameter that is frozen is shared with the model."""
+    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    copied = copy.deepcopy(model, frozen).requires_grad_(False)
+    for part in copied.modules():
+        if isinstance(part, nn.RNNBase):
+            part.flatten_parameters()  # cuDNN wants them side by side
+    return copied
 
 
 class Average:
@@ -24,21 +36,18 @@ class Average:
     knows was not taken.
 
     Args:
-        model: what is trained. A parameter that is frozen is shared with ``self.model``.
+        model: what is trained.
+        averaged: ``copy_of`` it; if processes share out the weights, those of both.
         decay: from 0 on, below 1.
 
     Attributes:
-        model: a copy with the averaged weights, to be evaluated; its buffers follow those of the model.
+        model: ``averaged``, with the averaged weights, to be evaluated; its buffers follow those of the model.
         share: of the present weights in the next average, a scalar on the device.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.model = copy.deepcopy(model, frozen).requires_grad_(False)
-        for part in self.model.modules():
-            if isinstance(part, nn.RNNBase):
-                part.flatten_parameters()  # cuDNN wants them side by side
-        pairs = [(a, w) for a, w in zip(self.model.parameters(), model.parameters(), strict=True) if a is not w]
+    def __init__(self, model: nn.Module, averaged: nn.Module, decay: float):
+        self.model = averaged
+        pairs = [(a, w) for a, w in zip(averaged.parameters(), model.parameters(), strict=True) if w.requires_grad]
         self.averages, self.weights = ([pair[i] for pair in pairs] for i in (0, 1))
         self.buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
         self.share = torch.tensor(1 - decay, device=self.averages[0].device)
@@ -47,7 +56,7 @@ class Average:
     def update(self, taken: Tensor | float = 1.0) -> None:
         """Take in the present weights, unless ``taken``, a number or a scalar on the device, is 0."""
         shares = [self.share * taken] * len(self.averages)
-        torch._foreach_lerp_(self.averages, self.weights, shares)
+        torch._foreach_lerp_(list(map(own, self.averages)), list(map(own, self.weights)), shares)
         for average, buffer in self.buffers:
             average.copy_(buffer)
 
@@ -62,7 +71,7 @@ class Average:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what ``state`` returned."""
         for ours, saved in zip(self.weights, state["weights"], strict=True):
-            ours.copy_(saved)
+            ours.copy_(part_of(saved, ours))
         for (_, ours), saved in zip(self.buffers, state["buffers"], strict=True):
             ours.copy_(saved)
 
@@ -75,6 +84,7 @@ class NonMonotonic(Average):
 
     Args:
         model: what is trained.
+        averaged: ``copy_of`` it.
         patience: n of algorithm 1, in evaluations; there 5.
 
     Attributes:
@@ -82,8 +92,8 @@ class NonMonotonic(Average):
         counts: 1 there if it goes up, and 0 before the trigger.
     """
 
-    def __init__(self, model: nn.Module, patience: int):
-        super().__init__(model, decay=0.0)
+    def __init__(self, model: nn.Module, averaged: nn.Module, patience: int):
+        super().__init__(model, averaged, decay=0.0)
         self.patience, self.losses = patience, []
         self.count, self.counts = torch.ones_like(self.share), torch.zeros_like(self.share)
 

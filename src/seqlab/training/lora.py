@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from seqlab.errors import UserError
 from seqlab.training.freezing import matching
+from seqlab.training.sharding import own, part_of, whole
 
 
 class LoraSettings(TypedDict):
@@ -29,6 +30,7 @@ class Lora:
     The model keeps whole weights, put together after each step: what reads a weight, as the kernels of a whole block
     do, reads the adapted one, and a checkpoint is a plain model's. The gradient of a whole weight is turned into those
     of its factors as soon as it is complete, and dropped. A starts as the weight of a linear map does, B at zero.
+    Where processes share out the weights, each has all factors.
 
     Args:
         model: of which all else is frozen. Parameters that are frozen already are left out.
@@ -42,6 +44,7 @@ class Lora:
         self.scale = settings["alpha"] / settings["rank"]
         self.weights = chosen(model, settings)
         adapted = set(self.weights)
+        self.names = {W: name for name, W in model.named_parameters() if W in adapted}
         self.base = [W.detach().clone() for W in self.weights]
         for p in model.parameters():
             p.requires_grad_(p in adapted)
@@ -49,11 +52,23 @@ class Lora:
             W.factors = factors_of(W, settings["rank"])  # which are trained in its place (``optim.trainable``)
             W.register_post_accumulate_grad_hook(self._pull_back)
 
+    def share_out(self, model: nn.Module) -> None:
+        """Keep parts of the weights that processes have shared out since (``sharding.shard``), and no whole ones."""
+        self.weights = [model.get_parameter(self.names[W]) for W in self.weights]
+        self.base = [part_of(base, W) for base, W in zip(self.base, self.weights, strict=True)]
+
+    def collect(self) -> None:
+        """Turn the gradients of weights in parts, for which torch has no hook, into those of the factors."""
+        for W in self.weights:
+            if W.grad is not None:
+                self._pull_back(W)
+
     @torch.no_grad()
     def _pull_back(self, W: nn.Parameter) -> None:
         """Add to the gradients of B and A, by the chain rule, and drop that of W."""
         B, A = W.factors
-        for factor, gradient in ((B, W.grad @ A.mT), (A, B.mT @ W.grad)):
+        of_weight = whole(W.grad).to(A.device)
+        for factor, gradient in ((B, of_weight @ A.mT), (A, B.mT @ of_weight)):
             gradient *= self.scale
             factor.grad = gradient if factor.grad is None else factor.grad.add_(gradient)
         W.grad = None
@@ -63,7 +78,8 @@ class Lora:
         """Put the weights together from what they were and their factors."""
         for W, base in zip(self.weights, self.base, strict=True):
             B, A = W.factors
-            W.copy_(torch.add(base, B @ A, alpha=self.scale))
+            change = own(part_of(B @ A, W)).to(base.device)
+            own(W).copy_(torch.add(own(base), change, alpha=self.scale))
 
     def state(self) -> dict[str, list[Tensor]]:
         """The weights without their change, (..., O, I), and B (..., O, r) and A (..., r, I)."""
@@ -73,7 +89,7 @@ class Lora:
         """Restore what ``state`` returned, in its shapes: (..., O, I), (..., O, r), (..., r, I)."""
         for key, ours in self.state().items():
             for mine, saved in zip(ours, state[key], strict=True):
-                mine.copy_(saved)
+                mine.copy_(part_of(saved, mine))
 
     def check_trained(self, optimizers: list[Optimizer]) -> None:
         """Check that the optimizers take the factors, which one of a user's own may not know of.

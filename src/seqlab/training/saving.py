@@ -12,7 +12,7 @@ from torch import nn
 from seqlab.training import checkpoint, sharded_files
 from seqlab.training.counters import Counters
 from seqlab.training.parallel import World
-from seqlab.training.sharding import is_part, parts_in, with_parts, without_parts
+from seqlab.training.sharding import parts_in, with_parts, without_parts
 from seqlab.training.update import Update
 
 
@@ -20,7 +20,7 @@ class Saving:
     """Writes and reads the checkpoints of a run.
 
     Whole weights are written at once. Of weights that are shared out the first process writes one file, as of others,
-    and each process its own part of the optimizers' state; all that goes on in the background, and is renamed into
+    and each process its own part of the updates' state; all that goes on in the background, and is renamed into
     place when it is complete.
 
     Args:
@@ -33,7 +33,6 @@ class Saving:
 
     def __init__(self, folder: Path, update: Update, model: nn.Module, device: torch.device, world: World):
         self.folder, self.update, self.model, self.device, self.world = folder, update, model, device, world
-        self.shared_out = any(map(is_part, update.parameters))
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future | None = None
 
@@ -47,15 +46,16 @@ class Saving:
         step, what = counters.step, {"best_step": counters.best_step, "origin": origin}
         state = {"update": self.update.state_dict(), "counters": dataclasses.asdict(counters)}
         state |= checkpoint.random_states(self.device, self.world)
-        if not self.shared_out:
+        if not self.update.shared_out:
             weights = checkpoint.weights_of(self.model)
             self.world.once(lambda: checkpoint.save(self.folder, step, weights, state, **what))
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1)
             self._group = torch.distributed.new_group(backend="gloo")  # of its own: training uses the other meanwhile
-        parts = parts_in(state["update"]["optimizers"])
-        state["update"]["optimizers"] = without_parts(state["update"]["optimizers"])
+        optimizers = state["update"].pop("optimizers")
+        parts = parts_in(optimizers) | parts_in(state["update"])
+        state["update"] = without_parts(state["update"] | {"optimizers": optimizers})
         weights = checkpoint.gathered(self.model, keep=self.world.rank == 0)
         temporary = self.world.once(lambda: checkpoint.begun(self.folder, step))
         written = sharded_files.write(parts, temporary / checkpoint.PARTS, self._group)
@@ -108,8 +108,10 @@ class Saving:
         state = self.world.once(lambda: checkpoint.load_state(path))
         saved = state["update"]
         if (path / checkpoint.PARTS).is_dir():
-            parts = sharded_files.read(path / checkpoint.PARTS, self.update.optimizers)
-            saved["optimizers"] = with_parts(saved["optimizers"], parts)
+            others = {name: value for name, value in self.update.state_dict().items() if name != "optimizers"}
+            parts = sharded_files.read(path / checkpoint.PARTS, self.update.optimizers, parts_in(others))
+            optimizers = saved.pop("optimizers")
+            saved = with_parts(saved, parts) | {"optimizers": with_parts(optimizers, parts)}
         self.update.load_state_dict(saved)
         checkpoint.set_random_states(state, self.device, self.world)
         return path, Counters(**state["counters"])

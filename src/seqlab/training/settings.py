@@ -185,16 +185,10 @@ class TrainerConfig:
             rule = f"is the batch of all together, and does not divide evenly among {split}"
             remedy = f"Set batch_size={-(-self.batch_size // parts) * parts}, or start another number of processes"
             raise UserError("batch_size", self.batch_size, rule, remedy)
-        for name, value, refused in (
-            ("lora", self.lora, sharded and self.lora is not None),
-            ("ema", self.ema, sharded and self.ema is not None),
-            ("nt_asgd", self.nt_asgd, sharded and self.nt_asgd is not None),
-            ("regularisation.weights", self.regularisation.weights, sharded and self.regularisation.weights > 0),
-            ("precision", self.precision, sharded and self.precision == "fp16"),
-        ):
-            if refused:
-                rule = "needs whole weights in each process, and parallel=fsdp shares them out"
-                raise UserError(name, value, rule, "Set parallel=ddp, or leave it out")
+        if sharded and self.regularisation.weights:
+            rule = "needs whole weights in each process, and parallel=fsdp shares them out"
+            name = "regularisation.weights"
+            raise UserError(name, self.regularisation.weights, rule, "Set parallel=ddp, or leave it out")
 
     def check_carried(self, data: DataSet, world: World) -> None:
         """Check that a model's state can be carried from window to window, if it is to be.

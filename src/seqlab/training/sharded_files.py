@@ -33,22 +33,23 @@ def write(parts: dict[str, Tensor], folder: Path, group: Any) -> Future:
     return dcp.async_save(parts, storage_writer=writer, process_group=group)
 
 
-def read(folder: Path, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+def read(folder: Path, optimizers: Sequence[Optimizer], others: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of a folder by name, of whole shape; of states of a parameter in parts, this process's part.
 
-    Names are those of ``sharding.parts_in`` for the optimizers' states. Nothing is asked of the optimizers' own states,
+    Names are those of ``sharding.parts_in`` for the optimizers' states, and for ``others``, of any shapes, of which
+    this process has parts too. Nothing is asked of the optimizers' own states,
     which are empty before the first step: torch's ``get_optimizer_state_dict`` takes a step to fill them.
     """
     from torch.distributed import checkpoint as dcp
 
-    parameters = {
+    parts = others | {
         f"{i}.state.{number}": p
         for i, optimizer in enumerate(optimizers)
         for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"])
     }
     reader = dcp.HuggingFaceStorageReader(str(folder))
     found = {
-        name: _place_for(kept.size, kept.properties.dtype, parameters.get(name.rpartition(".")[0]))
+        name: _place_for(kept.size, kept.properties.dtype, parts.get(name, parts.get(name.rpartition(".")[0])))
         for name, kept in reader.read_metadata().state_dict_metadata.items()
     }
     with warnings.catch_warnings(), said_plainly():

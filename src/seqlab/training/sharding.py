@@ -30,10 +30,11 @@ def shard(model: nn.Module, size: int, offload: bool) -> nn.Module:
     kind = next(model.parameters()).device.type
     mesh = init_device_mesh(kind, (size,))
     policy = CPUOffloadPolicy(pin_memory=kind == "cuda") if offload else OffloadPolicy()
+    never_backward = not any(p.requires_grad for p in model.parameters())  # which would let go of what stays gathered
     for layer in getattr(model, "layers", ()):
         fully_shard(layer, mesh=mesh, offload_policy=policy)
         register_fsdp_forward_method(layer, "advance")
-    fully_shard(model, mesh=mesh, offload_policy=policy)
+    fully_shard(model, mesh=mesh, offload_policy=policy, reshard_after_forward=never_backward or None)
     register_fsdp_forward_method(model, "prefill")
     for name, p in model.named_parameters():
         vars(p).update(marks[name])
@@ -92,6 +93,11 @@ def _each(value: Any, change: Callable[[Any, Any], Any]) -> Any:
 def is_part(value: Any) -> bool:
     """Whether this is a tensor of which the process holds a part (torch's ``DTensor``)."""
     return hasattr(value, "full_tensor")
+
+
+def own(value: Tensor) -> Tensor:
+    """The numbers of a tensor, of any shape, that this process holds, without a gradient."""
+    return value.detach().to_local() if is_part(value) else value.detach()
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from seqlab.models.layer import recompute
 from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses, balances, expert_load
 from seqlab.models.protocols import parts, share_positions
 from seqlab.models.sequence_model import ModelState
-from seqlab.training.average import Average, NonMonotonic
+from seqlab.training.average import Average, NonMonotonic, copy_of
 from seqlab.training.captured import CapturedGradient
 from seqlab.training.carried import CarriedState
 from seqlab.training.counters import Outcome
@@ -66,6 +66,7 @@ class Update:
         late: whether ``launch`` returns before the device is done.
         counted: the model, or a copy of it to count operations on where this one has parts of the weights.
         own_loss: of the last batch, from this process's rows: a scalar on the device.
+        shared_out: whether this process has parts of the weights.
         evaluated: the model whose weights are evaluated and kept: the given one, or one with averaged weights.
     """
 
@@ -86,15 +87,18 @@ class Update:
         self.counts_first = config.accumulate > 1 and balances(model)
         freeze(model, config.freeze)
         self.lora = Lora(model, config.lora) if config.lora else None
+        self.evaluated = copy_of(model) if config.ema or config.nt_asgd else model
         self.counted = world.shard(model, config.parallel, config.offload)
+        self.shared_out = any(map(is_part, model.parameters()))
+        if self.lora and self.shared_out:
+            self.lora.share_out(model)
+        self.average = None
+        if self.evaluated is not model:
+            world.shard(self.evaluated, config.parallel, config.offload)
+            kind, rule = (Average, config.ema) if config.ema else (NonMonotonic, config.nt_asgd)
+            self.average = kind(model, self.evaluated, rule)
         recompute(model, int(config.checkpoint_layers))
         self.parameters = trainable(model)
-        self.average = None
-        if config.ema:
-            self.average = Average(model, config.ema)
-        elif config.nt_asgd:
-            self.average = NonMonotonic(model, config.nt_asgd)
-        self.evaluated = self.average.model if self.average else model
         config.regularisation.apply(model)
         self.context_parallel = config.context_parallel
         if config.context_parallel > 1:
@@ -113,8 +117,7 @@ class Update:
         self.objective = Objective(self.model, data, device, config.precision, smoothing)
         self.wrapped = self.objective if self.lora else world.wrap(self.objective, config.parallel)
         plain = device.type == "cuda" and not (self.scaler.is_enabled() or config.compile)
-        plain = plain and not any(map(is_part, self.parameters))
-        self.late = plain and all(map(can_step, self.optimizers))
+        self.late = plain and not self.shared_out and all(map(can_step, self.optimizers))
         self.device_step = DeviceStep(self.optimizers, device) if self.late else None
         change = self._gradient_and_step if self.device_step else self._gradient
         self.change = CapturedGradient(change, model) if cuda_graph else change
@@ -209,6 +212,7 @@ class Update:
         for part, share in self._of_all(visits).items():
             part.expert_share.copy_(share)  # instead of the last part's
         if self.lora:  # whose gradients are not those of the model's parameters, which torch adds up
+            self.lora.collect()
             for p in self.parameters:
                 p.grad = self.world.mean(p.grad)
         for optimizer in self.optimizers:
