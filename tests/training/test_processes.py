@@ -25,6 +25,11 @@ def hybrid():
 
 
 @cache
+def perceptrons():
+    return settings_of("mlp", "size.n_layers=2")
+
+
+@cache
 def mambas():
     model = settings_of("mamba")
     mixers = model["mixers"] | settings_of("mamba2")["mixers"]
@@ -46,12 +51,14 @@ CASES = {
     "lora": (hybrid, {"lora": LORA, "accumulate": 2}),
     "lora in parts": (hybrid, {"lora": LORA, "ema": 0.5, "parallel": "fsdp", "accumulate": 2}),
     "fp16 in parts": (hybrid, {"precision": "fp16", "parallel": "fsdp"}),
+    "compiled": (perceptrons, {"compile": True, "parallel": "ddp"}),
+    "compiled in parts": (perceptrons, {"compile": True, "parallel": "fsdp", "ema": 0.5}),
 }
 
 
 def own(settings):
     """Of one process: what changes the result."""
-    without = "parallel", "offload", "context_parallel", "accumulate", "checkpoint_layers"
+    without = "parallel", "compile", "offload", "context_parallel", "accumulate", "checkpoint_layers"
     return {name: value for name, value in settings.items() if name not in without}
 
 
