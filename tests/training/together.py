@@ -113,8 +113,8 @@ def update_of(model: dict[str, Any], settings: dict[str, Any], world: World) -> 
     data.carries = settings.pop("carries", False)
     config = config_of(batch_size=ROWS, clip_norm=0.1, **settings)
     config.check(data, world)
-    with pytest.MonkeyPatch.context() as patch:  # by the backend that compiles no C++
-        patch.setattr(torch, "compile", lambda net, original=torch.compile: original(net, backend="aot_eager"))
+    with pytest.MonkeyPatch.context() as patch:  # as graphs alone: to compile C++ takes a minute
+        patch.setattr(torch, "compile", lambda net, original=torch.compile: original(net, backend="eager"))
         return Update(config, built(model), data, device=CPU, world=world)
 
 
