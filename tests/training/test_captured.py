@@ -11,6 +11,7 @@ from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import MixtureOfExperts
 from seqlab.training.captured import EAGER, CapturedGradient, captures
 from seqlab.training.counters import STARTING
+from seqlab.training.parallel import World
 from support import architectures, depth
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -44,6 +45,20 @@ class TestWhere:
         configs = [config_of(cuda_graph=setting, precision=precision) for setting in ("auto", True, False)]
         choices = [captures(config, Plain(), GPU) for config in configs]
         assert choices == [True, True, False]
+
+    @pytest.mark.parametrize(
+        ("settings", "asked"), [({}, True), ({"parallel": "fsdp"}, False), ({"context_parallel": 2}, False)]
+    )
+    def test_several_processes_are_captured_if_asked_to_and_have_whole_weights(self, settings, asked):
+        world = World()
+        world.size = 2
+        assert captures(config_of(**settings), Plain(), GPU, world) is False
+        how = config_of(cuda_graph=True, **settings)
+        if asked:
+            assert captures(how, Plain(), GPU, world) is True
+        else:
+            with pytest.raises(UserError, match=r"^cuda_graph=True: the processes"):
+                captures(how, Plain(), GPU, world)
 
     def test_a_part_that_waits_for_the_device_keeps_the_model_from_it(self):
         model = torch.nn.Sequential(Plain(), Waits())

@@ -22,6 +22,9 @@ from seqlab.training.settings import TrainerConfig
 EAGER = 3
 """Updates before the capture, in which libraries initialise and kernels are compiled."""
 
+EAGER_TOGETHER = 11
+"""That of several processes: torch's DDP times its first ten backward passes, and waits for the device to do so."""
+
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """From inputs and targets, sets the parameters' gradients and returns the values to log, (2,) or (3,), on the device.
 
@@ -32,15 +35,17 @@ REMEDY = "Use trainer.cuda_graph=false"
 
 
 def captures(config: TrainerConfig, model: nn.Module, device: torch.device, world: World = ALONE) -> bool:
-    """Whether to capture; ``auto`` does so wherever it is possible.
+    """Whether to capture; ``auto`` does so wherever it is possible for one process, several are to be told.
 
     Raises:
         UserError: ``cuda_graph`` is true where it is not possible.
     """
     if device.type != "cuda":
         obstacle = "CUDA graphs need a CUDA device"
-    elif world.size > 1:
-        obstacle = "the processes exchange gradients within a step"
+    elif world.size > 1 and config.parallel == "fsdp":
+        obstacle = "the processes gather weights within a step"
+    elif config.context_parallel > 1:
+        obstacle = "the processes exchange states within a step"
     elif config.precision == "fp16":
         obstacle = "fp16's loss scale is decided in Python within a step"
     elif config.compile:
@@ -54,11 +59,12 @@ def captures(config: TrainerConfig, model: nn.Module, device: torch.device, worl
         obstacle = next(filter(None, (why(device) for why in asked)), None)
     if config.cuda_graph is True and obstacle:
         raise UserError("cuda_graph", True, obstacle, "Use cuda_graph=auto")
-    return config.cuda_graph is not False and obstacle is None
+    asked = config.cuda_graph is True or (config.cuda_graph == "auto" and world.size == 1)
+    return asked and obstacle is None
 
 
 class CapturedGradient:
-    """Computes ``gradient``; after ``EAGER`` batches by replaying the kernels that it launched in one capture.
+    """Computes ``gradient``; after ``eager`` batches by replaying the kernels that it launched in one capture.
 
     A batch of another shape than the first is computed eagerly. The gradients are in memory of the graph and assigned
     to the parameters after each replay, so that the caller may set them to ``None``. Batches may be on the CPU; they
@@ -68,10 +74,10 @@ class CapturedGradient:
     pass, but not replace them or count calls.
     """
 
-    def __init__(self, gradient: Gradient, model: nn.Module):
+    def __init__(self, gradient: Gradient, model: nn.Module, eager: int = EAGER):
         self.gradient, self.model = gradient, model
         self.parameters = trainable(model)
-        self.eager_left = EAGER
+        self.eager = self.eager_left = eager
         self.shapes: tuple[torch.Size, torch.Size] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
 

@@ -23,6 +23,7 @@ from typing_extensions import override
 from seqlab.data import Batch
 from seqlab.errors import Absent, FailedElsewhere, Foreseen, UserError, is_late, is_out_of_touch
 from seqlab.ops.context import ContextGroup
+from seqlab.ops.cuda_graph import on_side_stream
 from seqlab.training import meeting
 from seqlab.training.sharding import shard
 
@@ -117,8 +118,11 @@ class World:
         """
         return model
 
-    def wrap(self, objective: nn.Module, parallel: Parallel) -> nn.Module:
-        """The loss (``Objective``) as a module whose backward pass leaves the mean of the processes' gradients."""
+    def wrap(self, objective: nn.Module, parallel: Parallel, captured: bool = False) -> nn.Module:
+        """The loss (``Objective``) as a module whose backward pass leaves the mean of the processes' gradients.
+
+        With ``captured`` that can be part of a CUDA graph.
+        """
         return objective
 
     def adds_up(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[None]:
@@ -252,13 +256,14 @@ class Processes(World):
         return shard(model, self.size, offload) if parallel == "fsdp" else model
 
     @override
-    def wrap(self, objective: nn.Module, parallel: Parallel) -> nn.Module:
+    def wrap(self, objective: nn.Module, parallel: Parallel, captured: bool = False) -> nn.Module:
         if parallel == "fsdp":
             return objective
         kind = nn.parallel.DistributedDataParallel
         known = inspect.signature(kind).parameters
         sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before 2.13
-        return kind(objective, gradient_as_bucket_view=True, **{sync_buffers: False})
+        with on_side_stream() if captured else nullcontext():  # where gradients are then added up, in every pass
+            return kind(objective, gradient_as_bucket_view=True, **{sync_buffers: False})
 
     @override
     def adds_up(self, wrapped: nn.Module, now: bool) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from seqlab.errors import Diverged, Interrupted
 from seqlab.models.counting import training_flops
 from seqlab.training import checkpoint
 from seqlab.training.ahead import updates
-from seqlab.training.captured import captures
+from seqlab.training.captured import EAGER, EAGER_TOGETHER, captures
 from seqlab.training.compile_ahead import can_compile, compile_ahead
 from seqlab.training.counters import STARTING, Counters
 from seqlab.training.evaluate import Evaluation, evaluate
@@ -76,6 +76,8 @@ class Trainer:
         self.model = self.update.evaluated
         self.flops_per_step = config.batch_size * training_flops(self.update.counted, data)
         self.saving = Saving(self.checkpoints, self.update, self.model, device, world)
+        several = self.cuda_graph and world.size > 1
+        self._starting = STARTING + (EAGER_TOGETHER - EAGER) * several
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
@@ -171,7 +173,7 @@ class Trainer:
         counters, at = self.counters, self.config.schedule
         made = updates(self.update, self.batches, lambda step: at(step, self.total), counters.step, self._pauses_after)
         for outcome, seconds, waited in made:
-            counters.updated(outcome, seconds, waited, starting=counters.step < self._first_step + STARTING)
+            counters.updated(outcome, seconds, waited, starting=counters.step < self._first_step + self._starting)
             if counters.step % self.config.log_every == 0 or counters.step == self.total:
                 loss, norm = counters.take_mean_loss(), outcome.grad_norm
                 more = self.update.values_to_log(outcome)

@@ -19,7 +19,7 @@ from seqlab.models.mixture_of_experts import MixtureOfExperts, auxiliary_losses,
 from seqlab.models.protocols import parts, share_positions
 from seqlab.models.sequence_model import ModelState
 from seqlab.training.average import Average, NonMonotonic, copy_of
-from seqlab.training.captured import CapturedGradient
+from seqlab.training.captured import EAGER, EAGER_TOGETHER, CapturedGradient
 from seqlab.training.carried import CarriedState
 from seqlab.training.counters import Outcome
 from seqlab.training.device_step import DeviceStep, can_step
@@ -115,12 +115,13 @@ class Update:
         self.model = torch.compile(model) if config.compile else model
         smoothing = config.regularisation.label_smoothing
         self.objective = Objective(self.model, data, device, config.precision, smoothing)
-        self.wrapped = self.objective if self.lora else world.wrap(self.objective, config.parallel)
+        self.wrapped = self.objective if self.lora else world.wrap(self.objective, config.parallel, cuda_graph)
         plain = device.type == "cuda" and not (self.scaler.is_enabled() or config.compile)
         self.late = plain and not self.shared_out and all(map(can_step, self.optimizers))
         self.device_step = DeviceStep(self.optimizers, device) if self.late else None
         change = self._gradient_and_step if self.device_step else self._gradient
-        self.change = CapturedGradient(change, model) if cuda_graph else change
+        eager = EAGER if world.size == 1 else EAGER_TOGETHER
+        self.change = CapturedGradient(change, model, eager) if cuda_graph else change
 
     @property
     def lr(self) -> float:
@@ -260,7 +261,7 @@ class Update:
     def release(self) -> None:
         """Free the memory of gradients and captured kernels; a further update would capture anew."""
         if isinstance(self.change, CapturedGradient):
-            self.change = CapturedGradient(self.change.gradient, self.change.model)
+            self.change = CapturedGradient(self.change.gradient, self.change.model, self.change.eager)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
