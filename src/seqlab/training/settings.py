@@ -44,7 +44,7 @@ class TrainerConfig:
         timeout: seconds that processes wait for one another, at most, before the run ends.
         compile: train through ``torch.compile``.
         cuda_graph: capture the kernels of a step once and replay them, which makes small models faster on a GPU;
-            ``auto`` does so on CUDA in float32 and bf16 without ``compile``.
+            ``auto`` does so on CUDA in float32 and bf16 without ``compile``, in a process that trains alone.
         evaluate_every: steps between evaluations; ``None`` is an epoch.
         checkpoint_every: steps between checkpoints; ``None`` is ``evaluate_every``. Each better validation loss and the
             end of training are saved too.

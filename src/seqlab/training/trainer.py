@@ -182,6 +182,7 @@ class Trainer:
             if counters.skipped_in_a_row >= self.config.max_skipped:
                 self.saving.wait()
                 rank = self.world.the_one_not_finite(self.update.own_loss)
+                self.update.release()
                 raise Diverged(counters.step, counters.skipped_in_a_row, self.folder, rank)
 
     def _pauses_after(self, step: int) -> bool:
@@ -242,6 +243,7 @@ class Trainer:
             if self.counters != self._saved:
                 self.save()
             self.saving.wait()
+            self.update.release()  # NCCL's end waits for that of a graph with its kernels
             raise Interrupted(signal, self.counters.step, self.folder)
 
     def _signal(self) -> int:
