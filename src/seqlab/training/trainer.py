@@ -76,8 +76,7 @@ class Trainer:
         self.model = self.update.evaluated
         self.flops_per_step = config.batch_size * training_flops(self.update.counted, data)
         self.saving = Saving(self.checkpoints, self.update, self.model, device, world)
-        several = self.cuda_graph and world.size > 1
-        self._starting = STARTING + (EAGER_TOGETHER - EAGER) * several
+        self._starting = STARTING + (EAGER_TOGETHER - EAGER if self.cuda_graph and world.size > 1 else 0)
         self.counters = Counters()
         self.origin: dict[str, Any] = {}  # goes into the checkpoints' manifests
         self._saved: Counters | None = None
