@@ -36,9 +36,9 @@ def write(parts: dict[str, Tensor], folder: Path, group: Any) -> Future:
 def read(folder: Path, optimizers: Sequence[Optimizer], others: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of a folder by name, of whole shape; of states of a parameter in parts, this process's part.
 
-    Names are those of ``sharding.parts_in`` for the optimizers' states, and for ``others``, of any shapes, of which
-    this process has parts too. Nothing is asked of the optimizers' own states,
-    which are empty before the first step: torch's ``get_optimizer_state_dict`` takes a step to fill them.
+    Names are those of ``sharding.parts_in`` for the optimizers' states and for ``others``, the further parts that this
+    process has, of any shapes. Nothing is asked of the optimizers' own states, which are empty before the first step:
+    torch's ``get_optimizer_state_dict`` takes a step to fill them.
     """
     from torch.distributed import checkpoint as dcp
 

@@ -96,8 +96,8 @@ def is_part(value: Any) -> bool:
 
 
 def own(value: Tensor) -> Tensor:
-    """The numbers of a tensor, of any shape, that this process holds, without a gradient."""
-    return value.detach().to_local() if is_part(value) else value.detach()
+    """What this process holds of a tensor of any shape, in the same memory, without a gradient if it is a part."""
+    return value.detach().to_local() if is_part(value) else value
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:
