@@ -47,7 +47,9 @@ class TestContract:
         """tile_of holds its tiles to what the kernels assume: for heads of all sizes, and whatever the table says."""
         for d_head, d_state in itertools.product((1, 5, 16, 17, 32, 64, 200), (1, 16, 17, 64, 128, triton.MOST_STATES)):
             tile = triton.tile_of(kernel, narrow, d_head, d_state)
-            assert max(d_head, 4 * tile.warps) > tile.P // 2  # no more is padded than has to be
+            assert max(d_head, 4 * tile.warps, 16) > tile.P // 2  # no more is padded than has to be
+            if narrow and kernel == "outputs":  # 4 warps multiply by ``wgmma``
+                assert (tile.warps < 4) == (d_state % 2 == 1)
         for wrong in (triton.Tile(16, 256, 8, 1), triton.Tile(48, 256, 4, 1), triton.Tile(64, 24, 4, 1)):
             monkeypatch.setitem(triton.NARROW if narrow else triton.WIDE, kernel, wrong)
             with pytest.raises(AssertionError, match=kernel):

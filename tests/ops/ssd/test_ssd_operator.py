@@ -48,7 +48,11 @@ class TestOnGPU:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize(
-        "sizes", [(8, 64, 1, 64), (4, 128, 2, 128), (2, 96, 1, 256), (3, 200, 1, 16), (4, 16, 1, 64), (4, 32, 1, 128)]
+        "sizes",
+        [
+            *[(8, 64, 1, 64), (4, 128, 2, 128), (2, 96, 1, 256), (3, 200, 1, 16), (4, 16, 1, 64), (4, 32, 1, 128)],
+            *[(5, 12, 5, 21), (4, 32, 2, 33), (2, 64, 1, 255)],  # of odd numbers of states
+        ],
     )
     @kernel_test
     def test_sizes_of_models(self, dtype, sizes):

@@ -34,8 +34,12 @@ class Tile(NamedTuple):
 
     The kernels assume, and ``tile_of`` asserts: sides are powers of two from 16 on, as matrix products need; the N of
     "projections", which has no loop over states, covers all of them; and P is at least 4 channels per warp, also where
-    a head has fewer. With 16 for the 8 warps of "inputs", and at the same time more warps for the others, a run on an
-    H200 ended in an illegal access, though every address in that code is in bounds.
+    a head has fewer.
+
+    In bfloat16 and with an odd number of states, "outputs" has 2 warps, whose products are not ``wgmma``, Hopper's of 4.
+    Rows of odd length are loaded number by number, and with all those addresses ptxas 12.8, which Triton 3.6 and 3.7
+    bring, loses some of ``wgmma``'s operands where P is 16 or 32: results are wrong, or an access is illegal
+    (``findings/ptxas_reads_a_uniform_register_that_nothing_wrote.sh``).
     """
 
     P: int  # channels of a head, at most
@@ -90,6 +94,8 @@ def tile_of(kernel: str, narrow: bool, d_head: int, d_state: int) -> Tile:
     """The tile for heads of these sizes."""
     most = (NARROW if narrow else WIDE)[kernel]
     tile = most._replace(P=min(max(_power(d_head), 4 * most.warps), most.P), N=min(_power(d_state), most.N))
+    if kernel == "outputs" and narrow and d_state % 2:
+        tile = tile._replace(warps=2)
     assert all(side == _power(side) for side in (CHUNK, tile.P, tile.N)), f"{kernel}: {CHUNK}, {tile}"
     assert 4 * tile.warps <= tile.P, f"{kernel}: too many warps for {tile}"
     assert kernel != "projections" or d_state <= tile.N, f"{kernel}: {tile} leaves states out"
