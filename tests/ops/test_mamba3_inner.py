@@ -155,6 +155,7 @@ class TestOnAGPU:
             ((192, 6, 128), 2, 1000, {}),
             ((96, 4, 64), 3, 65, {"n_groups": 2, "rope_fraction": 1.0, "act": "softplus"}),
             ((30, 5, 21), 2, 129, {}),
+            ((24, 2, 71), 1, 65, {}),  # three blocks of channels, in one tile
             ((16, 2, 16), 2, 1, {}),
         ],
         ids=str,

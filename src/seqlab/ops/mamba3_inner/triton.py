@@ -117,7 +117,7 @@ class _Staged:
     def constants(self, kernel: str) -> dict[str, Any]:
         """The compile-time constants of a kernel with matrix products."""
         tile, channels = (NARROW if self.narrow else WIDE)[kernel], max(_power(self.d_head), LEAST_CHANNELS)
-        width = min(self.width, tile.width)
+        width = min(_power(self.width), tile.width)  # beyond NN nothing is read or written
         if kernel == "walk":  # holds P BN numbers in registers
             width = min(width, tile.width * 64 // channels)
         return {
