@@ -10,6 +10,7 @@
 # Seen on 2026-11-30, Python 3.11, x86-64:
 #   ptxas 12.8.93: UR13 at 0180, UR15 at 01d0
 #   ptxas 12.9.86, which the same wheel brings for Blackwell: none
+# Triton 3.7.0 brings 12.8.93 for Hopper, too; 3.8.0 and 3.9.0 bring 12.9.86.
 #
 # Kernels of seqlab with this fault, executed instruction by instruction on a CPU from both machine codes, give the
 # results that an H200 gave: wrong by factors with 12.8.93, right to rounding with 13.4.59 (docs/lab_log.md).

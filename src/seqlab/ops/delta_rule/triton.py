@@ -36,8 +36,8 @@ class Tile(NamedTuple):
 
 CHUNK = 32
 """Positions of a chunk, a power of two. Products of 32 rows do without ``wgmma``, Hopper's instruction for 64. In
-chunks of 64 ptxas 12.8, which Triton 3.6 brings, makes wrong addresses of some of its operands: by channel at all
-widths tried, by head where a tile is narrow (``findings/ptxas_reads_a_uniform_register_that_nothing_wrote.sh``)."""
+chunks of 64 ptxas 12.8, which Triton 3.6 and 3.7 bring, makes wrong addresses of some of its operands: by channel at
+all widths tried, by head where a tile is narrow (``findings/ptxas_reads_a_uniform_register_that_nothing_wrote.sh``)."""
 
 NARROW = {
     "chunks": Tile(64, 64, 4, 2),

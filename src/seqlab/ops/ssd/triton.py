@@ -34,12 +34,12 @@ class Tile(NamedTuple):
 
     The kernels assume, and ``tile_of`` asserts: sides are powers of two from 16 on, as matrix products need; the N of
     "projections", which has no loop over states, covers all of them; and P is at least 4 channels per warp, also where
-    a head has fewer.
+    a head has fewer: with 2 a run on an H200 ended in an illegal access, and why is not known (docs/lab_log.md).
 
-    In bfloat16 and with an odd number of states, "outputs" has 2 warps, whose products are not ``wgmma``, Hopper's of 4.
-    Rows of odd length are loaded number by number, and with all those addresses ptxas 12.8, which Triton 3.6 and 3.7
-    bring, loses some of ``wgmma``'s operands where P is 16 or 32: results are wrong, or an access is illegal
-    (``findings/ptxas_reads_a_uniform_register_that_nothing_wrote.sh``).
+    In bfloat16 and with an odd number of states, "outputs" has 2 warps, whose products are not ``wgmma``, Hopper's
+    instruction for 4. Rows of odd length are loaded number by number, and with so many addresses ptxas 12.8, which
+    Triton 3.6 and 3.7 bring, loses those of ``wgmma``'s operands where P is 16 or 32: an access may be illegal
+    (``findings/ptxas_reads_a_uniform_register_that_nothing_wrote.sh``, docs/lab_log.md).
     """
 
     P: int  # channels of a head, at most
