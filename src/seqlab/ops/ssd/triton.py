@@ -36,10 +36,11 @@ class Tile(NamedTuple):
     "projections", which has no loop over states, covers all of them; and P is at least 4 channels per warp, also where
     a head has fewer: with 2 a run on an H200 ended in an illegal access, and why is not known (docs/lab_log.md).
 
-    In bfloat16 and with an odd number of states, "outputs" has 2 warps, whose products are not ``wgmma``, Hopper's
-    instruction for 4. Rows of odd length are loaded number by number, and with so many addresses ptxas 12.8, which
-    Triton 3.6 and 3.7 bring, loses those of ``wgmma``'s operands where P is 16 or 32: an access may be illegal
-    (``findings/ptxas_reads_a_uniform_register_that_nothing_wrote.sh``, docs/lab_log.md).
+    In bfloat16, "outputs" has 2 warps where heads are of 16 channels or less or the number of states is odd: then its
+    products are not ``wgmma``, Hopper's instruction for 4. Rows of odd length are loaded number by number, and with so
+    many addresses ptxas 12.8, which Triton 3.6 and 3.7 bring, loses those of ``wgmma``'s operands where P is 16 or 32:
+    an access may be illegal (``findings/ptxas_reads_a_uniform_register_that_nothing_wrote.sh``). With 16 channels and
+    32 states outputs were wrong on an H200 as well (docs/lab_log.md).
     """
 
     P: int  # channels of a head, at most
@@ -94,7 +95,7 @@ def tile_of(kernel: str, narrow: bool, d_head: int, d_state: int) -> Tile:
     """The tile for heads of these sizes."""
     most = (NARROW if narrow else WIDE)[kernel]
     tile = most._replace(P=min(max(_power(d_head), 4 * most.warps), most.P), N=min(_power(d_state), most.N))
-    if kernel == "outputs" and narrow and d_state % 2:
+    if kernel == "outputs" and narrow and (d_state % 2 or tile.P == 16):
         tile = tile._replace(warps=2)
     assert all(side == _power(side) for side in (CHUNK, tile.P, tile.N)), f"{kernel}: {CHUNK}, {tile}"
     assert 4 * tile.warps <= tile.P, f"{kernel}: too many warps for {tile}"
