@@ -95,12 +95,11 @@ def tile_of(kernel: str, narrow: bool, d_head: int, d_state: int) -> Tile:
     """The tile for heads of these sizes."""
     most = (NARROW if narrow else WIDE)[kernel]
     tile = most._replace(P=min(max(_power(d_head), 4 * most.warps), most.P), N=min(_power(d_state), most.N))
-    if kernel == "outputs" and narrow and (d_state % 2 or tile.P == 16):
-        tile = tile._replace(warps=2)
     assert all(side == _power(side) for side in (CHUNK, tile.P, tile.N)), f"{kernel}: {CHUNK}, {tile}"
     assert 4 * tile.warps <= tile.P, f"{kernel}: too many warps for {tile}"
     assert kernel != "projections" or d_state <= tile.N, f"{kernel}: {tile} leaves states out"
-    return tile
+    without_wgmma = kernel == "outputs" and narrow and (d_state % 2 or tile.P == 16)
+    return tile._replace(warps=2) if without_wgmma else tile
 
 
 def plan(inputs: Inputs) -> Plan:
