@@ -25,7 +25,19 @@ from seqlab.ops.delta_rule.triton_parts import (
 )
 from seqlab.ops.ssd.triton_backward import crossing
 from seqlab.ops.ssd.triton_outputs import decay_square
-from seqlab.ops.ssd.triton_states import load_tile
+from seqlab.ops.ssd.triton_states import load_tile, rows_of
+
+
+@triton.jit
+def steps_of_squares(d_qk, d_ek, qk_ptr, ek_ptr, first, stride, rest, ERASE: tl.constexpr):
+    """By head, what the decays between two positions add to dg (T,), for gradients of qk and ek."""
+    T: tl.constexpr = d_qk.shape[0]
+    t = tl.arange(0, T)
+    passing = d_qk * load_tile(qk_ptr + first, stride, t, t, rest, T, tl.float32)
+    if ERASE > 0:
+        passing += d_ek * load_tile(ek_ptr + first, stride, t, t, rest, T, tl.float32)
+    none = tl.zeros([T], tl.float32)
+    return crossing(passing, none, none, T)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -46,19 +58,19 @@ def values_kernel(
     t, here = tl.arange(0, T), chunk * T
     rest, row = L - here, (batch * L + here) * H + head
     share = PARTS * tl.num_programs(2).to(tl.int64) * L * H + row + t * H
-    v_ptr += batch * v_sb + here * v_st + head * v_sh
-    dy_ptr += batch * dy_sb + here * dy_st + head * dy_sh
+    given_v = rows_of(v_ptr, batch, here, head, v_sb, v_st, v_sh)
+    given_dy = rows_of(dy_ptr, batch, here, head, dy_sb, dy_st, dy_sh)
+    erase = rows_of(erase_ptr, batch, here, head, erase_sb, erase_st, erase_sh)
     if ERASE > 0:
-        erase_ptr += batch * erase_sb + here * erase_st + head * erase_sh
         X = load_tile(X_ptr + row * T, H * T, t, t, rest, T, DOT)
-    beta = load_beta(erase_ptr, erase_st, t, rest, ERASE)
+    beta = load_beta(erase, t, rest, ERASE)
     fu = tl.zeros([T, T], tl.float32)
     d_qk = tl.zeros([T, T], tl.float32)
     d_beta = tl.zeros([T], tl.float32)
     for part in range(0, V, BV):
         n = part + tl.arange(0, BV)
         u = load_tile(u_ptr + row * V, H * V, t, n, rest, V, DOT)
-        dy = load_tile(dy_ptr, dy_st, t, n, rest, V, DOT)
+        dy = load_tile(given_dy.pointer, given_dy.stride, t, n, rest, V, DOT)
         d_qk = tl.dot(dy, tl.trans(u), acc=d_qk, input_precision=PRECISION)
         dv = load_tile(du_ptr + row * V, H * V, t, n, rest, V, DOT)
         inside = (t[:, None] < rest) & (n[None, :] < V)
@@ -69,25 +81,20 @@ def values_kernel(
             fu = tl.dot(f.to(DOT), tl.trans(u), acc=fu, input_precision=PRECISION)
             dv = f
             if ERASE == 1 and WRITE:
-                d_beta += tl.sum(f * load_tile(v_ptr, v_st, t, n, rest, V, tl.float32), axis=1)
+                d_beta += tl.sum(f * load_tile(given_v.pointer, given_v.stride, t, n, rest, V, tl.float32), axis=1)
                 dv = beta[:, None] * f
         tl.store(dv_ptr + place, dv, mask=inside)
 
-    if RESETS:
-        seq_ptr += batch * seq_sb
-    number, _last = load_numbers(seq_ptr, seq_st, here, L, T, RESETS)
+    number, _last = load_numbers(seq_ptr, batch, seq_sb, seq_st, here, L, T, RESETS)
     pairs = causal(number, RESETS)
     d_qk = tl.where(pairs, d_qk, 0.0)
     d_ek = tl.where(pairs & (t[:, None] > t[None, :]), -fu, 0.0)
     if ERASE == 1:
         tl.store(d_beta_ptr + share, d_beta, mask=t < rest)
     if HAS_G and not BY_CHANNEL:
-        passing = d_qk * load_tile(qk_ptr + row * T, H * T, t, t, rest, T, tl.float32)
-        if ERASE > 0:
-            passing += d_ek * load_tile(ek_ptr + row * T, H * T, t, t, rest, T, tl.float32)
-        none = tl.zeros([T], tl.float32)
-        tl.store(dg_ptr + share, crossing(passing, none, none, T), mask=t < rest)
-        high, low = load_sums(g_ptr + batch * g_sb + here * g_st + head * g_sh, g_st, rest, T, HAS_G)
+        dg = steps_of_squares(d_qk, d_ek, qk_ptr, ek_ptr, row * T, H * T, rest, ERASE)
+        tl.store(dg_ptr + share, dg, mask=t < rest)
+        high, low = load_sums(rows_of(g_ptr, batch, here, head, g_sb, g_st, g_sh), rest, T, HAS_G)
         decays = decay_square(high, low, T)
         d_ek *= decays
         d_qk *= decays
@@ -99,7 +106,7 @@ def values_kernel(
 
 @triton.jit
 def through_states(
-    before_ptr, after_ptr, u_ptr, f_ptr, dy_ptr, dy_st, c, rest, H, T: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    before_ptr, after_ptr, u_ptr, f_ptr, given_dy, c, rest, H, T: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     BV: tl.constexpr, ERASE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dy S^T, f S^T and u dS'^T (T, K) in key channels c, and the sum over values of S times dS' (K,)."""
@@ -113,7 +120,7 @@ def through_states(
         S = load_tile(before_ptr, V, c, n, K, V, DOT)  # (BK, BV)
         dS = load_tile(after_ptr, V, c, n, K, V, DOT)
         across += tl.sum(S.to(tl.float32) * dS.to(tl.float32), axis=1)
-        dy = load_tile(dy_ptr, dy_st, t, n, rest, V, DOT)
+        dy = load_tile(given_dy.pointer, given_dy.stride, t, n, rest, V, DOT)
         read = tl.dot(dy, tl.trans(S), acc=read, input_precision=PRECISION)
         if ERASE > 0:
             f = load_tile(f_ptr, H * V, t, n, rest, V, DOT)
@@ -174,6 +181,24 @@ def pairs_by_channel(
     return dq, dk, de, dg
 
 
+@triton.jit
+def steps_by_channel(into, out, across, PRECISION: tl.constexpr):
+    """What the states add to dg (T, BK), from paths of the state before the chunk into positions, from these out to the
+    state after it, and across."""
+    from_on, before = to_ends(into.shape[0], True)
+    dg = tl.dot(from_on, into, input_precision=PRECISION)
+    return tl.dot(before, out, acc=dg, input_precision=PRECISION) + across[None, :]
+
+
+@triton.jit
+def steps_by_head(into, out, across):
+    """``steps_by_channel`` summed over the channels (T,)."""
+    t = tl.arange(0, into.shape[0])
+    into, out = tl.sum(into, axis=1), tl.sum(out, axis=1)
+    passing = tl.where(t[:, None] > t[None, :], out[None, :], into[None, :])
+    return tl.sum(passing, axis=1) + tl.sum(across)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def keys_kernel(
     q_ptr, k_ptr, erase_ptr, g_ptr, seq_ptr, start_ptr, end_ptr, decay_ptr, before_ptr, after_ptr, u_ptr, f_ptr, dy_ptr,
@@ -194,30 +219,26 @@ def keys_kernel(
     rest, row, states = L - here, (batch * L + here) * H + head, (batch * N + chunk) * H + head
     dq, de, dk, across = through_states(
         before_ptr + states * K * V, after_ptr + states * K * V, u_ptr + row * V, f_ptr + row * V,
-        dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, c, rest, H, T, K, V, BV, ERASE, DOT, PRECISION,
+        rows_of(dy_ptr, batch, here, head, dy_sb, dy_st, dy_sh), c, rest, H, T, K, V, BV, ERASE, DOT, PRECISION,
     )  # fmt: skip
     across *= load_decay(decay_ptr + states * (K if BY_CHANNEL else 1), c, K, BY_CHANNEL)
-    q_ptr += batch * q_sb + here * q_st + head * q_sh
-    k_ptr += batch * k_sb + here * k_st + head * k_sh
-    q = load_tile(q_ptr, q_st, t, c, rest, K, tl.float32)
-    k = load_tile(k_ptr, k_st, t, c, rest, K, tl.float32)
-    if ERASE > 0:
-        erase_ptr += batch * erase_sb + here * erase_st + head * erase_sh
-    beta = load_beta(erase_ptr, erase_st, t, rest, ERASE)
+    given_q = rows_of(q_ptr, batch, here, head, q_sb, q_st, q_sh)
+    given_k = rows_of(k_ptr, batch, here, head, k_sb, k_st, k_sh)
+    q = load_tile(given_q.pointer, given_q.stride, t, c, rest, K, tl.float32)
+    k = load_tile(given_k.pointer, given_k.stride, t, c, rest, K, tl.float32)
+    erase = rows_of(erase_ptr, batch, here, head, erase_sb, erase_st, erase_sh)
+    beta = load_beta(erase, t, rest, ERASE)
     e = k
     if ERASE > 0:
-        e = load_erasing(k, beta, erase_ptr, erase_st, t, c, rest, K, ERASE)
-    inside = (t[:, None] < rest) & (c[None, :] < K)
-    place = row * K + t[:, None] * (H * K) + c[None, :]
+        e = load_erasing(k, beta, erase, t, c, rest, K, ERASE)
+    inside, place = (t[:, None] < rest) & (c[None, :] < K), row * K + t[:, None] * (H * K) + c[None, :]
     share = part * tl.num_programs(2) * L * H + row + t * H
     d_qk_ptr += row * T
     if ERASE > 0:
         d_ek_ptr += row * T
     if BY_CHANNEL:
-        if RESETS:
-            seq_ptr += batch * seq_sb
-        number, last = load_numbers(seq_ptr, seq_st, here, L, T, RESETS)
-        g = load_steps(g_ptr + batch * g_sb + here * g_st + head * g_sh, g_st, c, rest, T, K)
+        number, last = load_numbers(seq_ptr, batch, seq_sb, seq_st, here, L, T, RESETS)
+        g = load_steps(rows_of(g_ptr, batch, here, head, g_sb, g_st, g_sh), c, rest, T, K)
         start, end = decays_of_ends(g, number, last, RESETS, PRECISION)
     else:
         start = tl.load(start_ptr + row + t * H, mask=t < rest, other=0.0)[:, None]
@@ -227,9 +248,7 @@ def keys_kernel(
     if ERASE > 0:
         into += e * de
     if BY_CHANNEL:
-        from_on, before = to_ends(T, True)
-        dg = tl.dot(from_on, into, input_precision=PRECISION)
-        dg = tl.dot(before, out, acc=dg, input_precision=PRECISION) + across[None, :]
+        dg = steps_by_channel(into, out, across, PRECISION)
         dq, dk, de, dg = pairs_by_channel(
             q, k, e, g, d_qk_ptr, d_ek_ptr, H * T, rest, dq, dk, de, dg, LEVELS, ERASE, DOT, PRECISION
         )
@@ -237,9 +256,7 @@ def keys_kernel(
     else:
         dq, dk, de = pairs_by_head(q, k, e, d_qk_ptr, d_ek_ptr, H * T, rest, dq, dk, de, ERASE, DOT, PRECISION)
         if HAS_G:
-            into, out = tl.sum(into, axis=1), tl.sum(out, axis=1)
-            passing = tl.where(t[:, None] > t[None, :], out[None, :], into[None, :])
-            tl.store(dg_ptr + share, tl.sum(passing, axis=1) + tl.sum(across), mask=t < rest)
+            tl.store(dg_ptr + share, steps_by_head(into, out, across), mask=t < rest)
     if ERASE == 1:
         tl.store(d_erase_ptr + share, tl.sum(k * de, axis=1), mask=t < rest)
         dk += beta[:, None] * de

@@ -41,13 +41,14 @@ SIZES = ["L", "H", "N", "PARTS", "seq_sb", "seq_st"]
 
 
 @triton.jit
-def load_numbers(seq_ptr, stride, here, L, T: tl.constexpr, RESETS: tl.constexpr):
+def load_numbers(seq_ptr, batch, seq_sb, seq_st, here, L, T: tl.constexpr, RESETS: tl.constexpr):
     """The number of each of a chunk's positions and of the last, whose sequence is that of the state after it."""
     t = tl.arange(0, T)
     if RESETS:
+        seq_ptr += batch * seq_sb
         inner = (here + t > 0) & (here + t < L)
-        now = tl.load(seq_ptr + (here + t) * stride, mask=inner, other=0)
-        before = tl.load(seq_ptr + (here + t - 1) * stride, mask=inner, other=0)
+        now = tl.load(seq_ptr + (here + t) * seq_st, mask=inner, other=0)
+        before = tl.load(seq_ptr + (here + t - 1) * seq_st, mask=inner, other=0)
         number = tl.cumsum((now != before).to(tl.int32), axis=0)
         return number, tl.max(number, axis=0)
     else:
@@ -82,26 +83,26 @@ def exponent(g):
 
 
 @triton.jit
-def load_sums(g_ptr, stride, rest, T: tl.constexpr, HAS_G: tl.constexpr):
+def load_sums(g, rest, T: tl.constexpr, HAS_G: tl.constexpr):
     """With one decay a head: G of a chunk's positions as two float32; zeros without."""
     t = tl.arange(0, T)
     high = tl.zeros([T], tl.float32)
     low = tl.zeros([T], tl.float32)
     if HAS_G:
-        g = exponent(tl.load(g_ptr + t * stride, mask=t < rest, other=0.0).to(tl.float64))
-        G = tl.cumsum(tl.where(t < rest, g, 0.0), axis=0)
+        steps = exponent(tl.load(g.pointer + t * g.stride, mask=t < rest, other=0.0).to(tl.float64))
+        G = tl.cumsum(tl.where(t < rest, steps, 0.0), axis=0)
         high = G.to(tl.float32)
         low = (G - high.to(tl.float64)).to(tl.float32)
     return high, low
 
 
 @triton.jit
-def load_steps(g_ptr, stride, c, rest, T: tl.constexpr, K: tl.constexpr):
+def load_steps(g, c, rest, T: tl.constexpr, K: tl.constexpr):
     """With one decay a key channel: g (T, K) for powers of two."""
     t = tl.arange(0, T)
     inside = (t[:, None] < rest) & (c[None, :] < K)
-    g = tl.load(g_ptr + t[:, None] * stride + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    return tl.where(inside, exponent(g), 0.0)
+    steps = tl.load(g.pointer + t[:, None] * g.stride + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.where(inside, exponent(steps), 0.0)
 
 
 @triton.jit
@@ -145,21 +146,21 @@ def decays_of_ends(g, number, last, RESETS: tl.constexpr, PRECISION: tl.constexp
 
 
 @triton.jit
-def load_beta(erase_ptr, stride, t, rest, ERASE: tl.constexpr):
+def load_beta(erase, t, rest, ERASE: tl.constexpr):
     """beta of a chunk's positions, where ERASE is 1."""
     if ERASE == 1:
-        return tl.load(erase_ptr + t * stride, mask=t < rest, other=0.0).to(tl.float32)
+        return tl.load(erase.pointer + t * erase.stride, mask=t < rest, other=0.0).to(tl.float32)
     else:
         return tl.zeros([t.shape[0]], tl.float32)
 
 
 @triton.jit
-def load_erasing(k, beta, erase_ptr, stride, t, c, rest, K: tl.constexpr, ERASE: tl.constexpr):
+def load_erasing(k, beta, erase, t, c, rest, K: tl.constexpr, ERASE: tl.constexpr):
     """e (T, BK) in key channels c, in float32 as k is."""
     if ERASE == 1:
         return k * beta[:, None]
     else:
-        return load_tile(erase_ptr, stride, t, c, rest, K, tl.float32)
+        return load_tile(erase.pointer, erase.stride, t, c, rest, K, tl.float32)
 
 
 @triton.jit

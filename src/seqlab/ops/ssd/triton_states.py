@@ -22,6 +22,8 @@ Scratch memory: steps, high and low (Bt, H, LP); states of chunks (Bt, K, H, P, 
 numbers (Bt, LP) and taints (Bt, H, LP) and (Bt, G, LP).
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -33,6 +35,22 @@ LARGEST = tl.constexpr(3.3e38)  # beyond, float32 may become infinite where a pr
 
 SIZES = ["L", "H", "K", "HEADS", "dt_sb", "dt_st", "dt_sh", "ddt_sb", "ddt_st", "ddt_sh", "seq_sb", "seq_st"]
 """Integers for which no kernel is recompiled when they are 1 or a multiple of 16."""
+
+
+class Rows(NamedTuple):
+    """Contiguous numbers of each position in memory, from the first position of a chunk on."""
+
+    pointer: tl.tensor
+    stride: tl.tensor  # from one position to the next
+
+
+@triton.jit
+def rows_of(pointer, batch, here, head, along_batch, along_length, along_heads):
+    """The rows of a head, or a group, from position ``here`` of a sequence on; of no use where pointer is None."""
+    if pointer is None:  # which a function cannot return, up to Triton 3.6
+        return Rows(along_length, along_length)
+    else:
+        return Rows(pointer + batch * along_batch + here * along_length + head * along_heads, along_length)
 
 
 @triton.jit
