@@ -10,13 +10,14 @@ Symbols as in ``reference.py``, and
     S, SPAN     spans, positions of a span
     P           programs of a head of a sequence, K / BK
     c, n        key channels of a program, value channels
-    kept        whether a position's sequence is that of the position before
     DOT         the dtype that enters matrix products; sums are in float32
 
 Scratch memory: y and dv (P, B, L, N, V), df (P, B, L, N), dq and dk (N, B, L, K), dW (P, B, N, V, V); starts, the state
 before each span, (S, N, B, K, V); states, for each program and each position of a span H before it and Z,
 (B, N, P, SPAN, 2, BK, BV).
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -56,29 +57,58 @@ def tanh(x, DOT: tl.constexpr):
         return tl.where(tl.abs(x) < NEAR, x + x * series, far)
 
 
-@triton.jit
-def load_position(
-    q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, t, first, end, c, n, q_st, k_st, v_st, f_st, seq_st,
-    K: tl.constexpr, V: tl.constexpr, RESETS: tl.constexpr,
-):  # fmt: skip
-    """q and k (BK,), v (BV,) and f of position t, the numbers of its sequence and of that before, as they are stored.
+class Given(NamedTuple):
+    """Where the arguments of a program's sequence and head are in memory, from position 0 on."""
 
-    Zeros where t is not from ``first`` up to ``end``.
-    """
+    q: tl.tensor
+    k: tl.tensor
+    v: tl.tensor
+    f: tl.tensor
+    seq: tl.tensor  # of no use without seq_idx
+    q_st: tl.tensor  # from one position to the next
+    k_st: tl.tensor
+    v_st: tl.tensor
+    f_st: tl.tensor
+    seq_st: tl.tensor
+
+
+class Position(NamedTuple):
+    """The arguments at one position, as they are stored."""
+
+    q: tl.tensor  # (BK,)
+    k: tl.tensor  # (BK,)
+    v: tl.tensor  # (BV,)
+    f: tl.tensor
+    number: tl.tensor  # of its sequence
+    before: tl.tensor  # of the sequence of the position before
+
+
+class Shares(NamedTuple):
+    """Where a program's shares of gradients are in memory, from position 0 on."""
+
+    q: tl.tensor  # (BK,) pointers
+    k: tl.tensor  # (BK,)
+    v: tl.tensor  # (BV,)
+    f: tl.tensor
+
+
+@triton.jit
+def load_position(given, t, first, end, c, n, K: tl.constexpr, V: tl.constexpr, RESETS: tl.constexpr):
+    """Position t; zeros where it is not from ``first`` up to ``end``."""
     t = tl.cast(t, tl.int64)
     inside = (t >= first) & (t < end)
     keys, values = tl.where(inside, K, 0), tl.where(inside, V, 0)
-    q = tl.load(q_ptr + t * q_st + c, mask=c < keys, other=0.0)
-    k = tl.load(k_ptr + t * k_st + c, mask=c < keys, other=0.0)
-    v = tl.load(v_ptr + t * v_st + n, mask=n < values, other=0.0)
-    f = tl.load(f_ptr + t * f_st, mask=inside, other=0.0)
-    now = 0
+    q = tl.load(given.q + t * given.q_st + c, mask=c < keys, other=0.0)
+    k = tl.load(given.k + t * given.k_st + c, mask=c < keys, other=0.0)
+    v = tl.load(given.v + t * given.v_st + n, mask=n < values, other=0.0)
+    f = tl.load(given.f + t * given.f_st, mask=inside, other=0.0)
+    number = 0
     before = 0
     if RESETS:
         later = inside & (t > 0)
-        now = tl.load(seq_ptr + t * seq_st, mask=later, other=0)
-        before = tl.load(seq_ptr + (t - 1) * seq_st, mask=later, other=0)
-    return q, k, v, f, now, before
+        number = tl.load(given.seq + t * given.seq_st, mask=later, other=0)
+        before = tl.load(given.seq + (t - 1) * given.seq_st, mask=later, other=0)
+    return Position(q, k, v, f, number, before)
 
 
 @triton.jit
@@ -89,18 +119,18 @@ def load_outcome(dy_ptr, states_ptr, first, i, dy_st, n, V: tl.constexpr, BK: tl
 
 
 @triton.jit
-def kept_state(H, now, before, RESETS: tl.constexpr):
+def kept_state(H, at, RESETS: tl.constexpr):
     """H, or zeros where a sequence begins: another one's may be infinite or NaN, whose products with 0 are NaN."""
     if RESETS:
-        return tl.where(now == before, H, 0.0)
+        return tl.where(at.number == at.before, H, 0.0)
     else:
         return H
 
 
 @triton.jit
-def candidate(H, W, k, v, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def candidate(H, W, at, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """Z (BK, BV)."""
-    written = k.to(tl.float32)[:, None] * v.to(tl.float32)[None, :]
+    written = at.k.to(tl.float32)[:, None] * at.v.to(tl.float32)[None, :]
     return tanh(tl.dot(H.to(DOT), W, acc=written, input_precision=PRECISION), DOT)
 
 
@@ -130,24 +160,71 @@ def forward_kernel(
     if HAS_START:
         H += tl.load(initial_ptr + (batch * N + head) * K * V + place, mask=rows, other=0.0)
 
-    q, k, v, f, now, before = load_position(
-        q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, 0, 0, L, c, n, q_st, k_st, v_st, f_st, seq_st, K, V, RESETS
-    )
+    given = Given(q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, q_st, k_st, v_st, f_st, seq_st)
+    at = load_position(given, 0, 0, L, c, n, K, V, RESETS)
     for t in range(L):
-        q_next, k_next, v_next, f_next, now_next, before_next = load_position(
-            q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, t + 1, 0, L, c, n, q_st, k_st, v_st, f_st, seq_st, K, V, RESETS
-        )
+        ahead = load_position(given, t + 1, 0, L, c, n, K, V, RESETS)
         if KEEP:
             if t % SPAN == 0:
                 tl.store(starts_ptr + tl.cast(t // SPAN, tl.int64) * N * B * K * V + place, H, mask=rows)
-        H = kept_state(H, now, before, RESETS)
-        Z = candidate(H, W, k, v, DOT, PRECISION)
-        forget = f.to(tl.float32)
+        H = kept_state(H, at, RESETS)
+        Z = candidate(H, W, at, DOT, PRECISION)
+        forget = at.f.to(tl.float32)
         H = forget * H + (1.0 - forget) * Z
-        y = tl.sum(q.to(tl.float32)[:, None] * H, axis=0)
+        y = tl.sum(at.q.to(tl.float32)[:, None] * H, axis=0)
         tl.store(y_ptr + tl.cast(t, tl.int64) * N * V, y, mask=n < V)
-        q, k, v, f, now, before = q_next, k_next, v_next, f_next, now_next, before_next
+        at = ahead
     tl.store(final_ptr + (batch * N + head) * K * V + place, H, mask=rows)
+
+
+@triton.jit
+def store_states(
+    given, H, W, states_ptr, first, end, c, n, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """H before and Z of each position of a span, from H before the span."""
+    at = load_position(given, first, first, end, c, n, K, V, RESETS)
+    for i in range(end - first):
+        ahead = load_position(given, first + i + 1, first, end, c, n, K, V, RESETS)
+        H = kept_state(H, at, RESETS)
+        Z = candidate(H, W, at, DOT, PRECISION)
+        tl.store(states_ptr + 2 * i * BK * BV, H)
+        tl.store(states_ptr + (2 * i + 1) * BK * BV, Z)
+        forget = at.f.to(tl.float32)
+        H = forget * H + (1.0 - forget) * Z
+        at = ahead
+
+
+@triton.jit
+def span_gradients(
+    given, shares, dH, dW, W_back, states_ptr, dy_ptr, dy_st, clip, first, end, c, n, N, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CLIPS: tl.constexpr, RESETS: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The positions of a span backward: the gradient of the state before it, dW so far, and ``shares`` written."""
+    count = end - first
+    at = load_position(given, end - 1, first, end, c, n, K, V, RESETS)
+    dy, H, Z = load_outcome(dy_ptr, states_ptr, first, count - 1, dy_st, n, V, BK, BV)
+    for back in range(count):
+        i = count - 1 - back
+        ahead = load_position(given, first + i - 1, first, end, c, n, K, V, RESETS)
+        dy_next, H_next, Z_next = load_outcome(dy_ptr, states_ptr, first, tl.maximum(i - 1, 0), dy_st, n, V, BK, BV)
+        forget, k, wide_dy = at.f.to(tl.float32), at.k.to(tl.float32), dy.to(tl.float32)
+        G = dH + at.q.to(tl.float32)[:, None] * wide_dy[None, :]
+        if CLIPS:
+            G = tl.clamp(G, -clip, clip, propagate_nan=tl.PropagateNan.ALL)
+        dA = (1.0 - forget) * (1.0 - Z * Z) * G
+        dH = tl.dot(dA.to(DOT), W_back, acc=forget * G, input_precision=PRECISION)
+        dH = kept_state(dH, at, RESETS)
+        dW = tl.dot(tl.trans(H).to(DOT), dA.to(DOT), acc=dW, input_precision=PRECISION)
+        after = forget * H + (1.0 - forget) * Z
+        t = tl.cast(first + i, tl.int64)
+        tl.store(shares.q + t * K, tl.sum(after * wide_dy[None, :], axis=1), mask=c < K)
+        tl.store(shares.k + t * K, tl.sum(dA * at.v.to(tl.float32)[None, :], axis=1), mask=c < K)
+        tl.store(shares.v + t * N * V, tl.sum(dA * k[:, None], axis=0), mask=n < V)
+        tl.store(shares.f + t * N, tl.sum(G * (H - Z)))
+        at, dy, H, Z = ahead, dy_next, H_next, Z_next
+    return dH, dW
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -186,59 +263,21 @@ def backward_kernel(
         dH += tl.load(d_final_ptr + (batch * N + head) * K * V + place, mask=rows, other=0.0).to(tl.float32)
     dW = tl.zeros([BV, BV], tl.float32)
 
+    given = Given(q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, q_st, k_st, v_st, f_st, seq_st)
+    shares = Shares(dq_ptr, dk_ptr, dv_ptr, df_ptr)
     spans = tl.cdiv(L, SPAN)
     for step in range(spans):
         first = (spans - 1 - step) * SPAN
         end = tl.minimum(first + SPAN, L)
-        count = end - first
         W = tl.load(W_ptr + n[:, None] * V + n[None, :], mask=square, other=0.0).to(DOT)
         H = tl.load(starts_ptr + tl.cast(spans - 1 - step, tl.int64) * N * B * K * V + place, mask=rows, other=0.0)
-        q, k, v, f, now, before = load_position(
-            q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, first, first, end, c, n, q_st, k_st, v_st, f_st, seq_st, K, V, RESETS
-        )
-        for i in range(count):
-            q_next, k_next, v_next, f_next, now_next, before_next = load_position(
-                q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, first + i + 1, first, end, c, n,
-                q_st, k_st, v_st, f_st, seq_st, K, V, RESETS,
-            )  # fmt: skip
-            H = kept_state(H, now, before, RESETS)
-            Z = candidate(H, W, k, v, DOT, PRECISION)
-            tl.store(states_ptr + 2 * i * BK * BV, H)
-            tl.store(states_ptr + (2 * i + 1) * BK * BV, Z)
-            forget = f.to(tl.float32)
-            H = forget * H + (1.0 - forget) * Z
-            q, k, v, f, now, before = q_next, k_next, v_next, f_next, now_next, before_next
-
+        store_states(given, H, W, states_ptr, first, end, c, n, K, V, BK, BV, RESETS, DOT, PRECISION)
         tl.debug_barrier()  # what one thread stored another loads
         W_back = tl.load(W_ptr + n[None, :] * V + n[:, None], mask=square, other=0.0).to(DOT)
-        q, k, v, f, now, before = load_position(
-            q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, end - 1, first, end, c, n,
-            q_st, k_st, v_st, f_st, seq_st, K, V, RESETS,
+        dH, dW = span_gradients(
+            given, shares, dH, dW, W_back, states_ptr, dy_ptr, dy_st, clip, first, end, c, n, N, K, V, BK, BV, CLIPS,
+            RESETS, DOT, PRECISION,
         )  # fmt: skip
-        dy, H, Z = load_outcome(dy_ptr, states_ptr, first, count - 1, dy_st, n, V, BK, BV)
-        for back in range(count):
-            i = count - 1 - back
-            q_next, k_next, v_next, f_next, now_next, before_next = load_position(
-                q_ptr, k_ptr, v_ptr, f_ptr, seq_ptr, first + i - 1, first, end, c, n,
-                q_st, k_st, v_st, f_st, seq_st, K, V, RESETS,
-            )  # fmt: skip
-            dy_next, H_next, Z_next = load_outcome(dy_ptr, states_ptr, first, tl.maximum(i - 1, 0), dy_st, n, V, BK, BV)
-            forget, wide_k, wide_dy = f.to(tl.float32), k.to(tl.float32), dy.to(tl.float32)
-            G = dH + q.to(tl.float32)[:, None] * wide_dy[None, :]
-            if CLIPS:
-                G = tl.clamp(G, -clip, clip, propagate_nan=tl.PropagateNan.ALL)
-            dA = (1.0 - forget) * (1.0 - Z * Z) * G
-            dH = tl.dot(dA.to(DOT), W_back, acc=forget * G, input_precision=PRECISION)
-            dH = kept_state(dH, now, before, RESETS)
-            dW = tl.dot(tl.trans(H).to(DOT), dA.to(DOT), acc=dW, input_precision=PRECISION)
-            after = forget * H + (1.0 - forget) * Z
-            t = tl.cast(first + i, tl.int64)
-            tl.store(dq_ptr + t * K, tl.sum(after * wide_dy[None, :], axis=1), mask=c < K)
-            tl.store(dk_ptr + t * K, tl.sum(dA * v.to(tl.float32)[None, :], axis=1), mask=c < K)
-            tl.store(dv_ptr + t * N * V, tl.sum(dA * wide_k[:, None], axis=0), mask=n < V)
-            tl.store(df_ptr + t * N, tl.sum(G * (H - Z)))
-            q, k, v, f, now, before = q_next, k_next, v_next, f_next, now_next, before_next
-            dy, H, Z = dy_next, H_next, Z_next
         tl.debug_barrier()  # before the next span's states take their place
     tl.store(d_initial_ptr + (batch * N + head) * K * V + place, dH, mask=rows)
     dW_ptr += ((part * B + batch) * N + head) * V * V
