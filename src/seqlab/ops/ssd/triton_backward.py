@@ -10,7 +10,16 @@ import triton.language as tl
 
 from seqlab.ops.selective_scan.triton_parts import sigmoid
 from seqlab.ops.ssd.triton_outputs import decay_square, load_part, multiply
-from seqlab.ops.ssd.triton_states import SIZES, chosen, load_decays, load_numbers, load_taint, load_tile, paired
+from seqlab.ops.ssd.triton_states import (
+    SIZES,
+    chosen,
+    load_decays,
+    load_numbers,
+    load_taint,
+    load_tile,
+    paired,
+    rows_of,
+)
 
 
 @triton.jit
@@ -24,6 +33,86 @@ def crossing(pairs, into, out, T: tl.constexpr):
     below = i[:, None] > i[None, :]
     ended = tl.cumsum(tl.where(below, pairs, 0.0), axis=0, reverse=True)  # [t, j], the sum over i >= t
     return tl.sum(tl.where(below, ended + out[None, :], into[None, :]), axis=1)
+
+
+@triton.jit
+def through_states(
+    before_ptr, after_ptr, given_B, B, given_C, C, across, p, rest, P: tl.constexpr, N: tl.constexpr, BN: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """h C_i and g B_j (T, BP) in channels p, and ``across`` plus the sum of h times g. B and C as from ``multiply``."""
+    T: tl.constexpr = C.shape[0]
+    t, n = tl.arange(0, T), tl.arange(0, BN)
+    read = tl.zeros([T, p.shape[0]], tl.float32)
+    du = tl.zeros([T, p.shape[0]], tl.float32)
+    for part in range(0, N, BN):
+        h = load_tile(before_ptr, N, p, part + n, P, N, DOT)  # (BP, BN)
+        g = load_tile(after_ptr, N, p, part + n, P, N, DOT)
+        across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
+        C_part = load_part(C, given_C.pointer, given_C.stride, t, part + n, rest, N, BN, DOT)
+        read = tl.dot(C_part, tl.trans(h), acc=read, input_precision=PRECISION)
+        B_part = load_part(B, given_B.pointer, given_B.stride, t, part + n, rest, N, BN, DOT)
+        du = tl.dot(B_part, tl.trans(g), acc=du, input_precision=PRECISION)
+    return read, du, across
+
+
+@triton.jit
+def through_channels(
+    given_x, given_dy, given_dx, before_ptr, after_ptr, given_B, B, given_C, C, scores, to_end, step, skip, finite,
+    from_last, rest, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, HAS_D: tl.constexpr,
+    RESETS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write dx of a head. Returns sums over its channels: the gradient of scores (T, T), and (T,) that of dt in dt x,
+    what enters a position from the state before the chunk and leaves for that after it; h times g; the share of dD.
+
+    ``from_last``: which positions are in the sequence of the chunk's last one.
+    """
+    T: tl.constexpr = scores.shape[0]
+    t = tl.arange(0, T)
+    d_scores = tl.zeros([T, T], tl.float32)
+    d_dt = tl.zeros([T], tl.float32)
+    into = tl.zeros([T], tl.float32)
+    out = tl.zeros([T], tl.float32)
+    across, dD = 0.0, 0.0
+    for block in range(0, P, BP):
+        p = block + tl.arange(0, BP)
+        read, du, across = through_states(
+            before_ptr, after_ptr, given_B, B, given_C, C, across, p, rest, P, N, BN, DOT, PRECISION
+        )
+        dy = load_tile(given_dy.pointer, given_dy.stride, finite, p, rest, P, DOT)
+        into += tl.sum(read * dy, axis=1)
+        x = load_tile(given_x.pointer, given_x.stride, t, p, rest, P, DOT)
+        d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision=PRECISION)
+        du = chosen(from_last[:, None], du * to_end[:, None], RESETS)
+        out += tl.sum(x * du, axis=1)
+        du = tl.dot(tl.trans(scores), dy, acc=du, input_precision=PRECISION)
+        d_dt += tl.sum(x * du, axis=1)
+        dx = du * step[:, None]
+        if HAS_D:
+            dx += skip * dy
+            dD += tl.sum(x.to(tl.float32) * dy.to(tl.float32))
+        place = given_dx.pointer + t[:, None] * given_dx.stride + p[None, :]
+        tl.store(place, dx, mask=(t[:, None] < rest) & (p[None, :] < P))
+    return d_scores, d_dt, into, out, across, dD
+
+
+@triton.jit
+def through_softplus(d_dt, raw_ptr, bias_ptr, head, inside, HAS_BIAS: tl.constexpr):
+    """The gradient of dt before the bias and softplus (T,), which ``raw_ptr`` points to; not zero outside."""
+    raw = tl.load(raw_ptr, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(bias_ptr + head)
+    return d_dt * sigmoid(raw)
+
+
+@triton.jit
+def store_sums(sums_ptr, each, dA, dD, d_bias, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """A chunk's shares of the gradients of A, D and the bias, of A and the bias for each position (T,)."""
+    tl.store(sums_ptr, tl.sum(dA))
+    if HAS_D:
+        tl.store(sums_ptr + each, dD)
+    if HAS_BIAS:
+        tl.store(sums_ptr + 2 * each, tl.sum(d_bias))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -46,9 +135,9 @@ def inputs_kernel(
     group = first_head // HEADS
     t, n, here = tl.arange(0, T), tl.arange(0, BN), chunk * T
     rest = L - here
-    B_ptr += batch * B_sb + here * B_st + group * B_sg
-    C_ptr += batch * C_sb + here * C_st + group * C_sg
-    products, B, C = multiply(B_ptr, B_st, C_ptr, C_st, t, n, rest, N, BN, DOT, PRECISION)
+    given_B = rows_of(B_ptr, batch, here, group, B_sb, B_st, B_sg)
+    given_C = rows_of(C_ptr, batch, here, group, C_sb, C_st, C_sg)
+    products, B, C = multiply(given_B.pointer, B_st, given_C.pointer, C_st, t, n, rest, N, BN, DOT, PRECISION)
     number, last = load_numbers(number_ptr, batch * K * T + here, T, RESETS)
     products = paired(products, 0.0, number, False, RESETS)
     d_products = tl.zeros([T, T], tl.float32)
@@ -61,41 +150,17 @@ def inputs_kernel(
         to_end = tl.exp2((end_high - high) + (end_low - low))
         taint, finite = load_taint(taint_ptr, first, t, rest, RESETS)
         scores = paired(products * decay_square(high, low, T), taint[:, None], number, False, RESETS).to(DOT)
-        d_scores = tl.zeros([T, T], tl.float32)
-        d_dt = tl.zeros([T], tl.float32)
-        into = tl.zeros([T], tl.float32)
-        out = tl.zeros([T], tl.float32)
-        across, dD, skip = 0.0, 0.0, 0.0
+        skip = 0.0
         if HAS_D:
             skip += tl.load(D_ptr + head)
         states = ((batch * K + chunk) * H + head) * P * N
-        for block in range(0, P, BP):
-            p = block + tl.arange(0, BP)
-            read = tl.zeros([T, BP], tl.float32)
-            du = tl.zeros([T, BP], tl.float32)
-            for part in range(0, N, BN):
-                h = load_tile(before_ptr + states, N, p, part + n, P, N, DOT)  # (BP, BN)
-                g = load_tile(after_ptr + states, N, p, part + n, P, N, DOT)
-                across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
-                C_part = load_part(C, C_ptr, C_st, t, part + n, rest, N, BN, DOT)
-                read = tl.dot(C_part, tl.trans(h), acc=read, input_precision=PRECISION)
-                B_part = load_part(B, B_ptr, B_st, t, part + n, rest, N, BN, DOT)
-                du = tl.dot(B_part, tl.trans(g), acc=du, input_precision=PRECISION)
-            dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * dy_sh, dy_st, finite, p, rest, P, DOT)
-            into += tl.sum(read * dy, axis=1)
-            x = load_tile(x_ptr + batch * x_sb + here * x_st + head * x_sh, x_st, t, p, rest, P, DOT)
-            d_scores = tl.dot(dy, tl.trans(x), acc=d_scores, input_precision=PRECISION)
-            du = chosen((number == last)[:, None], du * to_end[:, None], RESETS)
-            out += tl.sum(x * du, axis=1)
-            du = tl.dot(tl.trans(scores), dy, acc=du, input_precision=PRECISION)
-            d_dt += tl.sum(x * du, axis=1)
-            dx = du * step[:, None]
-            if HAS_D:
-                dx += skip * dy
-                dD += tl.sum(x.to(tl.float32) * dy.to(tl.float32))
-            place = dx_ptr + batch * dx_sb + here * dx_st + head * dx_sh + t[:, None] * dx_st + p[None, :]
-            tl.store(place, dx, mask=(t[:, None] < rest) & (p[None, :] < P))
-
+        d_scores, d_dt, into, out, across, dD = through_channels(
+            rows_of(x_ptr, batch, here, head, x_sb, x_st, x_sh),
+            rows_of(dy_ptr, batch, here, head, dy_sb, dy_st, dy_sh),
+            rows_of(dx_ptr, batch, here, head, dx_sb, dx_st, dx_sh), before_ptr + states, after_ptr + states,
+            given_B, B, given_C, C, scores, to_end, step, skip, finite, number == last, rest,
+            P, N, BP, BN, HAS_D, RESETS, DOT, PRECISION,
+        )  # fmt: skip
         d_scores = d_scores * decay_square(high, low, T) * step[None, :]
         d_scores = paired(d_scores, taint[:, None], number, False, RESETS)
         d_products += d_scores
@@ -108,20 +173,12 @@ def inputs_kernel(
         d_log += chosen(last == 0, across * tl.exp2(end_high + end_low), RESETS)
         d_dt += d_log * tl.load(A_ptr + head)
         if SOFTPLUS:
-            at = dt_ptr + batch * dt_sb + (here + t) * dt_st + head * dt_sh
-            raw = tl.load(at, mask=t < rest, other=0.0).to(tl.float32)
-            if HAS_BIAS:
-                raw += tl.load(bias_ptr + head)
-            d_dt = d_dt * sigmoid(raw)
+            raw_ptr = dt_ptr + batch * dt_sb + (here + t) * dt_st + head * dt_sh
+            d_dt = through_softplus(d_dt, raw_ptr, bias_ptr, head, t < rest, HAS_BIAS)
         d_dt = tl.where(t < rest, d_dt, 0.0)
         tl.store(ddt_ptr + batch * ddt_sb + (here + t) * ddt_st + head * ddt_sh, d_dt, mask=t < rest)
-        sums = sums_ptr + (batch * K + chunk) * H + head
-        each = tl.num_programs(2) * K * H
-        tl.store(sums, tl.sum(d_log * step))
-        if HAS_D:
-            tl.store(sums + each, dD)
-        if HAS_BIAS:
-            tl.store(sums + 2 * each, tl.sum(d_dt))
+        sums, each = sums_ptr + (batch * K + chunk) * H + head, tl.num_programs(2) * K * H
+        store_sums(sums, each, d_log * step, dD, d_dt, HAS_D, HAS_BIAS)
 
     place = pairs_ptr + ((batch * K + chunk) * tl.num_programs(1) + tl.program_id(1)) * T * T
     tl.store(place + t[:, None] * T + t[None, :], d_products)
