@@ -18,6 +18,42 @@ from seqlab.ops.mamba3_inner.triton_parts import (
 )
 
 
+@triton.jit
+def multiply(
+    keys_ptr, queries_ptr, before_ptr, T: tl.constexpr, P: tl.constexpr, NN: tl.constexpr, BP: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """W (T, T), and h q_i (T, BP)."""
+    t, p = tl.arange(0, T), tl.arange(0, BP)
+    products = tl.zeros([T, T], tl.float32)
+    read = tl.zeros([T, BP], tl.float32)
+    for first in tl.static_range(0, NN, BN):
+        n = first + tl.arange(0, BN)
+        k, q = load_tile(keys_ptr, NN, t, T, n, NN), load_tile(queries_ptr, NN, t, T, n, NN)
+        products = tl.dot(q, tl.trans(k), acc=products, input_precision=PRECISION)
+        h = load_tile(before_ptr, NN, p, P, n, NN)  # (BP, BN)
+        read = tl.dot(q, tl.trans(h), acc=read, input_precision=PRECISION)
+    return products, read
+
+
+@triton.jit
+def through_state(
+    keys_ptr, before_ptr, after_ptr, T: tl.constexpr, P: tl.constexpr, NN: tl.constexpr, BP: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """g k_j (T, BP), and the sum of h times g."""
+    t, p = tl.arange(0, T), tl.arange(0, BP)
+    written = tl.zeros([T, BP], tl.float32)
+    across = 0.0
+    for first in tl.static_range(0, NN, BN):
+        n = first + tl.arange(0, BN)
+        k, g = load_tile(keys_ptr, NN, t, T, n, NN), load_tile(after_ptr, NN, p, P, n, NN)
+        written = tl.dot(k, tl.trans(g), acc=written, input_precision=PRECISION)
+        h = load_tile(before_ptr, NN, p, P, n, NN)
+        across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
+    return written, across
+
+
 @triton.jit(do_not_specialize=SIZES)
 def outputs_kernel(
     x_ptr, gate_ptr, keys_ptr, D_ptr, gamma_ptr, scale_ptr, high_ptr, low_ptr, before_ptr, out_ptr, L, H, K,
@@ -30,14 +66,7 @@ def outputs_kernel(
     rest, rows, at = L - here, batch * sb + here * st + head * P, (batch * H + head) * K * T + here
     keys_ptr += number * T * NN
     queries_ptr = keys_ptr + tl.num_programs(2).to(tl.int64) * K * H * T * NN
-    products = tl.zeros([T, T], tl.float32)  # W
-    y = tl.zeros([T, BP], tl.float32)
-    for first in tl.static_range(0, NN, BN):
-        n = first + tl.arange(0, BN)
-        k, q = load_tile(keys_ptr, NN, t, T, n, NN), load_tile(queries_ptr, NN, t, T, n, NN)
-        products = tl.dot(q, tl.trans(k), acc=products, input_precision=PRECISION)
-        h = load_tile(before_ptr + number * P * NN, NN, p, P, n, NN)  # (BP, BN)
-        y = tl.dot(q, tl.trans(h), acc=y, input_precision=PRECISION)
+    products, y = multiply(keys_ptr, queries_ptr, before_ptr + number * P * NN, T, P, NN, BP, BN, PRECISION)
     scale, gamma = tl.load(scale_ptr + at + t), tl.load(gamma_ptr + at + t)
     from_start, _, _ = load_decays(high_ptr + at, low_ptr + at, T)
     products *= decay_square(high_ptr + at, low_ptr + at, T)
@@ -78,14 +107,7 @@ def inputs_kernel(
     rest, rows, at = L - here, batch * sb + here * st + head * P, (batch * H + head) * K * T + here
     keys_ptr += number * T * NN
     queries_ptr = keys_ptr + tl.num_programs(2).to(tl.int64) * K * H * T * NN
-    products = tl.zeros([T, T], tl.float32)  # W
-    y = tl.zeros([T, BP], tl.float32)
-    for first in tl.static_range(0, NN, BN):
-        n = first + tl.arange(0, BN)
-        k, q = load_tile(keys_ptr, NN, t, T, n, NN), load_tile(queries_ptr, NN, t, T, n, NN)
-        products = tl.dot(q, tl.trans(k), acc=products, input_precision=PRECISION)
-        h = load_tile(before_ptr + number * P * NN, NN, p, P, n, NN)  # (BP, BN)
-        y = tl.dot(q, tl.trans(h), acc=y, input_precision=PRECISION)
+    products, y = multiply(keys_ptr, queries_ptr, before_ptr + number * P * NN, T, P, NN, BP, BN, PRECISION)
     scale, gamma, D = tl.load(scale_ptr + at + t), tl.load(gamma_ptr + at + t), tl.load(D_ptr + head)
     from_start, to_end, over = load_decays(high_ptr + at, low_ptr + at, T)
     out_at, dx_at = batch * out_sb + here * out_st + head * P, batch * dx_sb + here * dx_st + head * P
@@ -113,14 +135,8 @@ def inputs_kernel(
     d_out = load_tile(d_out_ptr + out_at, out_st, t, rest, p, P).to(tl.float32)
     store_tile(d_gate_ptr + dx_at, dx_st, d_out * y * slope, t, rest, p, P)
 
-    dx = tl.zeros([T, BP], tl.float32)
-    across = 0.0
-    for first in tl.static_range(0, NN, BN):
-        n = first + tl.arange(0, BN)
-        k, g = load_tile(keys_ptr, NN, t, T, n, NN), load_tile(after_ptr + number * P * NN, NN, p, P, n, NN)
-        dx = tl.dot(k, tl.trans(g), acc=dx, input_precision=PRECISION)
-        h = load_tile(before_ptr + number * P * NN, NN, p, P, n, NN)
-        across += tl.sum(h.to(tl.float32) * g.to(tl.float32))
+    states = number * P * NN
+    dx, across = through_state(keys_ptr, before_ptr + states, after_ptr + states, T, P, NN, BP, BN, PRECISION)
     dx *= to_end[:, None]
     left = tl.sum(x.to(tl.float32) * dx, axis=1)  # into the state after the chunk, of an input that enters as it is
     dx = tl.dot(tl.trans(weights), dy, acc=dx * scale[:, None], input_precision=PRECISION)

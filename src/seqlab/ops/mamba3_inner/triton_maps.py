@@ -18,6 +18,24 @@ def joined(left, right, T: tl.constexpr, BS: tl.constexpr):
     return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), [T, 2 * BS])
 
 
+@triton.jit
+def by_state(
+    rows_ptr, stride, scale, rest, state_ptr, n, T: tl.constexpr, P: tl.constexpr, NN: tl.constexpr, BP: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of x or dy, each times its scale, times columns n of a state: (T, 2 BS)."""
+    t, p = tl.arange(0, T), tl.arange(0, BP)
+    rows = load_tile(rows_ptr, stride, t, rest, p, P).to(tl.float32)
+    rows = (rows * scale[:, None]).to(DOT)
+    return tl.dot(rows, load_tile(state_ptr, NN, p, P, n, NN), input_precision=PRECISION)
+
+
+@triton.jit
+def turned_back(left, right, cos, sin, T: tl.constexpr, BS: tl.constexpr):
+    """The gradient (T, 2 BS) before the rotation, for the halves of the gradient after it."""
+    return joined(left * cos + right * sin, right * cos - left * sin, T, BS)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def maps_kernel(
     x_ptr, keys_ptr, tanh_ptr, rotations_ptr, delta_ptr, scale_ptr, high_ptr, low_ptr, before_ptr, after_ptr,
@@ -36,13 +54,9 @@ def maps_kernel(
     TURNED: tl.constexpr = (S + BS - 1) // BS
     block, share = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS).to(tl.int64)
     chunk, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    t, p, i, here = tl.arange(0, T), tl.arange(0, BP), block * BS + tl.arange(0, BS), chunk * T
-    n, c, rest, of_all = (
-        block * 2 * BS + tl.arange(0, 2 * BS),
-        tl.arange(0, 2 * BS),
-        L - here,
-        tl.num_programs(2).to(tl.int64) * K * H,
-    )
+    t, c, here = tl.arange(0, T), tl.arange(0, 2 * BS), chunk * T
+    i, n = block * BS + tl.arange(0, BS), block * 2 * BS + tl.arange(0, 2 * BS)
+    rest, of_all = L - here, tl.num_programs(2).to(tl.int64) * K * H
     pi = 3.141592653589793
     dk, dq = tl.zeros([T, 2 * BS], tl.float32), tl.zeros([T, 2 * BS], tl.float32)
     tanh_angle = load_tile(tanh_ptr + (batch * K * T + here) * S, S, t, T, i, S)
@@ -54,15 +68,11 @@ def maps_kernel(
         pairs = tl.load(pairs_ptr + number * T * T + t[:, None] * T + t[None, :])
         k = load_tile(keys_ptr + number * T * NN, NN, t, T, n, NN)
         q = load_tile(keys_ptr + (of_all + number) * T * NN, NN, t, T, n, NN)
-        dy = load_tile(dy_ptr + batch * dy_sb + here * dy_st + head * P, dy_st, t, rest, p, P).to(tl.float32)
-        dy = (dy * from_start[:, None]).to(DOT)
-        h = load_tile(before_ptr + number * P * NN, NN, p, P, n, NN)
-        by_q = tl.dot(dy, h, input_precision=PRECISION)
+        dy_p, x_p = dy_ptr + batch * dy_sb + here * dy_st + head * P, x_ptr + batch * sb + here * st + head * P
+        states = number * P * NN
+        by_q = by_state(dy_p, dy_st, from_start, rest, before_ptr + states, n, T, P, NN, BP, DOT, PRECISION)
         by_q = tl.dot(pairs, k, acc=by_q, input_precision=PRECISION)
-        x = load_tile(x_ptr + batch * sb + here * st + head * P, st, t, rest, p, P).to(tl.float32)
-        x = (x * left[:, None]).to(DOT)
-        g = load_tile(after_ptr + number * P * NN, NN, p, P, n, NN)
-        by_k = tl.dot(x, g, input_precision=PRECISION)
+        by_k = by_state(x_p, st, left, rest, after_ptr + states, n, T, P, NN, BP, DOT, PRECISION)
         by_k = tl.dot(tl.trans(pairs), q, acc=by_k, input_precision=PRECISION)
 
         if block < TURNED:
@@ -79,13 +89,12 @@ def maps_kernel(
             d_angle += by_angle * tl.load(delta_ptr + at + t)[:, None]
             place = rotations_ptr + (number * TURNED + block) * T * 2 * BS
             cos, sin = halves(load_tile(place, 2 * BS, t, T, c, 2 * BS).to(tl.float32), T, BS)
-            by_k = joined(da * cos + db * sin, db * cos - da * sin, T, BS)
-            by_q = joined(du * cos + dv * sin, dv * cos - du * sin, T, BS)
+            by_k = turned_back(da, db, cos, sin, T, BS)
+            by_q = turned_back(du, dv, cos, sin, T, BS)
         sums = d_bias_ptr + ((batch * K + chunk) * 2 * H + head) * NN + n
         tl.store(sums, tl.sum(by_k, axis=0))
         tl.store(sums + H * NN, tl.sum(by_q, axis=0))
-        dk += by_k
-        dq += by_q
+        dk, dq = dk + by_k, dq + by_q
 
     out = d_maps_ptr + ((batch * (H // SHARE) + share) * 2 * K * T + here + t[:, None]) * NN + n[None, :]
     tl.store(out, dk)
