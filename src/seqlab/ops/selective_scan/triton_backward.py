@@ -1,5 +1,7 @@
 """The backward kernels of the selective scan; ``triton_parts.py`` has the layout and the symbols."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -314,16 +316,6 @@ def _add_earlier(sums, slot, scratch, part, TILES: tl.constexpr, K: tl.constexpr
 
 
 @triton.jit
-def _first_gradient(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, A2, b, k, first, D_SIZE, N_SIZE,
-                    N_CHUNKS, channel, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, RESETS: tl.constexpr,
-                    HAS_FINAL: tl.constexpr):  # fmt: skip
-    """a g after chunk k, for states from ``first`` on."""
-    ag = load_states(final_ptr + b * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, HAS_FINAL, first)
-    return collect(ag, A2, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, (b + 1) * N_CHUNKS - 1,
-                   N_CHUNKS - 1 - k, -1, D_SIZE, N_SIZE, channel, CPT, M, S, RESETS, first)  # fmt: skip
-
-
-@triton.jit
 def _finish(
     raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, pointers, out, channel, D_SIZE,
     CPT: tl.constexpr, G: tl.constexpr, S: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -356,6 +348,213 @@ def _finish(
     return new_dD, new_dbias
 
 
+class _Given(NamedTuple):
+    """Where what the backward pass reads is in memory, and the sizes."""
+
+    pointers: tuple  # to a sequence's u, delta, dout and, if there is one, z
+    strides: tuple  # from one position to the next, of the same
+    BC: tl.tensor  # as what follows, of all sequences
+    reset: tl.tensor
+    saved: tl.tensor
+    A: tl.tensor
+    L: tl.tensor
+    L_PADDED: tl.tensor
+    D_SIZE: tl.tensor
+    N_SIZE: tl.tensor
+    N_SEGMENTS: tl.tensor
+
+
+class _After(NamedTuple):
+    """Where a g after the last position is in memory, and what later chunks make of it."""
+
+    final: tl.tensor
+    states: tl.tensor
+    times: tl.tensor
+    cuts: tl.tensor
+    N_CHUNKS: tl.tensor
+
+
+class _Tile(NamedTuple):
+    """Some channels of one chunk of one sequence."""
+
+    b: tl.tensor
+    k: tl.tensor
+    start: tl.tensor
+    end: tl.tensor
+    channel: tl.tensor  # (LANES,)
+    bias: tuple  # of each of a lane's channels
+    skip: tuple  # likewise D
+
+
+class _Memory(NamedTuple):
+    """A program's own memory."""
+
+    scratch: tl.tensor
+    slots: tl.tensor
+    bc_table: tl.tensor
+
+
+class _Written(NamedTuple):
+    """Where gradients are written."""
+
+    rows: tuple  # those with a row for each position: du, ddelta, dz and y
+    out_st: tl.tensor  # from one of these rows to the next
+    maps: tl.tensor  # dBC of a sequence
+    carry: tl.tensor
+    rates: tl.tensor  # dA
+    initial: tl.tensor
+
+
+@triton.jit
+def _group_back(
+    ag, dA, dD, dbias, A2, tile, reset_ptr, D_SIZE, raw, slot, row, kept, t0, bc_table, dBC_row, rows, out, part,
+    index, keep, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, KEPT: tl.constexpr,
+    ROW: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
+    DETERMINISTIC: tl.constexpr, ASYNC: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """One group backwards, as fetched: a g before it, and dA, dD and dbias so far."""
+    G: tl.constexpr = S if S < 4 else 4
+    K: tl.constexpr = 4 if HAS_Z else 3
+    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    t = t0 + tl.arange(0, LANES) % G
+    h = _kept(slot, kept, 0, CPT * M, K, S, M, CPT, ITEM, ASYNC)
+    reset = tl.zeros([LANES], tl.float32)
+    if RESETS:
+        reset = tl.load(reset_ptr + t)
+    dt, x = step_sizes(raw, tile.bias, t, tile.end, CPT, SOFTPLUS, MASKED)
+    dy = gated(raw, 2, 3, CPT, HAS_Z)
+    states, decays, parts = _walk_forward(h, A2, dt + x + dy, reset, row, CPT, M, S, RESETS, HAS_Z,
+                                          0 if ASYNC else ROW)  # fmt: skip
+    ys = dy
+    if HAS_Z:
+        ys = sums_over_lanes(parts, CPT, G, S)
+    ag, dA, parts = _walk_back(ag, dA, A2, dt + x + dy, reset, states, decays, row, bc_table, dBC_row, index, keep,
+                               CPT, M, S, RESETS, ROW, ASYNC, DETERMINISTIC, SHARED)  # fmt: skip
+    totals = sums_over_lanes(parts, 2 * CPT, G, S)
+    if SHARED:
+        sync()
+        _add_over_channels(bc_table, dBC_row, M, ROW, DETERMINISTIC, WIDE)
+    if ASYNC:  # read again: fewer registers in between
+        raw = receive(slot, K, S, CPT, DTYPE)
+    if PARTS == 1:
+        dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, tile.bias, tile.skip, t, tile.end, rows, out,
+                            tile.channel, D_SIZE, CPT, G, S, HAS_Z, SOFTPLUS, MASKED, PAIRS)  # fmt: skip
+    else:
+        sums = _add_earlier(totals + ys, slot, kept, part, KEPT - CPT * M, K, S, M, CPT, ITEM, ASYNC)
+        if part == PARTS - 1:
+            dD, dbias = _finish(raw, sums, sums[2 * CPT:], dt, dy, dD, dbias, tile.bias, tile.skip, t, tile.end, rows,
+                                out, tile.channel, D_SIZE, CPT, G, S, HAS_Z, SOFTPLUS, MASKED, PAIRS)  # fmt: skip
+    return ag, dA, dD, dbias
+
+
+@triton.jit
+def _segment_back(
+    ag, dA, dD, dbias, A2, tile, given, memory, written, base, part, index, keep,
+    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, KEPT: tl.constexpr, ROW: tl.constexpr,
+    HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
+    DETERMINISTIC: tl.constexpr, STAGES: tl.constexpr, FILL_STAGES: tl.constexpr, SHARED: tl.constexpr,
+    WIDE: tl.constexpr, PAIRS: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """One segment backwards, for one part of n: a g before it, and dA, dD and dbias so far."""
+    G: tl.constexpr = S if S < 4 else 4
+    K: tl.constexpr = 4 if HAS_Z else 3
+    ASYNC: tl.constexpr = STAGES > 0
+    lane, channel, D_SIZE, N_SIZE = tl.arange(0, LANES), tile.channel, given.D_SIZE, given.N_SIZE
+    first, stop = part * (4 * S * M), tl.minimum(base + SEGMENT, tile.end)
+    rows, reset_p = given.BC + tile.b * given.L_PADDED * ROW + 2 * first, given.reset + tile.b * given.L_PADDED
+    saved = given.saved + (tile.b * given.N_SEGMENTS + base // SEGMENT) * D_SIZE * N_SIZE
+    _refill(saved, memory.scratch, memory.slots, given.pointers[:2], given.strides[:2], rows, reset_p, base, stop,
+            first, A2, tile.bias, channel, D_SIZE, N_SIZE, CPT, M, S, KEPT, ROW, SOFTPLUS, RESETS, MASKED, FILL_STAGES,
+            DTYPE)  # fmt: skip
+
+    last = base + (stop - base - 1) // G * G
+    out = (tile.b * given.L + last + lane % G) * written.out_st + channel
+    kept = memory.scratch + (last - base) // G * (KEPT * 4 * LANES)
+    copies, steps, bounds = (lane,), (lane,), (lane,)
+    if ASYNC:
+        await_copies(0)  # and makes what this warp has written to scratch memory visible to it
+        copies, steps, bounds = open_ring(memory.slots, given.pointers, given.strides, rows, kept.to(tl.int64), last,
+                                          base, tile.end, channel, D_SIZE, K, KEPT, S, M, CPT, ROW, STAGES,
+                                          True)  # fmt: skip
+    for group in range((stop - base + G - 1) // G):
+        t0 = last - group * G
+        raw, slot, row, copies = fetch(memory.slots, group, copies, steps, bounds, given.pointers, given.strides, rows,
+                                       kept.to(tl.int64), t0, base, tile.end, channel, D_SIZE, K, KEPT, S, M, CPT, ROW,
+                                       STAGES, True, DTYPE)  # fmt: skip
+        ag, dA, dD, dbias = _group_back(
+            ag, dA, dD, dbias, A2, tile, reset_p, D_SIZE, raw, slot, row, kept, t0, memory.bc_table,
+            written.maps + t0.to(tl.int64) * ROW + first, written.rows, out, part, index, keep, CPT, M, S, PARTS, KEPT,
+            ROW, HAS_Z, SOFTPLUS, RESETS, MASKED, DETERMINISTIC, ASYNC, SHARED, WIDE, PAIRS, DTYPE,
+        )  # fmt: skip
+        kept -= KEPT * 4 * LANES
+        out -= G * written.out_st
+    return ag, dA, dD, dbias
+
+
+@triton.jit
+def _first_gradient(after, A2, tile, D_SIZE, N_SIZE, first, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
+                    RESETS: tl.constexpr, HAS_FINAL: tl.constexpr):  # fmt: skip
+    """a g after a tile, for states from ``first`` on."""
+    b, N_CHUNKS, channel = tile.b, after.N_CHUNKS, tile.channel
+    ag = load_states(after.final + b * D_SIZE * N_SIZE, channel, D_SIZE, N_SIZE, CPT, M, S, HAS_FINAL, first)
+    return collect(ag, A2, after.states, after.times, after.cuts, (b + 1) * N_CHUNKS - 1, N_CHUNKS - 1 - tile.k, -1,
+                   D_SIZE, N_SIZE, channel, CPT, M, S, RESETS, first)  # fmt: skip
+
+
+@triton.jit
+def _tile_back(
+    tile, given, after, memory, written, index, keep,
+    CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, KEPT: tl.constexpr, ROW: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_FINAL: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr,
+    MASKED: tl.constexpr, DETERMINISTIC: tl.constexpr, WHOLE: tl.constexpr, STAGES: tl.constexpr,
+    FILL_STAGES: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """One tile backwards, segment by segment, in each case part by part of n; returns its dD and dbias."""
+    E: tl.constexpr = CPT * M * 4
+    channel, D_SIZE, N_SIZE = tile.channel, given.D_SIZE, given.N_SIZE
+    if PARTS == 1:
+        A2 = scaled(load_states(given.A, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, E)
+        ag = _first_gradient(after, A2, tile, D_SIZE, N_SIZE, 0, CPT, M, S, RESETS, HAS_FINAL)
+        dA = zeros(E)
+    else:
+        chunk = tile.b * after.N_CHUNKS + tile.k
+        carry, dA_p = written.carry + chunk * D_SIZE * N_SIZE, written.rates + chunk * D_SIZE * N_SIZE
+        for part in range(PARTS):
+            n = part * (4 * S * M)
+            A2_n = scaled(load_states(given.A, channel, D_SIZE, N_SIZE, CPT, M, S, True, n), LOG2E, E)
+            ag_n = _first_gradient(after, A2_n, tile, D_SIZE, N_SIZE, n, CPT, M, S, RESETS, HAS_FINAL)
+            store_states(carry, ag_n, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
+            store_states(dA_p, zeros(E), channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
+    dD, dbias = zeros(CPT), zeros(CPT)
+    segments = (tile.end - tile.start + SEGMENT - 1) // SEGMENT
+    for done in range(segments * PARTS):
+        part = done % PARTS
+        first = part * (4 * S * M)
+        base = tile.start + (segments - 1 - done // PARTS) * SEGMENT
+        if PARTS > 1:
+            A2 = scaled(load_states(given.A, channel, D_SIZE, N_SIZE, CPT, M, S, True, first), LOG2E, E)
+            ag = load_states(carry, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
+            dA = load_states(dA_p, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
+        ag, dA, dD, dbias = _segment_back(
+            ag, dA, dD, dbias, A2, tile, given, memory, written, base, part, index, keep, CPT, M, S, PARTS, KEPT, ROW,
+            HAS_Z, SOFTPLUS, RESETS, SEGMENT, MASKED, DETERMINISTIC, STAGES, FILL_STAGES, SHARED, WIDE, PAIRS, DTYPE,
+        )  # fmt: skip
+        if PARTS > 1:
+            store_states(carry, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
+            store_states(dA_p, dA, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
+            if base == 0:
+                initial = written.initial + tile.b * D_SIZE * N_SIZE
+                store_states(initial, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
+    if PARTS == 1:
+        chunk = tile.b * after.N_CHUNKS + tile.k
+        store_states(written.rates + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)
+        if tile.k == 0:
+            initial = written.initial + tile.b * D_SIZE * N_SIZE
+            store_states(initial, ag, channel, D_SIZE, N_SIZE, CPT, M, S, False)
+    return dD, dbias
+
+
 @triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     u_ptr, delta_ptr, z_ptr, dout_ptr, A_ptr, BC_ptr, D_ptr, bias_ptr, reset_ptr, saved_ptr, final_ptr,
@@ -380,19 +579,17 @@ def backward_kernel(
     tiles that each group of positions has in scratch memory, and a g of the other states is in carry (Bt, K, D, N).
     """
     G: tl.constexpr = S if S < 4 else 4
-    E: tl.constexpr = CPT * M * 4
-    K: tl.constexpr = 4 if HAS_Z else 3
-    ASYNC: tl.constexpr = STAGES > 0
     DTYPE: tl.constexpr = u_ptr.dtype.element_ty
-    ITEM: tl.constexpr = DTYPE.primitive_bitwidth // 8
-    RING: tl.constexpr = STAGES * slot_bytes(K, KEPT, S, M, CPT, ITEM)
+    RING: tl.constexpr = STAGES * slot_bytes(4 if HAS_Z else 3, KEPT, S, M, CPT, DTYPE.primitive_bitwidth // 8)
     lane = tl.arange(0, LANES)
     index, keep = _folded_place(M, S)
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * ((SEGMENT // G) * KEPT * 4 * LANES)
     slots, bc_table = lane, lane
-    if ASYNC:
+    if STAGES > 0:
         slots = own_memory(RING + (_bc_table_bytes(M) if SHARED else 0))
         bc_table = slots + RING
+    memory = _Memory(scratch, slots, bc_table)
+    after = _After(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, N_CHUNKS)
     for work in range(tl.program_id(0), TILES, tl.num_programs(0)):
         k = (work // N_TILES) % N_CHUNKS
         b = (work // N_TILES // N_CHUNKS).to(tl.int64)
@@ -401,104 +598,20 @@ def backward_kernel(
         end = tl.minimum(start + CHUNK, L)
         bias = load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
         skip = load_channels(D_ptr, channel, D_SIZE, CPT, HAS_D)
-        if PARTS == 1:
-            A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True), LOG2E, E)
-            ag = _first_gradient(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, A2, b, k, 0, D_SIZE, N_SIZE,
-                                 N_CHUNKS, channel, CPT, M, S, RESETS, HAS_FINAL)  # fmt: skip
-            dA = zeros(E)
-        else:
-            carry = carry_ptr + (b * N_CHUNKS + k) * D_SIZE * N_SIZE
-            dA_p = dA_ptr + (b * N_CHUNKS + k) * D_SIZE * N_SIZE
-            for part in range(PARTS):
-                n = part * (4 * S * M)
-                A2_n = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True, n), LOG2E, E)
-                ag_n = _first_gradient(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, A2_n, b, k, n, D_SIZE,
-                                       N_SIZE, N_CHUNKS, channel, CPT, M, S, RESETS, HAS_FINAL)  # fmt: skip
-                store_states(carry, ag_n, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
-                store_states(dA_p, zeros(E), channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
-        dD, dbias, reset = zeros(CPT), zeros(CPT), tl.zeros([LANES], tl.float32)
-        pointers, strides = (u_ptr + b * u_sb, delta_ptr + b * delta_sb), (u_st, delta_st)
-        all_pointers, all_strides = pointers + (dout_ptr + b * dout_sb,), strides + (dout_st,)
+        tile = _Tile(b, k, start, end, channel, bias, skip)
+        pointers = (u_ptr + b * u_sb, delta_ptr + b * delta_sb, dout_ptr + b * dout_sb)
+        strides = (u_st, delta_st, dout_st)
         if HAS_Z:
-            all_pointers, all_strides = all_pointers + (z_ptr + b * z_sb,), all_strides + (z_st,)
+            pointers, strides = pointers + (z_ptr + b * z_sb,), strides + (z_st,)
         dBC = dBC_ptr + b * L_PADDED * ROW
         if DETERMINISTIC:
             dBC += (work % N_TILES * (LANES // 32) + lane // 32) * BATCH.to(tl.int64) * L_PADDED * ROW
-        segments = (end - start + SEGMENT - 1) // SEGMENT
-        for done in range(segments * PARTS):
-            part = done % PARTS
-            first = part * (4 * S * M)
-            base = start + (segments - 1 - done // PARTS) * SEGMENT
-            stop = tl.minimum(base + SEGMENT, end)
-            if PARTS > 1:
-                A2 = scaled(load_states(A_ptr, channel, D_SIZE, N_SIZE, CPT, M, S, True, first), LOG2E, E)
-                ag = load_states(carry, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
-                dA = load_states(dA_p, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
-            rows = BC_ptr + b * L_PADDED * ROW + 2 * first
-            saved = saved_ptr + (b * N_SEGMENTS + base // SEGMENT) * D_SIZE * N_SIZE
-            _refill(saved, scratch, slots, pointers, strides, rows, reset_ptr + b * L_PADDED, base, stop, first, A2,
-                    bias, channel, D_SIZE, N_SIZE, CPT, M, S, KEPT, ROW, SOFTPLUS, RESETS, MASKED, FILL_STAGES,
-                    DTYPE)  # fmt: skip
-
-            last = base + (stop - base - 1) // G * G
-            out = (b * L + last + lane % G) * out_st + channel
-            kept = scratch + (last - base) // G * (KEPT * 4 * LANES)
-            copies, steps, bounds = (lane,), (lane,), (lane,)
-            if ASYNC:
-                await_copies(0)  # and makes what this warp has written to scratch memory visible to it
-                copies, steps, bounds = open_ring(slots, all_pointers, all_strides, rows, kept.to(tl.int64), last, base,
-                                                  end, channel, D_SIZE, K, KEPT, S, M, CPT, ROW, STAGES,
-                                                  True)  # fmt: skip
-            for group in range((stop - base + G - 1) // G):
-                t0 = last - group * G
-                t = t0 + lane % G
-                raw, slot, row, copies = fetch(slots, group, copies, steps, bounds, all_pointers, all_strides, rows,
-                                               kept.to(tl.int64), t0, base, end, channel, D_SIZE, K, KEPT, S, M, CPT,
-                                               ROW, STAGES, True, DTYPE)  # fmt: skip
-                h = _kept(slot, kept, 0, CPT * M, K, S, M, CPT, ITEM, ASYNC)
-                if RESETS:
-                    reset = tl.load(reset_ptr + b * L_PADDED + t)
-                dt, x = step_sizes(raw, bias, t, end, CPT, SOFTPLUS, MASKED)
-                dy = gated(raw, 2, 3, CPT, HAS_Z)
-                states, decays, parts = _walk_forward(h, A2, dt + x + dy, reset, row, CPT, M, S, RESETS, HAS_Z,
-                                                      0 if ASYNC else ROW)  # fmt: skip
-                ys = dy
-                if HAS_Z:
-                    ys = sums_over_lanes(parts, CPT, G, S)
-                dBC_row = dBC + t0.to(tl.int64) * ROW + first
-                ag, dA, parts = _walk_back(ag, dA, A2, dt + x + dy, reset, states, decays, row, bc_table, dBC_row,
-                                           index, keep, CPT, M, S, RESETS, ROW, ASYNC, DETERMINISTIC,
-                                           SHARED)  # fmt: skip
-                totals = sums_over_lanes(parts, 2 * CPT, G, S)
-                if SHARED:
-                    sync()
-                    _add_over_channels(bc_table, dBC_row, M, ROW, DETERMINISTIC, WIDE)
-                if ASYNC:  # read again: fewer registers in between
-                    raw = receive(slot, K, S, CPT, DTYPE)
-                written = du_ptr, ddelta_ptr, dz_ptr, y_ptr
-                if PARTS == 1:
-                    dD, dbias = _finish(raw, totals, ys, dt, dy, dD, dbias, bias, skip, t, end, written, out, channel,
-                                        D_SIZE, CPT, G, S, HAS_Z, SOFTPLUS, MASKED, PAIRS)  # fmt: skip
-                else:
-                    sums = _add_earlier(totals + ys, slot, kept, part, KEPT - CPT * M, K, S, M, CPT, ITEM, ASYNC)
-                    if part == PARTS - 1:
-                        dD, dbias = _finish(raw, sums, sums[2 * CPT:], dt, dy, dD, dbias, bias, skip, t, end, written,
-                                            out, channel, D_SIZE, CPT, G, S, HAS_Z, SOFTPLUS, MASKED,
-                                            PAIRS)  # fmt: skip
-                kept -= KEPT * 4 * LANES
-                out -= G * out_st
-            if PARTS > 1:
-                store_states(carry, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
-                store_states(dA_p, dA, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
-                if base == 0:
-                    store_states(
-                        initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first
-                    )
-
+        given = _Given(pointers, strides, BC_ptr, reset_ptr, saved_ptr, A_ptr, L, L_PADDED, D_SIZE, N_SIZE, N_SEGMENTS)
+        written = _Written((du_ptr, ddelta_ptr, dz_ptr, y_ptr), out_st, dBC, carry_ptr, dA_ptr, initial_ptr)
+        dD, dbias = _tile_back(
+            tile, given, after, memory, written, index, keep, CPT, M, S, PARTS, KEPT, ROW, HAS_Z, HAS_FINAL, SOFTPLUS,
+            RESETS, SEGMENT, MASKED, DETERMINISTIC, WHOLE, STAGES, FILL_STAGES, SHARED, WIDE, PAIRS, DTYPE,
+        )  # fmt: skip
         chunk = b * N_CHUNKS + k
-        if PARTS == 1:
-            store_states(dA_ptr + chunk * D_SIZE * N_SIZE, dA, channel, D_SIZE, N_SIZE, CPT, M, S, False)
-            if k == 0:
-                store_states(initial_ptr + b * D_SIZE * N_SIZE, ag, channel, D_SIZE, N_SIZE, CPT, M, S, False)
         store_channels(dD_ptr + chunk * D_SIZE, dD, channel, D_SIZE, CPT, G, S)
         store_channels(dbias_ptr + chunk * D_SIZE, dbias, channel, D_SIZE, CPT, G, S)
