@@ -351,9 +351,10 @@ def _finish(
 class _Given(NamedTuple):
     """Where what the backward pass reads is in memory, and the sizes."""
 
-    pointers: tuple  # to a sequence's u, delta, dout and, if there is one, z
-    strides: tuple  # from one position to the next, of the same
-    BC: tl.tensor  # as what follows, of all sequences
+    streams: tuple  # u, delta, dout and, if there is one, z
+    along_batch: tuple  # from one sequence to the next, of the same
+    along_length: tuple
+    BC: tl.tensor
     reset: tl.tensor
     saved: tl.tensor
     A: tl.tensor
@@ -407,8 +408,8 @@ class _Written(NamedTuple):
 
 @triton.jit
 def _group_back(
-    ag, dA, dD, dbias, A2, tile, reset_ptr, D_SIZE, raw, slot, row, kept, t0, bc_table, dBC_row, rows, out, part,
-    index, keep, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, KEPT: tl.constexpr,
+    ag, dA, dD, dbias, A2, tile, reset_ptr, D_SIZE, raw, slot, row, kept, t0, bc_table, dBC, first, rows, out,
+    part, index, keep, CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, KEPT: tl.constexpr,
     ROW: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, MASKED: tl.constexpr,
     DETERMINISTIC: tl.constexpr, ASYNC: tl.constexpr, SHARED: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -429,6 +430,7 @@ def _group_back(
     ys = dy
     if HAS_Z:
         ys = sums_over_lanes(parts, CPT, G, S)
+    dBC_row = dBC + t0.to(tl.int64) * ROW + first
     ag, dA, parts = _walk_back(ag, dA, A2, dt + x + dy, reset, states, decays, row, bc_table, dBC_row, index, keep,
                                CPT, M, S, RESETS, ROW, ASYNC, DETERMINISTIC, SHARED)  # fmt: skip
     totals = sums_over_lanes(parts, 2 * CPT, G, S)
@@ -450,7 +452,7 @@ def _group_back(
 
 @triton.jit
 def _segment_back(
-    ag, dA, dD, dbias, A2, tile, given, memory, written, base, part, index, keep,
+    ag, dA, dD, dbias, A2, tile, given, pointers, memory, written, base, part, index, keep,
     CPT: tl.constexpr, M: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, KEPT: tl.constexpr, ROW: tl.constexpr,
     HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, RESETS: tl.constexpr, SEGMENT: tl.constexpr, MASKED: tl.constexpr,
     DETERMINISTIC: tl.constexpr, STAGES: tl.constexpr, FILL_STAGES: tl.constexpr, SHARED: tl.constexpr,
@@ -464,7 +466,7 @@ def _segment_back(
     first, stop = part * (4 * S * M), tl.minimum(base + SEGMENT, tile.end)
     rows, reset_p = given.BC + tile.b * given.L_PADDED * ROW + 2 * first, given.reset + tile.b * given.L_PADDED
     saved = given.saved + (tile.b * given.N_SEGMENTS + base // SEGMENT) * D_SIZE * N_SIZE
-    _refill(saved, memory.scratch, memory.slots, given.pointers[:2], given.strides[:2], rows, reset_p, base, stop,
+    _refill(saved, memory.scratch, memory.slots, pointers[:2], given.along_length[:2], rows, reset_p, base, stop,
             first, A2, tile.bias, channel, D_SIZE, N_SIZE, CPT, M, S, KEPT, ROW, SOFTPLUS, RESETS, MASKED, FILL_STAGES,
             DTYPE)  # fmt: skip
 
@@ -474,17 +476,17 @@ def _segment_back(
     copies, steps, bounds = (lane,), (lane,), (lane,)
     if ASYNC:
         await_copies(0)  # and makes what this warp has written to scratch memory visible to it
-        copies, steps, bounds = open_ring(memory.slots, given.pointers, given.strides, rows, kept.to(tl.int64), last,
+        copies, steps, bounds = open_ring(memory.slots, pointers, given.along_length, rows, kept.to(tl.int64), last,
                                           base, tile.end, channel, D_SIZE, K, KEPT, S, M, CPT, ROW, STAGES,
                                           True)  # fmt: skip
     for group in range((stop - base + G - 1) // G):
         t0 = last - group * G
-        raw, slot, row, copies = fetch(memory.slots, group, copies, steps, bounds, given.pointers, given.strides, rows,
+        raw, slot, row, copies = fetch(memory.slots, group, copies, steps, bounds, pointers, given.along_length, rows,
                                        kept.to(tl.int64), t0, base, tile.end, channel, D_SIZE, K, KEPT, S, M, CPT, ROW,
                                        STAGES, True, DTYPE)  # fmt: skip
         ag, dA, dD, dbias = _group_back(
             ag, dA, dD, dbias, A2, tile, reset_p, D_SIZE, raw, slot, row, kept, t0, memory.bc_table,
-            written.maps + t0.to(tl.int64) * ROW + first, written.rows, out, part, index, keep, CPT, M, S, PARTS, KEPT,
+            written.maps, first, written.rows, out, part, index, keep, CPT, M, S, PARTS, KEPT,
             ROW, HAS_Z, SOFTPLUS, RESETS, MASKED, DETERMINISTIC, ASYNC, SHARED, WIDE, PAIRS, DTYPE,
         )  # fmt: skip
         kept -= KEPT * 4 * LANES
@@ -526,7 +528,9 @@ def _tile_back(
             ag_n = _first_gradient(after, A2_n, tile, D_SIZE, N_SIZE, n, CPT, M, S, RESETS, HAS_FINAL)
             store_states(carry, ag_n, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
             store_states(dA_p, zeros(E), channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, n)
-    dD, dbias = zeros(CPT), zeros(CPT)
+    dD, dbias, pointers = zeros(CPT), zeros(CPT), ()
+    for n in tl.static_range(4 if HAS_Z else 3):
+        pointers = pointers + (given.streams[n] + tile.b * given.along_batch[n],)
     segments = (tile.end - tile.start + SEGMENT - 1) // SEGMENT
     for done in range(segments * PARTS):
         part = done % PARTS
@@ -537,8 +541,9 @@ def _tile_back(
             ag = load_states(carry, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
             dA = load_states(dA_p, channel, D_SIZE, N_SIZE, CPT, M, S, True, first)
         ag, dA, dD, dbias = _segment_back(
-            ag, dA, dD, dbias, A2, tile, given, memory, written, base, part, index, keep, CPT, M, S, PARTS, KEPT, ROW,
-            HAS_Z, SOFTPLUS, RESETS, SEGMENT, MASKED, DETERMINISTIC, STAGES, FILL_STAGES, SHARED, WIDE, PAIRS, DTYPE,
+            ag, dA, dD, dbias, A2, tile, given, pointers, memory, written, base, part, index, keep,
+            CPT, M, S, PARTS, KEPT, ROW, HAS_Z, SOFTPLUS, RESETS, SEGMENT, MASKED, DETERMINISTIC, STAGES, FILL_STAGES,
+            SHARED, WIDE, PAIRS, DTYPE,
         )  # fmt: skip
         if PARTS > 1:
             store_states(carry, ag, channel, D_SIZE, N_SIZE, CPT, M, S, WHOLE, first)
@@ -589,6 +594,10 @@ def backward_kernel(
         slots = own_memory(RING + (_bc_table_bytes(M) if SHARED else 0))
         bc_table = slots + RING
     memory = _Memory(scratch, slots, bc_table)
+    given = _Given(
+        (u_ptr, delta_ptr, dout_ptr, z_ptr), (u_sb, delta_sb, dout_sb, z_sb), (u_st, delta_st, dout_st, z_st),
+        BC_ptr, reset_ptr, saved_ptr, A_ptr, L, L_PADDED, D_SIZE, N_SIZE, N_SEGMENTS,
+    )  # fmt: skip
     after = _After(final_ptr, chunk_state_ptr, chunk_time_ptr, chunk_cut_ptr, N_CHUNKS)
     for work in range(tl.program_id(0), TILES, tl.num_programs(0)):
         k = (work // N_TILES) % N_CHUNKS
@@ -599,14 +608,9 @@ def backward_kernel(
         bias = load_channels(bias_ptr, channel, D_SIZE, CPT, HAS_BIAS)
         skip = load_channels(D_ptr, channel, D_SIZE, CPT, HAS_D)
         tile = _Tile(b, k, start, end, channel, bias, skip)
-        pointers = (u_ptr + b * u_sb, delta_ptr + b * delta_sb, dout_ptr + b * dout_sb)
-        strides = (u_st, delta_st, dout_st)
-        if HAS_Z:
-            pointers, strides = pointers + (z_ptr + b * z_sb,), strides + (z_st,)
         dBC = dBC_ptr + b * L_PADDED * ROW
         if DETERMINISTIC:
             dBC += (work % N_TILES * (LANES // 32) + lane // 32) * BATCH.to(tl.int64) * L_PADDED * ROW
-        given = _Given(pointers, strides, BC_ptr, reset_ptr, saved_ptr, A_ptr, L, L_PADDED, D_SIZE, N_SIZE, N_SEGMENTS)
         written = _Written((du_ptr, ddelta_ptr, dz_ptr, y_ptr), out_st, dBC, carry_ptr, dA_ptr, initial_ptr)
         dD, dbias = _tile_back(
             tile, given, after, memory, written, index, keep, CPT, M, S, PARTS, KEPT, ROW, HAS_Z, HAS_FINAL, SOFTPLUS,
