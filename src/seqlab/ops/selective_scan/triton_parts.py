@@ -19,7 +19,8 @@ state, and its time (the sum of its step sizes); from these a program computes t
 exponential for a whole chunk, exp(time A). ``chunk_gradients_kernel`` does the same for the backward pass.
 
 ``triton_forward.py`` and ``triton_backward.py`` hold the kernels, ``triton_ends.py`` those before and after them;
-``triton_lanes.py`` the operations across lanes, and the copies of groups to shared memory ahead of their use.
+``triton_group_gradients.py`` what the backward pass does with a group; ``triton_lanes.py`` the operations across lanes,
+and the copies of groups to shared memory ahead of their use.
 
 Symbols (arXiv:2312.00752, Algorithm 2):
 
