@@ -1,7 +1,11 @@
 """Second derivatives and ``torch.func`` through every operator: the reference's are right, the others name it."""
 
+import ast
+import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import NamedTuple
 
 import pytest
@@ -10,6 +14,7 @@ from comparison import backends_in, skip_unless_available
 from torch import Tensor
 from torch.autograd import forward_ad
 
+import seqlab.ops
 from seqlab.ops import causal_conv1d, cross_entropy, routed_experts, selective_scan, ssd
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
@@ -106,3 +111,15 @@ class TestFused:
         message = rf"{name} backend='{backend}' has no forward-mode derivative: use backend=\"reference\""
         with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):
             operation(forward_ad.make_dual(x, x))
+
+
+def test_what_was_saved_is_read_once():
+    """In a layer that is recomputed, torch's checkpoint refuses a second look at ``ctx.saved_tensors``."""
+    modules = [module.name for module in walk_packages(seqlab.ops.__path__, "seqlab.ops.")]
+    named = [name for name in modules if name.endswith((".operator", ".sliced"))]
+    assert len(named) >= 13
+    for name in named:
+        for node in ast.walk(ast.parse(inspect.getsource(import_module(name)))):
+            if isinstance(node, ast.FunctionDef):
+                reads = [part for part in ast.walk(node) if getattr(part, "attr", None) == "saved_tensors"]
+                assert len(reads) <= 1, f"{name}.{node.name}"

@@ -101,7 +101,17 @@ def test_a_kernel_that_cannot_be_compiled_is_left_to_its_launch():
     def compile():
         raise RuntimeError("no room")
 
-    assert compiling._loaded(compile) is None
+    assert compiling._compiled(compile) is None
+
+
+def test_a_compiled_kernel_has_a_launcher_in_the_cache_and_none_of_its_own(monkeypatch):
+    """One that a thread loaded could be another kernel's."""
+    made, kernel = [], SimpleNamespace(src="src", metadata="metadata")
+    runtime = SimpleNamespace(driver=SimpleNamespace(active=SimpleNamespace(launcher_cls=lambda *of: made.append(of))))
+    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
+    assert compiling._compiled(lambda: kernel) is kernel
+    assert made == [("src", "metadata")]
+    assert vars(kernel) == {"src": "src", "metadata": "metadata"}
 
 
 def test_the_user_is_told_of_a_long_wait(monkeypatch):

@@ -31,7 +31,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
 
 
 class _Threads(ThreadPoolExecutor):
-    """One for each core; they compile kernels and load them on the current GPU."""
+    """One for each core; they compile kernels for the current GPU."""
 
     def __init__(self):
         super().__init__(os.cpu_count(), "compile", torch.cuda.set_device, (torch.cuda.current_device(),))
@@ -39,16 +39,23 @@ class _Threads(ThreadPoolExecutor):
 
     @override
     def submit(self, compile: Callable[[], Any]) -> Future:
-        future = super().submit(_loaded, compile)
+        future = super().submit(_compiled, compile)
         self.kernels.append(future)
         return future
 
 
-def _loaded(compile: Callable[[], Any]) -> Any | None:
-    """The kernel; None if it cannot be had, so that its launch compiles it and raises the error there."""
+def _compiled(compile: Callable[[], Any]) -> Any | None:
+    """The kernel; None if it cannot be had, so that its launch compiles it and raises the error there.
+
+    Up to 3.6 Triton compiles a launcher in C for each kernel too. Here that only fills Triton's cache, and the kernel is
+    loaded where it is launched: a launcher that one of several threads loads may turn into another kernel's
+    (findings/triton_launchers_loaded_again_share_one_module.sh).
+    """
+    from triton.runtime import driver
+
     try:
         kernel = compile()
-        kernel[(1, 1, 1)]  # loads it, for which older versions of Triton compile a function in C
+        driver.active.launcher_cls(kernel.src, kernel.metadata)
     except Exception:
         return None
     return kernel

@@ -122,8 +122,8 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _differentiate(backward: Any, ctx: Any, *gradients: Tensor | None) -> tuple:
     """The gradients of the arguments of ``_forward``."""
-    *given, _, initial_state = ctx.saved_tensors
-    found = backward(*gradients, *ctx.saved_tensors, ctx.backend)
+    *given, seq_idx, initial_state = ctx.saved_tensors
+    found = backward(*gradients, *given, seq_idx, initial_state, ctx.backend)
     *found, d_initial_state = (
         None if tensor is None else gradient for tensor, gradient in zip((*given, initial_state), found, strict=True)
     )

@@ -53,13 +53,15 @@ class Mamba3Inner(FirstDerivative):
     @staticmethod
     def differentiate(ctx: Any, d_out: Tensor) -> tuple:
         (block,) = kernels("mamba3_inner")
-        projected, *parameters, out_weight = ctx.saved_tensors[:6]
-        kept = Kept(*ctx.saved_tensors[6:]) if ctx.saved_tensors[6:] else None
+        projected, dt_bias, norm_weight, map_bias, D, out_weight, *kept = ctx.saved_tensors
+        parameters = dt_bias, norm_weight, map_bias, D
         d_projected = torch.empty_like(projected, memory_format=torch.contiguous_format)
         split = out_weight, parameters[0].shape[0], ctx.settings
         d_out = d_out.reshape(-1, d_out.shape[2])
         d_gated = torch.mm(d_out, out_weight).view(*projected.shape[:2], -1)
         inputs = Inputs(*_parts(projected, *split), *parameters)
-        found = block.backward(inputs, ctx.settings, d_gated, _parts(d_projected, *split), kept)
+        found = block.backward(
+            inputs, ctx.settings, d_gated, _parts(d_projected, *split), Kept(*kept) if kept else None
+        )
         del d_gated
         return d_projected, *found[:4], torch.mm(d_out.t(), rows(found.out)), None, None

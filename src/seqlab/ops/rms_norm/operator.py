@@ -139,9 +139,10 @@ def _differentiate(backward: Any, ctx: Any, d_stream: Tensor | None, dy: Tensor 
         if d_stream is not None:
             d_update = d_stream.to(ctx.update_dtype)
     else:
+        stream, gate, *others = ctx.saved_tensors
         settings = ctx.groups, ctx.update_dtype, ctx.backend
-        dx, d_update, d_gate, d_weight = backward(dy, d_stream, *ctx.saved_tensors, *settings)
-        d_gate = None if ctx.saved_tensors[1] is None else d_gate
+        dx, d_update, d_gate, d_weight = backward(dy, d_stream, stream, gate, *others, *settings)
+        d_gate = None if gate is None else d_gate
         if ctx.update_dtype in (None, dx.dtype):
             d_update = None if ctx.update_dtype is None else dx
     return dx, d_update, d_gate, d_weight, None, None, None, None
