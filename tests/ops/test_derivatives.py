@@ -13,6 +13,7 @@ import torch
 from comparison import backends_in, skip_unless_available
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import seqlab.ops
 from seqlab.ops import causal_conv1d, cross_entropy, routed_experts, selective_scan, ssd
@@ -93,6 +94,13 @@ class TestFused:
         message = rf"{name} backend='{backend}' has no second derivative: use backend=\"reference\""
         with pytest.raises(NotImplementedError, match=message):
             gradient.square().sum().backward()
+
+    def test_a_checkpoint_computes_it_again(self, name, backend):
+        operation, x = case(name, backend)
+        x.requires_grad_()
+        (plain,) = torch.autograd.grad(operation(x).sum(), x)
+        (again,) = torch.autograd.grad(checkpoint(operation, x, use_reentrant=False).sum(), x)
+        assert again.equal(plain)
 
     @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "hessian"])
     def test_transforms_are_refused(self, name, backend, transform):

@@ -101,12 +101,13 @@ def test_a_model_without_layers():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("model", ["mamba", "transformer_moe"])
+@pytest.mark.parametrize("model", ["mamba", "mamba2", "mamba3", "gated_delta_net", "m2rnn", "transformer_moe"])
 @pytest.mark.parametrize("cuda_graph", ["false", "true"])
 def test_on_a_gpu(train, model, cuda_graph):
     """With dropout, whose masks a replayed step keeps and any other draws again."""
     settings = f"model={model}", f"trainer.cuda_graph={cuda_graph}", "model.dropout=0.2", "device=cuda"
     settings = *settings, "trainer.steps=12", "schedule=constant", "optimizer.lr=1e-4"
     whole, again = (train(*settings, f"trainer.checkpoint_layers={on}", folder=on) for on in ("false", "true"))
+    assert whole.status == again.status == 0
     for a, b in zip(whole.records, again.records, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)

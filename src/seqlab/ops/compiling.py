@@ -47,8 +47,8 @@ class _Threads(ThreadPoolExecutor):
 def _compiled(compile: Callable[[], Any]) -> Any | None:
     """The kernel; None if it cannot be had, so that its launch compiles it and raises the error there.
 
-    Up to 3.6 Triton compiles a launcher in C for each kernel too. Here that only fills Triton's cache, and the kernel is
-    loaded where it is launched: a launcher that one of several threads loads may turn into another kernel's
+    Up to 3.6 Triton compiles a launcher in C for each kernel too. Here that only fills Triton's cache, and the kernel
+    is loaded where it is launched: a launcher that one of several threads loads may turn into another kernel's
     (findings/triton_launchers_loaded_again_share_one_module.sh).
     """
     from triton.runtime import driver

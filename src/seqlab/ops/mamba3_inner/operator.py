@@ -60,8 +60,7 @@ class Mamba3Inner(FirstDerivative):
         d_out = d_out.reshape(-1, d_out.shape[2])
         d_gated = torch.mm(d_out, out_weight).view(*projected.shape[:2], -1)
         inputs = Inputs(*_parts(projected, *split), *parameters)
-        found = block.backward(
-            inputs, ctx.settings, d_gated, _parts(d_projected, *split), Kept(*kept) if kept else None
-        )
+        kept = Kept(*kept) if kept else None
+        found = block.backward(inputs, ctx.settings, d_gated, _parts(d_projected, *split), kept)
         del d_gated
         return d_projected, *found[:4], torch.mm(d_out.t(), rows(found.out)), None, None
