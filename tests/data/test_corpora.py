@@ -28,6 +28,7 @@ def with_sums(settings: dict) -> dict:
 def test_fractions_cut_by_characters():
     pieces = split_text("0123456789", (0.7, 0.2, 0.1), "character")
     assert pieces == {"train": "0123456", "validation": "78", "test": "9"}
+    assert split_text("0123456789", (0.9, 0.1), "character") == {"train": "012345678", "validation": "9", "test": "9"}
 
 
 def test_fractions_cut_words_at_the_end_of_a_line():
@@ -36,7 +37,7 @@ def test_fractions_cut_words_at_the_end_of_a_line():
     assert "".join(split_text(text, (0.5, 0.3, 0.2), "word").values()) == text
 
 
-@pytest.mark.parametrize("fractions", [[0.8, 0.2], [0.8, 0.1, 0.2], [1.0, 0.0, 0.0], [1.2, -0.1, -0.1]])
+@pytest.mark.parametrize("fractions", [[0.8, 0.1], [1.0], [0.8, 0.1, 0.2], [1.0, 0.0, 0.0], [1.2, -0.1, -0.1]])
 def test_bad_fractions_are_refused(characters, fractions):
     with pytest.raises(UserError, match=r"data\.fractions=\[.*\]: must be three positive shares"):
         configured_data(TextData, characters(fractions=fractions))

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Corpus:
 
     def __post_init__(self) -> None:
         self.files = _parse_files(self.files, self.fractions)
-        self.fractions = None if self.fractions is None else parse_fractions(self.fractions)
+        self.fractions = None if self.fractions is None else parse_fractions(self.fractions, or_two=True)
         if self.source is not None:
             download.check_source(self.source)
         self.dir = None if self.dir is None else Path(self.dir).expanduser()
@@ -189,12 +190,15 @@ class Corpus:
 
 
 def split_text(text: str, fractions: tuple[float, ...], unit: Unit) -> dict[str, str]:
-    """Split a text at the given fractions of its characters; a text of words, at the next end of a line."""
-    shares = fractions[0], fractions[0] + fractions[1]
-    cuts = [int(round(len(text) * share, 6)) for share in shares]  # 0.7 + 0.2 is a little less than 0.9
+    """Split a text at the given fractions of its characters; a text of words, at the next end of a line.
+
+    Of two fractions the second is that of validation and test, which are then the same text.
+    """
+    cuts = [int(round(len(text) * share, 6)) for share in accumulate(fractions[:-1])]  # 0.7 + 0.2 is less than 0.9
     if unit == "word":
         cuts = [text.find("\n", max(cut - 1, 0)) + 1 or len(text) for cut in cuts]
-    return {"train": text[: cuts[0]], "validation": text[cuts[0] : cuts[1]], "test": text[cuts[1] :]}
+    parts = [text[begin:end] for begin, end in pairwise((0, *cuts, len(text)))]
+    return {"train": parts[0], "validation": parts[1], "test": parts[-1]}
 
 
 def predicted_bytes(text: str, unit: Unit) -> int:

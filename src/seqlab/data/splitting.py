@@ -65,13 +65,14 @@ def split_by_hash(document: Document, shares: dict[str, float]) -> str:
     return "train"
 
 
-def parse_fractions(fractions: list[float]) -> tuple[float, ...]:
-    """Three shares.
+def parse_fractions(fractions: list[float], *, or_two: bool = False) -> tuple[float, ...]:
+    """Three shares, or two if these are allowed.
 
     Raises:
-        UserError: they are not three positive numbers that add up to 1.
+        UserError: they are not as many positive numbers that add up to 1.
     """
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) not in (3, 3 - or_two) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         rule = "must be three positive shares (training, validation, test) that add up to 1"
+        rule += ", or two, of which the second is validation and test alike" * or_two
         raise UserError("fractions", list(fractions), rule, "For example fractions=[0.8,0.1,0.1]")
     return tuple(fractions)

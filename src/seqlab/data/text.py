@@ -33,7 +33,8 @@ class TextData(TextWindows):
         folder: of the corpus's files, below ``dir``.
         files: ``file`` (a name in the folder), ``sha256`` or ``sha1`` and ``tokens`` for each of train, validation and
             test, or for ``all`` when ``fractions`` splits one file. Leave out the sum to take a file as it is.
-        fractions: shares of the characters, or bytes, of the one file that go to train, validation and test, in order.
+        fractions: shares of the characters, or bytes, of the one file that go to train, validation and test, in order;
+            of two the second goes to validation and test alike, as some published figures are.
         vocab_size: the number of different tokens that the corpus must have; None for any.
         download: source of files that ``dir`` does not have, as in ``seqlab.data.download.fetch``.
         dir: the folder that contains the folders of corpora.
