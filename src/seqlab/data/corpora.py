@@ -180,7 +180,7 @@ class Corpus:
     def _check_counts(self, encoded: Encoded) -> None:
         counts = {split: len(tokens) for split, tokens in encoded.splits.items()}
         if self.fractions is not None:
-            counts = {"all": sum(counts.values())}
+            counts = {"all": sum(counts[split] for split in SPLITS[: len(self.fractions)])}
         expected = {f"files.{role}.tokens": (spec.tokens, counts[role]) for role, spec in self.files.items()}
         expected["vocab_size"] = (self.vocab_size, len(encoded.vocabulary))
         for key, (wanted, found) in expected.items():
