@@ -122,11 +122,18 @@ class TestTheSameStep:
         how = Regularisation(label_smoothing=label_smoothing)
         assert_same_steps("mamba", overrides=mixture, precision=precision, regularisation=how)
 
-    @pytest.mark.parametrize("name", ["transformer", "transformer_moe"])
+    @pytest.mark.parametrize("name", ["transformer", "transformer_moe", "mixture"])
     @pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "precision": "bf16"}], ids=str)
     @pytest.mark.parametrize("pays", [True, False])
     def test_of_a_probe_with_few_answers(self, name, settings, pays, monkeypatch):
-        """Of mixed difficulty, so that some rows have fewer than the most; beside the loss of all positions' logits."""
+        """Of mixed difficulty, so that some rows have fewer than the most; beside the loss of all positions' logits.
+
+        A mixture drops the same channels of its latents at all positions of a sequence, and draws the same masks.
+        """
+        overrides = []
+        if name == "mixture":
+            name, overrides, pays = "transformer", ["model.softmaxes=3", "model.embedding_std=0.5"], True
+            settings = settings | {"regularisation": Regularisation(latents=0.5)}
         data = configured_data(
             MQAR,
             {"length": L, "pairs": 2, "vocab_size": V, "alpha": 0.1, "n_train": None, "epoch_size": B, "seed": 0}
@@ -135,8 +142,8 @@ class TestTheSameStep:
         monkeypatch.setattr("seqlab.models.head_loss.pays", lambda *_: pays)
         losses, largest = [], []
         for most in (data.most_labels, None):
-            data.most_labels = most
-            update = Update(config_of(optimizer=lambda m: sgd(m, lr=1.0), **settings), model(name), data, device=CPU)
+            data.most_labels, net = most, model(name, *overrides)
+            update = Update(config_of(optimizer=lambda m: sgd(m, lr=1.0), **settings), net, data, device=CPU)
             with LargestTensor(V) as seen:
                 losses.append([update(data.train_batch(n, B, seed=1), 1.0).loss for n in range(3)])
             largest.append(seen.elements)

@@ -238,13 +238,13 @@ class SequenceModel(nn.Module):
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
         """Tokens (B, L) or features (B, L, d_input) to outputs (B, L, d_output).
 
-        With ``places`` (P,), indices into the flattened batch, to (P, d_output): a large head at all positions would be
-        most of the work where few are needed.
+        With ``places`` (P,), or of any shape (...), indices into the flattened batch, to (P, d_output) or (...,
+        d_output): a large head at all positions would be most of the work where few are needed.
         """
         return self.head(self.hidden(inputs, places))
 
     def hidden(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-        """What ``forward`` gives to the head: (B, L, D), or (P, D) with ``places``."""
+        """What ``forward`` gives to the head: (B, L, D), or (P, D) or (..., D) with ``places``."""
         length = inputs.shape[1]
         start = self.context.rank * length if self.context is not None and self.training else 0
         x, update = self._embed(inputs, start, start + length), None  # (B, L, D)

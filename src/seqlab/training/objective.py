@@ -50,14 +50,13 @@ class Objective(nn.Module):
         with autocast(self.device, self.precision, cache=self.cache):
             places = None if carried else self.places(targets)
             if places is not None:
-                targets = targets.flatten()[places, None]  # (P, 1): a sequence each
+                targets = targets.flatten()[places]  # (B, most)
             skips = self.skips_logits(inputs, targets.numel())
             if carried:
                 hidden, state = self.model.carry(inputs, state)
                 after = tensors_of(state)
             elif skips or places is not None:
-                hidden = self.model.hidden(inputs, places)  # (B, L, D)
-                hidden = hidden if places is None else hidden[:, None]  # (P, 1, D)
+                hidden = self.model.hidden(inputs, places)  # (B, L, D), or (B, most, D)
             if skips:
                 scale = count.reciprocal().expand(targets.shape)
                 return head_loss(self.model.head, hidden, targets, scale, self.label_smoothing), after
@@ -73,7 +72,7 @@ class Objective(nn.Module):
         return getattr(self.data.loss, "is_cross_entropy", False)
 
     def places(self, targets: Tensor) -> Tensor | None:
-        """Where the targets (B, L) are labels, if few positions of a window can be: indices (P,) into the flat batch.
+        """Where the targets (B, L) are labels, if few positions of a window can be: (B, most), in the flat batch.
 
         They are as many for each row as its data have at most, known beforehand, so that the host need not wait for the
         device to count them; the others are positions without a label.
@@ -85,7 +84,7 @@ class Objective(nn.Module):
         if self.model.last_output is not None:  # it regularises what the head reads at all positions
             return None
         here = (targets != IGNORED).to(torch.uint8).topk(most, dim=1, sorted=False).indices  # (B, most)
-        return (here + length * torch.arange(rows, device=targets.device)[:, None]).flatten()
+        return here + length * torch.arange(rows, device=targets.device)[:, None]
 
     def skips_logits(self, inputs: Tensor, positions: int) -> bool:
         """Whether the loss of inputs (B, L) at so many positions does without holding all logits (``head_loss``)."""
