@@ -44,6 +44,7 @@ def test_seeds_of_one_configuration_are_one_group_in_their_order(tmp_path):
         {"trainer.steps": 100.0},
         {"trainer.regularisation._target_": "seqlab.training.regularisation.Regularisation"}
         | {"trainer.regularisation.words": 0.0, "trainer.regularisation.weights_on": None},
+        {"model.softmaxes": 1, "model.mixers.mamba.negative_eigenvalues": False, "trainer.freeze": []},
     ],
 )
 def test_settings_that_change_nothing_do_not_part_seeds(tmp_path, settings):
@@ -63,6 +64,7 @@ def test_settings_that_change_nothing_do_not_part_seeds(tmp_path, settings):
         ({"data.seed": 1}, ["mamba, data.seed=0", "mamba, data.seed=1"]),
         ({"optimizer._target_": "torch.optim.SGD"}, ["mamba, optimizer=SGD", "mamba, optimizer=adamw"]),
         ({"optimizer.betas": [0.9, 0.99]}, ["mamba, betas=0.9+0.95", "mamba, betas=0.9+0.99"]),
+        ({"model.softmaxes": 3}, ["mamba, softmaxes=1", "mamba, softmaxes=3"]),
         ({"model.tie_embeddings": True}, ["mamba, tie_embeddings=none", "mamba, tie_embeddings=true"]),
     ],
 )

@@ -25,6 +25,9 @@ WITHOUT_EFFECT_BELOW = ("data.download", "trainer.regularisation._target_")
 NONE_IF_ZERO = "trainer.regularisation."
 """Settings of which 0 is none, as it was in runs before there were such."""
 
+AS_BEFORE = {"softmaxes": 1, "negative_eigenvalues": False, "freeze": []}
+"""What later settings, by the end of their keys, are where they change nothing: so it was in runs before them."""
+
 ALIASES = ("size", "optimizer", "schedule", "regularisation")
 """Sections that other sections repeat by interpolation; their keys are those that a user sets."""
 
@@ -85,7 +88,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any,
 
 
 def with_effect(config: dict[str, Any]) -> Flat:
-    """The flat settings that determine what a run computes, without the seed; null counts as absent."""
+    """The flat settings that determine what a run computes, without the seed, null and what was ``as_before``."""
     return {key: value for name in SECTIONS for key, value in section_with_effect(name, config.get(name)).items()}
 
 
@@ -96,7 +99,13 @@ def section_with_effect(name: str, section: Any) -> Flat:
         for key, value in flatten(section, name).items()
         if value is not None and key not in NOT_COMPARED and not key.startswith(WITHOUT_EFFECT_BELOW)
         if value != 0 or not key.startswith(NONE_IF_ZERO)
+        if value != as_before(key)
     }
+
+
+def as_before(key: str) -> Any:
+    """What a setting was in runs that do not have it."""
+    return AS_BEFORE.get(key.rpartition(".")[2])
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
@@ -157,8 +166,9 @@ def settings_that_vary(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def columns(flats: Sequence[Flat]) -> list[tuple[str, list[Any]]]:
-    """Each key of several flat configurations with its values, ``None`` where one lacks it."""
-    return [(key, [flat.get(key) for flat in flats]) for key in dict.fromkeys(key for flat in flats for key in flat)]
+    """Each key of several flat configurations with its values, ``as_before`` where one lacks it."""
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    return [(key, [flat.get(key, as_before(key)) for flat in flats]) for key in keys]
 
 
 def in_json(value: Any) -> str:
