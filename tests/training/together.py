@@ -98,9 +98,9 @@ def every_mixer() -> dict[str, Any]:
     return model | {"mixers": mixers, "pattern": pattern, "n_layers": len(pattern), "feedforward": experts}
 
 
-def built(model: dict[str, Any]) -> SequenceModel:
+def built(model: dict[str, Any], seed: int = 0) -> SequenceModel:
     """A model in float64, without dropout, whose masks are each process's own."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     built = build_model(OmegaConf.create({"model": model}), TokenWidths(VOCABULARY, VOCABULARY, LENGTH, True), CPU)
     for part in built.modules():
         if isinstance(part, nn.Dropout):
@@ -108,14 +108,15 @@ def built(model: dict[str, Any]) -> SequenceModel:
     return built.double()
 
 
-def update_of(model: dict[str, Any], settings: dict[str, Any], world: World) -> Update:
+def update_of(model: dict[str, Any], settings: dict[str, Any], world: World, seed: int = 0) -> Update:
+    """With another seed, which a run that goes on from a checkpoint may begin with, weights are others."""
     data, settings = Words(), dict(settings)
     data.carries = settings.pop("carries", False)
     config = config_of(batch_size=ROWS, clip_norm=0.1, **settings)
     config.check(data, world)
     with pytest.MonkeyPatch.context() as patch:  # as graphs alone: to compile C++ takes a minute
         patch.setattr(torch, "compile", lambda net, original=torch.compile: original(net, backend="eager"))
-        return Update(config, built(model), data, device=CPU, world=world)
+        return Update(config, built(model, seed), data, device=CPU, world=world)
 
 
 def stepped(update: Update, number: int) -> float:
@@ -174,7 +175,7 @@ def resumed(
 
     Besides, what a checkpoint would have before that, and before any step.
     """
-    update, saved = update_of(model, settings, world), copy.deepcopy(saved)
+    update, saved = update_of(model, settings, world, seed=1), copy.deepcopy(saved)
     found = {"fresh": saved_of(update), "fresh again": saved_of(update)}
     checkpoint.put_weights(saved["weights"], update.evaluated)
     update.load_state_dict(saved["state"])
@@ -213,7 +214,7 @@ def kept(model: dict[str, Any], settings: dict[str, Any], folder: Path, world: W
 
 def gone_on(model: dict[str, Any], settings: dict[str, Any], folder: Path, world: World = ALONE) -> dict[str, Any]:
     """The same updates from the checkpoint of step 1."""
-    update = update_of(model, settings, world)
+    update = update_of(model, settings, world, seed=1)
     saving_of(update, folder, world).restore()
     return ended(update, 2)
 

@@ -47,8 +47,9 @@ class Average:
 
     def __init__(self, model: nn.Module, averaged: nn.Module, decay: float):
         self.model = averaged
-        pairs = [(a, w) for a, w in zip(averaged.parameters(), model.parameters(), strict=True) if w.requires_grad]
-        self.averages, self.weights = ([pair[i] for pair in pairs] for i in (0, 1))
+        both = list(zip(averaged.parameters(), model.parameters(), strict=True))
+        self.averages, self.weights = ([pair[i] for pair in both if pair[1].requires_grad] for i in (0, 1))
+        self.frozen = [(a, w) for a, w in both if not (w.requires_grad or a is w)]  # of each model its own parts
         self.buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
         self.share = torch.tensor(1 - decay, device=self.averages[0].device)
 
@@ -69,7 +70,9 @@ class Average:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore what ``state`` returned; ``model`` has its weights already, also those that are frozen."""
+        for average, weight in self.frozen:
+            own(weight).copy_(own(average))
         for ours, saved in zip(self.weights, state["weights"], strict=True):
             ours.copy_(part_of(saved, ours))
         for (_, ours), saved in zip(self.buffers, state["buffers"], strict=True):
