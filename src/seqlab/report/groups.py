@@ -25,7 +25,7 @@ WITHOUT_EFFECT_BELOW = ("data.download", "trainer.regularisation._target_")
 NONE_IF_ZERO = "trainer.regularisation."
 """Settings of which 0 is none, as it was in runs before there were such."""
 
-AS_BEFORE = {"softmaxes": 1, "negative_eigenvalues": False, "freeze": []}
+AS_BEFORE = {"softmaxes": 1, "negative_eigenvalues": False, "recompute": False, "freeze": []}
 """What later settings, by the end of their keys, are where they change nothing: so it was in runs before them."""
 
 ALIASES = ("size", "optimizer", "schedule", "regularisation")
