@@ -50,8 +50,8 @@ def head_loss(head: Linear, hidden: Tensor, targets: Tensor, scale: Tensor, labe
 
     Args:
         head: a model's.
-        hidden: (B, L, D) or (P, D), what it reads.
-        targets, scale: (B, L) or (P,) each.
+        hidden: (..., D), what it reads: of (B, L) positions, or of those that can have a label.
+        targets, scale: (...) each.
         label_smoothing: share of each target that goes to all words alike.
     """
     how: dict[str, Any] = {"label_smoothing": label_smoothing, "backend": "chunked"}

@@ -162,13 +162,17 @@ class SequenceModel(nn.Module):
             self.head = MixtureOfSoftmaxes(width, d_model, d_output, softmaxes, bias=bias)
         if residual:
             self._rescale_residual_projections()
-        if tokens:
-            nn.init.normal_(self.embed.weight, std=embedding_std)
+        self._initialise_embedding(embedding_std, tied=tied)
+
+    def _initialise_embedding(self, std: float, *, tied: bool) -> None:
+        """Draw the embeddings of tokens and positions; if ``tied``, the head's weight is the tokens'."""
+        if self.tokens:
+            nn.init.normal_(self.embed.weight, std=std)
         if self.positions is not None:
-            self.positions.initialise(embedding_std)
+            self.positions.initialise(std)
         if tied:
             self.head.weight = self.embed.weight
-        elif tokens:
+        elif self.tokens:
             self.embed.weight.lookup = True
 
     def _rescale_residual_projections(self) -> None:
@@ -238,13 +242,13 @@ class SequenceModel(nn.Module):
     def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
         """Tokens (B, L) or features (B, L, d_input) to outputs (B, L, d_output).
 
-        With ``places`` (P,), or of any shape (...), indices into the flattened batch, to (P, d_output) or (...,
-        d_output): a large head at all positions would be most of the work where few are needed.
+        With ``places`` (...), indices into the flattened batch, to (..., d_output): a large head at all positions would
+        be most of the work where few are needed.
         """
         return self.head(self.hidden(inputs, places))
 
     def hidden(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
-        """What ``forward`` gives to the head: (B, L, D), or (P, D) or (..., D) with ``places``."""
+        """What ``forward`` gives to the head: (B, L, D), or (..., D) with ``places``."""
         length = inputs.shape[1]
         start = self.context.rank * length if self.context is not None and self.training else 0
         x, update = self._embed(inputs, start, start + length), None  # (B, L, D)

@@ -46,7 +46,7 @@ class Objective(nn.Module):
 
         And the tensors of the state after the inputs, if one before them is given.
         """
-        after, carried = [], state is not None
+        after, hidden, carried = [], None, state is not None
         with autocast(self.device, self.precision, cache=self.cache):
             places = None if carried else self.places(targets)
             if places is not None:
@@ -60,7 +60,7 @@ class Objective(nn.Module):
             if skips:
                 scale = count.reciprocal().expand(targets.shape)
                 return head_loss(self.model.head, hidden, targets, scale, self.label_smoothing), after
-            outputs = self.model(inputs) if not carried and places is None else self.model.head(hidden)
+            outputs = self.model(inputs) if hidden is None else self.model.head(hidden)
         loss = self.data.loss(outputs, targets).sum()
         if self.label_smoothing:
             loss = loss + self.label_smoothing * smoothing_excess(outputs, targets).sum()
