@@ -111,7 +111,7 @@ def check_stacked_mqar(inputs: list[list[float]], targets: list[int], data: Any)
             stored[key] = value
         assert (target != -100) == (any(key) and not any(value))
         if target != -100:
-            assert stored.pop(key) == data.vectors[1][1 + target].tolist()
+            assert stored.pop(key) == data.vectors[data.n_keys + 2 + target].tolist()
     assert not stored
 
 

@@ -26,7 +26,7 @@ from support import built_model, compose_config, configured_data
 def test_every_target_follows_from_the_inputs(task, settings, sizes):
     data = task(**settings, **sizes | {"n_test": 200})
     for batch in (data.train_batch(2, 39, 1), many(data, 200), *data.evaluation_batches("validation", 4)):
-        assert (batch.inputs.dtype, batch.targets.dtype) == (torch.int64 if data.tokens else torch.float32, torch.int64)
+        assert (batch.inputs.dtype, batch.targets.dtype) == (torch.int64 if data.tokens else torch.int8, torch.int64)
         assert batch.inputs.shape[:2] == data.mask(batch.targets).shape
         assert batch.inputs.max() < data.d_input
         check_solved(batch, data)

@@ -33,8 +33,8 @@ def of_cross_entropy(loss: LossFunction) -> LossFunction:
 class Batch(NamedTuple):
     """Inputs and their targets, position by position.
 
-    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input) float32; ``targets`` are token ids (B, L)
-    int64, or (B, L, n) if a position has n of them, or values (B, L, d_output) float32.
+    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input), float32 or any that it holds exactly, as int8;
+    ``targets`` are token ids (B, L) int64, or (B, L, n) if a position has n of them, or values (B, L, d_output) float32.
     """
 
     inputs: Tensor
@@ -52,7 +52,7 @@ class Widths(Protocol):
     """The widths of a data set, from which a model is built.
 
     Attributes:
-        tokens: whether inputs are token ids, (B, L) int64, or features, (B, L, d_input) float32.
+        tokens: whether inputs are token ids, (B, L) int64, or features, (B, L, d_input).
         d_input: the size of the vocabulary, or the number of features at a position.
         d_output: the number of logits or values that a model outputs for a position.
         length: positions of a training window.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
+from torch.nn.functional import embedding
 from typing_extensions import override
 
 from seqlab.data.probes.base import Examples, Probe, Setting, power_of_two
@@ -93,16 +94,16 @@ class StackedMQAR(Probe):
         return 1 / self.n_values
 
     @cached_property
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """Those of nothing, zeros, and of the keys (1 + keys, E), and of nothing and the values (1 + values, E)."""
-        return self._vectors("key vectors", self.n_keys), self._vectors("value vectors", self.n_values)
+    def vectors(self) -> Tensor:
+        """Those of no key, zeros, of the keys, of no value, and of the values: (1 + keys + 1 + values, E) int8."""
+        return torch.cat([self._vectors("key vectors", self.n_keys), self._vectors("value vectors", self.n_values)])
 
     def _vectors(self, what: str, count: int) -> Tensor:
         draw, n_code = Draw(self.seed, self.name, 0, 1), min(self.d_vector, CODE)
         codes = draw.distinct(what, count, 2**n_code).T >> np.arange(n_code) & 1  # (count, n_code)
         more = draw.below(f"more of {what}", count * (self.d_vector - n_code), 2).reshape(count, -1)
         signs = 2 * np.concatenate([codes, more], axis=1) - 1  # (count, E)
-        return torch.from_numpy(np.concatenate([np.zeros_like(signs[:1]), signs]).astype(np.float32))
+        return torch.from_numpy(np.concatenate([np.zeros_like(signs[:1]), signs]).astype(np.int8))
 
     @override
     def generate(self, draw: Draw, *, length: int, pairs: int, passes: int) -> Examples:
@@ -121,8 +122,9 @@ class StackedMQAR(Probe):
     @override
     def to_batch(self, examples: Examples) -> Batch:
         inputs, targets = map(torch.from_numpy, examples)
-        both = zip(self.vectors, inputs.unbind(dim=2), strict=True)
-        return Batch(torch.cat([vectors[numbers] for vectors, numbers in both], dim=2), targets)
+        rows = inputs + torch.tensor([0, 1 + self.n_keys])  # (N, L, 2)
+        # in a third of the time of indexing; in bytes, for as float32 this and its way to a GPU would outlast a step there
+        return Batch(embedding(rows, self.vectors).flatten(2), targets)
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
         """Positions back to the last pair with the key, rounded up to powers of two, and the pairs: (B, L) each."""
