@@ -34,7 +34,8 @@ class Batch(NamedTuple):
     """Inputs and their targets, position by position.
 
     ``inputs`` are token ids (B, L) int64 or features (B, L, d_input), float32 or any that it holds exactly, as int8;
-    ``targets`` are token ids (B, L) int64, or (B, L, n) if a position has n of them, or values (B, L, d_output) float32.
+    ``targets`` are token ids (B, L) int64, or (B, L, n) if a position has n of them, or values (B, L, d_output)
+    float32.
     """
 
     inputs: Tensor

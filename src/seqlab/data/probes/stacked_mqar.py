@@ -123,7 +123,7 @@ class StackedMQAR(Probe):
     def to_batch(self, examples: Examples) -> Batch:
         inputs, targets = map(torch.from_numpy, examples)
         rows = inputs + torch.tensor([0, 1 + self.n_keys])  # (N, L, 2)
-        # in a third of the time of indexing; in bytes, for as float32 this and its way to a GPU would outlast a step there
+        # in a third of the time of indexing; and bytes, since float32 would take longer to a GPU than a step there
         return Batch(embedding(rows, self.vectors).flatten(2), targets)
 
     def slices(self, batch: Batch) -> dict[str, Tensor]:
