@@ -82,7 +82,7 @@ ROOMS = {
     "sweep": (
         "errors invocation formatting jsonio console config pretrained runs",
         "callback display duplicates entries jobs launchers/local_gpus launchers/on_ray launchers/on_slurm "
-        "launchers/packed naming orphans points rates search/pruning search/space search/studies shared_mistakes watch "
+        "launchers/packed naming orphans points rates search/pruning search/space search/studies shared_mistakes stopping watch "
         "workers",
     ),
     "report": (

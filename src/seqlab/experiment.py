@@ -24,7 +24,7 @@ from seqlab.config.schema import check_all
 from seqlab.config.without_effect import check_choice
 from seqlab.data.protocol import DataSet
 from seqlab.errors import NoResult, UserError, under
-from seqlab.invocation import processes
+from seqlab.invocation import in_worker, processes
 from seqlab.jsonio import load
 from seqlab.match.overlay import matched
 from seqlab.models.counting import backends
@@ -235,7 +235,7 @@ def execute(cfg: DictConfig, trainer: Trainer, logger: NoLogger, folder: Path, r
         if not (completed and trainer.is_over):
             facts.write(folder, summary | {"status": "running", "steps": first})
         kept = MetricsFile(folder / "metrics.jsonl", keep=trainer.counters.is_settled)
-        stopping = StopRequest(patient=trainer.world.size > 1)
+        stopping = StopRequest(patient=trainer.world.size > 1 or in_worker())
         with trainer.world.roll_call(), kept as metrics_file, stopping as stop:
             trainer.run(record, stop)
             test = trainer.test()

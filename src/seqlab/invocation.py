@@ -10,6 +10,10 @@ from contextlib import contextmanager
 TYPED = "SEQLAB_COMMAND"
 """Environment variable with the command, for jobs in processes of their own."""
 
+SWEEP = "SEQLAB_SWEEP"
+"""Environment variable with the id of the process that a job ends with: the one that shows the sweep, Ray's worker,
+or, of a job in several processes, the one that started torchrun."""
+
 INSTALLED = (["seqlab"], ["python", "-m", "seqlab"])
 """How the commands begin from anywhere; in a clone each has a script too."""
 
@@ -53,11 +57,21 @@ def arguments() -> list[str]:
     return next((words[len(begin) :] for begin in INSTALLED if words[: len(begin)] == begin), words)
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def processes() -> tuple[int, int]:
     """The number of this process and that of all, under torchrun; 0 and 1 without it."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # WORLD_SIZE alone may be another program's
+    if not under_torchrun():  # WORLD_SIZE alone may be another program's
         return 0, 1
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def in_worker() -> bool:
+    """Whether this process runs a job of a sweep for another process, with which it ends."""
+    return os.environ.get(SWEEP, str(os.getpid())) != str(os.getpid())
 
 
 def program(name: str = "train") -> str:

@@ -1,6 +1,8 @@
 """What a sweep or a comparison started ends with it, also where it was killed and could end nothing itself."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,9 @@ import pytest
 from test_sweep_kills import assert_same_sweep
 
 import forks
-from support import SMALL, run_sweep
+from seqlab.sweep.entries import read
+from seqlab.training import checkpoint
+from support import SMALL, Job, run_sweep
 
 pytest.importorskip("joblib")
 pytest.importorskip("submitit")
@@ -95,6 +99,63 @@ def test_a_killed_sweep_leaves_no_process(tmp_path, environment, launcher, how):
             process.kill()
 
 
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+os.environ["SEQLAB_SWEEP"] = str(os.getpid())
+
+def job(folder, i):
+    from functools import partial
+    from seqlab.sweep import stopping
+    from seqlab.sweep.entries import Entry
+    from seqlab.sweep.orphans import JOBLIB
+    entry = Entry(i, str(i), [], process=os.getpid())
+    entry.write(folder)
+    ended = partial(entry.end, folder, "interrupted")
+    with stopping.ends_the_job(JOBLIB, ended):
+        if i == 3:
+            (folder / "training_3").touch()
+            time.sleep(600)  # what no run handles, as imports
+        heard = []
+        stopping.handle(lambda number, frame: heard.append(number))  # as a run does
+        (folder / f"training_{i}").touch()
+        while not heard:
+            time.sleep(0.05)
+        time.sleep(i)  # the end of a step
+        (folder / f"checkpoint_{i}").touch()
+    ended()
+    stopping.wait_for_end()
+
+def leave(number, frame):
+    stopping.stop_jobs(folder, 0)
+    sys.exit(128 + number)
+
+from joblib import Parallel, delayed
+from seqlab.sweep import stopping
+stopping.handle(leave)
+Parallel(4, backend="loky", batch_size=1)(delayed(job)(folder, i) for i in range(6))
+"""
+
+
+@pytest.mark.parametrize(("all_of_them", "number"), [(False, signal.SIGTERM), (True, signal.SIGINT)])
+def test_a_stopped_sweep_waits_for_the_checkpoints(tmp_path, environment, all_of_them, number):
+    """Also where the jobs have heard the signal themselves, as from a terminal; no job is begun any more."""
+    arguments = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert until(lambda: len(list(tmp_path.glob("training_*"))) == 4, 60)
+        (os.killpg if all_of_them else os.kill)(process.pid, number)
+        assert process.wait(30) == 128 + number
+        assert {path.name for path in tmp_path.glob("checkpoint_*")} == {f"checkpoint_{i}" for i in range(3)}
+        assert [(entry.number, entry.outcome) for entry in read(tmp_path)] == [(i, "interrupted") for i in range(4)]
+        assert until(lambda: not descendants(process.pid), 10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 SWEEP = (
     *("model=transformer", "seed=1,2", "model.dropout=0.1", "threads=1", "trainer.steps=300"),  # equally fast
     *("trainer.evaluate_every=100", "trainer.checkpoint_every=20", "trainer.log_every=1"),
@@ -107,14 +168,25 @@ def start(folder: Path) -> ForkServerProcess:
 
 
 @pytest.mark.slow
-def test_the_same_command_at_once_goes_on(tmp_path):
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+def test_the_same_command_at_once_goes_on(tmp_path, end):
     """The workers end where they are, and leave what the next sweep ends with the results of one without a break."""
     folder, whole = tmp_path / "broken", tmp_path / "whole"
     assert run_sweep(whole, *SWEEP) == 0
     sweep = start(folder)
     try:
         assert until(lambda: len(steps_in(folder)) == 2 and min(steps_in(folder)) > 50, 240)
-        assert_killed_with_all(sweep, 20)
+        if end == "killed":
+            assert_killed_with_all(sweep, 20)
+        else:
+            sweep.terminate()
+            sweep.join(60)
+            assert sweep.exitcode == 143
+            states = [(Job(path.parent, 0).summary, path.parent) for path in folder.glob("*/summary.json")]
+            assert [summary["status"] for summary, _ in states] == ["interrupted"] * 2
+            for summary, run in states:
+                latest = checkpoint.latest(run / "checkpoints")
+                assert latest == checkpoint.path_of(run / "checkpoints", summary["steps"])
     finally:
         sweep.kill()
     assert run_sweep(folder, *SWEEP, "launcher=joblib") == 0

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +27,10 @@ from seqlab.config.command_line import in_order, parse_flags
 from seqlab.config.exceptions import message_of, report, translate
 from seqlab.config.options import help_text
 from seqlab.errors import Absent, Diverged, Foreseen, Interrupted, Pruned, UserError, is_out_of_touch
-from seqlab.invocation import processes, remember
+from seqlab.invocation import SWEEP, processes, remember, under_torchrun
 from seqlab.jsonio import load
 from seqlab.runs import leftovers
-from seqlab.sweep import orphans, watch
+from seqlab.sweep import orphans, stopping, watch
 from seqlab.sweep.entries import Entry
 from seqlab.sweep.search.pruning import reporter
 
@@ -45,7 +46,7 @@ def run(main: Callable[[], None], command: Sequence[str] | None = None) -> NoRet
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed
     remember(command or ["python", *sys.argv])
-    os.environ[orphans.SWEEP] = str(os.getpid())
+    os.environ[SWEEP] = str(os.getpid())
     status: Any = 0
     try:
         sys.argv[1:] = in_order(sys.argv[1:])
@@ -189,9 +190,10 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     folder = os.path.relpath(hydra.runtime.output_dir, sweep)
-    entry = Entry(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task))
+    entry = Entry(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task), process=process())
+    launcher, interrupted = hydra.launcher._target_, partial(entry.end, sweep, "interrupted")
     try:
-        with orphans.ends_with_sweep(hydra.launcher._target_):
+        with orphans.ends_with_sweep(launcher), stopping.ends_the_job(launcher, interrupted):
             entry.write(sweep)
             if torchrun.wanted(cfg):
                 return in_processes(cfg, entry)
@@ -206,7 +208,7 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
         ending = translate(error)
         if isinstance(ending, Interrupted):
             log.warning("Stopped at step %d; the checkpoint is written.", ending.step)
-            entry.end(sweep, "interrupted")
+            interrupted()
             leave(ending.signal)
         report(error, debug=cfg.debug is True)
         entry.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
@@ -215,6 +217,11 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
         from seqlab.runs.process import free_memory  # imports torch, which the job has done by now
 
         free_memory()
+
+
+def process() -> int:
+    """The id of the process that a signal to this job goes to: of those of torchrun, the one that started them."""
+    return int(os.environ[SWEEP]) if under_torchrun() else os.getpid()
 
 
 def in_processes(cfg: DictConfig, entry: Entry) -> float:
@@ -247,4 +254,6 @@ def leave(number: int) -> NoReturn:
 
     if number == signal.SIGUSR2 or preempted():
         signal.raise_signal(signal.SIGUSR2)
+    if stopping.is_held(HydraConfig.get().launcher._target_):
+        stopping.wait_for_end()
     sys.exit(128 + number)

@@ -3,7 +3,6 @@
 What needs torch is imported where it is used, since every command line resolves some of these.
 """
 
-import os
 from datetime import datetime
 
 from hydra.core.config_store import ConfigStore
@@ -12,13 +11,14 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from seqlab.config.options import describe_options, model_name, path_part
+from seqlab.invocation import under_torchrun
 from seqlab.sweep.naming import POINTS, job_folder, sweep_folder, varying_keys
 
 
 def run_folder(resume: str | None, fresh: str) -> str:
     """The run folder: that which ``resume`` names, or that of the run which torchrun starts again, or a new one."""
     if resume is None:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if not under_torchrun():
             return fresh
         from seqlab.runs.resume import begun_by_torchrun
 

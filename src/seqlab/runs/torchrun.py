@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from seqlab.invocation import SWEEP, in_worker, under_torchrun
 from seqlab.training.signals import StopRequest
 
 JOB = "seqlab.commands.job"
@@ -20,7 +21,7 @@ PORTS = range(10_000, 30_000)  # below those that systems give out themselves; a
 
 def wanted(cfg: DictConfig) -> bool:
     """Whether a job has several processes, and this is none of them."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ and processes(cfg) * nodes() > 1
+    return not under_torchrun() and processes(cfg) * nodes() > 1
 
 
 def processes(cfg: DictConfig) -> int:
@@ -65,11 +66,12 @@ def run(packed: bytes, cfg: DictConfig, log: Path) -> tuple[int, int | None]:
     Returns:
         torchrun's exit status, and the number of the signal that asked this process to stop.
     """
-    with tempfile.NamedTemporaryFile(prefix="seqlab_job_") as file, log.open("ab") as output, StopRequest() as stop:
+    stopping = StopRequest(patient=in_worker())
+    with tempfile.NamedTemporaryFile(prefix="seqlab_job_") as file, log.open("ab") as output, stopping as stop:
         file.write(packed)
         file.flush()
         command = [sys.executable, "-m", "torch.distributed.run", *arguments(cfg), "-m", JOB, file.name]
-        own = {"SEQLAB_SWEEP": str(os.getpid()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        own = {SWEEP: str(os.getpid()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         child = subprocess.Popen(
             command,
             env={**os.environ, **own},

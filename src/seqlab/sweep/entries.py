@@ -30,6 +30,7 @@ class Entry:
         overrides: the job's.
         outcome: ``running``, or the status it ended with.
         error: what went wrong.
+        process: the id of the process that runs it, on its machine.
         written: modification time of the file in nanoseconds.
     """
 
@@ -38,6 +39,7 @@ class Entry:
     overrides: list[str]
     outcome: str = RUNNING
     error: str | None = None
+    process: int = 0
     written: int = 0
 
     def write(self, sweep: Path) -> None:

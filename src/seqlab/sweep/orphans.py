@@ -12,11 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from seqlab.invocation import SWEEP, under_torchrun
 from seqlab.runs.lock import GRACE
-
-SWEEP = "SEQLAB_SWEEP"
-"""Environment variable with the id of the process that a job ends with: the one that shows the sweep, Ray's worker,
-or, of a job in several processes, the one that started torchrun."""
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 LOCAL_PROCESSES = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"  # another process is between
@@ -42,7 +39,7 @@ def ends_with_sweep(launcher: str) -> Iterator[None]:
     """
     sweep = int(os.environ.get(SWEEP, 0))
     child = launcher in PARENTS
-    between = launcher == LOCAL_PROCESSES or "TORCHELASTIC_RUN_ID" in os.environ
+    between = launcher == LOCAL_PROCESSES or under_torchrun()
     watched = os.name == "posix" and (child or (between and (PROC / "self").exists()))
     if not watched or sweep in (0, os.getpid()):
         yield

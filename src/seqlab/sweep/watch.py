@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import rich
 from rich.console import RenderableType
@@ -21,9 +23,10 @@ from rich.live import Live
 from seqlab.console import output, say, taken
 from seqlab.invocation import program, typed
 from seqlab.jsonio import load
-from seqlab.sweep import display
+from seqlab.sweep import display, stopping
 from seqlab.sweep.entries import CHOSEN, RATES, RUNNING, SEARCH_RESULTS, write_sweep
 from seqlab.sweep.jobs import CUT_OFF, DIVERGED, INTERRUPTED, Job, read_jobs
+from seqlab.sweep.orphans import JOBLIB
 
 log = logging.getLogger("seqlab")
 
@@ -37,11 +40,15 @@ class Watch:
         folder: the sweep's.
         overrides: the command line's.
         keys: the settings that vary; without any, those that vary among the jobs so far.
+        launcher: the ``_target_`` of Hydra's.
         notes: lines to print before the first job.
     """
 
-    def __init__(self, folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str] = ()):
+    def __init__(
+        self, folder: Path, overrides: list[str], keys: list[str], launcher: str = "", notes: Sequence[str] = ()
+    ):
         self.folder, self.overrides, self.keys, self.notes = folder, overrides, keys, notes
+        self.launcher = launcher
         self.total: int | None = None
         self.console = rich.get_console()
         self.since, self.began = write_sweep(folder, overrides), time.monotonic()
@@ -61,13 +68,30 @@ class Watch:
         self.live.start()
         self.before = None
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            # For a signal between two jobs; while one trains, its own handler stops it after a step.
-            self.before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            self.before = signal.getsignal(signal.SIGTERM)
+            if self.launcher == JOBLIB:
+                stopping.handle(self.stop_jobs)
+            else:  # for a signal between two jobs; while one trains, its own handler stops it after a step
+                signal.signal(signal.SIGTERM, leave)
+
+    def stop_jobs(self, number: int, frame: FrameType | None) -> None:
+        """End when the jobs in other processes have stopped; a second signal ends this process at once.
+
+        Raises:
+            KeyboardInterrupt: after that, for SIGINT.
+        """
+        signal.signal(signal.SIGTERM, leave)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stopping.stop_jobs(self.folder, self.since)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        leave(number)
 
     def stop(self) -> None:
         """End the display, after reading the jobs a last time."""
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.live.stop()
         self.refresh()
         taken.clear()
@@ -113,13 +137,18 @@ class Watch:
         return status if complete else status or 1
 
 
+def leave(number: int, frame: FrameType | None = None) -> NoReturn:
+    """Exit as a signal asks."""
+    sys.exit(128 + number)
+
+
 _current: Watch | None = None
 
 
-def begin(folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str]) -> None:
+def begin(folder: Path, overrides: list[str], keys: list[str], launcher: str, notes: Sequence[str]) -> None:
     """Display a sweep until ``finish``; the arguments are those of ``Watch``."""
     global _current
-    _current = Watch(folder, overrides, keys, notes)
+    _current = Watch(folder, overrides, keys, launcher, notes)
     _current.start()
 
 

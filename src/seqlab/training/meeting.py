@@ -13,7 +13,7 @@ from uuid import uuid4
 import torch
 from torch.distributed import PrefixStore, Store
 
-from seqlab.invocation import typed
+from seqlab.invocation import typed, under_torchrun
 
 SHARED = "TORCHELASTIC_USE_AGENT_STORE"
 INTERVAL = 0.02  # seconds between two looks
@@ -38,7 +38,7 @@ def store_of_launch(size: int, *, make: bool = False) -> Store:
 
 def outlives_processes() -> bool:
     """Whether there is a store that torchrun keeps."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get(SHARED) == "True"
+    return under_torchrun() and os.environ.get(SHARED) == "True"
 
 
 def meet(rank: int, size: int) -> Store:

@@ -16,7 +16,8 @@ class StopRequest:
     """A context manager that stores the number of the first signal in ``signal``; a second one has its usual effect.
 
     Args:
-        patient: further ones have no effect either: on Ctrl-C torchrun repeats to its processes what they have heard.
+        patient: further ones have no effect either: on Ctrl-C torchrun repeats to its processes what they have heard,
+            and so does a sweep.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))

@@ -18,11 +18,10 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
 from seqlab.errors import UserError
-from seqlab.invocation import TYPED
+from seqlab.invocation import SWEEP, TYPED
 from seqlab.runs.lock import PATIENCE
 from seqlab.sweep.launchers.local_gpus import INTERVAL, stop
 from seqlab.sweep.launchers.packed import COMMAND, Packed, composed, environment
-from seqlab.sweep.orphans import SWEEP
 
 log = logging.getLogger("seqlab")
 
