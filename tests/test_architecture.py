@@ -82,8 +82,8 @@ ROOMS = {
     "sweep": (
         "errors invocation formatting jsonio console config pretrained runs",
         "callback display duplicates entries jobs launchers/local_gpus launchers/on_ray launchers/on_slurm "
-        "launchers/packed naming orphans points rates search/pruning search/space search/studies shared_mistakes stopping watch "
-        "workers",
+        "launchers/packed naming orphans points rates search/pruning search/space search/studies shared_mistakes "
+        "stopping watch workers",
     ),
     "report": (
         "errors formatting config runs",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import forks
-from seqlab.runs.process import free_memory, keep_memory
+from seqlab.runs.process import default_threads, free_memory, keep_memory
 
 
 def resident() -> int:
@@ -46,3 +46,8 @@ def test_memory_is_kept_from_step_to_step_and_given_back_after_the_job(tmp_path)
     faults, given_back = run(kept=True)
     assert 5 * faults < run(kept=False)[0]
     assert given_back > 0.9 * 160 * 2**20 / os.sysconf("SC_PAGE_SIZE")
+
+
+def test_threads_are_no_more_than_openmp_is_given(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)  # as in joblib's processes, from MKL_NUM_THREADS
+    assert [default_threads(given) for given in ("1", "3,2", "16", "", "all", "0")] == [1, 3, 5, 5, 5, 5]

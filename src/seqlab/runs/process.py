@@ -5,6 +5,7 @@ Only this and the files in ``conf/launcher`` depend on the launcher; what a job 
 
 import ctypes
 import gc
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,18 @@ from seqlab.models.mixers.rotary import kept_turns
 from seqlab.runs.environment import reset_peak_memory
 
 SEQUENTIAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-DEFAULT_THREADS = torch.get_num_threads()  # the machine's cores, or what OMP_NUM_THREADS or a launcher says
+
+
+def default_threads(given: str) -> int:
+    """CPU threads of a job: the machine's cores or what a launcher says, and no more than ``given``, OMP_NUM_THREADS.
+
+    joblib sets MKL_NUM_THREADS in its processes whatever that says, and torch takes it.
+    """
+    first = given.partition(",")[0].strip()
+    return min(torch.get_num_threads(), int(first)) if first.isdecimal() and int(first) else torch.get_num_threads()
+
+
+DEFAULT_THREADS = default_threads(os.environ.get("OMP_NUM_THREADS", ""))
 
 
 DETERMINISTIC = torch.get_deterministic_debug_mode()  # 0 off, 1 warns of other algorithms, 2 refuses them
