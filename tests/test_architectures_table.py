@@ -68,10 +68,14 @@ def numbers_remembered(cfg: DictConfig, name: str, length: int) -> int:
     if name == "mamba2":
         e = mixer.expand * d
         return 3 * (e + 2 * 64) + e * 64  # B and C pass the convolution too
-    if name in ("delta_net", "kimi_delta"):
+    if name in ("delta_net", "kimi_delta", "gated_delta_net2"):
         return 3 * 3 * d + d * d // 4  # inputs of the convolution, and the square of each of 4 heads
     if name == "gated_delta_net":
         return 3 * 3 * d + 4 * 48 * 96
+    if name == "mlstm":
+        return 4 * (32 * 64 + 32 + 1)  # its memory, what that is divided by, and the largest gate
+    if name == "m2rnn":
+        return 3 * (2 * 64 + 21 * 16) + 21 * 64 * 16  # inputs of the convolution; heads of 16 for 1.3125 times D
     if name == "mamba3":
         angles = 2 * cfg.size.n_heads * 64 // 4  # in float64
         return 2 * d * 64 + mixer.mimo_rank * (cfg.size.n_heads * 64 + 2 * d) + angles

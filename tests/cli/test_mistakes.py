@@ -96,6 +96,10 @@ MISTAKES = {
     "a name of the data that leads elsewhere": (["data_name=a/b"], r"data_name=a/b: .* cannot have / or "),
     "no folder": (["data.dir="], r"data\.dir=: names no folder\."),
     "no data files": (["data=ptb", "data.dir=/nowhere", "data.download=null"], r"data\.dir=/nowhere: ptb/ptb\.train"),
+    "a share that cannot be rotated": (
+        ["model=mamba3", "model.mixers.mamba3.rope_fraction=0"],
+        r"^model\.mixers\.mamba3\.rope_fraction=0: must be 0\.5 or 1\.\nChoose one",
+    ),
     "unknown backend": (
         ["model.mixers.mamba.scan_backend=cude"],
         r"scan_backend=cude: .*auto, cpu, triton, parallel, reference",

@@ -106,7 +106,12 @@ class TestStates:
         assert state_bytes(model, 60) - state_bytes(model, 20) == 40 * 2 * D_MODEL * 4
 
 
-EACH = {name: name for name in ("mamba", "mamba2", "mamba3", "gru", "lstm", "min_gru")}
+DELTA_RULES = "delta_net", "gated_delta_net", "kimi_delta", "gated_delta_net2"
+EACH = {name: name for name in ("mamba", "mamba2", "mamba3", "gru", "lstm", "min_gru", "mlstm", "m2rnn", *DELTA_RULES)}
+PATTERNS = [
+    *("mamba2,mamba3,attention", "gru,min_gru,mamba", "attention,lstm,mamba2"),
+    *("gated_delta_net,mamba3,kimi_delta+attention", "delta_net,m2rnn+mlstm,gated_delta_net2"),
+]
 
 
 class TestWhatIsShipped:
@@ -122,7 +127,7 @@ class TestWhatIsShipped:
         for name, model in {"attention": "transformer", **EACH}.items():
             assert mixers[name] == compose_config(f"model={model}", "size=small").model.mixers[name]
 
-    @pytest.mark.parametrize("pattern", ["mamba2,mamba3,attention", "gru,min_gru,mamba", "attention,lstm,mamba2"])
+    @pytest.mark.parametrize("pattern", PATTERNS)
     def test_any_pattern_of_them_trains_and_generates(self, pattern):
         smallest = ["size.d_model=16", "size.n_heads=2", "size.n_layers=3"]
         own = f"model.pattern=[{pattern}]", "model.embedding_std=1.0"

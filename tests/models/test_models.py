@@ -127,6 +127,7 @@ SWIGLU = 3 * D_MODEL * HIDDEN
 RMS, LAYER_NORM = D_MODEL, 2 * D_MODEL
 PARAMETERS = {  # counted by hand from the papers' equations, for tokens
     "mamba": TIED + LAYERS * (mamba_parameters(D_MODEL) + RMS) + RMS,
+    "mamba2": TIED + LAYERS * (mamba2_parameters(D_MODEL) + RMS) + RMS,
     "mamba3": TIED + LAYERS * (mamba3_parameters(D_MODEL) + RMS) + RMS,
     "mamba3_mimo": TIED + LAYERS * (mamba3_parameters(D_MODEL, rank=4) + RMS) + RMS,
     "hybrid_mamba3": TIED + 5 * mamba3_parameters(D_MODEL) + 4 * D_MODEL**2 + 6 * RMS + RMS,

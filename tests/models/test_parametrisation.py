@@ -10,14 +10,15 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from seqlab.benchmarks.coordinates import moves
+from seqlab.benchmarks.coordinates import depth, moves
 from seqlab.commands import benchmark_coordinates
 from seqlab.errors import UserError
 from seqlab.models.parametrisation import Rates, rates
 from seqlab.models.sequence_model import SequenceModel
 from seqlab.runs.build import build_model, with_base_model
 from seqlab.runs.load import TokenWidths, load_run
-from support import compose_config, depth
+from support import compose_config
+from support import depth as depth_of
 
 BASE = "parametrisation.base={d_model:16,n_heads:2,d_ff:32,n_layers:2}"
 
@@ -43,7 +44,7 @@ MIXERS = "mamba", "mamba3", "kimi_delta", "lstm", "transformer_vanilla", "transf
 @pytest.mark.parametrize("name", MIXERS)
 def test_every_model_is_the_standard_one_at_the_base(name):
     """In its weights and its optimizers, bit for bit; and at twice the width every parameter has a rate."""
-    cfg = configured(f"model={name}", f"size.n_layers={depth(name)}", "optimizer=muon")
+    cfg = configured(f"model={name}", f"size.n_layers={depth_of(name)}", "optimizer=muon")
     plain, ours = built(cfg, 16, standard=True), built(cfg, 16)
     for (key, p), (_, q) in zip(plain.named_parameters(), ours.named_parameters(), strict=True):
         assert torch.equal(p, q), key
@@ -139,6 +140,12 @@ def test_the_script_shows_and_draws_it(tmp_path, capsys):
     found = json.loads((tmp_path / "coordinate_check.json").read_text())
     assert [list(one) for one in found["moves"]["mup"]] == [["embedding", "mixer 1", "logits"]] * 3
     assert (tmp_path / "coordinate_check.png").stat().st_size > 0
+
+
+def test_layers_hold_a_hybrids_pattern(capsys):
+    assert (depth("mamba", None), depth("mamba", 1), depth("hybrid_qwen", None)) == (2, 1, 4)
+    assert benchmark_coordinates.main(["--model", "hybrid_qwen", "--layers", "3"]) == 2
+    assert re.match(r"--layers=3: is less than the 4 .*\nGive it 4 or more", capsys.readouterr().err)
 
 
 def test_a_run_of_it_goes_on(train):

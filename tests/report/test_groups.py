@@ -53,6 +53,16 @@ def test_settings_that_change_nothing_do_not_part_seeds(tmp_path, settings):
     assert labels(tmp_path) == ["mamba"]
 
 
+def test_a_mixer_that_the_pattern_leaves_out_does_not_part_runs(tmp_path):
+    """So that runs of a hybrid stay together when its file comes to describe one mixer more."""
+    hybrid = {"model.pattern": ["mamba+gru", "mamba"], "model.mixers.gru.bias": True}
+    write_run(tmp_path / "1", settings=hybrid, seed=1)
+    write_run(tmp_path / "2", settings=hybrid | {"model.mixers.lstm.bias": True}, seed=2)
+    assert labels(tmp_path) == ["mamba"]
+    write_run(tmp_path / "3", settings=hybrid | {"model.mixers.gru.bias": False}, seed=2)
+    assert len(labels(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [

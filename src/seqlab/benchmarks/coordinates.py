@@ -17,6 +17,7 @@ from seqlab import console
 from seqlab.benchmarks import report
 from seqlab.benchmarks.exponents import FEWEST, fit
 from seqlab.config.overrides import compose
+from seqlab.errors import UserError
 from seqlab.models import SequenceModel
 from seqlab.runs.build import build_model, built, with_base_model
 from seqlab.runs.load import TokenWidths
@@ -82,6 +83,7 @@ def activations(model: SequenceModel, inputs: Tensor) -> dict[str, Tensor]:
 
 def run(args: Namespace) -> int:
     """Measure, show, write and draw. Returns the exit status."""
+    args.layers = depth(args.model, args.layers)
     report.make_folder(args.out)
     results: dict[str, list[Moves]] = {}
     for rule in args.rules:
@@ -98,6 +100,18 @@ def run(args: Namespace) -> int:
     table = report.table(title, rows_of(args.widths, results), caption=caption)
     report.finish(args.out / "coordinate_check.json", content | {"moves": results}, [table], also=drawn)
     return 0
+
+
+def depth(model: str, layers: int | None) -> int:
+    """``layers``, or if it is None as many as the model's pattern is long, and two at least.
+
+    Raises:
+        UserError: the pattern does not fit into them.
+    """
+    needed = len(compose(f"model={model}").model.pattern)
+    if layers is not None and layers < needed:
+        raise UserError("--layers", layers, f"is less than the {needed} of model={model}", f"Give it {needed} or more")
+    return layers or max(2, needed)
 
 
 def lines_of(widths: Sequence[int], found: Sequence[Moves]) -> list[report.Line]:

@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     rules = options_of("parametrisation")
     add("--rules", names_of(rules), default=["standard", "mup"], help=f"among {', '.join(rules)}; default: two")
     add("--widths", doubling, default=[64, 128, 256, 512], help="first:last, doubling, or n,n,...; default 64:512")
-    add("--layers", whole, default=2, help="default 2")
+    add("--layers", whole, help="default 2, or what a hybrid's pattern needs")
     plain("--optimizer", choices=options_of("optimizer"), default="adamw")
     add("--lr", number, default=1e-2, help="the learning rate; default 0.01")
     add("--steps", whole, default=4, help="default 4")

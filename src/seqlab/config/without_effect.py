@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -110,7 +110,7 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 def window_note(cfg: DictConfig) -> str | None:
     """A note on a sliding window that is as long as the sequences, and so has no effect."""
     length, mixers = OmegaConf.select(cfg, "data.length"), cfg.model.get("mixers") or {}
-    for name in mixers_in_pattern(cfg):
+    for name in mixers_in_pattern(cfg.model):
         window = OmegaConf.select(mixers, f"{name}.window")
         if isinstance(window, int) and isinstance(length, int) and window >= length:
             key = f"model.mixers.{name}.window={window}"
@@ -118,15 +118,15 @@ def window_note(cfg: DictConfig) -> str | None:
     return None
 
 
-def mixers_in_pattern(cfg: DictConfig) -> list[str]:
-    """The mixers that a model's pattern names, each once; a plus sign joins those side by side in one layer."""
-    return list(dict.fromkeys(name for entry in cfg.model.get("pattern") or () for name in str(entry).split("+")))
+def mixers_in_pattern(model: Mapping[str, Any]) -> list[str]:
+    """The mixers that the pattern of a model's settings names, each once; a plus sign joins those side by side."""
+    return list(dict.fromkeys(name for entry in model.get("pattern") or () for name in str(entry).split("+")))
 
 
-def unused_mixers(cfg: DictConfig) -> list[str]:
-    """The mixers that a model describes and its pattern leaves out, as a hybrid's may."""
-    used = mixers_in_pattern(cfg)
-    return [name for name in cfg.model.get("mixers") or () if name not in used]
+def unused_mixers(model: Mapping[str, Any]) -> list[str]:
+    """The mixers that a model's settings describe and its pattern leaves out, as a hybrid's may."""
+    used = mixers_in_pattern(model)
+    return [name for name in model.get("mixers") or () if name not in used]
 
 
 def reaches_nothing(cfg: DictConfig, key: str) -> bool:
@@ -136,7 +136,7 @@ def reaches_nothing(cfg: DictConfig, key: str) -> bool:
         cfg: a job's, with its interpolations.
         key: of the setting.
     """
-    unused = tuple(f"model.mixers.{name}." for name in unused_mixers(cfg))
+    unused = tuple(f"model.mixers.{name}." for name in unused_mixers(cfg.model))
     if key.startswith(unused):
         return True
     group, _, name = key.rpartition(".")
@@ -161,7 +161,7 @@ def settings_of_unused_mixers(cfg: DictConfig, choices: DictConfig, overrides: l
         choices: the option of each group.
         overrides: its command line.
     """
-    unused = unused_mixers(cfg)
+    unused = unused_mixers(cfg.model)
     touched = choices.get("experiment") or any(parse(override)[0].startswith("model.") for override in overrides)
     if not unused or not touched:
         return

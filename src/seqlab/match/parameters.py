@@ -105,7 +105,7 @@ class EqualParameters:
 
 def mixers_that_follow(cfg: DictConfig) -> dict[str, float]:
     """The pattern's mixers whose inner width follows ``d_model`` (``d_inner`` is null), each with its ``expand``."""
-    mixers = {name: cfg.model.mixers[name] for name in mixers_in_pattern(cfg)}
+    mixers = {name: cfg.model.mixers[name] for name in mixers_in_pattern(cfg.model)}
     follow = {name: node for name, node in mixers.items() if "d_inner" in node and node.d_inner is None}
     return {name: node.get("expand", 1) for name, node in follow.items()}
 

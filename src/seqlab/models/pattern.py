@@ -25,7 +25,7 @@ def check_pattern(pattern: list[str], n_layers: int, mixers: dict[str, Factory])
     if unknown is not None:
         remedy = nearest(unknown, mixers)
         if not remedy.startswith("Did you mean"):
-            remedy = f"Use {names}, describe {unknown!r} there, or take model=hybrid, which has several"
+            remedy = f"Use {names}, or describe {unknown!r} there, as model=hybrid does each mixer of ours"
         raise UserError("pattern", list(pattern), f"{unknown!r} is not under model.mixers", remedy)
     if n_layers > 0 and not pattern:
         rule = f"needs at least one mixer, as n_layers={n_layers} repeats it"

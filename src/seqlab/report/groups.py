@@ -15,6 +15,7 @@ import yaml
 from seqlab.config import CONFIG_FOLDER
 from seqlab.config.influence import NOT_COMPARED
 from seqlab.config.overrides import flatten
+from seqlab.config.without_effect import unused_mixers
 from seqlab.report.curves import is_number
 from seqlab.report.runs import BySection, Run
 
@@ -93,11 +94,14 @@ def with_effect(config: dict[str, Any]) -> Flat:
 
 
 def section_with_effect(name: str, section: Any) -> Flat:
-    """These settings of one section."""
+    """These settings of one section; a mixer that a model's pattern leaves out has none."""
+    below = WITHOUT_EFFECT_BELOW
+    if isinstance(section, dict) and isinstance(section.get("pattern"), list):
+        below += tuple(f"{name}.mixers.{mixer}." for mixer in unused_mixers(section))
     return {
         key: value
         for key, value in flatten(section, name).items()
-        if value is not None and key not in NOT_COMPARED and not key.startswith(WITHOUT_EFFECT_BELOW)
+        if value is not None and key not in NOT_COMPARED and not key.startswith(below)
         if value != 0 or not key.startswith(NONE_IF_ZERO)
         if value != as_before(key)
     }

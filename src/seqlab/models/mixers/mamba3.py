@@ -90,7 +90,7 @@ class Mamba3(nn.Module):
         expand: PositiveInt = 2,
         d_inner: PositiveInt | None = None,
         n_groups: PositiveInt = 1,
-        rope_fraction: PositiveFloat = 0.5,
+        rope_fraction: float = 0.5,
         mimo_rank: PositiveInt = 1,
         act: Literal["rational", "softplus"] = "rational",
         dt_min: PositiveFloat = 1e-3,
