@@ -72,13 +72,13 @@ def _once(function: Callable, key_of: Callable[..., tuple | None]) -> Callable:
 
 
 def _from_ours(repo: Any, *key: Any) -> tuple | None:
-    """A key with what plugins have registered, some of which a test takes away; none for a folder of a test's own."""
+    """A key with what plugins and the command line have registered, and which of them; none for a test's own folder."""
     ours = {source.full_path() for source in repo.get_sources()} <= OURS
     return (*key, _names(ConfigStore.instance().repo)) if ours else None
 
 
 def _names(stored: dict) -> tuple:
-    return tuple((name, _names(part)) if isinstance(part, dict) else name for name, part in stored.items())
+    return tuple((name, _names(part) if isinstance(part, dict) else part.provider) for name, part in stored.items())
 
 
 def _where_one_interpolates(create_map: Callable) -> Callable:
