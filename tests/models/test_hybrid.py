@@ -174,6 +174,15 @@ class TestWhatIsShipped:
         assert theirs[: 5 * len(halves)] == 5 * halves
         assert not ours.mixers.attention.rotary
 
+    def test_qwen_is_laid_out_as_its_authors_have_it(self):
+        """Against the kinds of layers that transformers gives a Qwen3-Next by default."""
+        from transformers import Qwen3NextConfig
+
+        words = {"gated_delta_net": "linear_attention", "attention": "full_attention"}
+        ours = [words[name] for name in compose_config("model=hybrid_qwen").model.pattern]
+        theirs = Qwen3NextConfig().layer_types
+        assert theirs == ours * (len(theirs) // len(ours))
+
     def test_a_size_that_is_too_shallow_is_refused(self, train, capsys):
         assert train("model=hybrid", "size=tiny").status == 2
         assert "4 mixers do not fit into n_layers=2" in capsys.readouterr().err
