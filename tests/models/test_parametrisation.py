@@ -8,7 +8,7 @@ from argparse import Namespace
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from seqlab.benchmarks.coordinates import depth, moves
 from seqlab.commands import benchmark_coordinates
@@ -120,6 +120,21 @@ def test_depth_needs_projections_to_divide():
 def test_a_base_that_is_no_size(base):
     with pytest.raises(UserError, match=r"parametrisation\.base=.*size"):
         with_base_model(compose_config("parametrisation=mup", f"parametrisation.base={base}"))
+
+
+def test_a_base_at_which_there_is_no_model(train, capsys):
+    base = "parametrisation.base={d_model:24,n_heads:5,d_ff:48}"
+    assert train("model=transformer", "parametrisation=mup", base).status == 2
+    said = r"^parametrisation\.base=\{.*\}: at that size model\.mixers\.attention\.n_heads=5 must divide .*\nChoose"
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_base_has_no_inner_width_of_match():
+    """Or the ratio of the model's inner width to the base's would be 1."""
+    cfg = configured("model=mamba", "model.mixers.mamba.d_inner=24")
+    with open_dict(cfg):
+        cfg.matched = {"key": "size.d_model", "from": 16, "also": {"model.mixers.mamba.d_inner": {"from": None}}}
+    assert with_base_model(cfg).base_model.mixers.mamba.d_inner is None
 
 
 @pytest.mark.parametrize("name", ["mamba", "transformer"])

@@ -45,6 +45,10 @@ def test_only_the_points_of_the_models_that_are_asked_for():
         {"model=mamba", "trainer.steps=1"},
         {"model=gru", "trainer.steps=1"},
     ]
+    assert jobs(points[:2], "model=lstm,transformer") == [
+        {"model=transformer", "model.feedforward=null"},
+        {"model=lstm", "data.pairs=4"},
+    ]
     assert jobs(points[:2], "model=gru") == [{"model=gru", "model.feedforward=null"}, {"model=gru", "data.pairs=4"}]
 
 

@@ -108,15 +108,28 @@ def build_model(cfg: DictConfig, data: Widths, device: torch.device) -> nn.Modul
         rule = "is for a loss that is the cross-entropy of each position's logits, and this data has another"
         raise UserError("model.softmaxes", head.softmaxes, rule, "Leave it out")
     if OmegaConf.select(cfg, "base_model") is not None:  # its get would keep this frame, and with it the model
-        with torch.device("meta"):
-            base = built(cfg, "base_model", **widths)
-        parametrise(model, base, cfg.parametrisation.get("depths"))
+        parametrise(model, built_base(cfg, widths), cfg.parametrisation.get("depths"))
     if (separator := getattr(data, "separator", None)) is not None:
         if not isinstance(model, SequenceModel):
             rule = f"{type(model).__name__} is no SequenceModel, which can tell documents apart"
             raise UserError("data.separate_documents", True, rule, "Choose another model, or leave it out")
         model.separate(separator)
     return model.to(device)
+
+
+def built_base(cfg: DictConfig, widths: dict[str, Any]) -> nn.Module:
+    """The base model that a parametrisation compares with, without memory.
+
+    Raises:
+        UserError: the model cannot be built at the base's size.
+    """
+    try:
+        with torch.device("meta"):
+            return built(cfg, "base_model", **widths)
+    except UserError as error:
+        setting = f"{error.key.replace('base_model.', 'model.')}={error.value}"
+        rule = f"at that size {setting} {error.rule}"
+        raise UserError("parametrisation.base", cfg.parametrisation.base, rule, "Choose another base") from error
 
 
 def with_base_model(cfg: DictConfig) -> DictConfig:
@@ -141,6 +154,9 @@ def with_base_model(cfg: DictConfig) -> DictConfig:
         rule = f"must be a size, or have whole numbers above 0 for all of {', '.join(names)}"
         raise UserError("parametrisation.base", given.base, rule, "For example parametrisation.base=tiny")
     cfg, at_base = copy.deepcopy(cfg), copy.deepcopy(cfg)
+    for key, change in changes_of_match(cfg).items():
+        if key.startswith("model."):  # inner widths, which otherwise follow the size
+            OmegaConf.update(at_base, key, change["from"])
     for name in names[:3]:  # the base model has as many layers, so that every parameter has its counterpart
         OmegaConf.update(at_base, f"size.{name}", base[name])
     with open_dict(cfg):
@@ -148,6 +164,12 @@ def with_base_model(cfg: DictConfig) -> DictConfig:
         if deep:
             cfg.parametrisation.depths = cfg.model.n_layers / base.n_layers
     return cfg
+
+
+def changes_of_match(cfg: DictConfig) -> dict[str, Any]:
+    """What ``match`` has changed in a configuration, by key, each with its value before, ``from``."""
+    record = OmegaConf.to_container(OmegaConf.select(cfg, "matched") or OmegaConf.create())
+    return {record["key"]: record} | record.get("also", {}) if record else {}
 
 
 @contextmanager

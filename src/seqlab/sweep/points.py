@@ -59,7 +59,7 @@ def kind_of(override: str, is_group: Callable[[str], bool]) -> tuple[str, bool]:
 
 
 def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[str]]:
-    """The overrides of every job, each job once.
+    """The overrides of every job, each job once, as ``PointsSweeper`` describes them.
 
     Raises:
         UserError: ``points`` is no list of texts.
@@ -72,12 +72,15 @@ def union(points: Sequence[str] | None, overrides: list[Override]) -> list[list[
     parser = OverridesParser.create()
     parsed = [parser.parse_overrides(point.split()) for point in points or [""]]
     wanted = models_of(overrides)
+    named = set().union(*map(models_of, parsed))
     about = [point for point in parsed if not (wanted and models_of(point)) or wanted & models_of(point)]
     jobs: dict[frozenset[str], list[str]] = {}
     for point in about or parsed:
         own = [o for o in point if o.get_key_element() not in given]
+        of_others = {f"model={model}" for model in named - mine} if (mine := models_of(point)) else set()
         for job in BasicSweeper.split_arguments([*own, *overrides], None)[0]:
-            jobs.setdefault(frozenset(job), job)
+            if of_others.isdisjoint(job):
+                jobs.setdefault(frozenset(job), job)
     return list(jobs.values())
 
 
