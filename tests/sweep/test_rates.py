@@ -8,7 +8,7 @@ import pytest
 from seqlab.errors import UserError
 from seqlab.jsonio import dump
 from seqlab.sweep.entries import Entry
-from seqlab.sweep.rates import RateSearch, check
+from seqlab.sweep.rates import RateSearch, check, name_of
 from support import run_sweep
 
 
@@ -76,6 +76,12 @@ def test_a_failed_job_leaves_the_rest_alone_and_none_is_chosen_for_its_model(tmp
     rounds, found = searched(tmp_path, lambda m, rate: "failed" if m == "a" else loss(m, rate), [0.01, 0.1, 1.0])
     assert len(rounds) == 1
     assert [(m["rate"], m["chosen"] != []) for m in found["models"]] == [(None, False), (0.1, True)]
+
+
+def test_a_models_name_begins_with_the_model():
+    assert name_of(["size.n_heads=2", "model.pattern=[gru,mamba]", "model=hybrid"], ["model.pattern", "model"]) == (
+        "hybrid model.pattern=[gru,mamba]"
+    )
 
 
 def test_nothing_is_decided_while_a_job_has_not_ended(tmp_path):

@@ -33,6 +33,16 @@ def test_the_screen_keeps_to_its_height():
     assert "100 of 200 done, 1 running, 0 failed, 1 min 00 s, about 1 min 00 s left" in text
 
 
+def test_lists_in_the_names_of_models_are_shown():
+    """Rich would take brackets for a style."""
+    name, none = "hybrid model.pattern=[gru,mamba]", {"validation": None, "test": None}
+    model = {"name": name, "rate": None, "below": None, "above": None, "on_grid": [], "chosen": []}
+    assert f" {name} " in shown(display.rates_table({"rates": [0.1], "models": [model]}))
+    trial = none | {"settings": {"model.pattern": "[gru]"}, "folder": "x=[gru]"}
+    text = shown(display.search_table({"trials": 1, "studies": [{"name": name, "trials": [], "best": trial}]}))
+    assert f" {name} " in text and " pattern=[gru] " in text and " x=[gru] " in text
+
+
 def test_nothing_yet():
     assert "0 of 3 done" in shown(display.live([], 3, 0.0, height=30))
     assert "0 done" in shown(display.live([], None, 0.0, height=30))

@@ -119,7 +119,8 @@ def search_table(results: dict[str, Any]) -> Table:
         best = study["best"] or {"validation": None, "test": None, "settings": {}, "folder": ""}
         test = (best["test"] or {}).get("loss")
         settings = "\n".join(f"{key.split('.')[-1]}={value}" for key, value in best["settings"].items())
-        rows.add_row(study["name"], trials, number(best["validation"]), number(test), settings, best["folder"])
+        found = number(best["validation"]), number(test), Text(settings), Text(best["folder"])
+        rows.add_row(Text(study["name"]), trials, *found)
     return rows
 
 
@@ -134,7 +135,7 @@ def rates_table(results: dict[str, Any]) -> Table:
     rows = Table(*settings, *losses, title=title, title_justify="left")
     for model in results["models"]:
         values = (over_seeds([run[key] for run in model["chosen"]]) for key in ("validation", "test"))
-        rows.add_row(model["name"], str(model["rate"] or "none"), place_on_grid(model, rates), *values)
+        rows.add_row(Text(model["name"]), str(model["rate"] or "none"), place_on_grid(model, rates), *values)
     return rows
 
 

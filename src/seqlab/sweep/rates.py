@@ -212,6 +212,7 @@ class RateSearch:
 def name_of(model: Sequence[str], vary: Sequence[str]) -> str:
     """A model by what tells it from the others, ``mamba`` or ``mamba size=small``."""
     own = [override for override in model if key_of(override) in vary] or [o for o in model if key_of(o) == "model"]
+    own.sort(key=lambda override: key_of(override) != "model")
     return " ".join(override.removeprefix("model=") for override in own) or "the model"
 
 
