@@ -101,8 +101,9 @@ MISTAKES = {
         r"^model\.mixers\.mamba3\.rope_fraction=0: must be 0\.5 or 1\.\nChoose one",
     ),
     "unknown backend": (
-        ["model.mixers.mamba.scan_backend=cude"],
-        r"scan_backend=cude: .*auto, cpu, triton, parallel, reference",
+        ["model=hybrid_falcon", "model.mixers.mamba2.scan_backend=cude"],
+        r"model\.mixers\.mamba2\.scan_backend=cude: .*auto, triton, parallel, reference\."
+        r"\nUse model\.mixers\.mamba2\.scan_backend=auto",
     ),
 }
 

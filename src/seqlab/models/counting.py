@@ -134,25 +134,28 @@ def backends(model: nn.Module, device: torch.device) -> dict[str, str | None]:
     Raises:
         UserError: a backend cannot run there.
     """
-    experts = [(part, part.experts_backend) for part in parts(model, MixtureOfExperts)]
-    chosen = {"experts_backend": chosen_backends(experts, device, "feedforward.backend")} if experts else {}
+    experts = [(part, part.experts_backend, "feedforward.backend") for part in parts(model, MixtureOfExperts)]
+    chosen = {"experts_backend": chosen_backends(experts, device)} if experts else {}
     return {"scan_backend": scan_backend(model, device)} | chosen
 
 
 def scan_backend(model: nn.Module, device: torch.device) -> str | None:
     """The backends that the model's scans run on, ``None`` for a model without one."""
-    return chosen_backends([(part, part.scan_backend) for part in parts(model, Scans)], device, "scan_backend")
+    places = [(part, getattr(part, "place", None)) for part in parts(model, Scans)]
+    keys = [(part, part.scan_backend, f"{place}.scan_backend" if place else "scan_backend") for part, place in places]
+    return chosen_backends(keys, device)
 
 
-def chosen_backends(settings: list[tuple[Scans | MixtureOfExperts, str]], device: torch.device, key: str) -> str | None:
-    """The backends that parts' settings, named ``key``, resolve to on a device in float32.
+def chosen_backends(settings: list[tuple[Scans | MixtureOfExperts, str, str]], device: torch.device) -> str | None:
+    """The backends that parts' settings, each with its key, resolve to on a device in float32.
 
     Raises:
         UserError: a backend cannot run there.
     """
-    try:
-        chosen = {part.resolve_backend(name, device, torch.float32) for part, name in settings}
-    except ValueError as error:
-        names = ", ".join(sorted({name for _, name in settings}))
-        raise UserError(key, names, str(error), f"Use {key}=auto, which picks the fastest that can run") from error
+    chosen = set()
+    for part, name, key in settings:
+        try:
+            chosen.add(part.resolve_backend(name, device, torch.float32))
+        except ValueError as error:
+            raise UserError(key, name, str(error), f"Use {key}=auto, which picks the fastest that can run") from error
     return ", ".join(sorted(chosen)) or None

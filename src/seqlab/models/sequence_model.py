@@ -131,7 +131,9 @@ class SequenceModel(nn.Module):
 
         def built(path: str, factory: Factory) -> nn.Module:
             with under(path, inspect.signature(factory).parameters):
-                return factory(d_model)
+                part = factory(d_model)
+            part.place = path  # in the model's settings, for what is wrong with them
+            return part
 
         def branch(inner: nn.Module) -> Branch:
             return Branch(inner, norm(d_model) if norm else nn.Identity(), residual=residual, dropout=dropout)
