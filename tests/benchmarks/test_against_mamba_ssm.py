@@ -2,6 +2,7 @@
 
 import json
 import sys
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from seqlab.benchmarks.session import Measurement
 from seqlab.commands import benchmark_against_mamba_ssm as script
 from seqlab.errors import UserError
 
-NOTHING = ["--sizes", "none", "--lengths", "none", "--mamba2", "none", "--prompts", "none", "--batch", "none"]
+NOTHING = [
+    word for part in ("sizes", "lengths", "mamba2", "mamba3", "prompts", "batch") for word in (f"--{part}", "none")
+]
 
 
 @pytest.fixture
@@ -65,12 +68,14 @@ class TestOptions:
 
     def test_tasks(self, can_run):
         chosen = ["--sizes", "small", "--lengths", "512,2048", "--mamba2", "deep", "--batch", "64", "--new", "9"]
+        chosen += ["--mamba3", "96"]
         assert [task.name for task in tasks_of(*chosen)] == [
             "training step, small, 32 x 256",
             "training step, small, 8 x 2,048",  # over length too, once
             "training step, small, 32 x 512",
             "9 tokens after 128, batch 64",
             "training step of mamba2, deep, 8 x 2,048",
+            "layer of mamba3, width 96, 8 x 2,048",
         ]
         assert tasks_of() == []
         assert tasks_of("--prompts", "7")[0].labels == {
@@ -85,12 +90,16 @@ class TestOptions:
 
     def test_everything(self, can_run):
         found = peer_tasks.tasks(script.parse([]))
-        assert len(found) == 2 * 5 + (7 - 1) + 3 + 2 + 5
+        assert len(found) == 2 * 5 + (7 - 1) + 3 + 2 + 5 + 1
         assert {task.length for task in found if (task.size, task.tokens) == ("small", TOKENS)} == set(LENGTHS)
 
     def test_a_length_divides_the_tokens(self, can_run):
         with pytest.raises(UserError, match="--lengths=300: must divide the 16,384 tokens"):
             script.parse(["--lengths", "256,300"])
+
+    def test_a_width_has_whole_heads_of_mamba3(self, can_run):
+        with pytest.raises(UserError, match="--mamba3=100: must be a multiple of 32"):
+            script.parse(["--mamba3", "64,100"])
 
 
 class TestModels:
@@ -120,8 +129,44 @@ class TestModels:
         mine, other = (sorted(p.numel() for p in found.parameters()) for found in both)
         assert mine == other
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.skipif(find_spec("mamba_ssm") is None, reason="needs mamba_ssm")
+    def test_both_layers_of_mamba3_are_the_same(self):
+        """In bf16 ours is as near to float64 as theirs is: outputs, and gradients of the input and of the weights."""
+        torch.manual_seed(0)
+        theirs = peer_tasks.their_mamba3(512)
+        ours = peer_tasks.with_their_weights(peer_tasks.our_mamba3(512), theirs)
+        exact = deepcopy(ours).double()
+        x, dy = torch.randn(2, 2, 1000, 512, device="cuda")
+        expected = passes(exact, x.double(), dy)
+        for what, mine, other, right in zip(
+            ("y", "dx", "in_proj", "out_proj"), passes(ours, x, dy), passes(theirs, x, dy), expected, strict=True
+        ):
+            error, its = (float((found.double() - right).norm() / right.norm()) for found in (mine, other))
+            assert its < 0.02 and error <= 1.2 * its, (what, error, its)
+
+
+def passes(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+    """A layer's output and the gradients of its input and projections, under autocast unless it is in float64."""
+    x = x.clone().requires_grad_()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype != torch.float64):
+        y = layer(x)
+    y.backward(dy.to(y.dtype))
+    return [y.detach(), x.grad, layer.in_proj.weight.grad, layer.out_proj.weight.grad]
+
 
 class TestMeasuring:
+    def test_both_passes_of_a_layer(self, on_cpu, monkeypatch):
+        monkeypatch.setattr(peer_tasks, "SHAPES", ((1, 2), (1, 3)))
+        layer = peer_tasks.our_mamba3(32)
+        step = peer_tasks.both_passes(lambda width: layer, 32)
+        step()
+        once = layer.in_proj.weight.grad.clone()
+        step()
+        torch.testing.assert_close(layer.in_proj.weight.grad, once, rtol=0, atol=0)  # of one call alone
+        assert once.abs().max() > 0
+
     def test_samples(self, on_cpu):
         calls = []
         found = peer.alone(lambda: lambda: calls.append(1))

@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -34,6 +34,12 @@ def test_the_known_architectures_are_told_apart_by_everyone(kind):
     seen = {name: colour_blind(colour, kind) for name, colour in COLOURS.items()}
     for one, other in combinations(seen, 2):
         assert np.linalg.norm(seen[one] - seen[other]) > 15, (one, other)
+
+
+def test_the_other_colours_are_none_of_the_known():
+    known = {name: colour_blind(colour, "none") for name, colour in COLOURS.items()}
+    for other, (name, colour) in product(OTHERS, known.items()):
+        assert np.linalg.norm(colour_blind(other, "none") - colour) > 15, (other, name)
 
 
 def test_an_architecture_keeps_its_colour():

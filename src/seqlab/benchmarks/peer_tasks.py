@@ -1,6 +1,7 @@
-"""What is measured beside ``mamba_ssm``: the same models trained, read and continued by both.
+"""What is measured beside ``mamba_ssm``: the same models trained, read and continued by both, and a layer of Mamba-3.
 
-Symbols: B sequences of L tokens, V words in the vocabulary; of Mamba-2 the inner width E, H heads, N states, G groups.
+Symbols: B sequences of L tokens, V words in the vocabulary, model width D; of Mamba-2 and Mamba-3 the inner width E, H
+heads, N states, G groups.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from seqlab.config.overrides import compose
 from seqlab.inference.generate import generate_tokens
 from seqlab.inference.prompt import prefill
 from seqlab.inference.sampling import Sampling
+from seqlab.models.mixers.mamba3 import Mamba3
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 
@@ -25,7 +27,7 @@ SIZES = ("small", "medium", "large", "wide", "deep")
 """Of the models that are trained, in conf/size."""
 
 SHAPES = ((32, 256), (8, 2048))
-"""B and L of a training step; the second is also that of Mamba-2."""
+"""B and L of a training step; the second is also that of Mamba-2 and of Mamba-3's layer."""
 
 TOKENS = 16_384
 """B x L of the training steps over length."""
@@ -40,6 +42,9 @@ TRAINING_VOCABULARY, VOCABULARY = 10_000, 50_277
 USED = ("model=mamba", "size.d_model=768", "size.n_layers=24")
 """The model that generates: 130 million parameters."""
 
+MAMBA3 = {"d_state": 128, "expand": 2}
+HEAD = 64  # E / H: sizes of the paper, arXiv:2603.15569
+
 PROMPT = 128
 CLIP_NORM = 1.0
 
@@ -52,7 +57,7 @@ class Task(NamedTuple):
 
     Args:
         name: in the table; each task has its own.
-        what: ``training step``, ``prefill`` or ``generation``.
+        what: ``training step``, ``layer``, ``prefill`` or ``generation``.
         model: in conf/model.
         size: in conf/size; that of the model that generates is no name there, but its width and layers.
         batch, length: B and L of a call.
@@ -134,6 +139,46 @@ def their_step(overrides: Sequence[str], batch: int, length: int) -> Callable[[]
     return step
 
 
+def our_mamba3(width: int) -> nn.Module:
+    """A layer of Mamba-3, SISO, with the activation that theirs has."""
+    return Mamba3(width, n_heads=2 * width // HEAD, act="softplus", **MAMBA3).to(CUDA)
+
+
+def their_mamba3(width: int) -> nn.Module:
+    """Theirs of the same sizes: its Triton kernels, in chunks of 64 positions, as its authors have it."""
+    from mamba_ssm.modules.mamba3 import Mamba3 as Theirs
+
+    return Theirs(width, headdim=HEAD, ngroups=1, chunk_size=64, device=CUDA, **MAMBA3)
+
+
+def with_their_weights(ours: nn.Module, theirs: nn.Module) -> nn.Module:
+    """Our layer of Mamba-3 with the weights of theirs."""
+    with torch.no_grad():
+        for part in ("in_proj", "out_proj"):
+            getattr(ours, part).weight.copy_(getattr(theirs, part).weight)
+        for name in ("dt_bias", "D"):
+            getattr(ours, name).copy_(getattr(theirs, name))
+        ours.map_bias.copy_(torch.stack((theirs.B_bias[:, 0], theirs.C_bias[:, 0])))
+        ours.norm_weight.copy_(torch.stack((theirs.B_norm.weight, theirs.C_norm.weight)))
+    return ours
+
+
+def both_passes(layer: Callable[[int], nn.Module], width: int) -> Callable[[], Any]:
+    """Forward and backward pass of a layer in bf16, to the gradients of its input and of its weights."""
+    layer = layer(width)
+    x, dy = torch.randn(2, *SHAPES[1], width, device=CUDA, dtype=torch.bfloat16)  # (B, L, D)
+    x.requires_grad_()
+
+    def step() -> None:
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        with torch.autocast(CUDA.type, torch.bfloat16):
+            y = layer(x)
+        y.backward(dy.to(y.dtype))
+
+    return step
+
+
 def our_generation(batch: int, new: int) -> Callable[[], Any]:
     """Greedy tokens after a prompt, by what ``scripts/generate.py`` uses, in bf16."""
     model = ours(USED, VOCABULARY, torch.bfloat16).eval()
@@ -171,6 +216,14 @@ def training(model: str, size: str, batch: int, length: int) -> Task:
     return Task(name, "training step", model, size, batch, length, batch * length, *made)
 
 
+def layer(width: int) -> Task:
+    """Both passes of a layer of Mamba-3, a kernel at a time."""
+    (batch, length), size = SHAPES[1], f"{width} x 1"
+    made = partial(both_passes, our_mamba3, width), partial(both_passes, their_mamba3, width)
+    name = f"layer of mamba3, width {width:,}, {batch} x {length:,}"
+    return Task(name, "layer", "mamba3", size, batch, length, batch * length, *made)
+
+
 def reading(length: int) -> Task:
     """A prompt read by the model that generates."""
     made = partial(our_prefill, length), partial(their_prefill, length)
@@ -187,11 +240,12 @@ def writing(batch: int, new: int) -> Task:
 def tasks(args: argparse.Namespace) -> list[Task]:
     """What the options of scripts/benchmark_against_mamba_ssm.py ask for, each once.
 
-    Mamba-2 comes last: its kernels in ``mamba_ssm`` are tuned at their first call, which takes longest.
+    Mamba-2 and Mamba-3 come last: their kernels in ``mamba_ssm`` are tuned at the first call, which takes longest.
     """
     found = [training("mamba", size, *shape) for shape in SHAPES for size in args.sizes]
     found += [training("mamba", LENGTHENED, TOKENS // length, length) for length in args.lengths]
     found += [reading(length) for length in args.prompts]
     found += [writing(batch, args.new) for batch in args.batch]
     found += [training("mamba2", size, *SHAPES[1]) for size in args.mamba2]
+    found += [layer(width) for width in args.mamba3]
     return list({task.name: task for task in found}.values())

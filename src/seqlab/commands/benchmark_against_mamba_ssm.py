@@ -1,7 +1,7 @@
 """Training, prefill and generation beside mamba_ssm, in one process on one GPU.
 
     seqlab benchmark against_mamba_ssm --out peer.json               # everything, and a picture
-    seqlab benchmark against_mamba_ssm --sizes small,large --lengths none --mamba2 none
+    seqlab benchmark against_mamba_ssm --sizes small,large --lengths none --mamba2 none --mamba3 none
     seqlab benchmark against_mamba_ssm --merge peer.json later.json --out both.json    # needs no GPU
     seqlab benchmark scan --shapes targets,odd --eager --captured --backends triton --against mamba_ssm
 
@@ -17,7 +17,8 @@ which takes two minutes and six on sixteen cores.
 
 A training step is an update in bf16 of a vocabulary of 10,000: ours as train.py makes it, captured as a CUDA graph;
 theirs by the same recipe, which is not captured. Over length a step has 16,384 tokens and the size is small. Their
-Mamba-2 has the state, heads and groups of conf/model/mamba2.yaml; it tunes its kernels at the first call. Prefill and
+Mamba-2 has the state, heads and groups of conf/model/mamba2.yaml; it tunes its kernels at the first call, and so does
+its Mamba-3, of which a layer is measured, forward and backward, a kernel at a time on both sides. Prefill and
 generation are of a model of width 768 with 24 layers and a vocabulary of 50,277, in bf16: greedy, with the captured
 graphs of both; their time includes the prompt's. Ours reads a short prompt by a graph too, from the third of
 a shape on; mamba_ssm has none for it.
@@ -31,7 +32,7 @@ from pathlib import Path
 import torch
 
 from seqlab.benchmarks import peer
-from seqlab.benchmarks.peer_tasks import LENGTHS, SIZES, TOKENS
+from seqlab.benchmarks.peer_tasks import HEAD, LENGTHS, SIZES, TOKENS
 from seqlab.commands.options import Parser, command, file_to_write, names_of, whole, wholes
 from seqlab.errors import UserError
 
@@ -54,6 +55,19 @@ def lengths(key: str, text: str) -> list[int]:
     return found
 
 
+def widths(key: str, text: str) -> list[int]:
+    """Widths of which Mamba-3 has whole heads.
+
+    Raises:
+        UserError: one has none.
+    """
+    found = wholes(key, text)
+    for width in found:
+        if 2 * width % HEAD:
+            raise UserError(key, width, f"must be a multiple of {HEAD // 2}, half a head", "Use 768 or 1536")
+    return found
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options.
 
@@ -66,6 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sizes", sizes, default=list(SIZES), help="of Mamba's training steps at 32 x 256 and 8 x 2,048; or none")
     add("--lengths", or_none(lengths), default=list(LENGTHS), help="of its steps of 16,384 tokens; or none")
     add("--mamba2", sizes, default=list(SIZES), help="sizes of Mamba-2's training steps at 8 x 2,048; or none")
+    add("--mamba3", or_none(widths), default=[1536], help="widths of a layer of Mamba-3 at 8 x 2,048; or none")
     add("--prompts", or_none(wholes), default=[128, 1024, 65536], help="lengths of the prefills; or none")
     add("--batch", or_none(wholes), default=[1, 64], help="sequences that are generated at a time; or none")
     add("--new", whole, default=128, help="tokens that are generated; default 128")

@@ -23,9 +23,9 @@ COLOURS = {
     "gated_delta_net": "#D01030",
     "kimi_delta": "#408040",
     "min_gru": "#204080",
-    "hybrid_qwen": "#205070",
+    "hybrid_qwen": "#2A2AE0",
 }
-OTHERS = ("#B8860B", "#00868B", "#A0522D", "#8E44AD", "#4F7F3F", "#C71585", "#2F6F8F", "#7A6A5A")
+OTHERS = ("#B8860B", "#00868B", "#A0522D", "#8E44AD", "#8FB84F", "#C71585", "#2F6F8F", "#B09878")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
 LINES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
