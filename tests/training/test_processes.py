@@ -25,6 +25,11 @@ def hybrid():
 
 
 @cache
+def mixture():
+    return settings_of("transformer_moe", "size.n_layers=2", "model.softmaxes=3")
+
+
+@cache
 def perceptrons():
     return settings_of("mlp", "size.n_layers=2")
 
@@ -45,6 +50,7 @@ CASES = {
     "fsdp in pieces": (hybrid, {"parallel": "fsdp", "offload": True, "freeze": ["embed", "layers.1"]}),
     "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
+    "softmaxes in parts": (mixture, {"parallel": "fsdp", "accumulate": 2, "skips": True}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
     "averages in parts": (hybrid, {"ema": 0.5, "freeze": ["in_proj"], "parallel": "fsdp", "accumulate": 2}),
     "carried": (hybrid, {"carries": True, "accumulate": 2, "checkpoint_layers": True}),
@@ -58,7 +64,7 @@ CASES = {
 
 def own(settings):
     """Of one process: what changes the result."""
-    without = "parallel", "compile", "offload", "context_parallel", "accumulate", "checkpoint_layers"
+    without = "parallel", "compile", "offload", "context_parallel", "accumulate", "checkpoint_layers", "skips"
     return {name: value for name, value in settings.items() if name not in without}
 
 
