@@ -7,7 +7,20 @@ from functools import cache
 import pytest
 import torch
 from fits import config_of
-from together import ROWS, Words, built, every_mixer, go_on, gone_on, killed, resumed, settings_of, train_all, trained
+from together import (
+    ROWS,
+    Words,
+    built,
+    by_soap,
+    every_mixer,
+    go_on,
+    gone_on,
+    killed,
+    resumed,
+    settings_of,
+    train_all,
+    trained,
+)
 
 from forks import as_torchrun
 from seqlab.errors import UserError
@@ -122,6 +135,14 @@ def test_two_processes_are_one(case, found):
     assert first["evaluation"] == second["evaluation"]
     for ours, theirs in zip(first["evaluation"], one["evaluation"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def test_soap_of_parts(found):
+    """The gradients are the same bits; those of several processes are so within rounding, which SOAP makes more of."""
+    pytest.importorskip("pytorch_optimizer")
+    one = by_soap(hybrid())
+    for ours in found:
+        torch.testing.assert_close(ours["soap"], one, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", [name for name, (make, _) in CASES.items() if make is hybrid])
