@@ -221,7 +221,7 @@ def test_four_write_what_four_two_and_one_read(tmp_path):
     ("settings", "said"),
     [
         ({"batch_size": 9}, "batch_size=9: is the batch of all together, and does not divide evenly among 2 processes"),
-        ({"accumulate": 3, "batch_size": 9}, "Set batch_size=12, or start another number of processes"),
+        ({"accumulate": 3, "batch_size": 9}, "Start another number of processes, or a new run with batch_size=12"),
         ({"context_parallel": 2, "batch_size": 9, "size": 4}, "evenly among 2 groups of processes"),
         ({"context_parallel": 3}, "3: so many processes share a sequence, and they do not divide the 2 there are"),
         ({"context_parallel": 2, "length": 13}, "must divide the length of the sequences, 13,"),
@@ -306,6 +306,13 @@ def test_a_port_that_is_taken(monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=rf"torchrun=127\.0\.0\.1:{port}: the processes cannot join"), joined(0, 2):
             pass
+
+
+def test_what_is_wrong_in_another_process_alone(second):
+    second.gather = lambda value: [value, UserError("device", "cuda", "torch sees none here", "Set device=cpu")]
+    second.rank = 0
+    with pytest.raises(UserError, match=r"device=cuda: torch sees none here \(in process 1\)\.\n"), second.agreed():
+        pass
 
 
 def test_what_is_not_the_same_everywhere():
