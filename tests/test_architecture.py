@@ -57,7 +57,8 @@ ROOMS = {
         "errors invocation jsonio console models data ops",
         "ahead average captured carried checkpoint compile_ahead counters device_step evaluate freezing "
         "lean_optimizers loggers lora meeting metrics metrics_file muon_of_stacks objective optim parallel precision "
-        "prefetch progress regularisation saving schedule settings sharded_files sharding signals trainer update",
+        "prefetch progress regularisation saving schedule settings sharded_files sharding signals soap_of_parts "
+        "trainer update",
     ),
     "config": (
         "errors places invocation",

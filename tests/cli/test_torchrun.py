@@ -97,7 +97,7 @@ def test_two_processes_make_one_run(train, tmp_path):
     said = [said.strip() for said, _ in first]
     assert said[1].splitlines() == [
         "trainer.batch_size=9: is the batch of all together, and does not divide evenly among 2 processes.",
-        "Set trainer.batch_size=10, or start another number of processes.",
+        "Start another number of processes, or a new run with trainer.batch_size=10.",
     ]
     assert "not finite in 2 steps in a row, up to step 2, on rank 1 alone; " in said[2]
     assert said[3].startswith("torchrun=a process of this run: it has ended")

@@ -239,6 +239,18 @@ def test_a_job_of_slurm_that_is_killed_stops_no_other(slurm, tmp_path, environme
 
 @pytest.mark.cluster
 @pytest.mark.slow
+def test_a_job_of_slurm_on_two_nodes(slurm, train, tmp_path, environment):
+    """torchrun starts a process on each; they make the run of one."""
+    few = ("model=linear", "trainer.batch_size=4")
+    over = ("hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=1", "hydra.sweep.subdir=job")
+    assert started(tmp_path, environment, "launcher=slurm", *slurm, *few, *over).wait(200) == 0
+    job, one = Job(tmp_path / "sweep" / "job", 0), train(*SMALL, *few, folder="one", small=False)
+    assert (job.summary["processes"], job.summary["status"]) == (2, "completed")
+    assert job.summary["test"] == pytest.approx(one.summary["test"], rel=2e-5)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
 def test_a_sweep_over_two_machines_of_ray(tmp_path, environment):
     """A job that fails and one that is killed stop no other; stopped jobs write checkpoints, and go on from them."""

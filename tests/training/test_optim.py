@@ -164,6 +164,7 @@ def test_soap_has_no_rates_of_a_parametrisation():
 
 def test_soap_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    monkeypatch.delitem(sys.modules, "seqlab.training.soap_of_parts", raising=False)
     with pytest.raises(UserError, match=r"pip install 'seqlab\[soap\]'"):
         soap(model())
 

@@ -7,7 +7,20 @@ from functools import cache
 import pytest
 import torch
 from fits import config_of
-from together import ROWS, Words, built, every_mixer, go_on, gone_on, killed, resumed, settings_of, train_all, trained
+from together import (
+    ROWS,
+    Words,
+    built,
+    by_soap,
+    every_mixer,
+    go_on,
+    gone_on,
+    killed,
+    resumed,
+    settings_of,
+    train_all,
+    trained,
+)
 
 from forks import as_torchrun
 from seqlab.errors import UserError
@@ -22,6 +35,11 @@ from seqlab.training.regularisation import Regularisation
 @cache
 def hybrid():
     return settings_of("hybrid", "size.n_layers=2", "model.pattern=[mamba,attention]")
+
+
+@cache
+def mixture():
+    return settings_of("transformer_moe", "size.n_layers=2", "model.softmaxes=3")
 
 
 @cache
@@ -45,6 +63,7 @@ CASES = {
     "fsdp in pieces": (hybrid, {"parallel": "fsdp", "offload": True, "freeze": ["embed", "layers.1"]}),
     "slices": (mambas, {"context_parallel": 2, "accumulate": 2, "checkpoint_layers": True}),
     "slices and fsdp": (mambas, {"context_parallel": 2, "parallel": "fsdp"}),
+    "softmaxes in parts": (mixture, {"parallel": "fsdp", "accumulate": 2, "skips": True}),
     "averages": (hybrid, {"ema": 0.5, "freeze": ["in_proj"]}),
     "averages in parts": (hybrid, {"ema": 0.5, "freeze": ["in_proj"], "parallel": "fsdp", "accumulate": 2}),
     "carried": (hybrid, {"carries": True, "accumulate": 2, "checkpoint_layers": True}),
@@ -58,7 +77,7 @@ CASES = {
 
 def own(settings):
     """Of one process: what changes the result."""
-    without = "parallel", "compile", "offload", "context_parallel", "accumulate", "checkpoint_layers"
+    without = "parallel", "compile", "offload", "context_parallel", "accumulate", "checkpoint_layers", "skips"
     return {name: value for name, value in settings.items() if name not in without}
 
 
@@ -116,6 +135,14 @@ def test_two_processes_are_one(case, found):
     assert first["evaluation"] == second["evaluation"]
     for ours, theirs in zip(first["evaluation"], one["evaluation"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def test_soap_of_parts(found):
+    """The gradients are the same bits; those of several processes are so within rounding, which SOAP makes more of."""
+    pytest.importorskip("pytorch_optimizer")
+    one = by_soap(hybrid())
+    for ours in found:
+        torch.testing.assert_close(ours["soap"], one, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", [name for name, (make, _) in CASES.items() if make is hybrid])
@@ -194,7 +221,7 @@ def test_four_write_what_four_two_and_one_read(tmp_path):
     ("settings", "said"),
     [
         ({"batch_size": 9}, "batch_size=9: is the batch of all together, and does not divide evenly among 2 processes"),
-        ({"accumulate": 3, "batch_size": 9}, "Set batch_size=12, or start another number of processes"),
+        ({"accumulate": 3, "batch_size": 9}, "Start another number of processes, or a new run with batch_size=12"),
         ({"context_parallel": 2, "batch_size": 9, "size": 4}, "evenly among 2 groups of processes"),
         ({"context_parallel": 3}, "3: so many processes share a sequence, and they do not divide the 2 there are"),
         ({"context_parallel": 2, "length": 13}, "must divide the length of the sequences, 13,"),
@@ -279,6 +306,13 @@ def test_a_port_that_is_taken(monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=rf"torchrun=127\.0\.0\.1:{port}: the processes cannot join"), joined(0, 2):
             pass
+
+
+def test_what_is_wrong_in_another_process_alone(second):
+    second.gather = lambda value: [value, UserError("device", "cuda", "torch sees none here", "Set device=cpu")]
+    second.rank = 0
+    with pytest.raises(UserError, match=r"device=cuda: torch sees none here \(in process 1\)\.\n"), second.agreed():
+        pass
 
 
 def test_what_is_not_the_same_everywhere():

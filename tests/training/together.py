@@ -20,17 +20,19 @@ from seqlab.config.exceptions import message_of
 from seqlab.data import Batch, DataSet
 from seqlab.invocation import processes
 from seqlab.models import SequenceModel, expert_load
+from seqlab.models.head_loss import reads_hidden
 from seqlab.models.pattern import names_in
 from seqlab.runs.build import build_model
 from seqlab.runs.load import TokenWidths
 from seqlab.training import checkpoint, evaluate, metrics
 from seqlab.training.counters import Counters
 from seqlab.training.evaluate import Evaluation
+from seqlab.training.optim import soap
 from seqlab.training.parallel import ALONE, World, joined
 from seqlab.training.saving import Saving
-from seqlab.training.sharding import own, whole
+from seqlab.training.sharding import own, part_of, parts_of_state, whole
 from seqlab.training.update import Update
-from support import architectures, composed
+from support import architectures, composed, optimizers
 
 CPU = torch.device("cpu")
 ROWS, LENGTH, VOCABULARY = 8, 12, 7
@@ -111,12 +113,16 @@ def built(model: dict[str, Any], seed: int = 0) -> SequenceModel:
 def update_of(model: dict[str, Any], settings: dict[str, Any], world: World, seed: int = 0) -> Update:
     """With another seed, which a run that goes on from a checkpoint may begin with, weights are others."""
     data, settings = Words(), dict(settings)
-    data.carries = settings.pop("carries", False)
+    data.carries, skips = settings.pop("carries", False), settings.pop("skips", False)
     config = config_of(batch_size=ROWS, clip_norm=0.1, **settings)
     config.check(data, world)
     with pytest.MonkeyPatch.context() as patch:  # as graphs alone: to compile C++ takes a minute
         patch.setattr(torch, "compile", lambda net, original=torch.compile: original(net, backend="eager"))
-        return Update(config, built(model, seed), data, device=CPU, world=world)
+        update = Update(config, built(model, seed), data, device=CPU, world=world)
+    if skips:  # which in float64, or with few words, no model does
+        assert reads_hidden(update.model)
+        update.objective.skips_logits = lambda *_: True
+    return update
 
 
 def stepped(update: Update, number: int) -> float:
@@ -180,6 +186,23 @@ def resumed(
     checkpoint.put_weights(saved["weights"], update.evaluated)
     update.load_state_dict(saved["state"])
     return found | {"read": saved_of(update), "loss": stepped(update, 3), "weights": saved_of(update)["weights"]}
+
+
+def by_soap(model: dict[str, Any], world: World = ALONE) -> dict[str, Any]:
+    """Weights and state after steps of SOAP by given gradients, in whose midst its state is read by another one."""
+    net, draw, saved = built(model), torch.Generator().manual_seed(1), []
+    world.shard(net, "fsdp")
+    for _ in range(2):
+        ours = soap(net, precondition_frequency=2)
+        for optimizer, state in zip(ours, saved, strict=False):
+            optimizer.load_state_dict(parts_of_state(state, optimizer))
+        for _ in range(3):
+            for p in net.parameters():
+                p.grad = part_of(torch.randn(p.shape, dtype=p.dtype, generator=draw), p)
+            for optimizer in ours:
+                optimizer.step()
+        saved = copy.deepcopy(whole([optimizer.state_dict() for optimizer in ours]))
+    return {"weights": checkpoint.weights_of(net), "state": saved}
 
 
 def saving_of(update: Update, folder: Path, world: World) -> Saving:
@@ -260,6 +283,8 @@ def train_all(kept_one: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> 
         for name, (model, settings, saved) in cases.items():
             found[name] = trained(model, settings, world)
             found[name]["resumed"] = resumed(model, settings, saved, world) if saved else None
+        if "soap" in optimizers():
+            found["soap"] = by_soap(kept_one[0], world)
         found["kept"] = kept(*kept_one, folder / "checkpoints", world)
         found["gone on"] = in_each_way(*kept_one, folder / "checkpoints", world)
         torch.save(found, folder / f"{world.rank}.pt")

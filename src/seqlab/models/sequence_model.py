@@ -5,6 +5,7 @@ batch.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -242,13 +243,16 @@ class SequenceModel(nn.Module):
             x = x + self.positions.at(start, end, x)
         return self.dropout(x)
 
-    def forward(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, places: Tensor | None = None, head: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Tokens (B, L) or features (B, L, d_input) to outputs (B, L, d_output).
 
         With ``places`` (...), indices into the flattened batch, to (..., d_output): a large head at all positions would
-        be most of the work where few are needed.
+        be most of the work where few are needed. Or to what ``head`` makes of ``hidden``, in place of the model's head,
+        whose weights it may use: here several processes have put them together.
         """
-        return self.head(self.hidden(inputs, places))
+        return (head or self.head)(self.hidden(inputs, places))
 
     def hidden(self, inputs: Tensor, places: Tensor | None = None) -> Tensor:
         """What ``forward`` gives to the head: (B, L, D), or (..., D) with ``places``."""

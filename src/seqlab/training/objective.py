@@ -1,5 +1,7 @@
 """The loss of a part of a batch as a module, which is what several processes wrap."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -46,21 +48,25 @@ class Objective(nn.Module):
 
         And the tensors of the state after the inputs, if one before them is given.
         """
-        after, hidden, carried = [], None, state is not None
+        after, carried = [], state is not None
         with autocast(self.device, self.precision, cache=self.cache):
             places = None if carried else self.places(targets)
             if places is not None:
                 targets = targets.flatten()[places]  # (B, most)
-            skips = self.skips_logits(inputs, targets.numel())
+            head = self.model.head if carried else None  # None is the model's own
+            if skips := self.skips_logits(inputs, targets.numel()):
+                scale = count.to(self.model.head.weight.dtype).reciprocal().expand(targets.shape)
+                how = {"targets": targets, "scale": scale, "label_smoothing": self.label_smoothing}
+                head = partial(head_loss, self.model.head, **how)
             if carried:
                 hidden, state = self.model.carry(inputs, state)
-                after = tensors_of(state)
+                outputs, after = head(hidden), tensors_of(state)
             elif skips or places is not None:
-                hidden = self.model.hidden(inputs, places)  # (B, L, D), or (B, most, D)
+                outputs = self.model(inputs, places, head)
+            else:
+                outputs = self.model(inputs)  # which need not be a ``SequenceModel``
             if skips:
-                scale = count.reciprocal().expand(targets.shape)
-                return head_loss(self.model.head, hidden, targets, scale, self.label_smoothing), after
-            outputs = self.model(inputs) if hidden is None else self.model.head(hidden)
+                return outputs, after
         loss = self.data.loss(outputs, targets).sum()
         if self.label_smoothing:
             loss = loss + self.label_smoothing * smoothing_excess(outputs, targets).sum()

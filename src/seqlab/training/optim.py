@@ -18,7 +18,6 @@ from seqlab.errors import UserError
 from seqlab.models.mixture_of_experts import ExpertMaps
 from seqlab.training.lean_optimizers import SGD, Adam, AdamW, Muon
 from seqlab.training.muon_of_stacks import MuonOfStacks
-from seqlab.training.sharding import is_part
 
 Parameters = list[nn.Parameter]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -221,24 +220,21 @@ def soap(
     Experts are in the rest. SOAP's first step only finds its basis and changes no weight.
 
     Raises:
-        UserError: pytorch-optimizer is not installed, or the model has a parametrisation or weights in parts.
+        UserError: pytorch-optimizer is not installed, or the model has a parametrisation.
     """
     try:
-        from pytorch_optimizer import SOAP
+        from seqlab.training.soap_of_parts import SOAPOfParts
     except ImportError as error:
         rule = f"is of pytorch-optimizer, which cannot be imported ({error})"
         raise UserError("optimizer", "soap", rule, "Install it with pip install 'seqlab[soap]'") from error
     if any(hasattr(p, "rates") for p in model.parameters()):
         rule = "has rates for Adam, SGD and Muon, and none for SOAP"
         raise UserError("parametrisation", "mup", rule, "Set parametrisation=standard, or another optimizer")
-    if any(map(is_part, model.parameters())):
-        rule = "needs whole weights in each process, and trainer.parallel=fsdp shares them out"
-        raise UserError("optimizer", "soap", rule, "Set trainer.parallel=ddp, or another optimizer")
     maps = weights_in_layers(model, nn.Linear)
     how = {"layers": layer_factors(model, layer_decay), "decay": weight_decay}
     rest = groups_of(all_but(model, maps), lr, lookups=decay_lookups, **how)
     own = {"lr": lr, "betas": floats(betas), "eps": eps}
     optimizers: list[Optimizer] = [AdamW(rest, fused=True, **own)] if rest else []
     if maps:
-        optimizers.append(SOAP(groups_of(maps, lr, **how), precondition_frequency=precondition_frequency, **own))
+        optimizers.append(SOAPOfParts(groups_of(maps, lr, **how), precondition_frequency=precondition_frequency, **own))
     return optimizers

@@ -205,11 +205,14 @@ class Processes(World):
             yield
         except Exception as raised:
             error = raised
-        refusals = [refusal for refusal in self.gather(portable(error, self.rank)) if refusal]
+        refusals = [(rank, refusal) for rank, refusal in enumerate(self.gather(portable(error, self.rank))) if refusal]
         if error and self.rank == 0:
             raise error
         if refusals:
-            raise refusals[0] from error
+            rank, refusal = refusals[0]
+            if rank and isinstance(refusal, UserError):  # what is wrong there may be right here
+                refusal.rule += f" (in process {rank})"
+            raise refusal from error
 
     @override
     @contextmanager

@@ -183,7 +183,8 @@ class TrainerConfig:
             split = f"{shares} {'processes' if self.context_parallel == 1 else 'groups of processes'}"
             split += f" in {self.accumulate} parts each" if self.accumulate > 1 else ""
             rule = f"is the batch of all together, and does not divide evenly among {split}"
-            remedy = f"Set batch_size={-(-self.batch_size // parts) * parts}, or start another number of processes"
+            fits = -(-self.batch_size // parts) * parts
+            remedy = f"Start another number of processes, or a new run with batch_size={fits}"
             raise UserError("batch_size", self.batch_size, rule, remedy)
         if sharded and self.regularisation.weights:
             rule = "needs whole weights in each process, and parallel=fsdp shares them out"

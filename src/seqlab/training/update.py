@@ -246,7 +246,7 @@ class Update:
                     if self.carried:
                         self.model.carry(part, self._state_before(number))
                     else:
-                        (self.model.hidden if reads_hidden(self.model) else self.model)(part)
+                        self.model(part, *([None, nn.Identity()] if reads_hidden(self.model) else []))
                 auxiliary_losses(self.model)  # removes them, so that no autograd graph stays
                 add_visits(visits, len(part) / len(inputs))
         return self._of_all(visits)
