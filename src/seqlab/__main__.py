@@ -5,12 +5,11 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 
 import seqlab
 from seqlab.errors import UserError, nearest
-from seqlab.invocation import INSTALLED, remember
+from seqlab.invocation import INSTALLED, config_dirs, remember
 
 COMMANDS = {
     "train": "train a model on a data set, or sweep over several with -m; seqlab train --help lists them",
@@ -91,13 +90,6 @@ def paths(word: str) -> list[str]:
     found = sorted(Path(above).expanduser().glob("*"))
     shown = [path for path in found if path.name.startswith(name) and (name or not path.name.startswith("."))]
     return [f"{before}{above}{path.name}{'/' if path.is_dir() else ''}" for path in shown]
-
-
-def config_dirs(arguments: Sequence[str]) -> list[str]:
-    """The values of ``--config-dir`` among arguments."""
-    with_next = [(*argument.partition("="), after) for argument, after in pairwise([*arguments, ""])]
-    found = [value if equals else after for flag, equals, value, after in with_next if flag in ("--config-dir", "-cd")]
-    return [folder for folder in found if folder]
 
 
 def own_folders(arguments: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 TYPED = "SEQLAB_COMMAND"
 """Environment variable with the command, for jobs in processes of their own."""
@@ -46,15 +47,27 @@ def typed_as(beginning: Sequence[str], arguments: Sequence[str]) -> Iterator[Non
             os.environ[TYPED] = before
 
 
+def remembered() -> list[str]:
+    """The words of the command, none in another program, whose own arguments say nothing here."""
+    return shlex.split(os.environ.get(TYPED, ""))
+
+
 def typed() -> list[str]:
     """The words of the command; in the process of a sweep's job, those of the sweep's command."""
-    return shlex.split(os.environ.get(TYPED, "")) or ["python", *sys.argv]
+    return remembered() or ["python", *sys.argv]
 
 
 def arguments() -> list[str]:
     """The words of the command after those that name it: the ``-m`` of ``python -m seqlab`` is no flag of it."""
     words = typed()
     return next((words[len(begin) :] for begin in INSTALLED if words[: len(begin)] == begin), words)
+
+
+def config_dirs(words: Sequence[str]) -> list[str]:
+    """The values of ``--config-dir`` among words of a command."""
+    with_next = [(*word.partition("="), after) for word, after in pairwise([*words, ""])]
+    found = [value if equals else after for flag, equals, value, after in with_next if flag in ("--config-dir", "-cd")]
+    return [folder for folder in found if folder]
 
 
 def under_torchrun() -> bool:

@@ -162,7 +162,7 @@ def test_modules_are_found_here_and_beside_the_configurations(monkeypatch, tmp_p
 def test_models_of_ones_own_are_listed_suggested_and_completed(monkeypatch, capsys, tmp_path):
     follow_guide(tmp_path)
     own = f"--config-dir={tmp_path / 'mine'}"
-    monkeypatch.setattr(sys, "argv", ["seqlab", own])
+    monkeypatch.setenv(invocation.TYPED, f"seqlab train {own}")
     assert "  running_mean         The mean of all positions so far" in describe_options().splitlines()
     assert no_option("model", "runing_mean").remedy == "Did you mean 'running_mean'?"
     assert "model.mixers.running_mean.bias" in known_settings([own, "model=running_mean"])

@@ -3,17 +3,15 @@
 Like ``cli.resolvers``, this imports no torch: ``--help``, ``--cfg job`` and a mistyped name do not wait for it.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from seqlab.config import CONFIG_FOLDER
 from seqlab.errors import UserError
-from seqlab.invocation import as_typed
+from seqlab.invocation import as_typed, config_dirs, remembered
 
 
 def options_of(group: str) -> list[str]:
@@ -30,8 +28,7 @@ def all_options_of(group: str) -> list[str]:
 
 def config_folders() -> list[Path]:
     """``conf/``, and the user's own folder that the command line names (``--config-dir``)."""
-    own = get_args_parser().parse_known_args(sys.argv[1:])[0].config_dir
-    return [CONFIG_FOLDER, *([Path(own)] if own and Path(own).is_dir() else [])]
+    return [CONFIG_FOLDER, *(own for own in map(Path, config_dirs(remembered())) if own.is_dir())]
 
 
 def top_level_keys() -> set[str]:
