@@ -60,7 +60,13 @@ def test_a_mixer_that_the_pattern_leaves_out_does_not_part_runs(tmp_path):
     write_run(tmp_path / "2", settings=hybrid | {"model.mixers.lstm.bias": True}, seed=2)
     assert labels(tmp_path) == ["mamba"]
     write_run(tmp_path / "3", settings=hybrid | {"model.mixers.gru.bias": False}, seed=2)
-    assert len(labels(tmp_path)) == 2
+    assert labels(tmp_path) == ["mamba, bias=false", "mamba, bias=true"]
+
+
+def test_a_label_says_nothing_of_a_mixer_that_is_in_its_pattern_alone(tmp_path):
+    for number, pattern in enumerate((["mamba"], ["mamba", "gru"], ["mamba+gru"])):
+        write_run(tmp_path / str(number), settings={"model.pattern": pattern, "model.mixers.gru.bias": True})
+    assert sorted(labels(tmp_path)) == [f"mamba, pattern={text}" for text in ("(mamba+gru)", "mamba", "mamba+gru")]
 
 
 @pytest.mark.parametrize(

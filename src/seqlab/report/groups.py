@@ -15,7 +15,7 @@ import yaml
 from seqlab.config import CONFIG_FOLDER
 from seqlab.config.influence import NOT_COMPARED
 from seqlab.config.overrides import flatten
-from seqlab.config.without_effect import unused_mixers
+from seqlab.config.without_effect import mixers_in_pattern, unused_mixers
 from seqlab.report.curves import is_number
 from seqlab.report.runs import BySection, Run
 
@@ -161,12 +161,20 @@ def settings_that_vary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     varying = {
         aliases.get((key.split(".")[-1], in_json(column)), key): column
         for key, column in columns(flats)
-        if any(value != column[0] for value in column)
+        if len({in_json(value) for run, value in zip(runs, column, strict=True) if has_mixer_of(key, run)}) > 1
     }
     settings = [{key: column[i] for key, column in varying.items()} for i in range(len(runs))]
     without = [{key: value for key, value in one.items() if key != FINGERPRINT} for one in settings]
     distinct = len(set(map(in_json, without))) == len(settings)
     return without if distinct else settings  # the settings explain a different fingerprint
+
+
+def has_mixer_of(key: str, run: Run) -> bool:
+    """Whether a run has the mixer that a setting is of, or it is of none; its pattern says which it has."""
+    model = run.config.get("model")
+    if not key.startswith("model.mixers.") or not isinstance(model, dict) or "pattern" not in model:
+        return True
+    return key.split(".")[2] in mixers_in_pattern(model)
 
 
 def columns(flats: Sequence[Flat]) -> list[tuple[str, list[Any]]]:
@@ -283,13 +291,14 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def in_short(value: Any) -> str:
-    """A setting's value in a label; of a ``_target_`` the last name."""
+    """A setting's value in a label; of a ``_target_`` the last name, of a list its items with a plus sign between."""
     if isinstance(value, bool) or value is None:
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return "+".join(map(in_short, value)) or "none"
+        items = (f"({item})" if isinstance(item, str) and "+" in item else in_short(item) for item in value)
+        return "+".join(items) or "none"
     if isinstance(value, str) and value.startswith(("seqlab.", "torch.")):
         return value.rpartition(".")[2]
     return str(value)
