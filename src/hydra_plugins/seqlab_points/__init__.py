@@ -21,9 +21,9 @@ class PointsSweeper(BasicSweeper):
 
     Args:
         points: each a product as on the command line, ``model=mamba,lstm size.n_layers=1,2``. The command line adds to
-            them and wins over them. Of the models that it names, a point has those that it names itself and those that
-            no point names; points of other ones alone are left out, unless that leaves none. A job that several points
-            describe is run once. None is the command line's product alone.
+            them and wins over them. Of the models that it names, a point that names some has its own and those that no
+            point names, and one that names none has all; points of other models alone are left out, unless that leaves
+            none. A job that several points describe is run once. None is the command line's product alone.
         params: as for Hydra's own sweeper.
         max_batch_size: likewise.
     """

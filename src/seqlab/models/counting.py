@@ -141,9 +141,9 @@ def backends(model: nn.Module, device: torch.device) -> dict[str, str | None]:
 
 def scan_backend(model: nn.Module, device: torch.device) -> str | None:
     """The backends that the model's scans run on, ``None`` for a model without one."""
-    places = [(part, getattr(part, "place", None)) for part in parts(model, Scans)]
-    keys = [(part, part.scan_backend, f"{place}.scan_backend" if place else "scan_backend") for part, place in places]
-    return chosen_backends(keys, device)
+    owners = [(part, getattr(part, "settings_key", None)) for part in parts(model, Scans)]
+    settings = [(part, part.scan_backend, f"{key}.scan_backend" if key else "scan_backend") for part, key in owners]
+    return chosen_backends(settings, device)
 
 
 def chosen_backends(settings: list[tuple[Scans | MixtureOfExperts, str, str]], device: torch.device) -> str | None:

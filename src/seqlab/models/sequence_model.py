@@ -133,7 +133,7 @@ class SequenceModel(nn.Module):
         def built(path: str, factory: Factory) -> nn.Module:
             with under(path, inspect.signature(factory).parameters):
                 part = factory(d_model)
-            part.place = path  # in the model's settings, for what is wrong with them
+            part.settings_key = path  # in those of the model, for what is wrong with them
             return part
 
         def branch(inner: nn.Module) -> Branch:
