@@ -97,6 +97,10 @@ class TestOptions:
         with pytest.raises(UserError, match="--lengths=300: must divide the 16,384 tokens"):
             script.parse(["--lengths", "256,300"])
 
+    def test_a_mistake_is_among_the_arguments_given_and_not_the_programs(self):
+        with pytest.raises(UserError, match="arguments=--mamba4 96: unrecognized arguments: --mamba4 96"):
+            script.parse(["--mamba4", "96"])
+
     def test_a_width_has_whole_heads_of_mamba3(self, can_run):
         with pytest.raises(UserError, match="--mamba3=100: must be a multiple of 32"):
             script.parse(["--mamba3", "64,100"])

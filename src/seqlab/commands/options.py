@@ -34,9 +34,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(key, type=partial(read, key), **settings)
 
     @override
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        self.arguments = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
+    @override
     def error(self, message: str) -> NoReturn:
         remedy = f"{self.prog} --help lists what there is"
-        raise UserError("arguments", shlex.join(sys.argv[1:]), message, remedy)
+        raise UserError("arguments", shlex.join(self.arguments), message, remedy)
 
 
 def whole(key: str, text: str, least: int = 1) -> int:

@@ -239,14 +239,14 @@ class Update:
         The forward passes are the same as those that follow: with the same random numbers and, since gradients are
         enabled here too, the same kernels.
         """
-        visits = self._no_visits()
+        visits, without_outputs = self._no_visits(), {"head": nn.Identity()} if reads_hidden(self.model) else {}
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else [], device_type=self.device.type):
             for number, part in enumerate(inputs.chunk(self.accumulate)):
                 with autocast(self.device, self.precision):
                     if self.carried:
                         self.model.carry(part, self._state_before(number))
                     else:
-                        self.model(part, *([None, nn.Identity()] if reads_hidden(self.model) else []))
+                        self.model(part, **without_outputs)
                 auxiliary_losses(self.model)  # removes them, so that no autograd graph stays
                 add_visits(visits, len(part) / len(inputs))
         return self._of_all(visits)
