@@ -105,6 +105,10 @@ MISTAKES = {
         r"model\.mixers\.mamba2\.scan_backend=cude: .*auto, triton, parallel, reference\."
         r"\nUse model\.mixers\.mamba2\.scan_backend=auto",
     ),
+    "a setting of one feed-forward of several": (
+        ["model=hybrid_nemotron", "model.feedforward.1.backend=cude"],
+        r"^model\.feedforward\.1\.backend=cude: .*\nGive it auto or triton",
+    ),
 }
 
 

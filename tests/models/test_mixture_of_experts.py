@@ -211,11 +211,11 @@ class TestBackendOfARun:
 
     def test_that_cannot_run_is_refused(self, train, capsys, monkeypatch):
         monkeypatch.setattr("seqlab.ops.triton_support.interpreted", lambda: False)
-        job = train("model=mamba_moe", "model.feedforward.backend=triton", "device=cpu")
+        job = train("model=hybrid_nemotron", "size.n_layers=4", "model.feedforward.1.backend=triton", "device=cpu")
         said = capsys.readouterr().err
         assert job.status == 2
-        assert "model.feedforward.backend=triton: routed_experts backend='triton' cannot run on cpu" in said
-        assert "Use model.feedforward.backend=auto" in said
+        assert "model.feedforward.1.backend=triton: routed_experts backend='triton' cannot run on cpu" in said
+        assert "Use model.feedforward.1.backend=auto" in said
         assert "Traceback" not in said
         assert not job.folder.exists()
 

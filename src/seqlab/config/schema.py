@@ -85,7 +85,7 @@ def check(node: Any, raw: Any = None, key: str = "") -> None:
         raise UserError(key, node, "is not finite", "Give it a number; where a setting may be left open, null does so")
     if isinstance(node, list):
         for i, item in enumerate(node):
-            check(item, None, f"{key}[{i}]")
+            check(item, None, f"{key}.{i}")
     if not isinstance(node, dict):
         return
     annotations = signature_of(node, key) if "_target_" in node else {}

@@ -134,28 +134,27 @@ def backends(model: nn.Module, device: torch.device) -> dict[str, str | None]:
     Raises:
         UserError: a backend cannot run there.
     """
-    experts = [(part, part.experts_backend, "feedforward.backend") for part in parts(model, MixtureOfExperts)]
-    chosen = {"experts_backend": chosen_backends(experts, device)} if experts else {}
+    experts = [(part, part.experts_backend) for part in parts(model, MixtureOfExperts)]
+    chosen = {"experts_backend": chosen_backends(experts, device, "backend")} if experts else {}
     return {"scan_backend": scan_backend(model, device)} | chosen
 
 
 def scan_backend(model: nn.Module, device: torch.device) -> str | None:
     """The backends that the model's scans run on, ``None`` for a model without one."""
-    owners = [(part, getattr(part, "settings_key", None)) for part in parts(model, Scans)]
-    settings = [(part, part.scan_backend, f"{key}.scan_backend" if key else "scan_backend") for part, key in owners]
-    return chosen_backends(settings, device)
+    return chosen_backends([(part, part.scan_backend) for part in parts(model, Scans)], device, "scan_backend")
 
 
-def chosen_backends(settings: list[tuple[Scans | MixtureOfExperts, str, str]], device: torch.device) -> str | None:
-    """The backends that parts' settings, each with its key, resolve to on a device in float32.
+def chosen_backends(settings: list[tuple[Scans | MixtureOfExperts, str]], device: torch.device, key: str) -> str | None:
+    """The backends that parts' settings, named ``key``, resolve to on a device in float32.
 
     Raises:
         UserError: a backend cannot run there.
     """
     chosen = set()
-    for part, name, key in settings:
+    for part, name in settings:
         try:
             chosen.add(part.resolve_backend(name, device, torch.float32))
         except ValueError as error:
+            key = ".".join(filter(None, (getattr(part, "settings_key", None), key)))
             raise UserError(key, name, str(error), f"Use {key}=auto, which picks the fastest that can run") from error
     return ", ".join(sorted(chosen)) or None

@@ -146,9 +146,10 @@ class SequenceModel(nn.Module):
             return parts[0] if len(parts) == 1 else Parallel(parts)
 
         def layer(i: int) -> Layer:
-            feedforward = feedforwards[i % len(feedforwards)]
+            number = i % len(feedforwards)
+            path = f"feedforward.{number}" if isinstance(feedforward, list) else "feedforward"
             first = branch(mixer(names_in(pattern[i % len(pattern)])))
-            return Layer(first, branch(built("feedforward", feedforward)) if feedforward else None)
+            return Layer(first, branch(built(path, feedforwards[number])) if feedforwards[number] else None)
 
         self.layers = nn.ModuleList(map(layer, range(n_layers)))
         alone = norm is None and not residual and not any(feedforwards)
