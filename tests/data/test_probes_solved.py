@@ -27,6 +27,8 @@ def test_every_target_follows_from_the_inputs(task, settings, sizes):
     data = task(**settings, **sizes | {"n_test": 200})
     for batch in (data.train_batch(2, 39, 1), many(data, 200), *data.evaluation_batches("validation", 4)):
         assert (batch.inputs.dtype, batch.targets.dtype) == (torch.int64 if data.tokens else torch.int8, torch.int64)
+        given = batch.to("cpu").inputs  # what any model is given
+        assert given.dtype == (torch.int64 if data.tokens else torch.float32) and torch.equal(given, batch.inputs)
         assert batch.inputs.shape[:2] == data.mask(batch.targets).shape
         assert batch.inputs.max() < data.d_input
         check_solved(batch, data)

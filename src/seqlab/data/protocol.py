@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from seqlab.errors import UserError
@@ -33,13 +34,18 @@ def of_cross_entropy(loss: LossFunction) -> LossFunction:
 class Batch(NamedTuple):
     """Inputs and their targets, position by position.
 
-    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input), float32 or any that it holds exactly, as int8;
+    ``inputs`` are token ids (B, L) int64 or features (B, L, d_input), float32 or int8, which reaches a device sooner;
     ``targets`` are token ids (B, L) int64, or (B, L, n) if a position has n of them, or values (B, L, d_output)
     float32.
     """
 
     inputs: Tensor
     targets: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """As a model is given it, on its device, without waiting for that: there features are in float32."""
+        inputs, targets = (part.to(device, non_blocking=True) for part in self)
+        return Batch(inputs.float() if inputs.dtype == torch.int8 else inputs, targets)
 
 
 class TextBytes(NamedTuple):

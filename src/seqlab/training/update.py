@@ -189,7 +189,7 @@ class Update:
         Returns:
             The mean loss, the norm before clipping, and the auxiliary loss if there is one: (2,) or (3,) float32.
         """
-        inputs, targets = (part.to(self.device, non_blocking=True) for part in (inputs, targets))
+        inputs, targets = Batch(inputs, targets).to(self.device)
         count = self.world.mean(self.data.mask(targets).sum())
         loss, added = torch.zeros((), device=self.device), None
         shares = self._count_visits(inputs) if self.counts_first else None
@@ -224,7 +224,7 @@ class Update:
 
     def differentiate(self, batch: Batch) -> None:
         """Add the gradient of the first part of a batch to the parameters', as a step does for each, and no more."""
-        inputs, targets = (part.to(self.device).chunk(self.accumulate)[0] for part in batch)
+        inputs, targets = (part.chunk(self.accumulate)[0] for part in batch.to(self.device))
         loss, _ = self.objective(inputs, targets, self.data.mask(targets).sum(), self._state_before(0))
         auxiliary = auxiliary_losses(self.model)
         (loss if auxiliary is None else loss + auxiliary).backward()
