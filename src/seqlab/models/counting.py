@@ -62,7 +62,8 @@ def training_flops(model: nn.Module, data: Examples) -> int:
     """
     model = copy.deepcopy(model).to("meta").train()
     recompute(model, 0)  # what a layer computes again is no other work than that of a model that keeps it
-    inputs, targets = data.train_batch(0, 1, seed=0).to("meta")
+    inputs, targets = (part.to("meta") for part in data.train_batch(0, 1, seed=0))
+    inputs = inputs.float() if inputs.dtype == torch.int8 else inputs  # as training gives features to a model
     formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     passes = dict.fromkeys(parts(model, CountsFlops), 3)

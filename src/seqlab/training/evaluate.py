@@ -152,7 +152,7 @@ def measured(
     Yields:
         Of each piece its place in L, its losses (B, piece) and its answers for the metrics (``in_a_row``).
     """
-    inputs, targets = batch.to(device)
+    inputs, targets = Batch(*batch).to(device)
     for start, places, outputs in pieces(model, inputs, mask, size, autocast):
         here = slice(start, start + size)
         if places is None:

@@ -224,7 +224,7 @@ class Update:
 
     def differentiate(self, batch: Batch) -> None:
         """Add the gradient of the first part of a batch to the parameters', as a step does for each, and no more."""
-        inputs, targets = (part.chunk(self.accumulate)[0] for part in batch.to(self.device))
+        inputs, targets = (part.chunk(self.accumulate)[0] for part in Batch(*batch).to(self.device))
         loss, _ = self.objective(inputs, targets, self.data.mask(targets).sum(), self._state_before(0))
         auxiliary = auxiliary_losses(self.model)
         (loss if auxiliary is None else loss + auxiliary).backward()
