@@ -107,14 +107,12 @@ folder = Path(sys.argv[1])
 os.environ["SEQLAB_SWEEP"] = str(os.getpid())
 
 def job(folder, i):
-    from functools import partial
     from seqlab.sweep import stopping
     from seqlab.sweep.entries import Entry
     from seqlab.sweep.orphans import JOBLIB
     entry = Entry(i, str(i), [], process=os.getpid())
-    entry.write(folder)
-    ended = partial(entry.end, folder, "interrupted")
-    with stopping.ends_the_job(JOBLIB, ended):
+    with stopping.noted(JOBLIB, folder, entry):
+        entry.write(folder)
         if i == 3:
             (folder / "training_3").touch()
             time.sleep(600)  # what no run handles, as imports
@@ -125,8 +123,7 @@ def job(folder, i):
             time.sleep(0.05)
         time.sleep(i)  # the end of a step
         (folder / f"checkpoint_{i}").touch()
-    ended()
-    stopping.wait_for_end()
+        sys.exit(143)
 
 def leave(number, frame):
     stopping.stop_jobs(folder, 0)

@@ -41,7 +41,7 @@ class PointsSweeper(BasicSweeper):
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """The overrides of every job, in batches; a sweep that cannot start is refused."""
         from seqlab import cli
-        from seqlab.sweep import watch  # imports rich, which Hydra's search for plugins need not wait for
+        from seqlab.sweep import stopping, watch  # import rich, which Hydra's search for plugins need not wait for
         from seqlab.sweep.duplicates import without_duplicates
         from seqlab.sweep.workers import check_workers
 
@@ -57,6 +57,7 @@ class PointsSweeper(BasicSweeper):
         apart_from_seeds = {frozenset(o for o in job if not o.startswith("seed=")): job for job in jobs}
         refuse_shared_mistake(itertools.chain(composed, map(compose, apart_from_seeds.values())))
         watch.expect(len(jobs), notes)
+        stopping.shield(self.launcher)
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     @override

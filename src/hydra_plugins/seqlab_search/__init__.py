@@ -21,8 +21,10 @@ class OptunaSweeper(BasicSweeper):
         if importlib.util.find_spec("optuna") is None:
             remedy = "Install it with pip install 'seqlab[search]'"
             raise UserError("search", "optuna", "Optuna is not installed", remedy)
+        from seqlab.sweep import stopping
         from seqlab.sweep.search.studies import search
         from seqlab.sweep.workers import check_workers
 
         check_workers(self.config)
+        stopping.shield(self.launcher)
         search(self, arguments)

@@ -12,7 +12,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -191,32 +190,33 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
     sweep = Path(hydra.sweep.dir)
     folder = os.path.relpath(hydra.runtime.output_dir, sweep)
     entry = Entry(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task), process=process())
-    launcher, interrupted = hydra.launcher._target_, partial(entry.end, sweep, "interrupted")
-    try:
-        with orphans.ends_with_sweep(launcher), stopping.ends_the_job(launcher, interrupted):
-            entry.write(sweep)
-            if torchrun.wanted(cfg):
-                return in_processes(cfg, entry)
-            value = best_loss(task(cfg, reporter))
-        entry.end(sweep, "completed")
-        return value
-    except Pruned as pruned:
-        log.info("%s", pruned)
-        entry.end(sweep, "pruned")
-        return pruned.loss
-    except Exception as error:
-        ending = translate(error)
-        if isinstance(ending, Interrupted):
-            log.warning("Stopped at step %d; the checkpoint is written.", ending.step)
-            interrupted()
-            leave(ending.signal)
-        report(error, debug=cfg.debug is True)
-        entry.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
-        return math.nan
-    finally:
-        from seqlab.runs.process import free_memory  # imports torch, which the job has done by now
+    launcher = hydra.launcher._target_
+    with stopping.noted(launcher, sweep, entry):
+        try:
+            with orphans.ends_with_sweep(launcher):
+                entry.write(sweep)
+                if torchrun.wanted(cfg):
+                    return in_processes(cfg, entry)
+                value = best_loss(task(cfg, reporter))
+            entry.end(sweep, "completed")
+            return value
+        except Pruned as pruned:
+            log.info("%s", pruned)
+            entry.end(sweep, "pruned")
+            return pruned.loss
+        except Exception as error:
+            ending = translate(error)
+            if isinstance(ending, Interrupted):
+                log.warning("Stopped at step %d; the checkpoint is written.", ending.step)
+                entry.interrupted(sweep)
+                leave(ending.signal)
+            report(error, debug=cfg.debug is True)
+            entry.end(sweep, "diverged" if isinstance(ending, Diverged) else "failed", message_of(error))
+            return math.nan
+        finally:
+            from seqlab.runs.process import free_memory  # imports torch, which the job has done by now
 
-        free_memory()
+            free_memory()
 
 
 def process() -> int:
@@ -254,6 +254,4 @@ def leave(number: int) -> NoReturn:
 
     if number == signal.SIGUSR2 or preempted():
         signal.raise_signal(signal.SIGUSR2)
-    if stopping.is_held(HydraConfig.get().launcher._target_):
-        stopping.wait_for_end()
     sys.exit(128 + number)

@@ -27,6 +27,7 @@ Summary = dict[str, Any]
 STATUS = {
     Interrupted: "interrupted",
     KeyboardInterrupt: "interrupted",
+    SystemExit: "interrupted",
     Diverged: "diverged",
     NoResult: "diverged",
     Pruned: "pruned",

@@ -71,5 +71,4 @@ class ShowSweep(Callback):
             where = f"A new sweep in {folder}."
         models = [name for o in typed if o.startswith("model=") for name in o.removeprefix("model=").split(",")]
         notes = filter(None, (where, size_note(models, typed)))
-        varies, launcher = list(config.hydra.callbacks.show_sweep.varies), config.hydra.launcher._target_
-        watch.begin(folder, typed, varies, launcher, list(notes))
+        watch.begin(folder, typed, list(config.hydra.callbacks.show_sweep.varies), list(notes))

@@ -64,6 +64,11 @@ class Entry:
         with contextlib.suppress(OSError):
             replace(self, outcome=outcome, error=error).write(sweep)
 
+    def interrupted(self, sweep: Path) -> None:
+        """Write that a signal ended the job, unless it has ended otherwise."""
+        if self.now(sweep).outcome == RUNNING:
+            self.end(sweep, "interrupted")
+
 
 def read(sweep: Path) -> list[Entry]:
     """All entries of a sweep folder, by number; a file is opened only if it is new or has changed."""

@@ -44,19 +44,19 @@ def ends_with_sweep(launcher: str) -> Iterator[None]:
     if not watched or sweep in (0, os.getpid()):
         yield
         return
-    leave_if_orphaned(sweep)
+    leave_if_orphaned()
     if not _watching.is_set():
         _watching.set()
         threading.Thread(target=watch, args=(sweep,), name="sweep's end", daemon=True).start()
     try:
         yield
     finally:
-        leave_if_orphaned(sweep)
+        leave_if_orphaned()
 
 
-def leave_if_orphaned(sweep: int) -> None:
-    """End the process at once: the launcher would take an exception for the job's result."""
-    if sweep not in ancestors():
+def leave_if_orphaned() -> None:
+    """End the process at once if the sweep's is gone: the launcher would take an exception for the job's result."""
+    if int(os.environ[SWEEP]) not in ancestors():
         os._exit(128 + signal.SIGTERM)
 
 

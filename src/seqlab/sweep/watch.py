@@ -6,6 +6,7 @@ It only reads files, so it does not matter which launcher runs the jobs.
 import contextlib
 import dataclasses
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -26,9 +27,11 @@ from seqlab.jsonio import load
 from seqlab.sweep import display, stopping
 from seqlab.sweep.entries import CHOSEN, RATES, RUNNING, SEARCH_RESULTS, write_sweep
 from seqlab.sweep.jobs import CUT_OFF, DIVERGED, INTERRUPTED, Job, read_jobs
-from seqlab.sweep.orphans import JOBLIB
 
 log = logging.getLogger("seqlab")
+
+MOMENT = 1.0
+"""Seconds within which several signals are one: ``timeout`` sends its own to the process and to the group."""
 
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
 
@@ -40,15 +43,11 @@ class Watch:
         folder: the sweep's.
         overrides: the command line's.
         keys: the settings that vary; without any, those that vary among the jobs so far.
-        launcher: the ``_target_`` of Hydra's.
         notes: lines to print before the first job.
     """
 
-    def __init__(
-        self, folder: Path, overrides: list[str], keys: list[str], launcher: str = "", notes: Sequence[str] = ()
-    ):
+    def __init__(self, folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str] = ()):
         self.folder, self.overrides, self.keys, self.notes = folder, overrides, keys, notes
-        self.launcher = launcher
         self.total: int | None = None
         self.console = rich.get_console()
         self.since, self.began = write_sweep(folder, overrides), time.monotonic()
@@ -66,32 +65,21 @@ class Watch:
         """Start the display."""
         taken.set()
         self.live.start()
-        self.before = None
+        self.before = {}
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self.before = signal.getsignal(signal.SIGTERM)
-            if self.launcher == JOBLIB:
-                stopping.handle(self.stop_jobs)
-            else:  # for a signal between two jobs; while one trains, its own handler stops it after a step
-                signal.signal(signal.SIGTERM, leave)
+            self.before = stopping.handle(self.stop_jobs)  # a job that trains in this process has its own meanwhile
 
-    def stop_jobs(self, number: int, frame: FrameType | None) -> None:
-        """End when the jobs in other processes have stopped; a second signal ends this process at once.
-
-        Raises:
-            KeyboardInterrupt: after that, for SIGINT.
-        """
-        signal.signal(signal.SIGTERM, leave)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def stop_jobs(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Exit when the jobs in joblib's processes have stopped; a second signal ends all at once."""
+        began = time.monotonic()
+        stopping.handle(lambda number, frame: time.monotonic() < began + MOMENT or leave(number))
         stopping.stop_jobs(self.folder, self.since)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
         leave(number)
 
     def stop(self) -> None:
         """End the display, after reading the jobs a last time."""
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
         self.live.stop()
         self.refresh()
         taken.clear()
@@ -99,6 +87,9 @@ class Watch:
     def screen(self) -> RenderableType:
         """The live table, of the present state of the jobs."""
         self.refresh()
+        stopped = signal.getsignal(signal.SIGTERM) != self.stop_jobs
+        if not stopped and stopping.jobs_in_workers(self.folder, self.since, INTERRUPTED):
+            os.kill(os.getpid(), signal.SIGTERM)  # a job alone was stopped, and its process waits for the sweep's end
         return display.live(self.jobs, self.total, time.monotonic() - self.began, self.console.height)
 
     def refresh(self) -> None:
@@ -137,7 +128,7 @@ class Watch:
         return status if complete else status or 1
 
 
-def leave(number: int, frame: FrameType | None = None) -> NoReturn:
+def leave(number: int) -> NoReturn:
     """Exit as a signal asks."""
     sys.exit(128 + number)
 
@@ -145,10 +136,10 @@ def leave(number: int, frame: FrameType | None = None) -> NoReturn:
 _current: Watch | None = None
 
 
-def begin(folder: Path, overrides: list[str], keys: list[str], launcher: str, notes: Sequence[str]) -> None:
+def begin(folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str]) -> None:
     """Display a sweep until ``finish``; the arguments are those of ``Watch``."""
     global _current
-    _current = Watch(folder, overrides, keys, launcher, notes)
+    _current = Watch(folder, overrides, keys, notes)
     _current.start()
 
 
