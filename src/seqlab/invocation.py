@@ -15,6 +15,9 @@ SWEEP = "SEQLAB_SWEEP"
 """Environment variable with the id of the process that a job ends with: the one that shows the sweep, Ray's worker,
 or, of a job in several processes, the one that started torchrun."""
 
+MOMENT = 1.0
+"""Seconds within which several signals are one: ``timeout`` and others send theirs to the process and to its group."""
+
 INSTALLED = (["seqlab"], ["python", "-m", "seqlab"])
 """How the commands begin from anywhere; in a clone each has a script too."""
 

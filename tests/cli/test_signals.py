@@ -10,7 +10,8 @@ import time
 import pytest
 
 import forks
-from seqlab.training import checkpoint
+from seqlab.training import checkpoint, signals
+from seqlab.training.signals import StopRequest
 
 
 def stopped(arguments, metrics, number, screen):
@@ -42,6 +43,17 @@ def test_signals(train, tmp_path, number, status):
     assert checkpoint.latest(folder / "checkpoints") == checkpoint.path_of(folder / "checkpoints", step)
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("interrupted", step)
+
+
+def test_signals_of_one_moment_are_one(monkeypatch):
+    """As ``timeout`` sends them; a later one has its usual effect."""
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGTERM
+        monkeypatch.setattr(signals, "MOMENT", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_ends_the_whole_sweep(train, tmp_path):

@@ -125,25 +125,30 @@ def job(folder, i):
         (folder / f"checkpoint_{i}").touch()
         sys.exit(143)
 
-def leave(number, frame):
-    stopping.stop_jobs(folder, 0)
-    sys.exit(128 + number)
-
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from joblib import Parallel, delayed
-from seqlab.sweep import stopping
-stopping.handle(leave)
-Parallel(4, backend="loky", batch_size=1)(delayed(job)(folder, i) for i in range(6))
+from seqlab.sweep import stopping, watch
+launcher = JoblibLauncher(n_jobs=5 if sys.argv[2] == "idle" else 4, backend="loky", batch_size=1)
+stopping.shield(launcher)
+watch.Watch(folder, [], []).start()
+Parallel(**launcher.joblib)(delayed(job)(folder, i) for i in range(4 if sys.argv[2] == "idle" else 6))
 """
 
 
-@pytest.mark.parametrize(("all_of_them", "number"), [(False, signal.SIGTERM), (True, signal.SIGINT)])
-def test_a_stopped_sweep_waits_for_the_checkpoints(tmp_path, environment, all_of_them, number):
-    """Also where the jobs have heard the signal themselves, as from a terminal; no job is begun any more."""
-    arguments = [sys.executable, "-c", STOPPED, str(tmp_path)]
+@pytest.mark.parametrize(("who", "number"), [("sweep", 15), ("idle", 2), ("job", 15)])
+def test_a_stopped_sweep_waits_for_the_checkpoints(tmp_path, environment, who, number):
+    """Also where the workers have heard the signal themselves, as from a terminal, and one of them has no job; where
+    one job alone is stopped; where the signal comes twice at once. No job is begun any more."""
+    arguments = [sys.executable, "-c", STOPPED, str(tmp_path), who]
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         assert until(lambda: len(list(tmp_path.glob("training_*"))) == 4, 60)
-        (os.killpg if all_of_them else os.kill)(process.pid, number)
+        for _ in range(2):
+            if who == "job":
+                os.kill(read(tmp_path)[0].process, number)
+            else:
+                (os.kill if who == "sweep" else os.killpg)(process.pid, number)
+            time.sleep(0.01)
         assert process.wait(30) == 128 + number
         assert {path.name for path in tmp_path.glob("checkpoint_*")} == {f"checkpoint_{i}" for i in range(3)}
         assert [(entry.number, entry.outcome) for entry in read(tmp_path)] == [(i, "interrupted") for i in range(4)]

@@ -22,16 +22,13 @@ from rich.console import RenderableType
 from rich.live import Live
 
 from seqlab.console import output, say, taken
-from seqlab.invocation import program, typed
+from seqlab.invocation import MOMENT, program, typed
 from seqlab.jsonio import load
 from seqlab.sweep import display, stopping
 from seqlab.sweep.entries import CHOSEN, RATES, RUNNING, SEARCH_RESULTS, write_sweep
 from seqlab.sweep.jobs import CUT_OFF, DIVERGED, INTERRUPTED, Job, read_jobs
 
 log = logging.getLogger("seqlab")
-
-MOMENT = 1.0
-"""Seconds within which several signals are one: ``timeout`` sends its own to the process and to the group."""
 
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
 

@@ -8,15 +8,20 @@ cut into many calls: long sequences into pieces (``evaluate``), attention on a C
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Self
 
+from seqlab.invocation import MOMENT
+
 
 class StopRequest:
-    """A context manager that stores the number of the first signal in ``signal``; a second one has its usual effect.
+    """A context manager that stores the number of the first signal in ``signal``.
+
+    A second one, ``MOMENT`` later or more, has its usual effect.
 
     Args:
-        patient: further ones have no effect either: on Ctrl-C torchrun repeats to its processes what they have heard,
+        patient: further ones have no effect: on Ctrl-C torchrun repeats to its processes what they have heard,
             and so does a sweep.
     """
 
@@ -35,9 +40,11 @@ class StopRequest:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        if not self.patient:
+        if self.signal is None:
+            self.signal, self._noted = number, time.monotonic()
+        elif not self.patient and time.monotonic() > self._noted + MOMENT:
             self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
