@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import math
 import os
 import shutil
 import signal
@@ -85,6 +86,15 @@ def test_a_sweep_over_two_gpus(sweep, tools, tmp_path, monkeypatch):
     assert status == 1
     assert out.count("ended before the job began; what it said is in") == 3
     assert "Traceback" not in out + error
+
+
+@pytest.mark.parametrize(("patience", "status"), [(math.inf, 5), (0.0, -signal.SIGKILL)])
+def test_a_job_has_time_for_its_checkpoint(patience, status):
+    job = "trap 'sleep 0.2; exit 5' TERM; echo; while :; do sleep 0.02; done"
+    with subprocess.Popen(["sh", "-c", job], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        local_gpus.stop([process], patience)
+        assert process.wait() == status
 
 
 def test_a_packed_job_is_the_launchers_own(sweep, tools, tmp_path, monkeypatch):

@@ -52,12 +52,17 @@ def stop_jobs(sweep: Path, since: int) -> None:
     asked: set[int] = set()
     while jobs := jobs_in_workers(sweep, since, RUNNING):
         if not asked:
-            say(f"Stopping: {counted(len(jobs), 'job')} to write a checkpoint first; a second signal ends all at once.")
+            announce(len(jobs))
         for number in jobs.keys() - asked:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(jobs[number], signal.SIGTERM)
         asked |= jobs.keys()
         time.sleep(INTERVAL)
+
+
+def announce(jobs: int) -> None:
+    """Say what a sweep that was asked to stop waits for."""
+    say(f"Stopping: {counted(jobs, 'job')} to write a checkpoint first; a second signal ends all at once.")
 
 
 def shield(launcher: Launcher) -> None:

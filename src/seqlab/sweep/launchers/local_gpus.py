@@ -1,12 +1,13 @@
 """The jobs of a sweep, dealt to this machine's GPUs by free memory, each in a process of its own."""
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from seqlab.errors import UserError
 from seqlab.formatting import counted
 from seqlab.runs.lock import GRACE
 from seqlab.sweep.launchers.packed import COMMAND, Packed, composed, environment
+from seqlab.sweep.stopping import announce
 
 INTERVAL = 0.5  # seconds between two looks
 QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.free,memory.total", "--format=csv,noheader,nounits")
@@ -46,7 +48,9 @@ def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> lis
                 running[start(waiting.popleft(), gpus, table.threads)] = gpus
             time.sleep(INTERVAL)
     finally:
-        stop(running)
+        if running:
+            announce(len(running))
+        stop(running, patience=math.inf)
     return [job.over() for job in packed]
 
 
@@ -65,11 +69,11 @@ def start(job: Packed, gpus: Sequence[str], threads: int) -> subprocess.Popen:
     return process
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Let jobs write their checkpoints and end; what has not ended after ``GRACE`` is killed."""
+def stop(processes: Iterable[subprocess.Popen], patience: float = GRACE) -> None:
+    """Let jobs write their checkpoints and end; what has not ended after ``patience`` seconds is killed."""
     for process in processes:
         process.terminate()
-    until = time.monotonic() + GRACE
+    until = time.monotonic() + patience
     for process in processes:
         try:
             process.wait(max(0.0, until - time.monotonic()))
