@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 import time
 
 import pytest
@@ -62,6 +63,19 @@ def test_a_signal_ends_the_whole_sweep(train, tmp_path):
     assert code == 130, error
     assert "Stopped at step" in error
     assert not (tmp_path / "2").exists()
+
+
+def test_a_signal_while_an_object_is_freed_stops_the_sweep(sweep, monkeypatch):
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: dropped.append(error.exc_type))
+    monkeypatch.setattr("seqlab.runs.process.free_memory", lambda: Freed() and None)
+    status, out, _ = sweep("model=linear", "trainer.steps=1", "seed=2,3")
+    assert (status, dropped) == (130, [SystemExit])
+    assert "1 completed, 1 not begun" in out
 
 
 def test_a_stopped_sweep_goes_on_with_the_command_that_was_printed(train, tmp_path):

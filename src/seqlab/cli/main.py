@@ -184,6 +184,7 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
     """
     if not watch.watching():
         rich.get_console().quiet = True  # the screen belongs to the process that shows the sweep
+    watch.leave_if_asked()
     from seqlab.runs import torchrun  # imports torch, which the job's task has done by now
 
     hydra = HydraConfig.get()

@@ -46,6 +46,7 @@ class Watch:
     def __init__(self, folder: Path, overrides: list[str], keys: list[str], notes: Sequence[str] = ()):
         self.folder, self.overrides, self.keys, self.notes = folder, overrides, keys, notes
         self.total: int | None = None
+        self.asked: int | None = None  # the number of a signal to stop
         self.console = rich.get_console()
         self.since, self.began = write_sweep(folder, overrides), time.monotonic()
         self.jobs: list[Job] = []
@@ -68,7 +69,7 @@ class Watch:
 
     def stop_jobs(self, number: int, frame: FrameType | None) -> NoReturn:
         """Exit when the jobs in joblib's processes have stopped; a second signal ends all at once."""
-        began = time.monotonic()
+        self.asked, began = number, time.monotonic()
         stopping.handle(lambda number, frame: time.monotonic() < began + MOMENT or leave(number))
         stopping.stop_jobs(self.folder, self.since)
         leave(number)
@@ -143,6 +144,12 @@ def begin(folder: Path, overrides: list[str], keys: list[str], notes: Sequence[s
 def watching() -> bool:
     """Whether this process displays the sweep, and is no worker that only runs its jobs."""
     return _current is not None
+
+
+def leave_if_asked() -> None:
+    """Exit if a signal asked to: Python drops the exception of a handler that it calls while it frees an object."""
+    if _current is not None and _current.asked is not None:
+        leave(_current.asked)
 
 
 def expect(jobs: int | None, notes: Sequence[str] = ()) -> None:
