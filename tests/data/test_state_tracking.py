@@ -91,7 +91,7 @@ def test_a_longer_test_scores_what_training_never_reached(name):
 
 def test_a_test_without_an_answer_is_refused():
     settings = CASES["modular_arithmetic"].settings | FRESH | {"length": 11, "tests": [{"length": 12}]}
-    with pytest.raises(UserError, match=r"^data\.tests\[0\]\.length=12: has no answer .* 11.*\nSet .*=13 or more"):
+    with pytest.raises(UserError, match=r"^data\.tests\.0\.length=12: has no answer .* 11.*\nSet .*=13 or more"):
         configured_data(ModularArithmetic, settings)
     with pytest.raises(UserError, match=r"^data\.modulus=1: input should be greater than or equal to 2"):
         configured_data(ModularArithmetic, CASES["modular_arithmetic"].settings | FRESH | {"modulus": 1})

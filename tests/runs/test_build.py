@@ -52,9 +52,9 @@ class TestUnder:
         ]
 
     def test_parts_of_settings_and_several_of_them(self):
-        assert self.told("tests[1].length, n", "Set tests[1].length=2", ("data", ["tests", "n"]))[:2] == [
-            "data.tests[1].length, data.n=1: a=1 is wrong.",
-            "Set data.tests[1].length=2.",
+        assert self.told("tests.1.length, n", "Set tests.1.length=2", ("data", ["tests", "n"]))[:2] == [
+            "data.tests.1.length, data.n=1: a=1 is wrong.",
+            "Set data.tests.1.length=2.",
         ]
 
     def test_whole_keys_stay(self):

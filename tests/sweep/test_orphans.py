@@ -128,8 +128,16 @@ def job(folder, i):
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from joblib import Parallel, delayed
 from seqlab.sweep import stopping, watch
-launcher = JoblibLauncher(n_jobs=5 if sys.argv[2] == "idle" else 4, backend="loky", batch_size=1)
+workers = 5 if sys.argv[2] == "idle" else 4
+launcher = JoblibLauncher(n_jobs=workers, backend="loky", batch_size=1)
 stopping.shield(launcher)
+begin = launcher.joblib["initializer"]
+
+def begun():
+    begin()
+    (folder / f"begun_{os.getpid()}").touch()
+
+launcher.joblib["initializer"] = begun
 watch.Watch(folder, [], []).start()
 Parallel(**launcher.joblib)(delayed(job)(folder, i) for i in range(4 if sys.argv[2] == "idle" else 6))
 """
@@ -142,7 +150,8 @@ def test_a_stopped_sweep_waits_for_the_checkpoints(tmp_path, environment, who, n
     arguments = [sys.executable, "-c", STOPPED, str(tmp_path), who]
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        assert until(lambda: len(list(tmp_path.glob("training_*"))) == 4, 60)
+        begun = {"training": 4, "begun": 5 if who == "idle" else 4}
+        assert until(lambda: all(len(list(tmp_path.glob(f"{what}_*"))) == n for what, n in begun.items()), 60)
         for _ in range(2):
             if who == "job":
                 os.kill(read(tmp_path)[0].process, number)

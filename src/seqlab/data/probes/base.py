@@ -82,7 +82,7 @@ class Probe(DataSet):
         for i, setting in enumerate(self._settings):
             if setting["length"] != self.length:
                 rule = f"all examples of a batch have length {self.length}"
-                raise UserError(f"mixture[{i}].length", setting["length"], rule, "Change length=..., or leave it out")
+                raise UserError(f"mixture.{i}.length", setting["length"], rule, "Change length=..., or leave it out")
         tests = self._overridden(base, "tests")
         self._further = {label(changed): s for changed, s in zip(self.tests or [], tests, strict=True)}
         self.most_labels = max(map(self.answers, self._settings))
@@ -95,7 +95,7 @@ class Probe(DataSet):
         """
         settings = []
         for i, changed in enumerate(getattr(self, name) or []):
-            key, remedy = f"{name}[{i}]", f"It may change {' and '.join(base)}"
+            key, remedy = f"{name}.{i}", f"It may change {' and '.join(base)}"
             if name == "tests" and not changed:
                 raise UserError(key, changed, "changes nothing", f"{remedy}, or leave it out")
             for unknown in set(changed) - set(base):
