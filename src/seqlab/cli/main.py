@@ -190,7 +190,7 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     folder = os.path.relpath(hydra.runtime.output_dir, sweep)
-    entry = Entry(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task), process=process())
+    entry = Entry(hydra.job.num, folder, OmegaConf.to_container(hydra.overrides.task), process=process_to_signal())
     launcher = hydra.launcher._target_
     with stopping.noted(launcher, sweep, entry):
         try:
@@ -220,8 +220,8 @@ def swept_job(task: Task, cfg: DictConfig) -> float:
             free_memory()
 
 
-def process() -> int:
-    """The id of the process that a signal to this job goes to: of those of torchrun, the one that started them."""
+def process_to_signal() -> int:
+    """The id of the process that passes a signal on to the whole job: of torchrun's, the one that started them."""
     return int(os.environ[SWEEP]) if under_torchrun() else os.getpid()
 
 

@@ -236,8 +236,7 @@ class SequenceModel(nn.Module):
 
     def _embed(self, inputs: Tensor, start: int, end: int) -> Tensor:
         """The residual stream at positions ``start`` to ``end``, in the parameters' precision under autocast too."""
-        dtype = self.embed.weight.dtype
-        x = self.embed(inputs if self.tokens else inputs.to(dtype)).to(dtype)  # (B, L, D), or (B, D) of one position
+        x = self.embed(inputs).to(self.embed.weight.dtype)  # (B, L, D), or (B, D) of one position
         if self.words is not None:
             x = self.words(x, inputs)
         if self.positions is not None:

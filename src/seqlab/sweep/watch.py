@@ -85,10 +85,14 @@ class Watch:
     def screen(self) -> RenderableType:
         """The live table, of the present state of the jobs."""
         self.refresh()
-        stopped = signal.getsignal(signal.SIGTERM) != self.stop_jobs
-        if not stopped and stopping.jobs_in_workers(self.folder, self.since, INTERRUPTED):
-            os.kill(os.getpid(), signal.SIGTERM)  # a job alone was stopped, and its process waits for the sweep's end
+        self.follow_a_stopped_job()
         return display.live(self.jobs, self.total, time.monotonic() - self.began, self.console.height)
+
+    def follow_a_stopped_job(self) -> None:
+        """Stop the sweep where a job alone was stopped, in one of joblib's processes, which waits for the sweep's end."""
+        stops = signal.getsignal(signal.SIGTERM) != self.stop_jobs
+        if not stops and stopping.jobs_in_workers(self.folder, self.since, INTERRUPTED):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def refresh(self) -> None:
         """Read the state of the jobs, and print a line for each that has ended since, unless a live table shows it."""
