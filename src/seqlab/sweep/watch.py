@@ -89,7 +89,7 @@ class Watch:
         return display.live(self.jobs, self.total, time.monotonic() - self.began, self.console.height)
 
     def follow_a_stopped_job(self) -> None:
-        """Stop the sweep where a job alone was stopped, in one of joblib's processes, which waits for the sweep's end."""
+        """Stop the sweep where a job alone was stopped: its process, one of joblib's, waits for the sweep's end."""
         stops = signal.getsignal(signal.SIGTERM) != self.stop_jobs
         if not stops and stopping.jobs_in_workers(self.folder, self.since, INTERRUPTED):
             os.kill(os.getpid(), signal.SIGTERM)
