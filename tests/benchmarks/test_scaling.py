@@ -12,7 +12,7 @@ import torch
 from forks import as_torchrun
 from seqlab.benchmarks import scaling
 from seqlab.benchmarks.scaling_on_paper import Collective, Links, built_of, context, ddp, fsdp, shape_of, step
-from seqlab.benchmarks.scaling_points import BARE, NO_GRAPH, OURS, Case, Point, as_dict, panels, series, tables
+from seqlab.benchmarks.scaling_points import BARE, GRAPH, NO_GRAPH, OURS, Case, Point, as_dict, panels, series, tables
 from seqlab.benchmarks.scaling_step import Trained, batch_of, prepare
 from seqlab.commands import benchmark_scaling as benchmark
 from seqlab.errors import UserError
@@ -66,6 +66,15 @@ class TestCases:
         assert scaling.cases_of(args, 1) == [Case("transformer", by, 1, 4) for by in (OURS, BARE)]
         assert scaling.cases_of(args, 2) == [Case("transformer", by, 2, n) for n in (4, 2) for by in (OURS, BARE)]
         assert [case.rows for case in scaling.cases_of(args, 3)] == [4, 4]  # 4 sequences do not divide by 3
+
+    def test_on_gpus_also_the_other_way_to_launch(self):
+        """By default one process replays a graph and several do not."""
+        args = options("--gpus", "1,2")
+        args.device = torch.device("cuda")
+        assert [case.contestant for case in scaling.cases_of(args, 1)] == [OURS, NO_GRAPH, BARE]
+        assert [case.contestant for case in scaling.cases_of(args, 2) if case.rows == 4] == [OURS, GRAPH, BARE]
+        args.trained = {name: trained._replace(parallel="fsdp") for name, trained in args.trained.items()}
+        assert {case.contestant for case in scaling.cases_of(args, 2)} == {OURS, BARE}  # it has none
 
     def test_models(self):
         args = options("--parallel", "fsdp")

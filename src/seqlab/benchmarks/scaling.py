@@ -17,6 +17,7 @@ from seqlab.benchmarks import report, scaling_on_paper
 from seqlab.benchmarks.results import facts
 from seqlab.benchmarks.scaling_points import (
     BARE,
+    GRAPH,
     NO_GRAPH,
     OURS,
     Case,
@@ -65,8 +66,8 @@ def cases_of(args: argparse.Namespace, gpus: int) -> list[Case]:
     rows = [args.batch, *([args.global_batch // gpus] if args.global_batch % gpus == 0 else [])]
     found = []
     for model in args.models:
-        graphs = gpus == 1 and args.device.type == "cuda" and args.trained[model].parallel != "fsdp"
-        contestants = [OURS, *([NO_GRAPH] if graphs else []), BARE]
+        graphs = args.device.type == "cuda" and args.trained[model].parallel != "fsdp"
+        contestants = [OURS, *([NO_GRAPH if gpus == 1 else GRAPH] if graphs else []), BARE]
         found += [Case(model, contestant, gpus, share) for share in dict.fromkeys(rows) for contestant in contestants]
     return found
 

@@ -13,8 +13,9 @@ from rich.table import Table
 from seqlab.benchmarks.report import Line, Panel, number, table
 from seqlab.benchmarks.results import ratio
 
-OURS, NO_GRAPH, BARE = "ours", "ours, no graph", "plain DDP"
-"""The update that train.py makes; on one GPU without its CUDA graph too; a bare loop around torch's module."""
+OURS, NO_GRAPH, GRAPH, BARE = "ours", "ours, no graph", "ours, graph", "plain DDP"
+"""The update that train.py makes; the same without a CUDA graph where it has one, and with where it has none; a bare
+loop around torch's module."""
 
 SCALINGS = ("weak", "strong")
 LOOKS = {
@@ -104,7 +105,7 @@ def series(points: Sequence[Point], batch: int, global_batch: int) -> list[Serie
         for scaling in SCALINGS:
             of_it = [point for point in points if point.model == model and point.rows == rows[scaling](point.gpus)]
             of_it.sort(key=lambda point: point.gpus)
-            for contestant, members in ((OURS, (OURS, NO_GRAPH)), (BARE, (BARE,))):
+            for contestant, members in ((OURS, (OURS, NO_GRAPH, GRAPH)), (BARE, (BARE,))):
                 if own := [point for point in of_it if point.contestant in members]:
                     found.append(Series(model, scaling, contestant, own))
     return found
@@ -171,7 +172,7 @@ def panels(found: Sequence[Series]) -> list[Panel]:
         lines = []
         for one in (one for one in found if one.model == model):
             pairs = zip(one.points, one.efficiencies, strict=True)
-            drawn = [(p.gpus, value) for p, value in pairs if value and p.contestant != NO_GRAPH]
+            drawn = [(p.gpus, value) for p, value in pairs if value and p.contestant == one.contestant]
             if drawn:
                 lines.append(Line(f"{one.contestant}, {one.scaling}", drawn, LOOKS[one.contestant, one.scaling]))
         made.append(Panel(model, "efficiency", lines))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from seqlab.benchmarks.scaling_points import BARE, NO_GRAPH, Case, Point
+from seqlab.benchmarks.scaling_points import BARE, GRAPH, NO_GRAPH, Case, Point
 from seqlab.benchmarks.session import failure
 from seqlab.benchmarks.training_step import RandomTokens
 from seqlab.config.overrides import compose
@@ -31,7 +31,7 @@ from seqlab.runs.load import TokenWidths
 from seqlab.runs.process import free_memory, reset_global_state
 from seqlab.training import TrainerConfig
 from seqlab.training.ahead import updates
-from seqlab.training.captured import EAGER, captures
+from seqlab.training.captured import EAGER_TOGETHER, captures
 from seqlab.training.counters import Outcome
 from seqlab.training.objective import Objective
 from seqlab.training.optim import adamw
@@ -40,9 +40,9 @@ from seqlab.training.prefetch import Prefetch
 from seqlab.training.schedule import constant
 from seqlab.training.update import Update
 
-WARM_UP = EAGER + 2
-"""Steps before the first sample: torch's DDP orders its buckets after the first, and a graph is captured in the last
-but one."""
+WARM_UP = EAGER_TOGETHER + 2
+"""Steps before the first sample: torch's DDP waits for the device in its first ten, and a graph is captured in the last
+but one at the latest."""
 
 
 class Trained(NamedTuple):
@@ -115,7 +115,7 @@ def prepare(
         precision=settings["precision"],
         parallel=trained.parallel,
         checkpoint_layers=trained.checkpoint_layers,
-        cuda_graph=False if case.contestant == NO_GRAPH else "auto",
+        cuda_graph={NO_GRAPH: False, GRAPH: True}.get(case.contestant, "auto"),
     )
     graph = captures(config, model, device, world)
     return Update(config, model, RandomTokens(), device=device, cuda_graph=graph, world=world), parameters

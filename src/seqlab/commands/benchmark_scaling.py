@@ -13,7 +13,8 @@ number of GPUs, and each trains on random tokens by the trainer's own update. --
 AdamW with the same model, loss, precision and batch, in the same processes.
 
 Efficiency is the tokens/s of a GPU beside that of the fewest GPUs, which in "ours" replays steps as a CUDA graph where
-that can be; what it gains by that several GPUs have not, so "ours, no graph" is shown too.
+that can be. Several GPUs do so only if told to (trainer.cuda_graph=true), so one GPU is measured without, "ours, no
+graph", and several with, "ours, graph", too.
 
 Leaves scaling.json (everything, written after each case), scaling.md, scaling.png and what the processes said
 (processes-<number>.log) in --out.
