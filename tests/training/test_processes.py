@@ -206,15 +206,17 @@ def test_a_process_is_killed_while_it_writes(tmp_path):
 
 
 @pytest.mark.slow
-def test_four_write_what_four_two_and_one_read(tmp_path):
+def test_four_write_what_eight_four_two_and_one_read(tmp_path):
     torch.save({}, tmp_path / "cases.pt")
     found = by(4, tmp_path, train_all, (hybrid(), KEPT), tmp_path)
     check_kept(found, tmp_path)
-    for ours in by(2, tmp_path / "by_two", go_on, hybrid(), KEPT, tmp_path / "checkpoints", tmp_path / "by_two"):
-        for way in ("fsdp", "ddp"):
-            assert ours[way]["losses"] == pytest.approx(found[0]["kept"]["losses"], rel=1e-6)
-            for name, expected in found[0]["kept"]["weights"].items():
-                assert (ours[way]["weights"][name] - expected).norm() <= 1e-9 * expected.norm(), name
+    for size in (2, 8):
+        folder = tmp_path / f"by_{size}"
+        for ours in by(size, folder, go_on, hybrid(), KEPT, tmp_path / "checkpoints", folder):
+            for way in ("fsdp", "ddp"):
+                assert ours[way]["losses"] == pytest.approx(found[0]["kept"]["losses"], rel=1e-6)
+                for name, expected in found[0]["kept"]["weights"].items():
+                    assert (ours[way]["weights"][name] - expected).norm() <= 1e-9 * expected.norm(), name
 
 
 @pytest.mark.parametrize(
