@@ -1,7 +1,8 @@
 """Overrides such as ``+trainer.steps=10``, settings by their dotted keys, and compositions of ``conf/`` by Hydra."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def compose(*overrides: str, with_hydra: bool = False) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
+@contextmanager
+def hydra_of(config: DictConfig) -> Iterator[None]:
+    """Resolve ``${hydra:...}`` from a composed configuration, as within its run or job."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(config)
+    try:
+        yield
+    finally:
+        hydra.cfg = before
 
 
 def compose_in_job(*overrides: str, with_hydra: bool = False) -> DictConfig:

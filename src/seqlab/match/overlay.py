@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from seqlab.config.options import all_options_of
-from seqlab.config.overrides import compose_in_job, parse
+from seqlab.config.overrides import compose_in_job, hydra_of, parse
 from seqlab.config.renamed import up_to_date
 from seqlab.data import DataSet
 from seqlab.errors import UserError, nearest
@@ -76,11 +76,7 @@ def compose_with(model: str) -> DictConfig:
         raise UserError(
             "match.reference", model, "is no option of model", nearest(model, all_options_of("model"))
         ) from error
-    running = HydraConfig.instance().cfg
-    try:
-        HydraConfig.instance().set_config(cfg)  # so that its ``hydra:`` interpolations resolve to its own choices
+    with hydra_of(cfg):
         with open_dict(cfg):
             del cfg["hydra"]
         return OmegaConf.create(OmegaConf.to_container(up_to_date(cfg), resolve=True))
-    finally:
-        HydraConfig.instance().cfg = running

@@ -2,34 +2,21 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 from seqlab.config.exceptions import report
+from seqlab.config.overrides import hydra_of
 from seqlab.config.without_effect import size_note
 from seqlab.runs import leftovers
 from seqlab.runs.folder import SWEEP
 from seqlab.sweep import watch
 from seqlab.sweep.entries import ENTRIES
-
-
-@contextmanager
-def hydra_of(config: DictConfig) -> Iterator[None]:
-    """Resolve ``${hydra:...}`` from a composed configuration, as within its run or job."""
-    hydra = HydraConfig.instance()
-    before = hydra.cfg
-    hydra.set_config(config)
-    try:
-        yield
-    finally:
-        hydra.cfg = before
 
 
 class ShowSweep(Callback):

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from seqlab.config.overrides import parse
+from seqlab.config.overrides import hydra_of, parse
 from seqlab.errors import UserError
 from seqlab.jsonio import dump, finite, load
 from seqlab.sweep.entries import CHOSEN, RATES, read
@@ -65,7 +65,8 @@ def first_round(
     if rate is not None and rate.is_sweep_override():
         grid = listed(rate)
     else:
-        own = {compose(job).optimizer.lr for job in union(points, [*others, *([] if rate is None else [rate])])}
+        jobs = union(points, [*others, *([] if rate is None else [rate])])
+        own = {rate_of(config) for config in map(compose, map(list, jobs))}
         if len(own) > 1:
             remedy = "List the rates of one grid, such as optimizer.lr=1e-4,1e-3,1e-2"
             raise UserError(RATE, ", ".join(sorted(map(str, own))), "a grid for all lies around one rate", remedy)
@@ -76,6 +77,12 @@ def first_round(
         grid = [rounded(center * ratio ** (i - rates // 2)) for i in range(rates)]
     on_grid = [f"{RATE}={','.join(map(str, grid))}", *seeds[:1]]
     return [*others, *OverridesParser.create().parse_overrides(on_grid)], seeds
+
+
+def rate_of(config: DictConfig) -> Any:
+    """The learning rate of a composed job."""
+    with hydra_of(config):
+        return config.optimizer.lr
 
 
 def listed(rate: Override) -> list[float]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from seqlab.config.influence import MOVABLE
+from seqlab.config.overrides import hydra_of
 from seqlab.config.renamed import up_to_date
 from seqlab.config.schema import check_all
 from seqlab.config.without_effect import refuse_without_effect
@@ -13,7 +14,6 @@ from seqlab.pretrained.start import with_architecture
 from seqlab.runs.build import built, choose_device, find_data
 from seqlab.runs.process import SEQUENTIAL
 from seqlab.runs.targets import check_targets, targets_of
-from seqlab.sweep.callback import hydra_of
 from seqlab.sweep.orphans import JOBLIB, LOCAL_GPUS, LOCAL_PROCESSES
 
 OF_THIS_MACHINE = (SEQUENTIAL, JOBLIB, LOCAL_PROCESSES, LOCAL_GPUS)

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from seqlab.config import CONFIG_FOLDER
-from seqlab.sweep.callback import hydra_of
+from seqlab.config.overrides import hydra_of
 from seqlab.sweep.entries import ENTRIES, RUNNING, Entry
 from seqlab.sweep.jobs import INTERRUPTED
 
