@@ -142,7 +142,7 @@ def test_a_ratio_that_makes_no_grid(ratio):
         (["hydra.sweeper.points=['seed=1,2']"], r"hydra\.sweeper\.points=seed=1,2: .*\nSay seed=1,2 on the command"),
         (["experiment=induction_heads", "model=mamba,transformer"], r"optimizer\.lr=0\.0002, 0\.001: .*\nList"),
         # whose rate follows from the job's model, by ${hydra:runtime.choices.model}
-        (["experiment=equal_compute", "model=mamba,transformer", "rung=w64"], r"optimizer\.lr=0\.005, 0\.01: .*\nList"),
+        (["experiment=equal_compute", "data=synthetic", "model=mamba,transformer"], r"optimizer\.lr=0\.001, .*\nList"),
         (["experiment=mqar", "search=optuna"], r"search=optuna: .*hydra\.sweeper\.points.*\nTake search=rates"),
     ],
 )
