@@ -57,6 +57,18 @@ def test_the_screen_shows_every_column_and_what_is_not_alike_first(comparison):
     assert re.search(r"runs/c +│ failed: out of memory", text)
 
 
+def test_of_many_differences_those_with_an_interval_are_on_the_screen(tmp_path, monkeypatch):
+    monkeypatch.setattr(print_tables, "PRINTED_DIFFERENCES", 1)
+    write_run(tmp_path / "best", model="best", loss=1.0)
+    for name, seeds in (("one_seed", [1]), ("two_seeds", [1, 2]), ("best", [2])):
+        for seed in seeds:
+            loss = 2.0 + seed / 100 - 0.1 * (name == "best")
+            write_run(tmp_path / f"{name}_{seed}", model=name, seed=seed, loss=loss)
+    text = shown(compare(*read([tmp_path]))).split("Paired differences")[1]
+    assert "two_seeds" in text and "one_seed" not in text
+    assert "1 of 3, with intervals first; differences.csv has all." in " ".join(text.split())
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_a_table_wider_than_the_screen_goes_on_below_with_its_names(comparison, width):
     text = shown(comparison, width)

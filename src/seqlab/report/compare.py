@@ -21,6 +21,9 @@ from seqlab.report.statistics import Estimate, estimate
 MOST_IN_PAIRS = 20
 """The most groups of the same data of which every pair is compared; of more, each is compared with the best one."""
 
+ONE_SEED = "one seed: no interval"
+"""The verdict on a difference of a single pair."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -45,7 +48,7 @@ class Difference:
     def verdict(self) -> str:
         """What the interval shows."""
         if self.estimate.low is None:
-            return "one seed: no interval"
+            return ONE_SEED
         if self.estimate.low <= 0 <= self.estimate.high:
             return "no difference shown"
         second_is_more = self.estimate.mean > 0

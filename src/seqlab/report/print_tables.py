@@ -7,7 +7,7 @@ from operator import attrgetter
 import rich.table
 from rich.text import Text
 
-from seqlab.report.compare import Comparison, first_few, warnings_of
+from seqlab.report.compare import ONE_SEED, Comparison, first_few, warnings_of
 from seqlab.report.groups import grouped
 from seqlab.report.runs import Skipped
 from seqlab.report.tables import DIFFERENCES, Table, tables_of
@@ -27,8 +27,9 @@ def screen(comparison: Comparison, width: int) -> Iterator[rich.table.Table | Te
         yield Text(line, style="yellow")
     for table in tables_of(comparison):
         if table.title == DIFFERENCES and len(table.lines) > PRINTED_DIFFERENCES:
-            more = f"The first {PRINTED_DIFFERENCES} of {len(table.lines)}; differences.csv has all."
-            table = replace(table, lines=table.lines[:PRINTED_DIFFERENCES], notes=[*table.notes, more])
+            more = f"{PRINTED_DIFFERENCES} of {len(table.lines)}, with intervals first; differences.csv has all."
+            told = sorted(table.lines, key=lambda line: line[-1] == ONE_SEED)
+            table = replace(table, lines=told[:PRINTED_DIFFERENCES], notes=[*table.notes, more])
         yield Text(table.title, style="table.title")  # a title of the table itself is wrapped where the table is narrow
         for columns in columns_that_fit(table, width):
             yield rich_table(table, columns, width)
