@@ -4,11 +4,14 @@ import json
 import re
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from seqlab.config.overrides import compose
 from seqlab.errors import UserError
 from seqlab.jsonio import dump
+from seqlab.sweep.display import rates_table
 from seqlab.sweep.entries import Entry
-from seqlab.sweep.rates import RateSearch, check, name_of
+from seqlab.sweep.rates import RateSearch, check, first_round, name_of
 from support import run_sweep
 
 
@@ -16,18 +19,23 @@ def settings(job):
     return {key: value for key, _, value in (override.partition("=") for override in job)}
 
 
+def end(sweep, jobs, loss_of):
+    """Let jobs end as ``loss_of(model, rate)`` says, a status or a loss."""
+    for job in jobs:
+        name = ",".join(job)
+        ending = loss_of(settings(job)["model"], float(settings(job)["optimizer.lr"]))
+        Entry(0, name, job).end(sweep, ending if isinstance(ending, str) else "completed")
+        if not isinstance(ending, str):
+            dump(sweep / name / "summary.json", {"best_validation_loss": ending, "test": {"loss": -ending}})
+
+
 def searched(sweep, loss_of, rates, most=9, seeds=(), models=("a", "b")):
-    """A search whose jobs end as ``loss_of(model, rate)`` says, a status or a loss: it and its jobs, by round."""
+    """A search: its jobs by round, and its outcome."""
     jobs = [[f"model={m}", f"optimizer.lr={rate}", *seeds[:1]] for m in models for rate in rates]
     search, rounds = RateSearch(sweep, jobs, seeds, most), []
     while jobs:
         rounds.append(jobs)
-        for job in jobs:
-            name = ",".join(job)
-            ending = loss_of(settings(job)["model"], float(settings(job)["optimizer.lr"]))
-            Entry(0, name, job).end(sweep, ending if isinstance(ending, str) else "completed")
-            if not isinstance(ending, str):
-                dump(sweep / name / "summary.json", {"best_validation_loss": ending, "test": {"loss": -ending}})
+        end(sweep, jobs, loss_of)
         jobs, _ = search.next_round()
     search.write()
     return rounds, json.loads((sweep / "rates.json").read_text())
@@ -100,6 +108,43 @@ def test_further_seeds_at_the_chosen_rate_alone(tmp_path):
     assert [len(m["chosen"]) for m in found["models"]] == [3, 3]
 
 
+def test_each_model_has_a_grid_around_its_own_rate():
+    """Which in this experiment follows from the names of the model and of the size."""
+    given = OverridesParser.create().parse_overrides(
+        ["experiment=equal_compute", "rung=w64", "model=mamba,transformer", "seed=1,2"]
+    )
+    jobs, seeds = first_round(None, given, lambda job: compose(*job, with_hydra=True), rates=3, ratio=2)
+    found = {}
+    for job in map(settings, jobs):
+        found.setdefault(job["model"], []).append((float(job["optimizer.lr"]), job["seed"]))
+    assert found == {
+        "mamba": [(0.005, "1"), (0.01, "1"), (0.02, "1")],
+        "transformer": [(0.0025, "1"), (0.005, "1"), (0.01, "1")],
+    }
+    assert seeds == ["seed=1", "seed=2"]
+
+
+def test_grids_of_their_own_widen_together(tmp_path):
+    grids = {"a": [0.01, 0.1, 1.0], "b": [0.02, 0.2, 2.0]}
+    jobs = [[f"model={model}", f"optimizer.lr={rate}"] for model, grid in grids.items() for rate in grid]
+    search, loss_of = RateSearch(tmp_path, jobs, [], most=9), parabola({"a": 10.0, "b": 0.2})
+    ended, notes = [], []
+    while jobs:
+        end(tmp_path, jobs, loss_of)
+        ended += [(settings(job)["model"], float(settings(job)["optimizer.lr"])) for job in jobs]
+        jobs, said = search.next_round()
+        notes += said
+    assert ended[6:] == [("a", 10.0), ("b", 20.0), ("a", 100.0), ("b", 200.0)]
+    assert len(notes) == 2 and all(note.endswith(": a rate more there, for every model.") for note in notes)
+    search.write()
+    found = json.loads((tmp_path / "rates.json").read_text())
+    assert found["rates"] is None
+    assert [(one["rate"], one["below"], one["above"]) for one in found["models"]] == [(10.0, 3, 1), (0.2, 1, 3)]
+    table = rates_table(found)
+    assert table.title == "The best of 5 learning rates each, around its own, by validation loss"
+    assert list(table.columns[2].cells) == ["1 below 100.0", "1 above 0.02"]
+
+
 def test_from_the_command_line(tmp_path, capsys):
     """A diverged run is no failure; the grid goes below it; the same command again trains nothing."""
     command = "search=rates", "model=linear", "seed=1,2", "schedule=constant", "optimizer.lr=1,1e30"
@@ -136,13 +181,9 @@ def test_a_ratio_that_makes_no_grid(ratio):
     ("overrides", "message"),
     [
         (["optimizer.lr=1e-3,abc"], r"optimizer\.lr=1e-3,abc: is no grid"),
-        (["optimizer=adamw,sgd"], r"optimizer\.lr=0\.001, 0\.1: .*\nList the rates"),
+        (["hydra.sweeper.points=['optimizer.lr=1e-4','optimizer.lr=1']"], r"optimizer\.lr=0\.0001, 1\.0: .*\nList"),
         (["optimizer.lr=null"], r"optimizer\.lr=null: must be a number above 0\.\nGive it one"),
-        (["hydra.sweeper.points=['optimizer.lr=1e-4','size=small']"], r"optimizer\.lr=0\.0001, 0\.001: .*\nList"),
         (["hydra.sweeper.points=['seed=1,2']"], r"hydra\.sweeper\.points=seed=1,2: .*\nSay seed=1,2 on the command"),
-        (["experiment=induction_heads", "model=mamba,transformer"], r"optimizer\.lr=0\.0002, 0\.001: .*\nList"),
-        # whose rate follows from the job's model, by ${hydra:runtime.choices.model}
-        (["experiment=equal_compute", "data=synthetic", "model=mamba,transformer"], r"optimizer\.lr=0\.001, .*\nList"),
         (["experiment=mqar", "search=optuna"], r"search=optuna: .*hydra\.sweeper\.points.*\nTake search=rates"),
     ],
 )

@@ -40,15 +40,19 @@ class PointsSweeper(BasicSweeper):
     @override
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """The overrides of every job, in batches; a sweep that cannot start is refused."""
+        refuse_empty(overrides)
+        return self.in_batches(union(self.points, overrides), max_batch_size)
+
+    def in_batches(self, jobs: list[list[str]], max_batch_size: int | None) -> list[list[list[str]]]:
+        """The jobs, each once; a sweep of them that cannot start is refused."""
         from seqlab import cli
         from seqlab.sweep import stopping, watch  # import rich, which Hydra's search for plugins need not wait for
         from seqlab.sweep.duplicates import without_duplicates
         from seqlab.sweep.workers import check_workers
 
-        refuse_empty(overrides)
         compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
         is_group = cache(self.is_group)  # Hydra lists the folder again each time
-        jobs, notes = without_duplicates(union(self.points, overrides), compose, is_group)
+        jobs, notes = without_duplicates(jobs, compose, is_group)
         check_workers(self.config, len(jobs))
         composed = [compose(list(job)) for job in representatives(jobs, is_group)]  # refuses unknown names
         with cli.importing():
@@ -93,8 +97,8 @@ class RatesSweeper(PointsSweeper):
         check(rates=self.rates, ratio=self.ratio, most=self.most)
         refuse_empty(overrides)
         compose = partial(self.hydra_context.config_loader.load_sweep_config, self.config)
-        on_grid, seeds = first_round(self.points, overrides, compose, rates=self.rates, ratio=self.ratio)
-        batches = super().split_arguments(on_grid, max_batch_size)
+        jobs, seeds = first_round(self.points, overrides, compose, rates=self.rates, ratio=self.ratio)
+        batches = self.in_batches(jobs, max_batch_size)
         jobs = [job for batch in batches for job in batch]
         self.search = RateSearch(Path(self.config.hydra.sweep.dir), jobs, seeds, self.most)
         return batches

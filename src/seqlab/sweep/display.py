@@ -126,8 +126,10 @@ def search_table(results: dict[str, Any]) -> Table:
 
 def rates_table(results: dict[str, Any]) -> Table:
     """Each model at its rate in ``rates.json``; the test split has no part in choosing it."""
-    rates = results["rates"]
-    title = f"The best of {counted(len(rates), 'learning rate')} each, {rates[0]} to {rates[-1]}, by validation loss"
+    shared = results["rates"]
+    number = len(shared or results["models"][0]["rates"])
+    which = f"{shared[0]} to {shared[-1]}" if shared else "around its own"
+    title = f"The best of {counted(number, 'learning rate')} each, {which}, by validation loss"
     if any(run["status"] is None for model in results["models"] for run in model["on_grid"]):
         title += "; runs are missing"
     settings = (Column(name, overflow="fold") for name in ("model", "rate", "nearest end"))
@@ -135,7 +137,8 @@ def rates_table(results: dict[str, Any]) -> Table:
     rows = Table(*settings, *losses, title=title, title_justify="left")
     for model in results["models"]:
         values = (over_seeds([run[key] for run in model["chosen"]]) for key in ("validation", "test"))
-        rows.add_row(Text(model["name"]), str(model["rate"] or "none"), place_on_grid(model, rates), *values)
+        place = place_on_grid(model, shared or model["rates"])
+        rows.add_row(Text(model["name"]), str(model["rate"] or "none"), place, *values)
     return rows
 
 

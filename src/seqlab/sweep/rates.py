@@ -1,8 +1,9 @@
-"""A search of each model's learning rate at equal budgets: every model is trained once at each rate of one grid.
+"""A search of each model's learning rate at equal budgets: every model is trained once at each rate of a grid.
 
-The grid is logarithmic. The best validation loss chooses a model's rate; a run that diverged is worse than any other.
-Where some model's choice lies at an end, the grid gets one rate more there, for all models, so that all have had as
-many runs. The further seeds, if several are given, come last and at the chosen rates alone.
+The grid is logarithmic, around the model's own rate or as the command line lists it. The best validation loss chooses a
+model's rate; a run that diverged is worse than any other. Where some model's choice lies at an end, all grids get one
+rate more there, so that all models have had as many runs. The further seeds, if several are given, come last and at the
+chosen rates alone.
 
 Every run is a job of the sweep, so the same command again makes those that are missing. ``rates.json`` in the sweep's
 folder has the outcome, ``chosen/`` there a link to each run at a chosen rate.
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -40,19 +40,19 @@ def first_round(
     *,
     rates: int,
     ratio: float,
-) -> tuple[list[Override], list[str]]:
-    """The overrides of every model at each rate of the first grid with the first seed, and the overrides of all seeds.
+) -> tuple[list[list[str]], list[str]]:
+    """The jobs of every model at each rate of its first grid with the first seed, and the overrides of all seeds.
 
     Args:
         points: those of the sweep, to which the overrides are added.
         overrides: the command line's.
         compose: a job's configuration.
-        rates: how many lie around the models' own rate, unless the command line lists them.
+        rates: how many lie around each model's own rate, unless the command line lists them.
         ratio: of neighbouring ones.
 
     Raises:
-        UserError: the command line's rates are no grid, the models have different rates of their own or one that is no
-            number above 0, or a point has a seed.
+        UserError: the command line's rates are no grid, a model has several rates of its own or one that is no number
+            above 0, or a point has a seed.
     """
     others = [override for override in overrides if override.get_key_element() not in (RATE, SEED)]
     given = {override.get_key_element(): override for override in overrides}
@@ -62,21 +62,29 @@ def first_round(
         remedy = f"Say {seeded} on the command line, or in hydra.sweeper.params"
         raise UserError("hydra.sweeper.points", seeded, "the seeds of a search are those of all its models", remedy)
     rate = given.get(RATE)
-    if rate is not None and rate.is_sweep_override():
-        grid = listed(rate)
-    else:
-        jobs = union(points, [*others, *([] if rate is None else [rate])])
-        own = {rate_of(config) for config in map(compose, map(list, jobs))}
-        if len(own) > 1:
+    jobs = union(points, [*others, *(given[key] for key in (RATE, SEED) if key in given)])
+    listing = rate is not None and rate.is_sweep_override()
+    grids: dict[tuple[str, ...], list[float]] = {}
+    for job in jobs:
+        model = tuple(override for override in job if key_of(override) not in (RATE, SEED))
+        grid = listed(rate) if listing else around(rate_of(compose(list(job))), rates, ratio)
+        if grids.setdefault(model, grid) != grid:
             remedy = "List the rates of one grid, such as optimizer.lr=1e-4,1e-3,1e-2"
-            raise UserError(RATE, ", ".join(sorted(map(str, own))), "a grid for all lies around one rate", remedy)
-        (center,) = own
-        if not isinstance(center, int | float) or not 0 < center < math.inf:
-            remedy = "Give it one, or list the grid: optimizer.lr=1e-4,1e-3,1e-2"
-            raise UserError(RATE, "null" if center is None else center, "must be a number above 0", remedy)
-        grid = [rounded(center * ratio ** (i - rates // 2)) for i in range(rates)]
-    on_grid = [f"{RATE}={','.join(map(str, grid))}", *seeds[:1]]
-    return [*others, *OverridesParser.create().parse_overrides(on_grid)], seeds
+            own = ", ".join(str(one[rates // 2]) for one in sorted((grids[model], grid)))
+            raise UserError(RATE, own, "a model's grid lies around one rate", remedy)
+    return [[*model, f"{RATE}={value}", *seeds[:1]] for model, grid in grids.items() for value in grid], seeds
+
+
+def around(center: Any, rates: int, ratio: float) -> list[float]:
+    """So many rates, of which the one in the middle is ``center``.
+
+    Raises:
+        UserError: that is no number above 0.
+    """
+    if not isinstance(center, int | float) or not 0 < center < math.inf:
+        remedy = "Give it one, or list the grid: optimizer.lr=1e-4,1e-3,1e-2"
+        raise UserError(RATE, "null" if center is None else center, "must be a number above 0", remedy)
+    return [rounded(center * ratio ** (i - rates // 2)) for i in range(rates)]
 
 
 def rate_of(config: DictConfig) -> Any:
@@ -131,18 +139,26 @@ class RateSearch:
 
     Args:
         sweep: its folder.
-        jobs: those of the first round, every model at each rate with the first seed.
+        jobs: those of the first round, every model at each rate of its grid with the first seed.
         seeds: overrides of all seeds; none leaves the one that the configuration has.
-        most: how many rates the grid may have.
+        most: how many rates a grid may have.
     """
 
     def __init__(self, sweep: Path, jobs: Sequence[list[str]], seeds: Sequence[str], most: int):
         self.sweep, self.most = sweep, most
         self.first_seed, self.further_seeds = list(seeds[:1]), list(seeds[1:])
-        self.rates = sorted({float(parse(override)[1]) for job in jobs for override in job if key_of(override) == RATE})
-        self.models = list(dict.fromkeys(tuple(o for o in job if key_of(o) not in (RATE, SEED)) for job in jobs))
+        self.grids: dict[tuple[str, ...], list[float]] = {}
+        for job in jobs:
+            model = tuple(o for o in job if key_of(o) not in (RATE, SEED))
+            rate = next(float(parse(override)[1]) for override in job if key_of(override) == RATE)
+            self.grids[model] = sorted([*self.grids.get(model, []), rate])
         self.runs: dict[frozenset[str], Run] = {}
         self.ended = False
+
+    @property
+    def size(self) -> int:
+        """The number of rates, which all models have alike."""
+        return len(next(iter(self.grids.values())))
 
     def job(self, model: Sequence[str], rate: float, seed: Sequence[str]) -> list[str]:
         """The overrides of a job."""
@@ -152,11 +168,11 @@ class RateSearch:
         """What became of a job."""
         return self.runs.get(frozenset(self.job(*job)), Run())
 
-    def on_grid(self, model: Sequence[str]) -> list[Run]:
+    def on_grid(self, model: tuple[str, ...]) -> list[Run]:
         """A model's run at each rate."""
-        return [self.run(model, rate, self.first_seed) for rate in self.rates]
+        return [self.run(model, rate, self.first_seed) for rate in self.grids[model]]
 
-    def best(self, model: Sequence[str]) -> int | None:
+    def best(self, model: tuple[str, ...]) -> int | None:
         """The index of a model's rate; ``None`` if no run has a loss."""
         losses = [run.validation for run in self.on_grid(model)]
         return losses.index(min(losses)) if min(losses) < math.inf else None
@@ -167,53 +183,63 @@ class RateSearch:
         None either where a job has not ended: the same command goes on with it.
         """
         self.runs = dict(runs_in(self.sweep))
-        if self.ended or any(run.status is None for model in self.models for run in self.on_grid(model)):
+        if self.ended or any(run.status is None for model in self.grids for run in self.on_grid(model)):
             return [], []
         if new := self.widened():
             why = "A model is best at an end of the grid, or diverged at all of it"
-            note = f"{why}: {' and '.join(map(str, new))} too, for every model."
-            return [self.job(model, rate, self.first_seed) for rate in new for model in self.models], [note]
+            same = [rate for rates in new if len({*rates.values()}) == 1 for rate in {*rates.values()}]
+            what = f"{' and '.join(map(str, same))} too" if len(same) == len(new) else "a rate more there"
+            jobs = [self.job(model, rate, self.first_seed) for rates in new for model, rate in rates.items()]
+            return jobs, [f"{why}: {what}, for every model."]
         self.ended = True
-        chosen = [(model, self.rates[best]) for model in self.models if (best := self.best(model)) is not None]
+        chosen = [(model, grid[best]) for model, grid in self.grids.items() if (best := self.best(model)) is not None]
         return [self.job(*one, [seed]) for seed in self.further_seeds for one in chosen], []
 
-    def widened(self) -> list[float]:
-        """Add a rate at each end where a model is best, as far as there may be more; returns the new ones.
+    def widened(self) -> list[dict[tuple[str, ...], float]]:
+        """Add a rate to all grids at each end where a model is best, as far as there may be more; returns the new ones.
 
         A model of which every run diverged is taken for best below.
         """
-        best = [self.best(model) for model in self.models]
-        diverged = any(all(run.status == DIVERGED for run in self.on_grid(model)) for model in self.models)
-        lowest, highest = self.rates[0], self.rates[-1]
-        ratio = (highest / lowest) ** (1 / (len(self.rates) - 1))
-        new = [rounded(lowest / ratio)] * (0 in best or diverged)
-        new += [rounded(highest * ratio)] * (len(self.rates) - 1 in best)
-        new = [rate for rate in new if 0 < rate < math.inf][: max(0, self.most - len(self.rates))]
-        self.rates = sorted([*self.rates, *new])
+        best = [self.best(model) for model in self.grids]
+        diverged = any(all(run.status == DIVERGED for run in self.on_grid(model)) for model in self.grids)
+        ends = [0] * (0 in best or diverged) + [-1] * (self.size - 1 in best)
+        new = [{model: beyond(grid, end) for model, grid in self.grids.items()} for end in ends]
+        new = [rates for rates in new if all(0 < rate < math.inf for rate in rates.values())]
+        new = new[: max(0, self.most - self.size)]
+        self.grids = {model: sorted([*grid, *(rates[model] for rates in new)]) for model, grid in self.grids.items()}
         return new
 
     def write(self) -> None:
         """Write ``rates.json``, and a link to each run at a chosen rate."""
         self.runs = dict(runs_in(self.sweep))
-        vary = varying(self.models)
+        vary = varying(list(self.grids))
         models = [
-            {"name": name_of(model, vary), "overrides": list(model)} | self.outcome(model) for model in self.models
+            {"name": name_of(model, vary), "overrides": list(model), "rates": grid} | self.outcome(model)
+            for model, grid in self.grids.items()
         ]
-        dump(self.sweep / RATES, {"rates": self.rates, "most": self.most, "models": models})
+        first, *others = self.grids.values()
+        shared = None if any(grid != first for grid in others) else first
+        dump(self.sweep / RATES, {"rates": shared, "most": self.most, "models": models})
         link(self.sweep / CHOSEN, [run["folder"] for model in models for run in model["chosen"]])
 
-    def outcome(self, model: Sequence[str]) -> dict[str, Any]:
+    def outcome(self, model: tuple[str, ...]) -> dict[str, Any]:
         """A model's part of ``rates.json``: every run on the grid, and those of all seeds at the chosen rate."""
-        best, on_grid = self.best(model), self.on_grid(model)
+        best, on_grid, grid = self.best(model), self.on_grid(model), self.grids[model]
         seeds = [self.first_seed, *([seed] for seed in self.further_seeds)] if best is not None else []
-        chosen = [run for seed in seeds if (run := self.run(model, self.rates[best], seed)).status is not None]
+        chosen = [run for seed in seeds if (run := self.run(model, grid[best], seed)).status is not None]
         return {
-            "rate": None if best is None else self.rates[best],
+            "rate": None if best is None else grid[best],
             "below": best,  # how many rates of the grid are lower, and how many higher
-            "above": None if best is None else len(self.rates) - 1 - best,
+            "above": None if best is None else len(grid) - 1 - best,
             "on_grid": [in_json(run) for run in on_grid],
             "chosen": [in_json(run) for run in chosen],
         }
+
+
+def beyond(grid: Sequence[float], end: int) -> float:
+    """The rate that follows the lowest (``end`` 0) or the highest (-1) in the same ratio."""
+    ratio = (grid[-1] / grid[0]) ** (1 / (len(grid) - 1))
+    return rounded(grid[0] / ratio if end == 0 else grid[-1] * ratio)
 
 
 def name_of(model: Sequence[str], vary: Sequence[str]) -> str:
