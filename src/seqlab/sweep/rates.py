@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -62,7 +63,8 @@ def first_round(
         remedy = f"Say {seeded} on the command line, or in hydra.sweeper.params"
         raise UserError("hydra.sweeper.points", seeded, "the seeds of a search are those of all its models", remedy)
     rate = given.get(RATE)
-    jobs = union(points, [*others, *(given[key] for key in (RATE, SEED) if key in given)])
+    first_seed = OverridesParser.create().parse_overrides(seeds[:1])
+    jobs = union(points, [*others, *([] if rate is None else [rate]), *first_seed])
     listing = rate is not None and rate.is_sweep_override()
     grids: dict[tuple[str, ...], list[float]] = {}
     for job in jobs:
