@@ -162,6 +162,12 @@ class RateSearch:
         """The number of rates, which all models have alike."""
         return len(next(iter(self.grids.values())))
 
+    @property
+    def shared(self) -> list[float] | None:
+        """The grid, if all models have the same."""
+        first, *others = self.grids.values()
+        return first if all(grid == first for grid in others) else None
+
     def job(self, model: Sequence[str], rate: float, seed: Sequence[str]) -> list[str]:
         """The overrides of a job."""
         return [*model, f"{RATE}={rate}", *seed]
@@ -189,8 +195,8 @@ class RateSearch:
             return [], []
         if new := self.widened():
             why = "A model is best at an end of the grid, or diverged at all of it"
-            same = [rate for rates in new if len({*rates.values()}) == 1 for rate in {*rates.values()}]
-            what = f"{' and '.join(map(str, same))} too" if len(same) == len(new) else "a rate more there"
+            added = " and ".join(str(next(iter(rates.values()))) for rates in new)
+            what = f"{added} too" if self.shared else "a rate more there"
             jobs = [self.job(model, rate, self.first_seed) for rates in new for model, rate in rates.items()]
             return jobs, [f"{why}: {what}, for every model."]
         self.ended = True
@@ -219,9 +225,7 @@ class RateSearch:
             {"name": name_of(model, vary), "overrides": list(model), "rates": grid} | self.outcome(model)
             for model, grid in self.grids.items()
         ]
-        first, *others = self.grids.values()
-        shared = None if any(grid != first for grid in others) else first
-        dump(self.sweep / RATES, {"rates": shared, "most": self.most, "models": models})
+        dump(self.sweep / RATES, {"rates": self.shared, "most": self.most, "models": models})
         link(self.sweep / CHOSEN, [run["folder"] for model in models for run in model["chosen"]])
 
     def outcome(self, model: tuple[str, ...]) -> dict[str, Any]:
